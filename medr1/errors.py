@@ -1,0 +1,17 @@
+"""Errors a user can act on: each names what is wrong, where, and the remedy."""
+
+
+class Medr1Error(Exception):
+    """Base of all errors that are shown to the user as one message, without a traceback."""
+
+
+class ConfigError(Medr1Error):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(Medr1Error):
+    """A data root, a file or a record that cannot be used."""
+
+
+class CheckpointError(Medr1Error):
+    """A model or a training checkpoint that is missing, damaged or of the wrong kind."""

@@ -1,0 +1,60 @@
+"""Greedy answers of a policy to test records, through the same prompts, rollout and parser as training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+import torch
+from PIL import Image
+
+from medr1.evaluation.predictions import Prediction, prediction
+from medr1.policy.encoding import Encoder
+from medr1.policy.policy import Policy
+from medr1.reasoning import ReasoningMode
+from medr1.records import Record
+from medr1.rl.rollout import Sampling, rollout
+
+BLANK = (128, 128, 128)  # mid grey: an image, with nothing in it
+
+
+class Picture(StrEnum):
+    """What the policy is shown in place of the record's picture."""
+
+    OWN = "own"
+    BLANK = "blank"
+
+
+def predict(
+    policy: Policy,
+    encoder: Encoder,
+    records: Sequence[Record],
+    mode: ReasoningMode,
+    condition: str,
+    *,
+    load: Callable[[Record], Image.Image],
+    batch_size: int,
+    max_new_tokens: int,
+    picture: Picture = Picture.OWN,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[Prediction]:
+    """One prediction for each record, in their order. ``advance`` is told how many were answered at each step."""
+    sampling = Sampling(max_new_tokens, encoder.end_id, tuple(encoder.banned_ids()), temperature=0.0)
+    answers: list[Prediction] = []
+    policy.eval()
+    for start in range(0, len(records), batch_size):
+        part = records[start : start + batch_size]
+        images = [load(r) for r in part]
+        if picture is Picture.BLANK:
+            images = [Image.new("RGB", image.size, BLANK) for image in images]
+        prompts = encoder.encode([encoder.prompt(r, mode, i) for r, i in zip(part, images, strict=True)])
+        with torch.no_grad():
+            done = rollout(policy, policy.prefill(prompts.to(policy.device)), sampling)
+        texts = encoder.decode(done.ids, done.mask)
+        lengths, cut = done.mask.sum(1).tolist(), done.truncated.tolist()
+        answers += [
+            prediction(r, condition, mode, text, length, truncated)
+            for r, text, length, truncated in zip(part, texts, lengths, cut, strict=True)
+        ]
+        advance(len(part))
+    return answers

@@ -1,0 +1,438 @@
+"""Wires everything: data, policy, training, evaluation, tracking. The only file that constructs from the config."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import transformers
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+from rich.progress import Progress
+
+from medr1.config import EvaluateConfig, TrainConfig, Tuning
+from medr1.data.base_mixture import BaseMixture
+from medr1.data.source import Dataset, limit_cells, load_dataset
+from medr1.evaluation.controls import OptionPrior, blind_predictions
+from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
+from medr1.evaluation.predict import Picture, predict
+from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
+from medr1.policy.encoding import Encoder
+from medr1.policy.loading import ADAPTER_CONFIG, choose_trained, load_policy, reference_of, save_policy
+from medr1.policy.policy import Policy
+from medr1.policy.tiny import build_tiny_policy
+from medr1.reasoning import ReasoningMode
+from medr1.records import Record
+from medr1.reporting.tables import render_results
+from medr1.rl.objective import Objective
+from medr1.rl.rollout import Sampling
+from medr1.run_directory import RunDirectory, write_json, write_text
+from medr1.tracking import AnyTracker, NullTracker, Tracker
+from medr1.tracking_address import stored_run
+from medr1.training.batches import BaseBatches, RecordBatches
+from medr1.training.callbacks import CompletionsTable, ProgressBar
+from medr1.training.checkpoint_io import SafetensorsCheckpointIO
+from medr1.training.grpo import GRPOModule, GRPOSettings
+from medr1.training.logger import TrackerLogger
+from medr1.training.order import StepStream
+from medr1.training.sft import SFTModule
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[Record], Image.Image]
+
+# What each condition is called in MLflow.
+_METRIC_PREFIX = {
+    Condition.BASE: "base",
+    Condition.TRAINED: "eval",
+    Condition.BLANK_IMAGE: "blank",
+    Condition.OPTION_PRIOR: "blind",
+}
+_PICTURE_BYTES = 256 * 2**20  # of decoded pictures kept in memory
+
+
+def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
+    """Trains, evaluates and logs one run, or continues it from where it was stopped."""
+    run, resumed = RunDirectory(run_dir), cfg.resume is not None
+    if resumed:
+        cfg = run.stored_config(TrainConfig)
+    OmegaConf.set_readonly(cfg, True)
+    _quieten()
+    pl.seed_everything(cfg.seed, verbose=False)
+    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    first = _is_first_process()
+    if first:
+        for message in data.messages:
+            log.info(message)
+        if not resumed:
+            run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts})
+    with _tracker(cfg, run, resumed) if first else NullTracker() as tracker:
+        if first:
+            _log_start(tracker, cfg, run, data)
+        conditions = _train_and_answer(cfg, run, data, tracker)
+        if first:
+            _report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
+
+
+def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
+    """Evaluates a finished run again, or a model as it is."""
+    adapter, path, condition = None, str(cfg.model.path) if cfg.run is None else "", Condition.BASE
+    if cfg.run is not None:
+        finished = RunDirectory(Path(cfg.run).absolute())
+        limit, uri, output_dir, source = cfg.evaluation.limit, cfg.tracking, cfg.output_dir, cfg.run
+        stored = finished.stored_config(TrainConfig)
+        shared = {k: v for k, v in stored.items() if k in OmegaConf.structured(EvaluateConfig)}
+        cfg = OmegaConf.create({**shared, "run": source, "output_dir": output_dir, "tracking": uri})
+        cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
+        model = finished.trained_model()
+        adapter = model if (model / ADAPTER_CONFIG).is_file() else None
+        path, condition = str(cfg.model.path if adapter else model), Condition.TRAINED
+    _quieten()
+    pl.seed_everything(cfg.seed, verbose=False)
+    run = RunDirectory(run_dir)
+    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    for message in data.messages:
+        log.info(message)
+    run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts})
+    with _tracker(cfg, run, resumed=False) as tracker:
+        _log_start(tracker, cfg, run, data)
+        policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
+        policy.to(_device(cfg))
+        answers = _Answers(cfg, run, data)
+        answers.ask(policy, encoder, condition)
+        answers.finish(policy, encoder)
+        _report(cfg, run, data, answers.conditions, tracker, 0)
+
+
+def _train_and_answer(
+    cfg: DictConfig, run: RunDirectory, data: Dataset, tracker: AnyTracker
+) -> dict[str, list[Prediction]]:
+    """Base answers, training, and the trained model's answers; whatever is there already is not done again."""
+    answers = _Answers(cfg, run, data)
+    first = _is_first_process()
+    pretraining = cfg.algorithm.name == "pretrain"
+    if run.model.is_dir():
+        log.info("training has ended before; its model is read from %s", run.model)
+    else:
+        if pretraining:
+            policy, encoder = build_tiny_policy(cfg.seed, cfg.algorithm.vocab_size)
+        else:
+            policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=True))
+        if first and not pretraining:
+            answers.ask(policy.to(_device(cfg)), encoder, Condition.BASE)
+        lora = (cfg.model.lora.rank, cfg.model.lora.alpha, cfg.model.lora.targets.value)
+        choose_trained(
+            policy, freeze_vision=cfg.model.freeze_vision, lora=lora if cfg.model.tuning == Tuning.lora else None
+        )
+        _fit(cfg, run, data, policy, encoder, tracker, answers.load)
+        if not first:
+            return {}
+        _store_model(policy, encoder, run)
+    # From the files, not from memory: what is evaluated is what evaluate.py will find.
+    adapter = run.model if (run.model / ADAPTER_CONFIG).is_file() else None
+    base = str(cfg.model.path) if adapter else str(run.model)
+    policy, encoder = load_policy(base, adapter=adapter, **_loading(cfg, training=False))
+    policy.to(_device(cfg))
+    answers.ask(policy, encoder, Condition.TRAINED)
+    answers.finish(policy, encoder)
+    return answers.conditions
+
+
+def _fit(
+    cfg: DictConfig,
+    run: RunDirectory,
+    data: Dataset,
+    policy: Policy,
+    encoder: Encoder,
+    tracker: AnyTracker,
+    load: Load,
+) -> None:
+    steps = int(cfg.trainer.steps)
+    callbacks: list[Callback] = [ProgressBar()]
+    module, make = _algorithm(cfg, data, policy, encoder, load)
+    updates = int(cfg.algorithm.get("updates_per_rollout", 1))
+    if isinstance(module, GRPOModule) and cfg.tracking.enabled:
+        callbacks.append(CompletionsTable(tracker, load, cfg.tracking.completions_every, cfg.tracking.completions))
+    callbacks.append(
+        ModelCheckpoint(
+            dirpath=run.checkpoints,
+            filename="{step}",
+            every_n_train_steps=cfg.trainer.checkpoint_every * updates,
+            save_top_k=1,
+            monitor=None,
+            enable_version_counter=False,
+        )
+    )
+    trainer = pl.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=cfg.trainer.strategy,
+        max_steps=steps * updates,
+        limit_train_batches=steps,
+        max_epochs=1,
+        logger=TrackerLogger(tracker, run.path),
+        log_every_n_steps=cfg.trainer.log_every,
+        callbacks=callbacks,
+        plugins=[SafetensorsCheckpointIO()],
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+    )
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        log.info("continuing from %s", checkpoint)
+    trainer.fit(module, _Stream(make, trainer, steps, updates), ckpt_path=checkpoint)
+
+
+class _Stream(pl.LightningDataModule):
+    """The steps that are left to do. Lightning restores the step count before it asks for the loader."""
+
+    def __init__(self, make: Callable[[int], Any], trainer: pl.Trainer, steps: int, updates: int) -> None:
+        super().__init__()
+        self._make, self._trainer, self._steps, self._updates = make, trainer, steps, updates
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        first = self._trainer.global_step // self._updates
+        return torch.utils.data.DataLoader(StepStream(self._make, first, self._steps), batch_size=None)
+
+
+def _algorithm(
+    cfg: DictConfig, data: Dataset, policy: Policy, encoder: Encoder, load: Load
+) -> tuple[GRPOModule | SFTModule, Callable[[int], Any]]:
+    """The LightningModule of the chosen algorithm, and what makes its batch of a step."""
+    a, mode = cfg.algorithm, ReasoningMode(cfg.reasoning.mode)
+    optimizer = {
+        "learning_rate": a.learning_rate,
+        "weight_decay": a.weight_decay,
+        "schedule": a.schedule.value,
+        "warmup_fraction": a.warmup_fraction,
+        "steps": cfg.trainer.steps * int(a.get("updates_per_rollout", 1)),
+    }
+    if a.name == "pretrain":
+        mixture = BaseMixture(
+            seed=cfg.seed,
+            images_per_modality=a.images_per_modality,
+            text_steps=a.text_steps,
+            text_batch=a.text_batch,
+            pictures=a.pictures,
+            words=a.words,
+            careless=a.careless,
+        )
+        base = BaseBatches(mixture, encoder, load, a.letter_weight)
+        return SFTModule(policy, optimizer, a.max_grad_norm), base.supervised
+    batches = RecordBatches(
+        records=data.train,
+        encoder=encoder,
+        mode=mode,
+        load=load,
+        prompts_per_step=cfg.trainer.prompts_per_step,
+        seed=cfg.seed,
+        rank=_rank(),
+        world_size=cfg.trainer.devices * cfg.trainer.num_nodes,
+    )
+    if "sampling" not in a:
+        return SFTModule(policy, optimizer, a.max_grad_norm), lambda step: batches.supervised(step, a.rationale)
+    settings = GRPOSettings(
+        mode=mode,
+        reward_weights={"accuracy": cfg.reward.accuracy, "format": cfg.reward.format},
+        group_size=a.group_size,
+        updates_per_rollout=a.updates_per_rollout,
+        sampling=Sampling(
+            max_new_tokens=a.sampling.max_new_tokens,
+            end_id=encoder.end_id,
+            banned=tuple(encoder.banned_ids()),
+            temperature=a.sampling.temperature,
+            top_p=a.sampling.top_p,
+            top_k=a.sampling.top_k,
+        ),
+        objective=Objective(
+            aggregation=a.objective.aggregation.value,
+            clip_low=a.objective.clip_low,
+            clip_high=a.objective.clip_high,
+            beta=a.objective.beta,
+            kl_estimator=a.objective.kl_estimator.value,
+        ),
+        reward_scaling=a.objective.reward_scaling.value,
+        optimizer=optimizer,
+        max_grad_norm=a.max_grad_norm,
+        seed=cfg.seed,
+    )
+    reference = reference_of(policy) if a.objective.beta > 0 else None
+    return GRPOModule(policy, encoder, settings, reference), batches.rollout
+
+
+class _Answers:
+    """The predictions of a run by condition; a condition whose file is complete is read, not answered again."""
+
+    def __init__(self, cfg: DictConfig, run: RunDirectory, data: Dataset) -> None:
+        self.cfg, self.run, self.data = cfg, run, data
+        self.mode = ReasoningMode(cfg.reasoning.mode)
+        self.records = limit_cells(data.test, cfg.evaluation.limit)
+        size = int(cfg.data.image_size)
+
+        @lru_cache(maxsize=max(16, _PICTURE_BYTES // (3 * size * size)))
+        def load(image: Any) -> Image.Image:
+            return image.load(size)  # type: ignore[no-any-return]
+
+        self.load: Load = lambda record: load(record.image)
+        self.conditions: dict[str, list[Prediction]] = {}
+
+    def ask(self, policy: Policy, encoder: Encoder, condition: str, picture: Picture = Picture.OWN) -> None:
+        """Answers every test record greedily under one condition."""
+        file = self.run.predictions(condition)
+        if file.is_file():
+            self.conditions[condition] = read_predictions(file)
+            return
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"answers of {condition.replace('_', ' ')}", total=len(self.records))
+            self.conditions[condition] = predict(
+                policy,
+                encoder,
+                self.records,
+                self.mode,
+                condition,
+                load=self.load,
+                batch_size=self.cfg.evaluation.batch_size,
+                max_new_tokens=self.cfg.evaluation.max_new_tokens,
+                picture=picture,
+                advance=lambda done: progress.advance(bar, done),
+            )
+        write_predictions(file, self.conditions[condition])
+
+    def finish(self, policy: Policy, encoder: Encoder) -> None:
+        """The controls: the last asked policy with an empty picture, and the option prior of the training records."""
+        base = self.run.predictions(Condition.BASE)
+        if base.is_file():
+            self.conditions[Condition.BASE] = read_predictions(base)
+        if self.cfg.evaluation.blank_image:
+            self.ask(policy, encoder, Condition.BLANK_IMAGE, Picture.BLANK)
+        if self.data.train:
+            lines = blind_predictions(OptionPrior.fit(self.data.train), self.records, self.mode)
+            write_predictions(self.run.predictions(Condition.OPTION_PRIOR), lines)
+            self.conditions[Condition.OPTION_PRIOR] = lines
+
+
+def _report(
+    cfg: DictConfig,
+    run: RunDirectory,
+    data: Dataset,
+    conditions: Mapping[str, list[Prediction]],
+    tracker: AnyTracker,
+    step: int,
+) -> None:
+    """From predictions to numbers, and the same numbers everywhere: table, summary.json, MLflow."""
+    summaries: dict[str, Summary] = {name: summarise(lines) for name, lines in conditions.items()}
+    comparison = None
+    if Condition.BASE in conditions and Condition.TRAINED in conditions:
+        comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
+    for name, summary in summaries.items():
+        tracker.metrics(dict(metric_items(_METRIC_PREFIX[Condition(name)], summary)), step)
+    if comparison is not None:
+        tracker.metrics({"eval/difference": comparison.overall.difference}, step)
+    trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
+    table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
+    write_json(
+        run.summary,
+        {
+            "conditions": {name: summary.to_dict() for name, summary in summaries.items()},
+            "comparison": comparison.to_dict() if comparison else None,
+            "data_fingerprint": data.fingerprint,
+            "seed": cfg.seed,
+            "mlflow_run_id": tracker.run_id,
+        },
+    )
+    write_text(run.results, table.to_markdown())
+    for path in (run.summary, run.results):
+        tracker.artifact(path)
+    for name in conditions:
+        tracker.artifact(run.predictions(name), "predictions")
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
+    if tracker.ui_command():
+        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+
+
+def _log_start(tracker: AnyTracker, cfg: DictConfig, run: RunDirectory, data: Dataset) -> None:
+    """The curated parameters, made for comparing runs in the UI, and the files that say everything."""
+    chosen = ("model.name", "model.path", "model.tuning", "data", "modality.name", "question_type.name")
+    training = ("reward", "algorithm", "trainer.steps", "trainer.prompts_per_step", "trainer.devices")
+    values = {key: OmegaConf.select(cfg, key) for key in (*chosen, "reasoning.mode", "seed", *training)}
+    plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
+    tracker.params({k: v for k, v in plain.items() if v is not None})
+    tracker.params({"data_fingerprint": data.fingerprint})
+    for file in ("config.yaml", "overrides.yaml", "environment.json"):
+        tracker.artifact(run.path / file)
+
+
+def _tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTracker:
+    if not cfg.tracking.enabled:
+        return NullTracker()
+    before = stored_run(run.path) if resumed else None
+    return Tracker.start(
+        cfg.tracking.uri,
+        cfg.tracking.experiment,
+        run.path.name,
+        run.path,
+        tags={"run_directory": str(run.path)},
+        run_id=before.run_id if before else None,
+    )
+
+
+def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory) -> None:
+    """Writes the trained weights in one step: model/ is there whole or not at all."""
+    partial = run.path / ".model.partial"
+    if partial.exists():
+        shutil.rmtree(partial)
+    save_policy(policy, encoder, partial)
+    partial.rename(run.model)
+
+
+def _loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
+    return {
+        "precision": cfg.model.precision.value,
+        "attention": cfg.model.attention.value,
+        "gradient_checkpointing": training and cfg.model.gradient_checkpointing,
+    }
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    wanted = cfg.trainer.accelerator if "trainer" in cfg else "auto"
+    return torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+
+
+def _rank() -> int:
+    """Rank of this process as its launcher (Lightning, torchrun, SLURM) says it; 0 alone."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
+
+
+def _is_first_process() -> bool:
+    return _rank() == 0
+
+
+def _quieten() -> None:
+    """Leaves to the terminal what the user asked for: what libraries say of settings chosen on purpose is dropped."""
+    for name in ("pytorch_lightning", "mlflow", "alembic", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*in eval mode at the start of training.*",  # no dropout: what is scored must be the policy that sampled
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*ModelCheckpoint with manual optimization.*",  # checkpoints are of the state after the step, as they should
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

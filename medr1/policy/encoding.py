@@ -1,0 +1,97 @@
+"""From records to tensors: chat template, picture patches, image tokens and explicit M-RoPE positions.
+
+The processors of transformers want torchvision for their video half; pairing the image processor with the tokenizer
+here needs neither, and is the only place where a prompt is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from medr1.reasoning import ReasoningMode, question_text
+from medr1.records import Record
+from medr1.tensors import PromptBatch
+
+IMAGE_TOKEN = "<|image_pad|>"
+# (ids [B, P], token types [B, P], grids, mask [B, P]) -> (positions [3, B, P], deltas [B, 1])
+RopeIndex = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as chat text with at most one image token, and its picture."""
+
+    text: str
+    image: Image.Image | None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Tokenizer and image processor of a model family, used together."""
+
+    tokenizer: Any
+    image_processor: Any
+    rope_index: RopeIndex
+
+    @property
+    def end_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def chat(self, content: str, with_image: bool = True) -> str:
+        """The chat text of one user turn up to where the assistant begins."""
+        parts: list[dict[str, str]] = [{"type": "image"}] if with_image else []
+        parts.append({"type": "text", "text": content})
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+        )
+        return str(text)
+
+    def prompt(self, record: Record, mode: ReasoningMode, image: Image.Image) -> Prompt:
+        return Prompt(self.chat(question_text(record.question, record.options, mode)), image)
+
+    def encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """Pads on the left to the longest prompt; every picture becomes grid / merge^2 image tokens."""
+        images = [p.image for p in prompts if p.image is not None]
+        pixels = grids = None
+        if images:
+            features = self.image_processor(images=images, return_tensors="pt")
+            pixels, grids = features["pixel_values"], features["image_grid_thw"]
+        texts, used = [], 0
+        for prompt in prompts:
+            text = prompt.text
+            if prompt.image is not None and grids is not None:
+                tokens = int(grids[used].prod()) // self.image_processor.merge_size**2
+                text, used = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens), used + 1
+            texts.append(text)
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+        types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
+        positions, _ = self.rope_index(ids, types, image_grid_thw=grids, attention_mask=mask)
+        return PromptBatch(ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixels, grids)
+
+    def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask [R, C] of given completions, each closed by the end token, padded on the right."""
+        rows = [[*row, self.end_id] for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [self.end_id] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+        return ids, mask
+
+    def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
+        """The text of each completion row, without padding and special tokens."""
+        rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+        return [str(t) for t in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def banned_ids(self) -> list[int]:
+        """Special tokens that must never be sampled: all but the end token. A sampled image token would make the
+        next forward pass look for a picture."""
+        return sorted(set(self.tokenizer.all_special_ids) - {self.end_id})

@@ -1,0 +1,110 @@
+"""From a checkpoint in Hugging Face's format to a policy: one path for every family and for the tiny model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+
+from medr1.errors import CheckpointError
+from medr1.policy.encoding import IMAGE_TOKEN, Encoder
+from medr1.policy.policy import Policy
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+ADAPTER_CONFIG = "adapter_config.json"
+
+_LORA_TARGETS = {
+    "language": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+    "vision": r".*visual\.blocks.*\.(qkv|proj|fc1|fc2|gate_proj|up_proj|down_proj)",
+}
+_LORA_TARGETS["both"] = rf"({_LORA_TARGETS['language']}|{_LORA_TARGETS['vision']})"
+
+
+def load_policy(
+    path: str, *, precision: str, attention: str, gradient_checkpointing: bool, adapter: Path | None = None
+) -> tuple[Policy, Encoder]:
+    """A checkpoint (directory or hub id), with a trained adapter on it if one is given.
+
+    Only safetensors are read and no code from the checkpoint is run. The generation settings that checkpoints ship
+    (Qwen2.5-VL: top_k = 1) have no effect: medr1 decodes by itself.
+
+    Raises:
+        CheckpointError: missing, damaged, of another family, or without safetensors.
+    """
+    if (Path(path).is_absolute() or path.startswith(".")) and not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"model.path={path}: no config.json there; give a checkpoint directory or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"model.path={path}: its configuration cannot be read: {error}") from error
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"model.path={path} is a {config.model_type!r} checkpoint; medr1 trains {' and '.join(FAMILIES)}"
+        )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=getattr(torch, precision),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left")
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{adapter or path}: the checkpoint cannot be loaded: {error}") from error
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id or tokenizer.chat_template is None:
+        raise CheckpointError(f"model.path={path}: its tokenizer has no {IMAGE_TOKEN} or no chat template")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(model, recomputes=gradient_checkpointing)
+    return policy, Encoder(tokenizer, image_processor, policy.core.model.get_rope_index)
+
+
+def choose_trained(policy: Policy, *, freeze_vision: bool, lora: tuple[int, int, str] | None) -> None:
+    """Decides which weights training changes: all, all but the vision tower, or new adapters.
+
+    ``lora`` is (rank, alpha, targets: language, vision or both).
+    """
+    if lora is not None:
+        rank, alpha, targets = lora
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS[targets])
+        policy.model = get_peft_model(policy.model, config)  # type: ignore[arg-type]
+        # Adapters are trained in full precision whatever the base has.
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if freeze_vision:
+        policy.core.model.visual.requires_grad_(False)
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise CheckpointError("nothing is left to train: model.freeze_vision and model.lora.targets exclude everything")
+    policy.eval()
+
+
+def reference_of(policy: Policy) -> Policy | None:
+    """The frozen copy that stays as the policy was; None under LoRA, where the adapter is switched off instead."""
+    if isinstance(policy.model, PeftModel):
+        return None
+    frozen = Policy(copy.deepcopy(policy.model), recomputes=False)
+    frozen.requires_grad_(False)
+    if hasattr(frozen.model, "gradient_checkpointing_disable"):
+        frozen.model.gradient_checkpointing_disable()
+    return frozen
+
+
+def save_policy(policy: Policy, encoder: Encoder, directory: Path) -> None:
+    """Writes what was trained as Hugging Face or PEFT reads it: a whole checkpoint, or an adapter alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model: nn.Module = policy.model
+    model.save_pretrained(directory)  # type: ignore[operator]
+    if not isinstance(model, PeftModel):
+        encoder.tokenizer.save_pretrained(directory)
+        encoder.image_processor.save_pretrained(directory)

@@ -1,0 +1,115 @@
+"""The policy: a Qwen2-VL-like model seen as ``prefill`` and ``extend``, which is all that RL and evaluation need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from medr1.tensors import Prefix, PromptBatch
+
+
+class Policy(nn.Module):
+    """Wraps a ``*ForConditionalGeneration`` of the Qwen-VL families, bare or with a PEFT adapter.
+
+    Positions are always passed explicitly: the model's own ``rope_deltas`` survive from one call to the next and
+    have given wrong positions in several public trainers.
+    """
+
+    def __init__(self, model: nn.Module, recomputes: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        # With gradient checkpointing, transformers drops the cache that completions are scored against.
+        self.recomputes = recomputes
+        # No dropout anywhere: what is scored must be the policy that sampled.
+        self.eval()
+
+    @property
+    def core(self) -> Any:
+        """The model inside any adapter. PEFT replaces layers in place, so its adapters act here too."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def embed(self, prompts: PromptBatch) -> Tensor:
+        """Token embeddings [B, P, H] with the picture features in their places."""
+        core = self.core
+        embeddings = core.get_input_embeddings()(prompts.ids)
+        if prompts.pixels is None:
+            return embeddings
+        features = core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True).pooler_output
+        features = torch.cat(list(features)).to(embeddings.dtype)
+        places = (prompts.ids == core.config.image_token_id).unsqueeze(-1)
+        return embeddings.masked_scatter(places, features)
+
+    def prefill(self, prompts: PromptBatch) -> Prefix:
+        out = self.core.model.language_model(
+            inputs_embeds=self.embed(prompts),
+            attention_mask=prompts.mask.long(),
+            position_ids=prompts.positions,
+            past_key_values=DynamicCache(),
+            use_cache=True,
+        )
+        layers = tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
+        return Prefix(layers, out.last_hidden_state[:, -1], prompts.mask, prompts.next_position)
+
+    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Prefix]:
+        """Runs ids [R, L] after their prefix. Rows of ``mask`` must be True before they are False."""
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        positions = prefix.next_position[:, None] + steps
+        whole = torch.cat([prefix.mask, mask], dim=1)
+        out = self.core.model.language_model(
+            inputs_embeds=self.core.get_input_embeddings()(ids),
+            attention_mask=whole.long(),
+            position_ids=positions.expand(3, -1, -1),
+            past_key_values=DynamicCache(prefix.layers),
+            use_cache=True,
+        )
+        layers = tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
+        hidden = out.last_hidden_state
+        return hidden, Prefix(layers, hidden[:, -1], whole, prefix.next_position + ids.shape[1])
+
+    def recomputed_hidden(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states [R, C, H] that predict each completion token, from whole rows [prompt | completion].
+
+        The way for gradient checkpointing: the language model runs over the prompt G times, the picture still once.
+        """
+        group_size = ids.shape[0] // prompts.ids.shape[0]
+        completion = self.core.get_input_embeddings()(ids)
+        embeddings = torch.cat([self.embed(prompts).repeat_interleave(group_size, 0), completion], dim=1)
+        start = prompts.next_position.repeat_interleave(group_size, 0)
+        after = (start[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
+        with self._checkpointing():
+            out = self.core.model.language_model(
+                inputs_embeds=embeddings,
+                attention_mask=torch.cat([prompts.mask.repeat_interleave(group_size, 0), mask], dim=1).long(),
+                position_ids=torch.cat([prompts.positions.repeat_interleave(group_size, 1), after], dim=2),
+                use_cache=False,
+            )
+        return out.last_hidden_state[:, prompts.ids.shape[1] - 1 : -1]  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers checkpoints only modules in training mode."""
+        self.train(self.recomputes)
+        try:
+            yield
+        finally:
+            self.eval()
+
+    def without_adapter(self) -> AbstractContextManager[Any]:
+        """The policy before any training: under LoRA, the same network with its adapter switched off."""
+        return self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
+
+    def trained_state(self, prefix: str) -> dict[str, Tensor]:
+        """The weights that training changes, by name: all of them, or the adapter alone."""
+        return {prefix + name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.core.lm_head(hidden).float()  # type: ignore[no-any-return]

@@ -1,0 +1,30 @@
+"""Advantages within the group (GRPO: DeepSeekMath, arXiv 2402.03300, equation 3 and section 4.1.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-4  # keeps a group whose rewards are all equal at advantage 0; the value of the released Med-R1 code
+
+
+def group_advantages(rewards: Tensor, group_size: int, scaling: str, batch_std: Tensor | None = None) -> Tensor:
+    """Advantages [B*G] from rewards [B*G], the G of a prompt beside each other.
+
+    A_i = (r_i - mean(r)) / (std(r) + 1e-4) with the *unbiased* standard deviation of the group (``scaling="group"``),
+    that of all rewards of the step (``"batch"``, given as ``batch_std`` when it spans several processes), or no
+    division (``"none"``, Dr. GRPO, arXiv 2503.20783).
+    """
+    groups = rewards.view(-1, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    if scaling == "none":
+        return centred.flatten()
+    if scaling == "group":
+        return (centred / (groups.std(1, keepdim=True) + EPSILON)).flatten()
+    return (centred / ((rewards.std() if batch_std is None else batch_std) + EPSILON)).flatten()
+
+
+def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
+    """Which prompts [B] teach nothing because all their completions earned the same."""
+    groups = rewards.view(-1, group_size)
+    return torch.isclose(groups.amax(1), groups.amin(1))

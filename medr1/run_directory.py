@@ -1,0 +1,127 @@
+"""The directory of a run: what lies where, and how each file is written so that a kill leaves no half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from medr1.errors import CheckpointError, ConfigError
+
+_VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hydra-core", "omegaconf")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """config.yaml, environment.json, checkpoints/, model/, predictions/, summary.json, results.md, mlflow.json."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained weights; its existence says that training has ended."""
+        return self.path / "model"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.md"
+
+    def predictions(self, condition: str) -> Path:
+        return self.path / "predictions" / f"{condition}.jsonl"
+
+    def begin(self, cfg: DictConfig, overrides: list[str], facts: Mapping[str, Any]) -> None:
+        """Stores the resolved config, the overrides and the environment, before anything is computed.
+
+        Raises:
+            ConfigError: the place cannot be written, or holds another run.
+        """
+        if self.config.exists():
+            raise ConfigError(f"{self.path} holds a run already; continue it with resume={self.path}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+            write_json(self.path / "environment.json", {**environment(), **facts})
+            write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
+
+    def stored_config(self, schema: type) -> DictConfig:
+        """The run's own config, typed again.
+
+        Raises:
+            ConfigError: no run there, or a config that this version cannot read.
+        """
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
+        stored = OmegaConf.load(self.config)
+        unknown = set(stored) - set(OmegaConf.structured(schema))
+        if not isinstance(stored, DictConfig) or unknown:
+            raise ConfigError(f"{self.config} was not written by this version: unknown {', '.join(map(str, unknown))}")
+        return stored
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step, or None before the first."""
+        found = {int(p.name.removeprefix("step=")): p for p in self.checkpoints.glob("step=*") if p.is_dir()}
+        return found[max(found)] if found else None
+
+    def trained_model(self) -> Path:
+        if not self.model.is_dir():
+            raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
+        return self.model
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and commit, so that a number can be traced to what made it."""
+    return {
+        "versions": {name: version(name) for name in _VERSIONS},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    """The commit of the project's own files, marked where they were changed since; empty outside of git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+    except FileNotFoundError:  # no git on this machine
+        return ""

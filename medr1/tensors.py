@@ -1,0 +1,121 @@
+"""The tensors that pass between policy, rl and training, and the legend of symbols used in all docstrings.
+
+B prompts, G completions per prompt, P prompt length, C completion length, T packed length, V vocabulary, H hidden,
+D dimension of a head, K heads of keys and values. Masks: True = real token. Prompts are padded on the left,
+completions on the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """B encoded prompts with at most one picture each.
+
+    ids [B, P] and mask [B, P]; positions [3, B, P], explicit M-RoPE; next_position [B], the position of the first
+    completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3].
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    next_position: Tensor
+    pixels: Tensor | None
+    grids: Tensor | None
+
+    def to(self, device: torch.device) -> PromptBatch:
+        return PromptBatch(
+            self.ids.to(device),
+            self.mask.to(device),
+            self.positions.to(device),
+            self.next_position.to(device),
+            None if self.pixels is None else self.pixels.to(device),
+            None if self.grids is None else self.grids.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """B prompts after their one encoding: all that completions need of them.
+
+    layers: keys and values [B, K, P, D] of every layer, still carrying gradients when encoded with them;
+    hidden [B, H], the state that predicts the first completion token.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    hidden: Tensor
+    mask: Tensor
+    next_position: Tensor
+
+    def repeat(self, group_size: int) -> Prefix:
+        """B*G rows, the G copies of a prompt beside each other. Gradients of the copies add up in the original."""
+        if group_size == 1:
+            return self
+        return Prefix(
+            tuple((k.repeat_interleave(group_size, 0), v.repeat_interleave(group_size, 0)) for k, v in self.layers),
+            self.hidden.repeat_interleave(group_size, 0),
+            self.mask.repeat_interleave(group_size, 0),
+            self.next_position.repeat_interleave(group_size, 0),
+        )
+
+    def select(self, rows: Tensor) -> Prefix:
+        """The given rows (indices or a mask), in that order."""
+        return Prefix(
+            tuple((k[rows], v[rows]) for k, v in self.layers),
+            self.hidden[rows],
+            self.mask[rows],
+            self.next_position[rows],
+        )
+
+    def detach(self) -> Prefix:
+        return Prefix(
+            tuple((k.detach(), v.detach()) for k, v in self.layers),
+            self.hidden.detach(),
+            self.mask,
+            self.next_position,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """R = B*G sampled rows, the G of a prompt beside each other.
+
+    ids [R, C]; mask [R, C], the end token included; logprobs [R, C] under the distribution that was really sampled
+    (temperature, top-k, top-p and banned tokens applied), 0 at padding; truncated [R]: no end token within C.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    truncated: Tensor
+
+
+class SequenceModel(Protocol):
+    """What rl needs of a policy. Implemented by ``medr1.policy.policy.Policy``."""
+
+    def prefill(self, prompts: PromptBatch) -> Prefix:
+        """Encodes every prompt and picture once."""
+
+    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Prefix]:
+        """Runs tokens [R, L] after their prefix; hidden states [R, L, H] and the longer prefix."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., V], in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Given completions [R, C] for supervised training: ids, mask, and the weight of each token in the loss."""
+
+    ids: Tensor
+    mask: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(self.ids.to(device), self.mask.to(device), self.weights.to(device))

@@ -1,0 +1,68 @@
+"""Where a run is tracked: the URI of the database or server, and the note of it in the run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from medr1.errors import ConfigError
+
+RUN_FILE = "mlflow.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """What a run directory remembers of its run in MLflow. ``uri`` is without a password."""
+
+    uri: str
+    experiment: str
+    run_id: str
+
+    def write(self, run_dir: Path) -> None:
+        """Stores it in the run directory, at once or not at all."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        partial = run_dir / f".{RUN_FILE}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, run_dir / RUN_FILE)
+
+
+def stored_run(run_dir: Path) -> StoredRun | None:
+    """The MLflow run that belongs to a run directory, for continuing it; None if it was never tracked.
+
+    Raises:
+        ConfigError: the file is there and unreadable.
+    """
+    file = run_dir / RUN_FILE
+    if not file.exists():
+        return None
+    try:
+        return StoredRun(**json.loads(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file} is damaged ({error}): remove it to track the run as a new one") from error
+
+
+def absolute_uri(uri: str) -> tuple[str, Path | None]:
+    """The URI without dependence on the working directory, and the database's path if it is a file."""
+    scheme, separator, rest = uri.partition("://")
+    if scheme == "sqlite" and separator:
+        name, question, options = rest.removeprefix("/").partition("?")
+        if not rest.startswith("/") or name in ("", ":memory:"):
+            raise ConfigError(
+                f"tracking URI {uri!r} names no file: write sqlite:///relative.db or sqlite:////absolute.db"
+            )
+        path = Path(os.path.abspath(Path(name).expanduser()))
+        return f"sqlite:///{path}{question}{options}", path
+    if not separator or scheme == "file":
+        raise ConfigError(
+            f"tracking URI {uri!r}: MLflow no longer writes to plain directories; "
+            "use sqlite:///path/to/mlflow.db or the http(s) address of a server"
+        )
+    return uri, None
+
+
+def without_password(uri: str) -> str:
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@") if password else uri

@@ -1,0 +1,73 @@
+"""Makes the batch of a step: for GRPO, for SFT, and for the tiny base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from medr1.data.base_mixture import BaseMixture
+from medr1.policy.encoding import IMAGE_TOKEN, Encoder, Prompt
+from medr1.reasoning import ReasoningMode, question_text, target_text
+from medr1.records import LETTERS, Record
+from medr1.tensors import PromptBatch, Targets
+from medr1.training.grpo import RolloutBatch
+from medr1.training.order import share, step_indices
+from medr1.training.sft import SupervisedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatches:
+    """The records of each step, the same for GRPO and SFT: same prompts, same order, same budget."""
+
+    records: Sequence[Record]
+    encoder: Encoder
+    mode: ReasoningMode
+    load: Callable[[Record], Image.Image]
+    prompts_per_step: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def _part(self, step: int) -> tuple[list[Record], int, PromptBatch]:
+        order = step_indices(len(self.records), self.prompts_per_step, self.seed, step)
+        mine, first = share(order, self.rank, self.world_size)
+        records = [self.records[i] for i in mine]
+        prompts = self.encoder.encode([self.encoder.prompt(r, self.mode, self.load(r)) for r in records])
+        return records, first, prompts
+
+    def rollout(self, step: int) -> RolloutBatch:
+        records, first, prompts = self._part(step)
+        return RolloutBatch(step, first, records, prompts)
+
+    def supervised(self, step: int, rationale: bool) -> SupervisedBatch:
+        records, _, prompts = self._part(step)
+        texts = [target_text(self.mode, r.answer, r.rationale if rationale else "") for r in records]
+        ids, mask = self.encoder.completion_ids(texts)
+        return SupervisedBatch(step, prompts, Targets(ids, mask, mask.float()))
+
+
+@dataclass(frozen=True, slots=True)
+class BaseBatches:
+    """The examples of the tiny base model; the letter of the answer weighs ``letter_weight`` times another token."""
+
+    mixture: BaseMixture
+    encoder: Encoder
+    load: Callable[[Record], Image.Image]
+    letter_weight: float
+
+    def supervised(self, step: int) -> SupervisedBatch:
+        examples = self.mixture.batch(step)
+        prompts = []
+        for example in examples:
+            text = self.encoder.chat(question_text(example.record.question, example.record.options, example.mode))
+            if example.in_words:
+                prompts.append(Prompt(text.replace(IMAGE_TOKEN, example.record.rationale), None))
+            else:
+                prompts.append(Prompt(text, self.load(example.record)))
+        ids, mask = self.encoder.completion_ids([example.target for example in examples])
+        letters = torch.tensor(self.encoder.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+        weights = 1 + (self.letter_weight - 1) * torch.isin(ids, letters)
+        return SupervisedBatch(step, self.encoder.encode(prompts), Targets(ids, mask, weights.float()))

@@ -1,0 +1,50 @@
+"""Callbacks: the table of sampled completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from PIL import Image
+
+from medr1.reasoning import question_text
+from medr1.records import Record
+from medr1.tracking import AnyTracker
+from medr1.training.grpo import GRPOModule
+
+
+class CompletionsTable(pl.Callback):
+    """Every ``every`` steps, logs some completions of the rollout with their pictures, rewards and advantages."""
+
+    def __init__(self, tracker: AnyTracker, load: Callable[[Record], Image.Image], every: int, count: int) -> None:
+        self.tracker, self.load, self.every, self.count = tracker, load, every, count
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, GRPOModule)
+        sampled, group_size = pl_module.sampled, pl_module.settings.group_size
+        if (
+            sampled is None
+            or not trainer.is_global_zero
+            or (sampled.step % self.every and sampled.step + 1 != trainer.max_steps)
+        ):
+            return
+        rows, images = [], []
+        for index, record in enumerate(sampled.records[: max(1, self.count // 2)]):
+            for copy in range(2):  # two of the group, so that one sees how they differ
+                at = index * group_size + copy
+                rows.append(
+                    {
+                        "record": record.id,
+                        "question": question_text(record.question, record.options, pl_module.settings.mode),
+                        "answer": record.answer,
+                        "completion": sampled.texts[at],
+                        "reward": sampled.rewards.total[at],
+                        **{f"reward/{name}": values[at] for name, values in sampled.rewards.parts.items()},
+                        "advantage": round(sampled.advantages[at], 4),
+                    }
+                )
+                images.append(self.load(record))
+        self.tracker.completions_table(rows, images, sampled.step)

@@ -1,0 +1,173 @@
+"""Training checkpoints without pickle: a directory of safetensors and JSON, exact and safe to open.
+
+    <target>/model.safetensors       the module's ``state_dict``
+    <target>/optimizer.safetensors   every other tensor or array, wherever it stands in the checkpoint
+    <target>/state.json              everything else, with placeholders where tensors stood, and the files' checksums
+
+Python values come back with their exact types and bits; what cannot is refused on saving, by its place in the tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from medr1.errors import CheckpointError
+from medr1.training.checkpoint_tree import MODEL_FILE, OPTIMIZER_FILE, TreeEncoder, decode
+
+STATE_FILE = "state.json"
+FORMAT = "medr1-checkpoint/1"
+
+_CHUNK = 1 << 22
+
+
+class SafetensorsCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints as directories. One process writes to a target at a time (Lightning: rank zero)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes beside the target, syncs, then renames: a kill leaves the old checkpoint or the new one, never half.
+
+        Raises:
+            CheckpointError: a value that cannot be stored exactly, named by its path in the tree and its type.
+        """
+        if storage_options is not None:
+            raise TypeError(f"{type(self).__name__} writes to local directories and takes no storage_options")
+        target = Path(path)
+        encoder = TreeEncoder()
+        state = encoder.encode(checkpoint, ())
+        partial = target.with_name(f".{target.name}.partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _delete(partial)
+        partial.mkdir()
+        save_file(encoder.model, partial / MODEL_FILE)
+        save_file(encoder.other, partial / OPTIMIZER_FILE)
+        document = {
+            "format": FORMAT,
+            "files": {name: _fingerprint(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
+            "crc32": zlib.crc32(_dumps(state).encode()),
+            "state": state,
+        }
+        (partial / STATE_FILE).write_text(_dumps(document), encoding="ascii")
+        for file in (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE):
+            _sync(partial / file)
+        _sync(partial)
+        backup = _backup(target)
+        if os.path.lexists(target):
+            _delete(backup)
+            os.rename(target, backup)
+        os.rename(partial, target)
+        _sync(target.parent)
+        _delete(backup)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint as it was given to ``save_checkpoint``, its tensors on ``map_location`` (default: CPU).
+
+        ``weights_only`` changes nothing: no file of a checkpoint can carry code.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or of another format; the message names it and the remedy.
+        """
+        if map_location is not None and not isinstance(map_location, str | torch.device):
+            raise TypeError(f"map_location must be a device or its name, got {type(map_location).__name__}")
+        target = _restore_backup(Path(path))
+        document = _read_document(target)
+        stores = {}
+        for name in (MODEL_FILE, OPTIMIZER_FILE):
+            file = target / name
+            if not file.is_file():
+                raise _damaged(file, "the file is missing")
+            if _fingerprint(file) != document["files"][name]:
+                raise _damaged(file, "size or checksum differ from those in state.json")
+            try:
+                # Cloned, because safetensors maps the file: an optimizer keeps what it loads, and with it the disk
+                # space of a checkpoint that is long removed.
+                loaded = load_file(file, device=str(map_location or "cpu"))
+                stores[name] = {key: tensor.clone() for key, tensor in loaded.items()}
+            except SafetensorError as error:
+                raise _damaged(file, str(error)) from error
+        checkpoint = decode(document["state"], stores)
+        assert isinstance(checkpoint, dict)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Deletes the checkpoint; a link to one (``save_last="link"``) is unlinked and what it points to stays."""
+        _delete(Path(path))
+
+
+def _read_document(target: Path) -> dict[str, Any]:
+    file = target / STATE_FILE
+    if target.is_file():
+        raise CheckpointError(f"{target} is a file; a training checkpoint is a directory with {STATE_FILE} in it")
+    if not target.is_dir():
+        raise CheckpointError(f"there is no checkpoint {target}: check the path, or start without resuming")
+    if not file.is_file():
+        raise _damaged(file, "the file is missing")
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise _damaged(file, f"not JSON: {error}") from error
+    if not isinstance(document, dict) or not {"format", "files", "crc32", "state"} <= document.keys():
+        raise _damaged(file, "not a checkpoint's state")
+    if document["format"] != FORMAT:
+        raise CheckpointError(f"{file} has the format {document['format']!r}; this version reads {FORMAT!r}")
+    if zlib.crc32(_dumps(document["state"]).encode()) != document["crc32"]:
+        raise _damaged(file, "its checksum does not match its content")
+    return document
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _fingerprint(file: Path) -> dict[str, int]:
+    crc = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return {"bytes": file.stat().st_size, "crc32": crc}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _backup(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _restore_backup(target: Path) -> Path:
+    """Finishes a replacement that was killed between its two renames: the earlier checkpoint takes its name again."""
+    if not os.path.lexists(target) and _backup(target).is_dir():
+        try:
+            os.rename(_backup(target), target)
+        except FileNotFoundError:
+            # Every rank loads at once, and another one was first.
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+
+
+def _damaged(file: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{file} is damaged: {what}. Resume from another checkpoint of the same run.")

@@ -1,0 +1,78 @@
+"""Optimizer and schedule of every algorithm, and the one way in which a step is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from medr1.errors import CheckpointError
+
+
+def rate_factor(step: int, steps: int, warmup_fraction: float, schedule: str) -> float:
+    """Factor of the learning rate at a step: linear warm-up, then constant, linear or cosine down to zero."""
+    warmup = math.ceil(steps * warmup_fraction)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, steps - warmup)
+    return max(0.0, 1 - progress) if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    schedule: str,
+    warmup_fraction: float,
+    steps: int,
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW over what is trained, with a schedule that counts optimizer steps."""
+    trained = [p for p in parameters if p.requires_grad]
+    optimizer = AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup_fraction, schedule))
+
+
+def take_step(module: pl.LightningModule, loss: Tensor, max_grad_norm: float) -> Tensor:
+    """Backward, clip, step, schedule. Returns the gradient norm before clipping.
+
+    ``loss`` is this process's share of the step's loss; DDP averages gradients, so shares are scaled up to add up.
+    """
+    optimizer, scheduler = module.optimizers(), module.lr_schedulers()
+    assert isinstance(optimizer, Optimizer | pl.core.optimizer.LightningOptimizer) and isinstance(scheduler, LambdaLR)
+    optimizer.zero_grad()
+    module.manual_backward(loss * module.trainer.world_size)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    optimizer.step()
+    scheduler.step()
+    return norm
+
+
+def summed(module: pl.LightningModule, value: Tensor) -> Tensor:
+    """The sum of a scalar over all processes."""
+    return module.all_gather(value.detach()).sum() if module.trainer.world_size > 1 else value.detach()
+
+
+def check_state(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Sees that a checkpoint holds exactly the weights that this module trains.
+
+    Raises:
+        CheckpointError: it is another model's, or was trained with another choice of weights.
+    """
+    wanted = {name for name, p in module.named_parameters() if p.requires_grad}
+    found = set(checkpoint["state_dict"])
+    if wanted != found:
+        odd = sorted(wanted ^ found)
+        raise CheckpointError(
+            f"the checkpoint holds {len(found)} trained weights where this model has {len(wanted)}; first difference: "
+            f"{odd[0]}. Resume with the model and tuning that the run was started with"
+        )

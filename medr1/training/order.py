@@ -1,0 +1,37 @@
+"""Which records a step trains on: a function of the seed and the step alone, so that nothing has to be remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+Batch = TypeVar("Batch")
+
+
+def step_indices(records: int, prompts_per_step: int, seed: int, step: int) -> list[int]:
+    """Indices of the global batch of one step: every record once in each epoch, each epoch in its own order."""
+    wanted = range(step * prompts_per_step, (step + 1) * prompts_per_step)
+    orders = {
+        epoch: np.random.default_rng((seed, epoch)).permutation(records) for epoch in {p // records for p in wanted}
+    }
+    return [int(orders[p // records][p % records]) for p in wanted]
+
+
+def share(indices: Sequence[int], rank: int, world_size: int) -> tuple[list[int], int]:
+    """The part of the global batch that one process trains on, and its place in it."""
+    size = len(indices) // world_size
+    return list(indices[rank * size : (rank + 1) * size]), rank * size
+
+
+class StepStream(IterableDataset[Batch]):
+    """Batches of the steps from ``first`` up to ``steps``, made by a function of the step."""
+
+    def __init__(self, make: Callable[[int], Batch], first: int, steps: int) -> None:
+        super().__init__()
+        self.make, self.first, self.steps = make, first, steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.make(step) for step in range(self.first, self.steps))

@@ -1,0 +1,77 @@
+"""Supervised fine-tuning as a LightningModule; pretraining of the tiny base is the same with weighted tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from medr1.policy.policy import Policy
+from medr1.rl.logprobs import completion_hidden, score
+from medr1.tensors import PromptBatch, Targets
+from medr1.training.optimization import build_optimizer, check_state, summed, take_step
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedBatch:
+    """The prompts of one step on one process with the completions to imitate. Labels cover the completions only."""
+
+    step: int
+    prompts: PromptBatch
+    targets: Targets
+
+
+class SFTModule(pl.LightningModule):
+    """Cross-entropy of the target completions, a weighted mean over the tokens of the whole step."""
+
+    def __init__(self, policy: Policy, optimizer: Mapping[str, Any], max_grad_norm: float) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds what is trained; check_state sees that it holds all of it
+        self.policy, self.optimizer_settings, self.max_grad_norm = policy, optimizer, max_grad_norm
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = build_optimizer(self.policy.parameters(), **self.optimizer_settings)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def transfer_batch_to_device(
+        self, batch: SupervisedBatch, device: torch.device, dataloader_idx: int
+    ) -> SupervisedBatch:
+        return replace(batch, prompts=batch.prompts.to(device), targets=batch.targets.to(device))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.policy.trained_state("policy.")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_state(self, checkpoint)
+
+    def training_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
+        start, targets = time.perf_counter(), batch.targets
+        if self.policy.recomputes:
+            hidden = self.policy.recomputed_hidden(batch.prompts, targets.ids, targets.mask)
+        else:
+            hidden = completion_hidden(self.policy, self.policy.prefill(batch.prompts), targets.ids, targets.mask)
+        scores = score(self.policy, hidden, targets.ids, targets.mask)
+        weights = targets.weights * targets.mask
+        loss = -(scores.logprobs * weights).sum() / summed(self, weights.sum())
+        norm = take_step(self, loss, self.max_grad_norm)
+        values = {
+            "train/loss": loss.detach() * self.trainer.world_size,
+            "train/entropy": scores.entropy.sum() / targets.mask.sum(),
+            "train/completion_length": targets.mask.sum(1).float().mean(),
+            "train/grad_norm": norm,
+            "train/learning_rate": torch.tensor(self.lr_schedulers().get_last_lr()[0]),  # type: ignore[union-attr]
+            "time/step": torch.tensor(time.perf_counter() - start),
+        }
+        for name, value in values.items():
+            self.log(
+                name,
+                value.to(self.device, torch.float32),
+                prog_bar=name == "train/loss",
+                sync_dist=self.trainer.world_size > 1,
+                batch_size=1,
+            )

@@ -1,0 +1,132 @@
+"""MLflow's own interface in a browser: the curves and the completions with their images are there to be seen."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from medr1.tracking import Tracker
+
+pytest.importorskip("mlflow")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    "--window-size=1500,1100",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tracker, Path]:
+    folder = tmp_path_factory.mktemp("ui")
+    with Tracker.start(f"sqlite:///{folder}/mlflow.db", "cross modality", "grpo on ct", folder / "run") as tracker:
+        tracker.params({"algorithm": {"name": "grpo", "beta": 0.04}})
+        for step in range(60):
+            tracker.metrics({"reward/total": 1 - math.exp(-step / 20), "completion/length": 60.0 + step % 7}, step)
+        for step in (0, 50):
+            rows = [{"completion": f"sampled text {step} {letter}", "right": letter == "A"} for letter in "AB"]
+            tracker.completions_table(rows, [Image.radial_gradient("L").resize((84, 84))] * 2, step)
+        tracker.text("seed: 1\n", "config/resolved.yaml")
+    return tracker, folder
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def page(run: tuple[Tracker, Path]) -> Iterator[str]:
+    """The address of the run's page on a server that was started as ``ui_command`` says, on a free port."""
+    tracker, folder = run
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command, _, page = tracker.ui_command().partition("  # ")
+    arguments = shlex.split(command.replace("--port 5000", f"--port {port}"))[1:]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *arguments, "--workers", "1"],
+            cwd=folder,
+            env=os.environ | quiet,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, TimeoutError):
+                assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
+                time.sleep(0.2)
+        yield page.replace(":5000", f":{port}")
+    finally:
+        stop(server)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all looks: with MLflow's scripts in its cache the browser's virtual time does not run out on them."""
+    return tmp_path_factory.mktemp("profile")
+
+
+def look(url: str, profile: Path, picture: Path, expected: list[str]) -> str:
+    """The page's content once everything expected stands in it, or as it was at the last of several looks."""
+    assert BROWSER is not None
+    deadline = time.monotonic() + 45
+    budget = 4000
+    while True:
+        options = [f"--user-data-dir={profile}", f"--virtual-time-budget={budget}", f"--screenshot={picture}"]
+        command = [BROWSER, *FLAGS, *options, "--dump-dom", url]
+        content = subprocess.run(command, capture_output=True, timeout=60, check=False).stdout.decode()
+        if all(text in content for text in expected) or time.monotonic() > deadline:
+            return content
+        budget *= 2
+
+
+def test_the_curves_are_shown(page: str, profile: Path, tmp_path: Path) -> None:
+    expected = ["grpo on ct", "(reward/total)", "(completion/leng", "scatterlayer"]
+    content = look(page.replace("?", "/model-metrics?"), profile, tmp_path / "page.png", expected)
+    assert [text for text in expected if text not in content] == []
+    assert len(re.findall(r'class="[^"]*\bscatterlayer\b', content)) >= 2, "one drawn curve for each metric"
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_run_page_names_metrics_parameters_and_status(page: str, profile: Path, tmp_path: Path) -> None:
+    expected = ["grpo on ct", "reward/total", "completion/length", "algorithm.beta", "0.04", "Finished"]
+    content = look(page, profile, tmp_path / "page.png", expected)
+    assert [text for text in expected if text not in content] == []
+
+
+def test_completions_are_shown_beside_their_images(page: str, profile: Path, tmp_path: Path) -> None:
+    expected = ["config", "completions.json", "sampled text 0 A", "sampled text 50 B", "View as table"]
+    content = look(page.replace("?", "/artifacts/completions.json?"), profile, tmp_path / "page.png", expected)
+    assert [text for text in expected if text not in content] == []
+    sources = re.findall(r'<img[^>]*src="(get-artifact\?[^"]*table_images[^"]*)"', content)
+    assert len(sources) == 4
+    address = page.partition("#")[0] + sources[0].replace("&amp;", "&")
+    with urllib.request.urlopen(address, timeout=20) as answer, Image.open(answer) as image:
+        assert image.size == (84, 84)

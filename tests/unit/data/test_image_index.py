@@ -1,0 +1,171 @@
+"""The picture index: decodes once, remembers, survives damage, groups what is the same and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import medr1.data.image_index as image_index
+from medr1.data.image_index import ImageFacts, ImageIndex, group_pictures, make_thumbnail
+from medr1.records import Reason
+
+REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
+LIMIT = 1_000_000
+
+
+def picture(seed: int, width: int = 200, height: int = 160) -> Image.Image:
+    """A smooth random picture, as scans are."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def index(root: Path, limit: int = LIMIT) -> ImageIndex:
+    return ImageIndex(root, root / "cache" / "index.jsonl", max_pixels=limit, workers=2)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that were decoded, in order of decoding."""
+    paths: list[str] = []
+    real = image_index.read_rgb
+
+    def spy(root: Path, relative: str, max_pixels: int) -> Image.Image:
+        paths.append(relative)
+        return real(root, relative, max_pixels)
+
+    monkeypatch.setattr(image_index, "read_rgb", spy)
+    return paths
+
+
+def test_second_index_decodes_nothing_and_changed_files_anew(tmp_path: Path, decoded: list[str]) -> None:
+    for name in ("a.png", "b.png"):
+        picture(ord(name[0])).save(tmp_path / name)
+    (tmp_path / "broken.png").write_text("no picture")
+    names = ["a.png", "b.png", "broken.png", "a.png"]
+    first = index(tmp_path).check(names)
+    assert sorted(decoded) == ["a.png", "b.png", "broken.png"]
+    assert first["broken.png"].reason is Reason.UNDECODABLE_IMAGE
+    decoded.clear()
+    assert index(tmp_path).check(names) == first
+    assert decoded == []
+    picture(9).save(tmp_path / "a.png")
+    changed = index(tmp_path).check(names)
+    assert decoded == ["a.png"] and changed["a.png"].sha256 != first["a.png"].sha256
+    assert changed["b.png"] == first["b.png"]
+
+
+def test_other_pictures_stay_in_the_cache(tmp_path: Path, decoded: list[str]) -> None:
+    for name in ("a.png", "b.png"):
+        picture(ord(name[0])).save(tmp_path / name)
+        index(tmp_path).check([name])
+    decoded.clear()
+    index(tmp_path).check(["a.png", "b.png"])
+    assert decoded == []
+
+
+def test_another_pixel_limit_is_checked_anew(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    assert index(tmp_path, limit=100).check(["a.png"])["a.png"].reason is Reason.IMAGE_TOO_LARGE
+    assert index(tmp_path).check(["a.png"])["a.png"].reason is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "binary", "wrong_type", "short_thumbnail"])
+def test_damaged_cache_is_rebuilt_and_said_so(
+    tmp_path: Path, damage: str, decoded: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(1).save(tmp_path / "a.png")
+    first = index(tmp_path).check(["a.png"])
+    cache = tmp_path / "cache" / "index.jsonl"
+    header, line = cache.read_text().splitlines()
+    entry = json.loads(line)
+    cache.write_bytes(
+        {
+            "cut": f"{header}\n{line[:40]}".encode(),
+            "binary": b"\xff\xfe\x00\x01",
+            "wrong_type": f"{header}\n[1, 2]\n".encode(),
+            "short_thumbnail": f"{header}\n{json.dumps(entry | {'thumbnail': 'AAAA'})}\n".encode(),
+        }[damage]
+    )
+    decoded.clear()
+    with caplog.at_level(logging.WARNING):
+        assert index(tmp_path).check(["a.png"]) == first
+    assert decoded == ["a.png"]
+    assert "is damaged" in caplog.text and str(cache) in caplog.text
+    assert json.loads(cache.read_text().splitlines()[1]) == entry
+    assert [path.name for path in cache.parent.iterdir()] == ["index.jsonl"], "a temporary file was left"
+
+
+def test_missing_and_outside_files_are_named_but_not_cached(tmp_path: Path) -> None:
+    facts = index(tmp_path).check(["absent.png", "../x.png"])
+    assert [fact.reason for fact in facts.values()] == [Reason.NO_IMAGE, Reason.PATH_LEAVES_ROOT]
+    picture(1).save(tmp_path / "absent.png")
+    assert index(tmp_path).check(["absent.png"])["absent.png"].reason is None
+
+
+def test_same_picture_in_another_format_size_and_brightness_is_one_group(tmp_path: Path) -> None:
+    original = picture(1)
+    original.save(tmp_path / "a.png")
+    original.save(tmp_path / "b.jpg", quality=75)
+    original.resize((224, 224)).convert("L").save(tmp_path / "c.png")
+    original.point(lambda value: int(value * 0.8) + 20).save(tmp_path / "d.png")
+    original.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    for seed in range(2, 30):
+        picture(seed).save(tmp_path / f"other{seed}.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    groups = group_pictures(index(tmp_path).check(names).values())
+    assert [groups[name] for name in ("a.png", "b.jpg", "c.png", "d.png")] == ["a.png"] * 4
+    assert len(set(groups.values())) == 1 + 1 + 28
+    assert "broken.png" not in groups
+
+
+def test_likeness_is_carried_on_and_ends_at_the_threshold() -> None:
+    base = np.random.default_rng(0).normal(size=256)
+    step = np.random.default_rng(1).normal(size=256)
+    step *= 0.1 * 16 / np.linalg.norm(step)
+
+    def fact(name: str, steps: float) -> ImageFacts:
+        values = np.rint((base + steps * step) * 16).astype(np.int8)
+        return ImageFacts(name, 1, 1, "", values.tobytes())
+
+    assert group_pictures([fact("b", 0), fact("a", 1)]) == {"a": "a", "b": "a"}
+    assert group_pictures([fact("a", 0), fact("b", 2)]) == {"a": "a", "b": "b"}
+    assert set(group_pictures([fact("a", 0), fact("b", 2), fact("c", 1)]).values()) == {"a"}
+
+
+def test_ten_thousand_pictures_and_a_thousand_copies_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    thumbnails = rng.normal(0, 16, (10_000, 256)).clip(-127, 127).astype(np.int8)
+    thumbnails[:1000] = thumbnails[0]
+    facts = [ImageFacts(f"{i:05d}", 1, 1, "", row.tobytes()) for i, row in enumerate(thumbnails)]
+    start = time.perf_counter()
+    groups = group_pictures(facts)
+    assert len(set(groups.values())) == 9001
+    assert time.perf_counter() - start < 20
+
+
+def test_thumbnail_is_blind_to_brightness_and_size() -> None:
+    a, b = picture(3), picture(3).resize((97, 301)).point(lambda value: value // 2 + 60)
+    distance = np.frombuffer(make_thumbnail(a), np.int8) / 16 - np.frombuffer(make_thumbnail(b), np.int8) / 16
+    assert np.sqrt((distance**2).mean()) < image_index.SAME_PICTURE / 2
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the OmniMedVQA sample is not beside the repository")
+def test_real_pictures_fall_into_the_groups_that_were_looked_at(tmp_path: Path) -> None:
+    names = [str(path.relative_to(REAL)) for path in (REAL / "Images").rglob("*") if path.is_file()]
+    found = ImageIndex(REAL, tmp_path / "index.jsonl", max_pixels=LIMIT).check(names)
+    groups = group_pictures(found.values())
+    assert len(groups) == 1194 and len(set(groups.values())) == 1151
+    sperm = [name for name in groups if "/MHSMA/" in name]
+    pairs = [(name, name[:-3] + "png") for name in sperm if name.endswith("jpg") and name[:-3] + "png" in groups]
+    assert len(pairs) == 22 and all(groups[a] == groups[b] for a, b in pairs)
+    assert len({groups[name] for name in sperm}) == len({Path(name).stem for name in sperm})
+    radiographs = {Path(name).name: name for name in groups if "/CoronaHack/" in name}
+    copies = [name for name in groups if "/OCT & X-Ray 2017/" in name and Path(name).name in radiographs]
+    assert copies and all(groups[name] == groups[radiographs[Path(name).name]] for name in copies)

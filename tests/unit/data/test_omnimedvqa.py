@@ -1,0 +1,396 @@
+"""OmniMedVQA end to end: both layouts, every kind of bad record with its message, splits without leaks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medr1.data.omnimedvqa import Loaded, OnBadRecord, Split, SplitAxis, load_omnimedvqa
+from medr1.data.omnimedvqa_files import parse_modality, parse_question_type
+from medr1.errors import DataError
+from medr1.records import Modality, QuestionType
+
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+MINI = SHARED / "omnimedvqa-mini"
+needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the OmniMedVQA sample is not beside the repository")
+FILES = {"ct": "CT(Computed Tomography)", "xray": "X-Ray"}
+
+
+def save_picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((60, 60), Image.Resampling.BICUBIC).save(path)
+
+
+def qa(number: int, **changes: Any) -> dict[str, Any]:
+    """A record in release layout; a change to None removes the key."""
+    record = {
+        "dataset": "D",
+        "question_id": f"D_{number:04d}",
+        "question_type": "Disease Diagnosis",
+        "question": f"What is seen in {number} (here)?",
+        "gt_answer": "Nodule",
+        "image_path": f"Images/D/{number}.png",
+        "option_A": "Fracture, old",
+        "option_B": "Nodule",
+        "modality_type": "X-Ray" if number % 2 else "CT(Computed Tomography)",
+    } | changes
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def split_record(record: dict[str, Any]) -> dict[str, str]:
+    options = {key[-1]: value for key, value in record.items() if key.startswith("option_")}
+    letter = next(letter for letter, text in options.items() if text == record["gt_answer"])
+    problem = record["question"] + " " + ", ".join(f"{key}){text}" for key, text in options.items())
+    return {"image": record["image_path"], "problem": problem, "solution": f"<answer> {letter} </answer>"}
+
+
+def write_qa(root: Path, records: list[Any], pictures: bool = True) -> Path:
+    path = root / "QA_information" / "Open-access" / "D.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records))
+    for number in range(len(records)) if pictures else ():
+        save_picture(root / f"Images/D/{number}.png", number)
+    return path
+
+
+def write_split(place: Path, name: str, records: list[dict[str, Any]]) -> Path:
+    path = place / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([split_record(record) for record in records]))
+    return path
+
+
+def load(root: Path, **changes: Any) -> Loaded:
+    arguments: dict[str, Any] = {
+        "root": root,
+        "splits": None,
+        "split": Split.TEST_ONLY,
+        "axis": SplitAxis.MODALITY,
+        "on_bad_record": OnBadRecord.ERROR,
+        "test_fraction": 0.25,
+        "seed": 0,
+        "cache_dir": root.parent / "cache",
+        "max_image_pixels": 100_000,
+    }
+    return load_omnimedvqa(**(arguments | changes))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+def test_a_release_record_becomes_a_record(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1, gt_answer="nodule.")])
+    first, second = load(root).test
+    assert (first.id, first.modality, first.question_type) == ("D_0000", Modality.CT, QuestionType.DISEASE)
+    assert (first.question, dict(first.options)) == ("What is seen in 0 (here)?", {"A": "Fracture, old", "B": "Nodule"})
+    assert first.answer == second.answer == "B"
+    assert second.modality is Modality.XRAY
+    assert first.origin.endswith("D.json #0 (D_0000)")
+    assert first.image.load(28).size == (28, 28)
+
+
+def test_an_exact_answer_comes_before_a_like_one(root: Path) -> None:
+    write_qa(root, [qa(0, option_A="Nodule ."), qa(1, option_A="nodule .", gt_answer="Nodule .")])
+    with pytest.raises(DataError, match="1 answer_not_among_options"):
+        load(root)
+    assert [record.answer for record in load(root, on_bad_record=OnBadRecord.SKIP).test] == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("MR (Mag-netic Resonance Imaging)", Modality.MRI),
+        ("OCT (Optical Coherence Tomography", Modality.OCT),
+        ("Optical Coherence Tomography", Modality.OCT),
+        ("ultrasound", Modality.US),
+        ("Microscopy Images", Modality.MICRO),
+        ("CT(Computed Tomography)", Modality.CT),
+        ("X-Ray", Modality.XRAY),
+        ("Fundus Photography", Modality.FP),
+        ("Dermoscopy", Modality.DER),
+        ("Digital Photography", None),
+        ("Modality Recognition", None),
+        ("unknown", None),
+        ("", None),
+    ],
+)
+def test_modality_names(name: str, modality: Modality | None) -> None:
+    assert parse_modality(name) is modality
+
+
+def test_question_type_names() -> None:
+    names = ["Anatomy Identification", "Disease Diagnosis", "Lesion Grading", "Modality Recognition"]
+    assert [parse_question_type(name) for name in [*names, "Other Biological Attributes"]] == list(QuestionType)
+    assert parse_question_type("X-Ray") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"gt_answer": None}, "malformed", "key 'gt_answer' is missing"),
+        ({"question": 7}, "malformed", "key 'question' is 7"),
+        ({"option_C": 3}, "malformed", "key 'option_C' is 3"),
+        ({"modality_type": None}, "unknown_modality", "modality is given as None"),
+        ({"modality_type": "Endoscopy"}, "unknown_modality", "'Endoscopy'"),
+        ({"question_type": "Riddle"}, "unknown_question_type", "'Riddle'"),
+        ({"option_A": None, "option_B": None}, "no_options", "0 option"),
+        ({"option_C": "nodule."}, "duplicate_option", "options B and C"),
+        ({"gt_answer": "Mass"}, "answer_not_among_options", "gt_answer 'Mass'"),
+        ({"gt_answer": "B"}, "answer_not_among_options", "gt_answer 'B'"),
+        ({"image_path": "Images/D/absent.png"}, "no_image", "'Images/D/absent.png' does not exist"),
+        ({"image_path": "../x.png"}, "path_leaves_root", "contains '..'"),
+        ({"image_path": "/x.png"}, "path_leaves_root", "is absolute"),
+        ({"image_path": "Images/link.png"}, "path_leaves_root", "outside the data root"),
+        ({"image_path": "Images/empty.png"}, "undecodable_image", "has 0 bytes"),
+        ({"image_path": "Images/text.png"}, "undecodable_image", "cannot be decoded"),
+        ({"image_path": "Images/cut.png"}, "undecodable_image", "cannot be decoded"),
+        ({"image_path": "Images/huge.png"}, "image_too_large", "data.max_image_pixels"),
+    ],
+)
+def test_each_bad_record_is_named_and_can_be_skipped(
+    root: Path, changes: dict[str, Any], reason: str, detail: str
+) -> None:
+    path = write_qa(root, [qa(0), qa(1, **changes), qa(2)])
+    save_picture(root.parent / "outside.png", 1)
+    (root / "Images/link.png").symlink_to(root.parent / "outside.png")
+    (root / "Images/empty.png").touch()
+    (root / "Images/text.png").write_text("no picture")
+    (root / "Images/cut.png").write_bytes((root / "Images/D/1.png").read_bytes()[:500])
+    Image.new("L", (1000, 1000)).save(root / "Images/huge.png")
+    with pytest.raises(DataError) as caught:
+        load(root)
+    message = str(caught.value)
+    assert f"1 record(s) cannot be used: 1 {reason}" in message
+    assert f"{path}, record #1 (D_0001): {reason}" in message and detail in message
+    assert "data.on_bad_record=skip" in message
+    loaded = load(root, on_bad_record=OnBadRecord.SKIP)
+    assert [record.id for record in loaded.test] == ["D_0000", "D_0002"]
+    assert [bad.reason.value for bad in loaded.bad] == [reason] and loaded.counts["bad"] == {reason: 1}
+    assert (loaded.counts["questions_read"], loaded.counts["questions_used"]) == (3, 2)
+
+
+def test_one_error_lists_ten_bad_records_and_every_reason(root: Path) -> None:
+    records = [qa(n, image_path=f"Images/absent{n}.png") for n in range(30)] + ["text", qa(99, gt_answer="Mass")]
+    write_qa(root, [*records, qa(1)])
+    with pytest.raises(DataError) as caught:
+        load(root)
+    message = str(caught.value)
+    assert "32 record(s) cannot be used: 1 answer_not_among_options, 1 malformed, 30 no_image" in message
+    assert message.count("record #") == 10 and "and 22 more" in message
+    assert "found str, expected an object" in message and "'Mass'" in message
+
+
+def test_skipping_everything_is_an_error(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1)], pictures=False)
+    with pytest.raises(
+        DataError, match=r"none of the 2 records read can be used: 2 no_image[\s\S]*Remedy: correct data.root"
+    ):
+        load(root, on_bad_record=OnBadRecord.SKIP)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[{", "not valid JSON"), ('{"a": 1}', "found dict"), ("", "not valid JSON"), ("\udcff", "not valid JSON")],
+)
+def test_broken_files_are_named_whatever_is_skipped(root: Path, content: str, message: str) -> None:
+    path = write_qa(root, [qa(0)])
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=message) as caught:
+        load(root, on_bad_record=OnBadRecord.SKIP)
+    assert str(path) in str(caught.value) and "Remedy" in str(caught.value)
+
+
+def test_missing_and_empty_places(root: Path) -> None:
+    with pytest.raises(DataError, match=r"absent is not a folder. Remedy: data.root"):
+        load(root / "absent")
+    with pytest.raises(DataError, match="neither QA_information nor Splits"):
+        load(root)
+    (root / "QA_information").mkdir()
+    with pytest.raises(DataError, match="QA_information holds no JSON file"):
+        load(root)
+    write_qa(root, [])
+    with pytest.raises(DataError, match="hold no record"):
+        load(root)
+    write_qa(root, [qa(0)])
+    with pytest.raises(DataError, match=r"needs Med-R1's split files[\s\S]*data.split=image_grouped"):
+        load(root, split=Split.RELEASED)
+    with pytest.raises(DataError, match=r"data.splits .*nowhere does not exist"):
+        load(root, splits=root / "nowhere")
+    with pytest.raises(DataError, match=r"test_fraction is 1\.5"):
+        load(root, split=Split.IMAGE_GROUPED, test_fraction=1.5)
+
+
+def test_released_split_joins_question_types_and_ids(root: Path) -> None:
+    records = [qa(0), qa(1), qa(2, question_type="Lesion Grading"), qa(3)]
+    write_qa(root, records)
+    places = root / "Splits/modality"
+    write_split(places / "train", "CT(Computed Tomography)_train", [records[0], records[2]])
+    write_split(places / "train", "X-Ray_train", [records[1]])
+    write_split(places / "test", "X-Ray_test", [records[3], qa(4, image_path="Images/D/1.png", modality_type="X-Ray")])
+    loaded = load(root, split=Split.RELEASED, on_bad_record=OnBadRecord.SKIP)
+    assert {record.id: record.question_type.value for record in loaded.train} == {
+        "D_0000": "disease",
+        "D_0001": "disease",
+        "D_0002": "lesion",
+    }
+    assert [record.id for record in loaded.test] == ["D_0003"]
+    assert loaded.counts["bad"] == {"unknown_question_type": 1}
+    with pytest.raises(DataError, match="no split files by question_type"):
+        load(root, split=Split.RELEASED, axis=SplitAxis.QUESTION_TYPE)
+
+
+TYPES = ["Anatomy Identification", "Lesion Grading", "Modality Recognition", "Other Biological Attributes"]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_question_type_from_the_other_family_and_by_exclusion(root: Path, missing: int) -> None:
+    records = [qa(0), qa(1), qa(2)]
+    write_qa(root, records)
+    (root / "QA_information/Open-access/D.json").unlink()
+    (root / "QA_information/Open-access").rmdir()
+    (root / "QA_information").rmdir()
+    for part in ("train", "test"):
+        write_split(root / "Splits/modality" / part, f"X-Ray_{part}", records[1:] if part == "train" else records[:1])
+        for name in TYPES[missing:]:
+            write_split(root / "Splits/question_type" / part, f"{name}_{part}", [])
+    write_split(root / "Splits/question_type/test", "Lesion Grading_test", [records[2]])
+    loaded = load(root, split=Split.RELEASED, on_bad_record=OnBadRecord.SKIP)
+    if missing:
+        assert loaded.counts["bad"] == {"unknown_question_type": 2} and loaded.counts["by_exclusion"] == 0
+        assert [record.question_type.value for record in loaded.train] == ["lesion"]
+    else:
+        assert loaded.counts["by_exclusion"] == 2
+        assert sorted(record.question_type.value for record in loaded.train) == ["disease", "lesion"]
+
+
+def test_file_called_unknown_is_never_completed_by_exclusion(root: Path) -> None:
+    records = [qa(n, modality_type=None) for n in range(3)]
+    write_qa(root, records)
+    for name in ("CT", "MR", "X-Ray", "ultrasound", "Dermoscopy", "Fundus Photography", "OCT"):
+        for part in ("train", "test"):
+            write_split(root / "Splits/modality" / part, f"{name}_{part}", [])
+    write_split(root / "Splits/modality/train", "unknown_train", [records[0]])
+    write_split(root / "Splits/question_type/train", "Disease Diagnosis_train", records[:1])
+    write_split(root / "Splits/question_type/test", "Disease Diagnosis_test", [qa(1, question="Another?")])
+    (root / "QA_information/Open-access/D.json").write_text("[]")
+    arguments: dict[str, Any] = {"split": Split.RELEASED, "on_bad_record": OnBadRecord.SKIP}
+    loaded = load(root, axis=SplitAxis.QUESTION_TYPE, **arguments)
+    assert [(record.question, record.modality.value) for record in loaded.test] == [("Another?", "micro")]
+    assert loaded.counts["bad"] == {"unknown_modality": 1} and loaded.train == []
+
+
+def test_single_split_file_and_bad_names(root: Path) -> None:
+    write_qa(root, [qa(1), qa(2)])
+    save_picture(root / "Images/D/2.png", 2)
+    path = write_split(root.parent / "elsewhere", "X-Ray_test", [qa(1)])
+    loaded = load(root, split=Split.RELEASED, splits=path)
+    assert (loaded.train, [record.id for record in loaded.test]) == ([], ["D_0001"])
+    assert [record.id for record in load(root, splits=path).test] == ["D_0001"]
+    wrong = path.rename(path.with_name("questions.json"))
+    with pytest.raises(DataError, match=r"questions.json: the file name does not say"):
+        load(root, splits=wrong)
+
+
+def test_repeated_ids_are_numbered(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1, question_id="D_0000")])
+    assert [record.id for record in load(root).test] == ["D_0000", "D_0000~2"]
+
+
+def test_image_grouped_keeps_copies_together_and_depends_on_the_seed_only(root: Path) -> None:
+    records = [qa(n) for n in range(40)]
+    write_qa(root, records)
+    for number in range(0, 40, 4):  # every fourth picture of CT stands again, as a JPEG under the next CT question
+        with Image.open(root / f"Images/D/{number}.png") as image:
+            image.save(root / f"Images/D/{number + 2}.jpg", quality=80)
+        records[number + 2]["image_path"] = f"Images/D/{number + 2}.jpg"
+    write_qa(root, records, pictures=False)
+    loaded = load(root, split=Split.IMAGE_GROUPED)
+    side = {record.id: part for part in ("train", "test") for record in getattr(loaded, part)}
+    assert len(side) == 40 and loaded.counts["pictures_used"] == 30
+    assert all(side[f"D_{n:04d}"] == side[f"D_{n + 2:04d}"] for n in range(0, 40, 4))
+    assert loaded.leaks.records_by_picture == 0
+    assert Counter(record.modality.value for record in loaded.test) == {"ct": 4, "xray": 5}
+    write_qa(root, records[::-1], pictures=False)
+    again = load(root, split=Split.IMAGE_GROUPED)
+    assert {record.id for record in again.test} == {record.id for record in loaded.test}
+    assert again.fingerprint == loaded.fingerprint
+    other = load(root, split=Split.IMAGE_GROUPED, seed=1)
+    assert {record.id for record in other.test} != {record.id for record in loaded.test}
+    assert other.fingerprint != loaded.fingerprint
+
+
+def test_leaks_by_path_by_picture_and_by_modality(root: Path) -> None:
+    records = [qa(n) for n in range(6)]
+    write_qa(root, records)
+    with Image.open(root / "Images/D/1.png") as image:
+        image.save(root / "Images/D/3.jpg", quality=80)
+    records[3]["image_path"] = "Images/D/3.jpg"  # the picture of 1 under another path
+    records[5]["image_path"] = "Images/D/0.png"  # a path of training, but of another modality there
+    extra = qa(1, question="And what else?", question_id="D_9")  # the very path of training
+    write_qa(root, [*records, extra], pictures=False)
+    write_split(root / "Splits/modality", "CT_train", [records[0], records[2]])
+    write_split(root / "Splits/modality", "X-Ray_train", [records[1]])
+    write_split(root / "Splits/modality", "CT_test", [records[4]])
+    write_split(root / "Splits/modality", "X-Ray_test", [records[3], records[5], extra])
+    leaks = load(root, split=Split.RELEASED).leaks
+    assert (leaks.test_records, leaks.test_images) == (4, 4)
+    assert (leaks.records_by_path, leaks.records_by_picture) == (2, 3)
+    xray = leaks.by_modality[Modality.XRAY]
+    assert (xray.test_images, xray.images_by_path, xray.images_by_picture) == (3, 1, 2)
+    assert leaks.by_modality[Modality.CT].records_by_picture == 0
+
+
+def test_fingerprint_follows_the_picture(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1)])
+    before = load(root).fingerprint
+    assert load(root).fingerprint == before
+    save_picture(root / "Images/D/1.png", 77)
+    assert load(root).fingerprint != before
+
+
+@needs_mini
+@pytest.mark.parametrize(
+    ("axis", "train", "test", "by_path", "by_picture"),
+    [(SplitAxis.MODALITY, 1687, 409, 124, 135), (SplitAxis.QUESTION_TYPE, 1704, 392, 114, 131)],
+)
+def test_real_released_splits(
+    tmp_path: Path, axis: SplitAxis, train: int, test: int, by_path: int, by_picture: int
+) -> None:
+    arguments: dict[str, Any] = {"split": Split.RELEASED, "axis": axis, "cache_dir": tmp_path}
+    loaded = load(MINI, on_bad_record=OnBadRecord.SKIP, max_image_pixels=64_000_000, **arguments)
+    assert (len(loaded.train), len(loaded.test)) == (train, test)
+    assert (loaded.leaks.records_by_path, loaded.leaks.records_by_picture) == (by_path, by_picture)
+    assert loaded.counts["bad"] == {"duplicate_option": 1, "unknown_modality": 1}
+    independent = [
+        record for path in (MINI / "Splits" / axis.value).rglob("*.json") for record in json.loads(path.read_text())
+    ]
+    assert loaded.counts["questions_read"] == len(independent) == len(loaded.train) + len(loaded.test) + len(loaded.bad)
+    assert loaded.counts["images_read"] == len({record["image"] for record in independent})
+
+
+@needs_mini
+def test_real_layouts_agree(tmp_path: Path) -> None:
+    """Both layouts hold the same questions, so answers, axes and ids must come out the same from either."""
+    arguments: dict[str, Any] = {"on_bad_record": OnBadRecord.SKIP, "cache_dir": tmp_path, "max_image_pixels": 10**6}
+    release = load(MINI, **arguments)
+    split = load(MINI, split=Split.RELEASED, **arguments)
+
+    def content(records: list[Any]) -> set[tuple[Any, ...]]:
+        return {
+            (r.id, r.image.key, r.modality, r.question_type, r.question, tuple(r.options.items()), r.answer)
+            for r in records
+        }
+
+    assert len(release.test) == 2096
+    assert content(release.test) == content(split.train + split.test)

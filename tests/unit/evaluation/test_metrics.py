@@ -1,0 +1,173 @@
+"""From prediction lines to cells, contrasts and metric names, on a handful of lines that can be counted by eye."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from medr1.errors import DataError
+from medr1.evaluation.metrics import compare, metric_items, summarise
+from medr1.evaluation.predictions import Prediction
+from medr1.evaluation.statistics import wilson
+from medr1.reasoning import ReasoningMode
+from medr1.records import Modality, QuestionType
+
+
+def line(
+    record: str,
+    parsed: str | None,
+    *,
+    modality: Modality = Modality.CT,
+    question_type: QuestionType = QuestionType.DISEASE,
+    condition: str = "base",
+    image: str = "",
+    lenient: str | None = None,
+    options: int = 4,
+    length: int = 10,
+    format: bool = True,
+    truncated: bool = False,
+) -> Prediction:
+    """A line whose right answer is A."""
+    return Prediction(
+        record=record,
+        image=image or record,
+        modality=modality,
+        question_type=question_type,
+        condition=condition,
+        reasoning=ReasoningMode.NO_THINK,
+        text="",
+        answer="A",
+        parsed=parsed,
+        lenient=lenient or parsed,
+        right=parsed == "A",
+        format=format,
+        length=length,
+        truncated=truncated,
+        options=options,
+    )
+
+
+LINES = [
+    line("1", "A", image="x", length=4),
+    line("2", "B", image="x", options=2, length=6),
+    line("3", None, lenient="A", format=False, truncated=True, length=50),
+    line("4", "A", modality=Modality.OCT, question_type=QuestionType.LESION, format=False, length=20),
+    line("5", "A", modality=Modality.OCT, question_type=QuestionType.LESION),
+]
+
+
+def test_the_overall_cell_by_counting() -> None:
+    cell = summarise(LINES).overall
+    assert (cell.n, cell.images) == (5, 4)
+    assert cell.accuracy == 3 / 5
+    assert (cell.low, cell.high) == wilson(3, 5)
+    assert cell.chance == pytest.approx((4 * 0.25 + 0.5) / 5)
+    assert (cell.format_rate, cell.unparsed_rate, cell.truncated_rate) == (3 / 5, 1 / 5, 1 / 5)
+    assert cell.lenient_accuracy == 4 / 5
+    assert cell.length == (4 + 6 + 50 + 20 + 10) / 5
+
+
+def test_only_what_occurs_has_a_cell() -> None:
+    summary = summarise(LINES)
+    assert {m: (c.n, c.accuracy) for m, c in summary.by_modality.items()} == {
+        Modality.CT: (3, 1 / 3),
+        Modality.OCT: (2, 1.0),
+    }
+    assert {t: c.n for t, c in summary.by_question_type.items()} == {QuestionType.DISEASE: 3, QuestionType.LESION: 2}
+    # Equal weight for each modality: (1/3 + 1) / 2, where the overall accuracy is 3/5.
+    assert summary.modality_mean == pytest.approx(2 / 3)
+
+
+def test_a_summary_is_plain_json() -> None:
+    plain = summarise(LINES).to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["by_modality"]["oct"]["accuracy"] == 1.0
+    assert {type(key) for key in (*plain["by_modality"], *plain["by_question_type"])} == {str}
+    assert (plain["condition"], plain["overall"]["n"]) == ("base", 5)
+
+
+def test_a_summary_is_of_one_condition_and_of_records_that_occur_once() -> None:
+    with pytest.raises(DataError, match="found: base, trained"):
+        summarise([LINES[0], replace(LINES[1], condition="trained")])
+    with pytest.raises(DataError, match="no prediction at all"):
+        summarise([])
+    with pytest.raises(DataError, match="record 1 occurs twice in condition base"):
+        summarise([LINES[0], LINES[0]])
+
+
+def test_metric_names_and_values() -> None:
+    assert dict(metric_items("test", summarise(LINES))) == {
+        "test/accuracy": 0.6,
+        "test/accuracy/modality/ct": 1 / 3,
+        "test/accuracy/modality/oct": 1.0,
+        "test/accuracy/question_type/disease": 1 / 3,
+        "test/accuracy/question_type/lesion": 1.0,
+        "test/format_rate": 0.6,
+        "test/unparsed_rate": 0.2,
+        "test/completion_length": 18.0,
+        "test/chance": pytest.approx(0.3),
+        "test/lenient_accuracy": 0.8,
+    }
+
+
+def trained(answers: str) -> list[Prediction]:
+    return [
+        replace(p, condition="trained", parsed=letter, lenient=letter, right=letter == "A")
+        for p, letter in zip(LINES, answers, strict=True)
+    ]
+
+
+def test_a_comparison_by_counting() -> None:
+    # base: right, wrong, wrong, right, right; trained: right, right, right, wrong, right.
+    result = compare(LINES, trained("AAABA"))
+    assert (result.a, result.b) == ("base", "trained")
+    assert (result.overall.n, result.overall.images) == (5, 4)
+    assert (result.overall.b, result.overall.c) == (1, 2)
+    assert result.overall.difference == pytest.approx(1 / 5)
+    assert result.overall.low < 0.2 < result.overall.high
+    # b=1, c=2: 2 * P(X <= 1 of 3) = 2 * 4/8 = 1
+    assert result.overall.p == 1.0
+    ct = result.by_modality[Modality.CT]
+    assert (ct.b, ct.c) == (0, 2)
+    assert ct.difference == pytest.approx(2 / 3)
+    assert ct.p == pytest.approx(0.5)  # 2 * (1/2)^2
+    assert result.by_question_type[QuestionType.LESION].difference == -0.5
+    plain = result.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["by_modality"]["ct"]["c"] == 2
+
+
+def test_the_order_of_the_lines_does_not_matter() -> None:
+    other = trained("AAABA")
+    assert compare(LINES, other[::-1]) == compare(LINES, other)
+
+
+def test_holm_covers_the_cells_of_a_family() -> None:
+    # CT: 8 records right only in b, p = 2/2^8 = 1/128; OCT: 6, p = 2/2^6 = 1/32. Holm: 1/128 * 2 and 1/32 * 1.
+    modalities = [Modality.CT] * 8 + [Modality.OCT] * 6
+    a = [line(str(i), "B", modality=m) for i, m in enumerate(modalities)]
+    b = [line(str(i), "A", modality=m, condition="trained") for i, m in enumerate(modalities)]
+    result = compare(a, b)
+    assert result.by_modality[Modality.CT].p == pytest.approx(1 / 128)
+    assert result.by_modality[Modality.CT].p_holm == pytest.approx(1 / 64)
+    assert result.by_modality[Modality.OCT].p_holm == pytest.approx(1 / 32)
+    # The one cell of a family, and the overall cell, have nothing to be adjusted for.
+    assert result.by_question_type[QuestionType.DISEASE].p_holm == pytest.approx(2 / 2**14)
+    assert result.overall.p_holm == result.overall.p
+
+
+def test_a_record_that_is_missing_on_either_side_is_named() -> None:
+    other = trained("AAABA")
+    with pytest.raises(DataError, match=r"condition trained lacks 2 record\(s\) .* such as 1;"):
+        compare(LINES, other[2:])
+    with pytest.raises(DataError, match=r"condition base lacks 1 record\(s\) .* such as 5;"):
+        compare(LINES[:-1], other)
+
+
+def test_a_record_must_be_the_same_question_on_both_sides() -> None:
+    other = trained("AAABA")
+    other[0] = replace(other[0], options=3)
+    with pytest.raises(DataError, match=r"record 1 is not the same question in base .* and trained"):
+        compare(LINES, other)

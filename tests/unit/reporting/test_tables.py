@@ -1,0 +1,171 @@
+"""The result table: its numbers are the summary's, and it fits in 100 columns whatever they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
+from medr1.records import Modality, QuestionType
+from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES, ResultTable, render_results
+
+CELL = Cell(
+    n=1234,
+    images=1000,
+    accuracy=0.7012,
+    low=0.6751,
+    high=0.7260,
+    chance=0.2741,
+    format_rate=0.9876,
+    unparsed_rate=0.0123,
+    lenient_accuracy=0.71,
+    length=61.5,
+    truncated_rate=0.01,
+)
+CONTRAST = Contrast(n=1234, images=1000, difference=0.2994, low=0.2649, high=0.3351, b=8, c=377, p=0.0421, p_holm=0.3)
+
+
+def summary(condition: str, cell: Cell = CELL) -> Summary:
+    return Summary(condition, cell, dict.fromkeys(Modality, cell), dict.fromkeys(QuestionType, cell))
+
+
+def comparison(contrast: Contrast = CONTRAST) -> Comparison:
+    return Comparison(
+        "base", "trained", contrast, dict.fromkeys(Modality, contrast), dict.fromkeys(QuestionType, contrast)
+    )
+
+
+def printed(table: ResultTable, width: int = 100) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def row(table: ResultTable, name: str) -> dict[str, str]:
+    (found,) = [r for r in table.rows if len(r) > 1 and r[0] == name]
+    return dict(zip(table.titles, found, strict=True))
+
+
+def test_the_numbers_are_those_of_the_summaries() -> None:
+    of_mri = replace(CELL, n=77, accuracy=0.4, low=0.3051, high=0.5, chance=0.5, format_rate=1.0, unparsed_rate=0.0)
+    trained = summary("trained")
+    trained.by_modality[Modality.MRI] = of_mri
+    against = comparison()
+    against.by_modality[Modality.MRI] = replace(CONTRAST, difference=-0.05, low=-0.1, high=0.0, p=0.00002, p_holm=0.001)
+    table = render_results(
+        {
+            "base": summary("base", replace(CELL, accuracy=0.4018)),
+            "trained": trained,
+            "option_prior": summary("option_prior", replace(CELL, accuracy=0.9904)),
+            "blank_image": summary("blank_image", replace(CELL, accuracy=0.2)),
+        },
+        against,
+    )
+    assert row(table, "MRI") == {
+        "": "MRI",
+        "n": "77",
+        "chance": "50.0",
+        "prior": "99.0",
+        "blank": "20.0",
+        "base": "40.2",
+        "trained\n[95 %]": "40.0 [30.5,50.0]",
+        "difference\n[95 %]": "-5.0 [-10.0,+0.0]",
+        "p": "<.001*",
+        "fmt": "100",
+        "not\nread": "0.0",
+    }
+    overall = row(table, "All questions")
+    assert (overall["n"], overall["trained\n[95 %]"], overall["fmt"]) == ("1234", "70.1 [67.5,72.6]", "98.8")
+    assert overall["difference\n[95 %]"] == "+29.9 [+26.5,+33.5]"
+    # (7 * .7012 + .4) / 8 = .66355 for trained.
+    assert table.notes[1] == (
+        "Mean over modalities, each with equal weight: prior 99.0, blank 20.0, base 40.2, trained 66.4."
+    )
+    # Not starred: .042 is below .05 only before Holm's correction.
+    assert overall["p"] == ".042 "
+
+
+def test_rows_come_by_modality_then_by_type_then_overall() -> None:
+    names = [r[0] for r in render_results({"trained": summary("trained")}).rows]
+    assert names == [
+        "By modality",
+        *("CT", "MRI", "X-Ray", "Ultrasound", "Dermoscopy", "Fundus", "OCT", "Microscopy"),
+        "By type",
+        *("Anatomy", "Disease", "Lesion grading", "Modality", "Attributes"),
+        "Overall",
+        "All questions",
+    ]
+    assert (set(MODALITY_NAMES), set(QUESTION_TYPE_NAMES)) == (set(Modality), set(QuestionType))
+
+
+def test_what_was_trained_on_is_marked() -> None:
+    table = render_results(
+        {"trained": summary("trained")},
+        trained_modalities=[Modality.MRI],
+        trained_question_types=[QuestionType.MODALITY],
+    )
+    assert [r[0] for r in table.rows if "\N{DAGGER}" in r[0]] == ["MRI\N{DAGGER}", "Modality\N{DAGGER}"]
+    assert table.notes[-1] == "\N{DAGGER}: seen in training."
+    assert not any("\N{DAGGER}" in note for note in render_results({"trained": summary("trained")}).notes)
+
+
+def test_an_absent_condition_leaves_its_column_out() -> None:
+    table = render_results({"base": summary("base"), "option_prior": summary("option_prior")})
+    assert table.titles == ("", "n", "chance", "prior", "base\n[95 %]", "fmt", "not\nread")
+    assert {len(r) for r in table.rows} == {1, 7}
+    assert not any("blank:" in note or "McNemar" in note for note in table.notes)
+
+
+def test_a_modality_that_a_condition_lacks_leaves_a_gap() -> None:
+    base, trained, against = summary("base"), summary("trained"), comparison()
+    del base.by_modality[Modality.CT], against.by_modality[Modality.CT]
+    for family in (base.by_modality, trained.by_modality, against.by_modality):
+        family.pop(Modality.OCT)
+    table = render_results({"base": base, "trained": trained}, against)
+    ct = row(table, "CT")
+    assert (ct["base"], ct["difference\n[95 %]"], ct["p"]) == ("-", "-", "-")
+    assert ct["trained\n[95 %]"] == "70.1 [67.5,72.6]"
+    assert "OCT" not in [r[0] for r in table.rows]
+
+
+WORST = replace(
+    CELL, n=888888, accuracy=0.8888, low=0.8887, high=0.8889, chance=0.3333, format_rate=0.8888, unparsed_rate=0.8888
+)
+WORST_CONTRAST = replace(CONTRAST, difference=-0.8888, low=-0.8889, high=-0.8887, p=0.0001, p_holm=0.0008)
+FULL = replace(CELL, n=888888, accuracy=1.0, low=1.0, high=1.0, chance=0.5, format_rate=1.0, unparsed_rate=1.0)
+FULL_CONTRAST = replace(CONTRAST, difference=-1.0, low=-1.0, high=-1.0, p=0.0, p_holm=0.0)
+
+
+@pytest.mark.parametrize(("cell", "contrast"), [(WORST, WORST_CONTRAST), (FULL, FULL_CONTRAST)])
+def test_it_fits_in_100_columns_uncut(cell: Cell, contrast: Contrast) -> None:
+    conditions = ("option_prior", "blank_image", "base", "trained")
+    summaries = {c: summary(c, cell) for c in conditions}
+    table = render_results(summaries, comparison(contrast), list(Modality), list(QuestionType))
+    text = printed(table, width=100)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    # Given more room it looks the same: nothing was squeezed, cut or wrapped to fit.
+    assert [s.rstrip() for s in printed(table, width=200).splitlines()] == [s.rstrip() for s in lines]
+    assert "\u2026" not in text
+    (grading,) = [s.split() for s in lines if s.startswith("Lesion grading\N{DAGGER}")]
+    assert grading[2:] == " ".join(next(r for r in table.rows if r[0].startswith("Lesion"))[1:]).split()
+
+
+def test_markdown_holds_the_same_table() -> None:
+    table = render_results({c: summary(c) for c in ("base", "trained")}, comparison(), [Modality.CT])
+    lines = table.to_markdown().splitlines()
+    assert lines[0] == "|  | n | chance | base | trained [95 %] | difference [95 %] | p | fmt | not read |"
+    assert lines[1].count("---") == 9
+    assert lines[2] == "| **By modality** |  |  |  |  |  |  |  |  |"
+    assert "| CT\N{DAGGER} | 1234 | 27.4 | 70.1 | 70.1 [67.5,72.6] | +29.9 [+26.5,+33.5] | .042 | 98.8 | 1.2 |" in lines
+    assert {line.count("|") for line in lines if line.startswith("|")} == {10}
+    assert all(note in lines for note in table.notes)
+
+
+@pytest.mark.parametrize("conditions", [[], ["trained", "zero_shot"]])
+def test_unknown_conditions_are_refused(conditions: list[str]) -> None:
+    with pytest.raises(ValueError, match="the table knows option_prior, blank_image, base, trained; got"):
+        render_results({c: summary(c) for c in conditions})
