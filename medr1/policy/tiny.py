@@ -104,18 +104,19 @@ def initialise(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
     """Weights from nothing, for a narrow model trained from scratch.
 
     Fan-in scaling, because the family's default of 0.02 is made for widths of thousands: at width 128 it leaves the
-    options' letters unbound after 45,000 samples. The head is as wide as the embeddings, over sqrt(H).
+    options' letters unbound after 45,000 samples. The head begins as the embeddings over sqrt(H), as if they were
+    tied, so that to copy a letter is to attend to it.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.normal_(0, 0.5, generator=generator)
         elif isinstance(module, nn.Linear | nn.Conv3d):
-            fan_in = module.weight[0].numel()
-            gain = 0.5 if name == "lm_head" else 1.0
-            module.weight.normal_(0, gain / math.sqrt(fan_in), generator=generator)
+            module.weight.normal_(0, 1 / math.sqrt(module.weight[0].numel()), generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
+    embeddings = model.get_input_embeddings().weight
+    model.lm_head.weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))
 
 
 def build_tiny(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForConditionalGeneration:

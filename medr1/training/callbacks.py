@@ -1,4 +1,4 @@
-"""Callbacks: the table of sampled completions."""
+"""Callbacks: the progress bar and the table of sampled completions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
 
 from medr1.reasoning import question_text
 from medr1.records import Record
 from medr1.tracking import AnyTracker
 from medr1.training.grpo import GRPOModule
+
+
+class ProgressBar(TQDMProgressBar):
+    """Reward and accuracy beside the bar, and no version number of the logger."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in shown.items()}
 
 
 class CompletionsTable(pl.Callback):
@@ -25,11 +37,9 @@ class CompletionsTable(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, GRPOModule)
         sampled, group_size = pl_module.sampled, pl_module.settings.group_size
-        if (
-            sampled is None
-            or not trainer.is_global_zero
-            or (sampled.step % self.every and sampled.step + 1 != trainer.max_steps)
-        ):
+        if sampled is None or not trainer.is_global_zero:
+            return
+        if sampled.step % self.every and batch_idx + 1 != trainer.num_training_batches:
             return
         rows, images = [], []
         for index, record in enumerate(sampled.records[: max(1, self.count // 2)]):
