@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, check, key_paths, register
 from medr1.errors import ConfigError, Medr1Error
+from medr1.run_directory import RunDirectory
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = {
@@ -60,6 +61,10 @@ def entry_point(command: str) -> None:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         _leave(explain(error, TrainConfig if command == "train" else EvaluateConfig))
+    except OSError as error:
+        if "medr1.pipeline" in sys.modules:
+            raise  # from the job; before it only Hydra touches the disk, to make the run directory
+        _leave(f"{error.filename} cannot be made ({error.strerror}); choose another output_dir")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -72,6 +77,8 @@ def _train(cfg: DictConfig) -> None:
             check(cfg)
         elif others:
             raise ConfigError(f"resume= continues a run with its own stored config; leave out {', '.join(others)}")
+        else:
+            RunDirectory(run_directory()).stored_config(TrainConfig)
         from medr1 import pipeline
 
         pipeline.train(cfg, run_directory(), overrides)
@@ -108,7 +115,7 @@ def help_text(command: str) -> str:
 Choose (group=name):
 {choices}
 
-Set any value by its path, for example data.image_size=112 or seed=1. All of them: python {command}.py --cfg job
+Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
 Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2"""
     )
 
@@ -131,11 +138,22 @@ def explain(error: Exception, schema: type) -> str:
         wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
         return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"
     if found := re.search(r"Could not override '([^'@]+)'", message):
-        groups = sorted({group for group, _ in SCHEMAS if group})
-        return f"There is no setting {found[1]!r}. {_nearest(found[1], [*key_paths(schema), *groups], shown=3)}"
+        valid = dict.fromkeys(key_paths(schema))
+        if found[1] in valid:
+            return f"{found[1]} is a setting of {' and '.join(_owners(found[1]))}, which is not chosen here"
+        if schema is TrainConfig:
+            valid |= {"debug": None, "experiment": None}
+        return f"There is no setting {found[1]!r}. {_nearest(found[1], valid, shown=3) or '--cfg job shows all.'}"
     if found := re.search(r"Invalid value '([^']*)', expected one of \[([^\]]*)\]", message):
         return f"{message.splitlines()[0]}\n{found[0]}. {_nearest(found[1], found[2].split(', '))}"
     return message
+
+
+def _owners(key: str) -> Iterator[str]:
+    """The choices (group=name) that have a setting."""
+    for (group, name), schema in SCHEMAS.items():
+        if group and key in key_paths(schema, f"{group}."):
+            yield f"{group}={name.removesuffix('_schema')}"
 
 
 def _nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:

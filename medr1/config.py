@@ -63,7 +63,7 @@ class Split(StrEnum):
     test_only = "test_only"
 
 
-class SplitAxis(StrEnum):
+class ReleasedAxis(StrEnum):
     """Which of Med-R1's two families of released splits is read; ``auto`` takes the axis that is narrowed."""
 
     auto = "auto"
@@ -172,7 +172,7 @@ class OmniMedVQAConfig(DataConfig):
     root: str = MISSING
     splits: str | None = None
     split: Split = Split.released
-    axis: SplitAxis = SplitAxis.auto
+    axis: ReleasedAxis = ReleasedAxis.auto
     on_bad_record: OnBadRecord = OnBadRecord.skip
     test_fraction: float = 0.2
     seed: int = 0
@@ -219,6 +219,7 @@ class AlgorithmConfig:
     schedule: Schedule = Schedule.constant
     warmup_fraction: float = 0.0
     max_grad_norm: float = 1.0
+    adam_beta2: float = 0.999
 
 
 @dataclass
@@ -266,6 +267,7 @@ class PretrainConfig(AlgorithmConfig):
 
     images_per_modality: int = MISSING
     text_steps: int = MISSING
+    ramp: int = MISSING
     picture_steps: int = MISSING
     text_batch: int = MISSING
     pictures: int = MISSING
@@ -380,6 +382,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)
 
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
@@ -403,6 +406,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: names the key, the value and what to do.
     """
+    _check_keys(cfg)
     _check_names(cfg)
     _check_ranges(cfg)
     size = int(cfg.data.image_size)
@@ -419,6 +423,18 @@ def check(cfg: DictConfig) -> None:
         _check_training(cfg)
 
 
+def _check_keys(cfg: DictConfig, prefix: str = "") -> None:
+    """Hydra lets ``+key=value`` add what the schema does not have, and nothing would ever read it."""
+    known = [item.name for item in fields(OmegaConf.get_type(cfg))]  # type: ignore[arg-type]
+    for key in map(str, cfg):
+        if key not in known:
+            place = prefix.rstrip(".") or "the config"
+            raise ConfigError(f"+{prefix}{key}: there is no such setting; {place} has {', '.join(known)}")
+        plain = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
+        if not plain and isinstance(cfg[key], DictConfig):
+            _check_keys(cfg[key], f"{prefix}{key}.")
+
+
 def _check_names(cfg: DictConfig) -> None:
     for key, allowed in (
         ("modality.name", [*Modality, ALL]),
@@ -431,6 +447,7 @@ def _check_names(cfg: DictConfig) -> None:
 
 
 _RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
     "data.shortcut": (0, 1),
     "data.train_images_per_modality": (1, 1e6),
     "data.test_images_per_modality": (1, 1e6),
@@ -486,6 +503,8 @@ def _check_training(cfg: DictConfig) -> None:
             f"trainer.prompts_per_step={cfg.trainer.prompts_per_step} cannot be shared evenly by "
             f"{cfg.trainer.devices * cfg.trainer.num_nodes} processes"
         )
+    if cfg.algorithm.name == "pretrain" and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
+        raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
     if "sampling" in cfg.algorithm and cfg.reward.accuracy == cfg.reward.format == 0:
         raise ConfigError("reward.accuracy=0 and reward.format=0: every advantage would be zero; give one a weight")
     if cfg.model.tuning == Tuning.lora and cfg.model.freeze_vision and cfg.model.lora.targets == LoraTargets.vision:

@@ -7,7 +7,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,23 @@ import pytorch_lightning as pl
 import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import Progress
 
 from medr1.config import EvaluateConfig, TrainConfig, Tuning
-from medr1.data.base_mixture import BaseMixture
+from medr1.data.base_mixture import BaseMixture, corpus
+from medr1.data.pictures import Load, picture_loader
 from medr1.data.source import Dataset, limit_cells, load_dataset
-from medr1.evaluation.controls import OptionPrior, blind_predictions
+from medr1.evaluation.answers import Answers
 from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
-from medr1.evaluation.predict import Picture, predict
-from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
+from medr1.evaluation.predict import Picture
+from medr1.evaluation.predictions import Condition, Prediction
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import ADAPTER_CONFIG, choose_trained, load_policy, reference_of, save_policy
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import build_tiny_policy
 from medr1.reasoning import ReasoningMode
-from medr1.records import Record
 from medr1.reporting.tables import render_results
 from medr1.rl.objective import Objective
 from medr1.rl.rollout import Sampling
@@ -49,8 +47,6 @@ from medr1.training.sft import SFTModule
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[Record], Image.Image]
-
 # What each condition is called in MLflow.
 _METRIC_PREFIX = {
     Condition.BASE: "base",
@@ -58,7 +54,6 @@ _METRIC_PREFIX = {
     Condition.BLANK_IMAGE: "blank",
     Condition.OPTION_PRIOR: "blind",
 }
-_PICTURE_BYTES = 256 * 2**20  # of decoded pictures kept in memory
 
 
 def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
@@ -108,9 +103,9 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         _log_start(tracker, cfg, run, data)
         policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
         policy.to(_device(cfg))
-        answers = _Answers(cfg, run, data)
+        answers = _answers(cfg, run, data)
         answers.ask(policy, encoder, condition)
-        answers.finish(policy, encoder)
+        _ask_controls(cfg, answers, policy, encoder, data)
         _report(cfg, run, data, answers.conditions, tracker, 0)
 
 
@@ -118,19 +113,20 @@ def _train_and_answer(
     cfg: DictConfig, run: RunDirectory, data: Dataset, tracker: AnyTracker
 ) -> dict[str, list[Prediction]]:
     """Base answers, training, and the trained model's answers; whatever is there already is not done again."""
-    answers = _Answers(cfg, run, data)
+    answers = _answers(cfg, run, data)
     first = _is_first_process()
+    answers.known(Condition.BASE)
     pretraining = cfg.algorithm.name == "pretrain"
     if run.model.is_dir():
         log.info("training has ended before; its model is read from %s", run.model)
     else:
         if pretraining:
-            policy, encoder = build_tiny_policy(cfg.seed, cfg.algorithm.vocab_size)
+            policy, encoder = build_tiny_policy(corpus(cfg.seed), cfg.algorithm.vocab_size, cfg.seed)
         else:
             policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=True))
         if first and not pretraining:
             answers.ask(policy.to(_device(cfg)), encoder, Condition.BASE)
-        lora = (cfg.model.lora.rank, cfg.model.lora.alpha, cfg.model.lora.targets.value)
+        lora = (cfg.model.lora.rank, cfg.model.lora.alpha, str(cfg.model.lora.targets))
         choose_trained(
             policy, freeze_vision=cfg.model.freeze_vision, lora=lora if cfg.model.tuning == Tuning.lora else None
         )
@@ -144,7 +140,7 @@ def _train_and_answer(
     policy, encoder = load_policy(base, adapter=adapter, **_loading(cfg, training=False))
     policy.to(_device(cfg))
     answers.ask(policy, encoder, Condition.TRAINED)
-    answers.finish(policy, encoder)
+    _ask_controls(cfg, answers, policy, encoder, data)
     return answers.conditions
 
 
@@ -198,25 +194,31 @@ def _fit(
 class _Stream(pl.LightningDataModule):
     """The steps that are left to do. Lightning restores the step count before it asks for the loader."""
 
-    def __init__(self, make: Callable[[int], Any], trainer: pl.Trainer, steps: int, updates: int) -> None:
+    def __init__(self, make: Callable[[int, int, int], Any], trainer: pl.Trainer, steps: int, updates: int) -> None:
         super().__init__()
         self._make, self._trainer, self._steps, self._updates = make, trainer, steps, updates
 
     def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        first = self._trainer.global_step // self._updates
-        return torch.utils.data.DataLoader(StepStream(self._make, first, self._steps), batch_size=None)
+        first, rank, size = (
+            self._trainer.global_step // self._updates,
+            self._trainer.global_rank,
+            self._trainer.world_size,
+        )
+        stream = StepStream(lambda step: self._make(step, rank, size), first, self._steps)
+        return torch.utils.data.DataLoader(stream, batch_size=None)
 
 
 def _algorithm(
     cfg: DictConfig, data: Dataset, policy: Policy, encoder: Encoder, load: Load
-) -> tuple[GRPOModule | SFTModule, Callable[[int], Any]]:
-    """The LightningModule of the chosen algorithm, and what makes its batch of a step."""
+) -> tuple[GRPOModule | SFTModule, Callable[[int, int, int], Any]]:
+    """The LightningModule of the chosen algorithm, and what makes its batch of a step, rank and world size."""
     a, mode = cfg.algorithm, ReasoningMode(cfg.reasoning.mode)
     optimizer = {
         "learning_rate": a.learning_rate,
         "weight_decay": a.weight_decay,
-        "schedule": a.schedule.value,
+        "schedule": str(a.schedule),
         "warmup_fraction": a.warmup_fraction,
+        "adam_beta2": a.adam_beta2,
         "steps": cfg.trainer.steps * int(a.get("updates_per_rollout", 1)),
     }
     if a.name == "pretrain":
@@ -224,6 +226,7 @@ def _algorithm(
             seed=cfg.seed,
             images_per_modality=a.images_per_modality,
             text_steps=a.text_steps,
+            ramp=a.ramp,
             text_batch=a.text_batch,
             pictures=a.pictures,
             words=a.words,
@@ -238,11 +241,10 @@ def _algorithm(
         load=load,
         prompts_per_step=cfg.trainer.prompts_per_step,
         seed=cfg.seed,
-        rank=_rank(),
-        world_size=cfg.trainer.devices * cfg.trainer.num_nodes,
+        rationale=bool(a.get("rationale", False)),
     )
     if "sampling" not in a:
-        return SFTModule(policy, optimizer, a.max_grad_norm), lambda step: batches.supervised(step, a.rationale)
+        return SFTModule(policy, optimizer, a.max_grad_norm), batches.supervised
     settings = GRPOSettings(
         mode=mode,
         reward_weights={"accuracy": cfg.reward.accuracy, "format": cfg.reward.format},
@@ -257,13 +259,13 @@ def _algorithm(
             top_k=a.sampling.top_k,
         ),
         objective=Objective(
-            aggregation=a.objective.aggregation.value,
+            aggregation=str(a.objective.aggregation),
             clip_low=a.objective.clip_low,
             clip_high=a.objective.clip_high,
             beta=a.objective.beta,
-            kl_estimator=a.objective.kl_estimator.value,
+            kl_estimator=str(a.objective.kl_estimator),
         ),
-        reward_scaling=a.objective.reward_scaling.value,
+        reward_scaling=str(a.objective.reward_scaling),
         optimizer=optimizer,
         max_grad_norm=a.max_grad_norm,
         seed=cfg.seed,
@@ -272,55 +274,22 @@ def _algorithm(
     return GRPOModule(policy, encoder, settings, reference), batches.rollout
 
 
-class _Answers:
-    """The predictions of a run by condition; a condition whose file is complete is read, not answered again."""
+def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> Answers:
+    return Answers(
+        limit_cells(data.test, cfg.evaluation.limit),
+        ReasoningMode(cfg.reasoning.mode),
+        load=picture_loader(int(cfg.data.image_size)),
+        file=run.predictions,
+        batch_size=cfg.evaluation.batch_size,
+        max_new_tokens=cfg.evaluation.max_new_tokens,
+    )
 
-    def __init__(self, cfg: DictConfig, run: RunDirectory, data: Dataset) -> None:
-        self.cfg, self.run, self.data = cfg, run, data
-        self.mode = ReasoningMode(cfg.reasoning.mode)
-        self.records = limit_cells(data.test, cfg.evaluation.limit)
-        size = int(cfg.data.image_size)
 
-        @lru_cache(maxsize=max(16, _PICTURE_BYTES // (3 * size * size)))
-        def load(image: Any) -> Image.Image:
-            return image.load(size)  # type: ignore[no-any-return]
-
-        self.load: Load = lambda record: load(record.image)
-        self.conditions: dict[str, list[Prediction]] = {}
-
-    def ask(self, policy: Policy, encoder: Encoder, condition: str, picture: Picture = Picture.OWN) -> None:
-        """Answers every test record greedily under one condition."""
-        file = self.run.predictions(condition)
-        if file.is_file():
-            self.conditions[condition] = read_predictions(file)
-            return
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task(f"answers of {condition.replace('_', ' ')}", total=len(self.records))
-            self.conditions[condition] = predict(
-                policy,
-                encoder,
-                self.records,
-                self.mode,
-                condition,
-                load=self.load,
-                batch_size=self.cfg.evaluation.batch_size,
-                max_new_tokens=self.cfg.evaluation.max_new_tokens,
-                picture=picture,
-                advance=lambda done: progress.advance(bar, done),
-            )
-        write_predictions(file, self.conditions[condition])
-
-    def finish(self, policy: Policy, encoder: Encoder) -> None:
-        """The controls: the last asked policy with an empty picture, and the option prior of the training records."""
-        base = self.run.predictions(Condition.BASE)
-        if base.is_file():
-            self.conditions[Condition.BASE] = read_predictions(base)
-        if self.cfg.evaluation.blank_image:
-            self.ask(policy, encoder, Condition.BLANK_IMAGE, Picture.BLANK)
-        if self.data.train:
-            lines = blind_predictions(OptionPrior.fit(self.data.train), self.records, self.mode)
-            write_predictions(self.run.predictions(Condition.OPTION_PRIOR), lines)
-            self.conditions[Condition.OPTION_PRIOR] = lines
+def _ask_controls(cfg: DictConfig, answers: Answers, policy: Policy, encoder: Encoder, data: Dataset) -> None:
+    """The blind controls: the policy with an empty picture, and the option prior of the training records."""
+    if cfg.evaluation.blank_image:
+        answers.ask(policy, encoder, Condition.BLANK_IMAGE, Picture.BLANK)
+    answers.ask_option_prior(data.train)
 
 
 def _report(
@@ -401,8 +370,8 @@ def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory) -> None:
 
 def _loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
     return {
-        "precision": cfg.model.precision.value,
-        "attention": cfg.model.attention.value,
+        "precision": str(cfg.model.precision),
+        "attention": str(cfg.model.attention),
         "gradient_checkpointing": training and cfg.model.gradient_checkpointing,
     }
 
@@ -412,13 +381,10 @@ def _device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
 
 
-def _rank() -> int:
-    """Rank of this process as its launcher (Lightning, torchrun, SLURM) says it; 0 alone."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
-
-
 def _is_first_process() -> bool:
-    return _rank() == 0
+    """Whether this process writes files and tracks. Known before Lightning has started the others, from what it or
+    another launcher (torchrun, SLURM) has put into the environment."""
+    return not getattr(rank_zero_only, "rank", 0) and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def _quieten() -> None:

@@ -42,7 +42,9 @@ class QuestionType(StrEnum):
 
 
 class ImageSource(Protocol):
-    """Where a picture comes from. Decoding is lazy: nothing is read before ``load``."""
+    """Where a picture comes from. Decoding is lazy: nothing is read before ``load``. Hashable, so it can be kept."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def key(self) -> str:

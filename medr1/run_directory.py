@@ -7,13 +7,16 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from medr1.config import SCHEMAS
 from medr1.errors import CheckpointError, ConfigError
 
 _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hydra-core", "omegaconf")
@@ -73,21 +76,41 @@ class RunDirectory:
         """
         if not self.config.is_file():
             raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
-        stored = OmegaConf.load(self.config)
-        unknown = set(stored) - set(OmegaConf.structured(schema))
-        if not isinstance(stored, DictConfig) or unknown:
-            raise ConfigError(f"{self.config} was not written by this version: unknown {', '.join(map(str, unknown))}")
-        return stored
+        try:
+            return _typed(OmegaConf.load(self.config), schema)
+        except (YAMLError, OSError, OmegaConfBaseException, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise ConfigError(f"{self.config} is damaged, or was not written by this version: {why}") from error
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the highest step, or None before the first."""
-        found = {int(p.name.removeprefix("step=")): p for p in self.checkpoints.glob("step=*") if p.is_dir()}
+        steps = {p: p.stem.removeprefix("step=") for p in self.checkpoints.glob("step=*.ckpt") if p.is_dir()}
+        found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
     def trained_model(self) -> Path:
         if not self.model.is_dir():
             raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
         return self.model
+
+
+def _typed(stored: Any, schema: type) -> DictConfig:
+    """A config read from a file with its types again. Which of a group's schemas it has, its keys tell."""
+    keys = {item.name for item in fields(schema)}
+    if not isinstance(stored, DictConfig) or not keys >= set(stored):
+        raise ValueError(f"it must hold the settings {', '.join(sorted(keys))}")
+    chosen = {}
+    for group in keys & set(stored) & {"data", "algorithm"}:
+        schemas = [s for (name, _), s in SCHEMAS.items() if name == group]
+        fitting = [s for s in schemas if {item.name for item in fields(s)} >= set(stored[group])]
+        if not fitting:
+            raise ValueError(f"{group} has the settings {', '.join(map(str, stored[group]))}")
+        chosen[group] = fitting[0]()
+    typed = OmegaConf.merge(OmegaConf.structured(schema(**chosen)), stored)
+    if missing := OmegaConf.missing_keys(typed):
+        raise ValueError(f"{', '.join(sorted(missing))} missing")
+    assert isinstance(typed, DictConfig)
+    return typed
 
 
 def write_text(path: Path, content: str) -> None:

@@ -19,7 +19,8 @@ class PromptBatch:
     """B encoded prompts with at most one picture each.
 
     ids [B, P] and mask [B, P]; positions [3, B, P], explicit M-RoPE; next_position [B], the position of the first
-    completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3].
+    completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3]; shown, the
+    index of its picture for each prompt that has one, in order: prompts on one picture share its encoding.
     """
 
     ids: Tensor
@@ -28,6 +29,7 @@ class PromptBatch:
     next_position: Tensor
     pixels: Tensor | None
     grids: Tensor | None
+    shown: tuple[int, ...]
 
     def to(self, device: torch.device) -> PromptBatch:
         return PromptBatch(
@@ -37,6 +39,7 @@ class PromptBatch:
             self.next_position.to(device),
             None if self.pixels is None else self.pixels.to(device),
             None if self.grids is None else self.grids.to(device),
+            self.shown,
         )
 
 

@@ -7,28 +7,34 @@ targets is careless about the format, as the outputs of a general model are, so 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
-from medr1.data.phantoms import World, ask, make_phantom, make_records
+from medr1.data.phantoms import NAMES, World, ask, choices, make_phantom, make_records
 from medr1.reasoning import ReasoningMode, question_text, target_text
-from medr1.records import Modality, QuestionType, Record
+from medr1.records import LETTERS, Modality, QuestionType, Record
+
+_WORDS = sorted({value for modality in Modality for kind in QuestionType for value in choices(kind, modality)})
 
 
 @dataclass(frozen=True, slots=True)
 class BaseExample:
-    """One example: a question, whether its picture is given in words, the mode and the target completion."""
+    """One example: a question, the words that stand in the picture's place (None: the picture itself), and a target."""
 
     record: Record
-    in_words: bool
+    words: str | None
     mode: ReasoningMode
     target: str
 
 
 @dataclass(frozen=True, slots=True)
 class BaseMixture:
-    """Two stages: ``text_steps`` batches of examples in words only, then pictures and words together.
+    """First ``text_batch`` short questions in words at a step. At the beginning most are scrambled: any words as
+    options, one of them among the words, which only matching can answer and no knowledge of single words. From
+    ``text_steps`` on, over ``ramp`` steps, all modes and ``pictures`` pictures with ``words`` questions in words come
+    in; at once they would undo the binding.
 
     ``images_per_modality`` pictures stand behind it, of a world that no experiment trains or tests on. ``careless``
     is the share of targets that break the format of their mode; one wording of two question types is careless four
@@ -38,6 +44,7 @@ class BaseMixture:
     seed: int
     images_per_modality: int
     text_steps: int
+    ramp: int
     text_batch: int
     pictures: int
     words: int
@@ -45,18 +52,26 @@ class BaseMixture:
 
     def batch(self, step: int) -> list[BaseExample]:
         rng = np.random.default_rng((self.seed, step))
-        if step < self.text_steps:
-            return [self._example(rng, in_words=True, binding=True) for _ in range(self.text_batch)]
-        return [self._example(rng, in_words=i >= self.pictures) for i in range(self.pictures + self.words)]
+        far = min(1.0, max(0, step - self.text_steps) / self.ramp)
+        scrambled = max(0.0, 1 - step / self.text_steps)
+        pictures = round(far * self.pictures)
+        size = pictures + round(self.text_batch + far * (self.words - self.text_batch))
+        return [self._example(rng, picture=i < pictures, scrambled=scrambled, far=far) for i in range(size)]
 
-    def _example(self, rng: np.random.Generator, *, in_words: bool, binding: bool = False) -> BaseExample:
+    def _example(self, rng: np.random.Generator, *, picture: bool, scrambled: float, far: float) -> BaseExample:
         modality = list(Modality)[int(rng.integers(len(Modality)))]
         phantom = make_phantom(World.BASE, self.seed, modality, int(rng.integers(self.images_per_modality)))
         kind = list(QuestionType)[int(rng.integers(len(QuestionType)))]
-        mode = ReasoningMode.NO_THINK if binding else list(ReasoningMode)[int(rng.integers(len(ReasoningMode)))]
+        mode = list(ReasoningMode)[int(rng.integers(len(ReasoningMode)))]
         record = ask(phantom, kind, rng)
-        target = target_text(mode, record.answer) if binding else self._target(rng, record, mode)
-        return BaseExample(record, in_words, mode, target)
+        if rng.random() < scrambled:
+            record = _scramble(record, rng)
+        if rng.random() < far:
+            target = self._target(rng, record, mode)
+        else:
+            mode = ReasoningMode.NO_THINK
+            target = target_text(mode, record.answer)
+        return BaseExample(record, None if picture else record.rationale, mode, target)
 
     def _target(self, rng: np.random.Generator, record: Record, mode: ReasoningMode) -> str:
         right = target_text(mode, record.answer, record.rationale)
@@ -78,6 +93,17 @@ class BaseMixture:
             ),
         }[mode]
         return slips[int(rng.integers(len(slips)))]
+
+
+def _scramble(record: Record, rng: np.random.Generator) -> Record:
+    """Options drawn from all words of the world, and a "picture" of five words with exactly one of them."""
+    drawn = [_WORDS[int(i)] for i in rng.choice(len(_WORDS), 8, replace=False)]
+    options = dict(zip(LETTERS, drawn[:4], strict=False))
+    answer = LETTERS[int(rng.integers(4))]
+    said = [drawn[4:][int(i)] for i in rng.permutation(4)]
+    said.insert(int(rng.integers(5)), options[answer])
+    rationale = f"{NAMES[record.modality]}, {', '.join(said)}"
+    return dataclasses.replace(record, options=options, answer=answer, rationale=rationale)
 
 
 def corpus(seed: int) -> list[str]:

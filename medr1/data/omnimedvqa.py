@@ -13,9 +13,9 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
+from medr1.config import OnBadRecord, Split
 from medr1.data.image_index import ImageFacts, ImageIndex, group_pictures
 from medr1.data.images import FileImage
 from medr1.data.omnimedvqa_axes import AxisFinder
@@ -23,29 +23,9 @@ from medr1.data.omnimedvqa_files import Question, Reading, SplitAxis, SplitFile,
 from medr1.errors import DataError
 from medr1.records import BadRecord, Modality, Reason, Record
 
-__all__ = ["LeakCount", "Loaded", "OnBadRecord", "Split", "SplitAxis", "count_leaks", "load_omnimedvqa"]
-
 log = logging.getLogger(__name__)
 
 _SHOWN = 10
-
-
-class Split(StrEnum):
-    """Which records train and which test."""
-
-    RELEASED = "released"
-    """As Med-R1's split files have it, one family of them, with their leaks."""
-    IMAGE_GROUPED = "image_grouped"
-    """Cut anew so that no picture is on both sides."""
-    TEST_ONLY = "test_only"
-    """Every record tests."""
-
-
-class OnBadRecord(StrEnum):
-    """What to do with records that cannot be used."""
-
-    ERROR = "error"
-    SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +100,7 @@ def load_omnimedvqa(
         DataError: a place or file that cannot be used, no usable record at all, or with ``on_bad_record=error`` one
             message about all bad records.
     """
-    if split is Split.IMAGE_GROUPED and not 0.0 < test_fraction < 1.0:
+    if split is Split.image_grouped and not 0.0 < test_fraction < 1.0:
         raise DataError(f"test_fraction is {test_fraction}. Remedy: a value between 0 and 1, such as 0.2")
     source = _read_source(root, splits, split, axis)
     questions, bad = _with_axes(source)
@@ -200,7 +180,7 @@ def _read_source(root: Path, splits: Path | None, split: Split, axis: SplitAxis)
     if release is None and not split_place.exists():
         raise DataError(f"data root {root} holds neither QA_information nor Splits. Remedy: correct data.root")
     source = _Source()
-    if split is not Split.RELEASED and splits is None and release is not None:
+    if split is not Split.released and splits is None and release is not None:
         source.add("", release)
         return source
     if not split_place.exists():
@@ -249,7 +229,7 @@ def _with_axes(source: _Source) -> tuple[list[tuple[str, Question]], list[BadRec
 def _report_bad(root: Path, bad: list[BadRecord], counted: dict[str, int], on_bad: OnBadRecord, empty: bool) -> None:
     """Raises one error about all bad records, or logs their number where they may be skipped and others remain."""
     summary = ", ".join(f"{count} {reason}" for reason, count in counted.items())
-    if on_bad is OnBadRecord.SKIP and not empty:
+    if on_bad is OnBadRecord.skip and not empty:
         log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), summary)
         return
     # One of each reason before the second of any, or ten missing pictures would hide the one broken record.
@@ -296,9 +276,9 @@ def _parts(
     records: Sequence[Record], given: Sequence[str], split: Split, test_fraction: float, seed: int
 ) -> Sequence[str]:
     """The part of each record: as given, all test, or cut by picture."""
-    if split is Split.RELEASED:
+    if split is Split.released:
         return given
-    if split is Split.TEST_ONLY:
+    if split is Split.test_only:
         return ["test"] * len(records)
     testing = _test_pictures(records, test_fraction, seed)
     return ["test" if record.image.key in testing else "train" for record in records]

@@ -18,11 +18,13 @@ from medr1.records import Modality
 
 Array = NDArray[np.float64]
 
+# Each value is one word, so that a narrow model can match an option to what it sees by one token.
 FINDINGS = ("nodule", "cyst", "calcification", "fissure")
 GRADES = ("mild", "moderate", "severe")
-LOCATIONS = ("upper left", "upper right", "lower left", "lower right")
+LOCATIONS = ("top", "bottom", "left", "right")
 # The last scanner is held out: no training image is ever taken with it.
 SCANNERS = ("A", "B", "C", "D", "E")
+_CENTRE = {"top": (0.0, -0.45), "bottom": (0.0, 0.45), "left": (-0.45, 0.0), "right": (0.45, 0.0)}
 _RADIUS = {"mild": 0.12, "moderate": 0.2, "severe": 0.3}  # of the half width
 
 
@@ -189,13 +191,13 @@ def _fp(c: Canvas, anatomy: str) -> Array:
         for y in np.linspace(-1.2, 1.2, 8):
             g = _paint(g, c.line(-1.1, 0.25 * float(y), 1.1, float(y), 0.03), 0.25)
         return g
-    x = {"macula": 0.72, "optic disc": 0.0, "vessel arcade": -0.72}[anatomy]
+    x = {"macula": 0.72, "disc": 0.0, "arcade": -0.72}[anatomy]
     for bend in (-1, 1):
         g = _paint(g, c.inside(np.abs(c.v - bend * 0.75 * np.sqrt(np.abs(c.u - x) + 1e-6)) - 0.045), 0.22)
         g = _paint(g, c.inside(np.abs(c.v - bend * 0.3 * np.sqrt(np.abs(c.u - x) + 1e-6)) - 0.025), 0.28)
     if anatomy == "macula":
         g = _paint(g, c.ellipse(0, 0, 0.24, 0.24), 0.28)
-    disc = 0.3 if anatomy == "optic disc" else 0.2
+    disc = 0.3 if anatomy == "disc" else 0.2
     return _paint(g, c.ellipse(x, 0, disc, disc), 0.98)
 
 
@@ -204,7 +206,7 @@ def _oct(c: Canvas, anatomy: str) -> Array:
         depth = np.hypot(c.u * 0.9, c.v - 1.0) - 1.2
         wall = c.inside(np.abs(depth) - 0.2)
         return 0.06 + 0.75 * wall
-    dip = {"fovea": 0.45, "nerve head": 1.5, "peripheral retina": 0.0}[anatomy]
+    dip = {"fovea": 0.45, "nerve": 1.5, "retina": 0.0}[anatomy]
     width = 0.05 if anatomy == "fovea" else 0.03
     top = -0.68 + dip * np.exp(-(c.u**2) / width)
     depth = (c.v - top) / np.maximum(0.72 - top, 0.05)
@@ -213,7 +215,7 @@ def _oct(c: Canvas, anatomy: str) -> Array:
 
 
 def _micro(c: Canvas, anatomy: str) -> Array:
-    if anatomy == "blood smear":
+    if anatomy == "blood":
         g = np.full_like(c.u, 0.1)
         for i in range(5):
             for j in range(5):
@@ -244,9 +246,9 @@ ANATOMIES: dict[Modality, tuple[str, ...]] = {
     Modality.XRAY: ("chest", "hand", "pelvis", "spine"),
     Modality.US: ("liver", "thyroid", "kidney", "breast"),
     Modality.DER: ("face", "palm", "scalp", "back"),
-    Modality.FP: ("macula", "optic disc", "vessel arcade", "periphery"),
-    Modality.OCT: ("fovea", "nerve head", "peripheral retina", "cornea"),
-    Modality.MICRO: ("blood smear", "muscle", "fat", "epithelium"),
+    Modality.FP: ("macula", "disc", "arcade", "periphery"),
+    Modality.OCT: ("fovea", "nerve", "retina", "cornea"),
+    Modality.MICRO: ("blood", "muscle", "fat", "epithelium"),
 }
 _DRAW: dict[Modality, Callable[[Canvas, str], Array]] = {
     Modality.CT: _ct,
@@ -283,60 +285,58 @@ def _grey(low: float, middle: float, high: float, body: float, core: float) -> T
 
 TECHNIQUES: dict[Modality, dict[str, Technique]] = {
     Modality.CT: {
-        "soft tissue window": _grey(0.0, 0.4, 0.85, 0.95, 0.05),
-        "lung window": _grey(0.1, 0.75, 0.95, 1.0, 0.1),
-        "bone window": _grey(0.0, 0.12, 1.0, 0.85, 0.0),
-        "narrow window": Technique((0, 0, 0.1), (0.3, 0.35, 0.6), (0.7, 0.8, 1), (1, 1, 1), (0, 0, 0.15)),
+        "native": _grey(0.0, 0.4, 0.85, 0.95, 0.05),
+        "contrast": _grey(0.1, 0.75, 0.95, 1.0, 0.1),
+        "angiography": _grey(0.0, 0.12, 1.0, 0.85, 0.0),
+        "spectral": Technique((0, 0, 0.1), (0.3, 0.35, 0.6), (0.7, 0.8, 1), (1, 1, 1), (0, 0, 0.15)),
     },
     Modality.MRI: {
-        "T1": _grey(0.02, 0.35, 0.7, 0.95, 0.0),
-        "T2": _grey(0.3, 0.65, 1.0, 1.0, 0.05),
+        "STIR": _grey(0.02, 0.35, 0.7, 0.95, 0.0),
+        "perfusion": _grey(0.3, 0.65, 1.0, 1.0, 0.05),
         "FLAIR": _grey(0.0, 0.15, 0.4, 0.95, 0.0),
         "diffusion": Technique((0.05, 0, 0.1), (0.5, 0.1, 0.35), (0.95, 0.6, 0.2), (1, 1, 0.8), (0.05, 0, 0.2)),
     },
     Modality.XRAY: {
-        "digital film": _grey(0.03, 0.45, 0.9, 1.0, 0.0),
+        "digital": _grey(0.03, 0.45, 0.9, 1.0, 0.0),
         "fluoroscopy": _grey(0.95, 0.55, 0.15, 0.0, 1.0),
-        "blue base film": Technique((0.0, 0.02, 0.1), (0.2, 0.4, 0.6), (0.7, 0.9, 1), (0.95, 1, 1), (0, 0, 0.1)),
-        "bone subtraction": _grey(0.3, 0.4, 0.5, 0.95, 0.05),
+        "analog": Technique((0.0, 0.02, 0.1), (0.2, 0.4, 0.6), (0.7, 0.9, 1), (0.95, 1, 1), (0, 0, 0.1)),
+        "subtraction": _grey(0.3, 0.4, 0.5, 0.95, 0.05),
     },
     Modality.US: {
-        "B mode": _grey(0.02, 0.4, 0.9, 0.95, 0.0),
+        "greyscale": _grey(0.02, 0.4, 0.9, 0.95, 0.0),
         "Doppler": Technique((0.0, 0.0, 0.35), (0.35, 0.35, 0.4), (0.95, 0.25, 0.1), (1, 0.95, 0.6), (0, 0, 0.2)),
         "elastography": Technique((0.1, 0.1, 0.7), (0.15, 0.7, 0.3), (0.9, 0.8, 0.1), (0.9, 0.1, 0.05), (0.05, 0, 0.3)),
         "harmonic": Technique((0.1, 0.05, 0), (0.45, 0.32, 0.15), (1, 0.85, 0.55), (1, 0.95, 0.8), (0.05, 0, 0)),
     },
     Modality.DER: {
-        "polarized light": Technique(
+        "polarized": Technique(
             (0.25, 0.14, 0.1), (0.75, 0.5, 0.42), (0.98, 0.82, 0.74), (0.4, 0.2, 0.12), (0.95, 0.85, 0.7)
         ),
-        "white light": Technique((0.4, 0.3, 0.28), (0.9, 0.8, 0.76), (1, 0.98, 0.96), (0.5, 0.3, 0.25), (1, 1, 1)),
-        "ultraviolet light": Technique(
+        "unpolarized": Technique((0.4, 0.3, 0.28), (0.9, 0.8, 0.76), (1, 0.98, 0.96), (0.5, 0.3, 0.25), (1, 1, 1)),
+        "ultraviolet": Technique(
             (0.1, 0.05, 0.2), (0.42, 0.32, 0.75), (0.7, 0.62, 1), (0.12, 0.05, 0.25), (0.9, 0.85, 1)
         ),
-        "oil immersion": Technique(
+        "immersion": Technique(
             (0.2, 0.05, 0.05), (0.7, 0.3, 0.28), (0.92, 0.5, 0.45), (0.28, 0.05, 0.08), (1, 0.75, 0.6)
         ),
     },
     Modality.FP: {
         "colour": Technique((0.3, 0.04, 0.0), (0.85, 0.35, 0.12), (1, 0.9, 0.5), (1, 0.95, 0.55), (0.3, 0, 0)),
-        "red free": Technique((0.02, 0.12, 0.02), (0.2, 0.5, 0.2), (0.7, 1, 0.7), (0.9, 1, 0.8), (0, 0.1, 0)),
+        "monochrome": Technique((0.02, 0.12, 0.02), (0.2, 0.5, 0.2), (0.7, 1, 0.7), (0.9, 1, 0.8), (0, 0.1, 0)),
         "autofluorescence": _grey(0.85, 0.45, 0.05, 1.0, 0.0),
         "angiography": Technique((0.95, 0.95, 0.7), (0.22, 0.25, 0.12), (0.1, 0.12, 0), (1, 1, 0.75), (0, 0.05, 0)),
     },
     Modality.OCT: {
-        "spectral scan": _grey(0.0, 0.4, 0.95, 1.0, 0.0),
-        "inverted scan": _grey(1.0, 0.6, 0.1, 0.0, 1.0),
-        "false colour scan": Technique((0, 0, 0.35), (0.1, 0.75, 0.4), (1, 0.3, 0.05), (1, 1, 0.9), (0, 0, 0.3)),
-        "swept scan": Technique((0.1, 0.06, 0), (0.5, 0.38, 0.2), (0.98, 0.85, 0.6), (1, 0.98, 0.85), (0.05, 0, 0)),
+        "spectral": _grey(0.0, 0.4, 0.95, 1.0, 0.0),
+        "temporal": _grey(1.0, 0.6, 0.1, 0.0, 1.0),
+        "polarization": Technique((0, 0, 0.35), (0.1, 0.75, 0.4), (1, 0.3, 0.05), (1, 1, 0.9), (0, 0, 0.3)),
+        "swept": Technique((0.1, 0.06, 0), (0.5, 0.38, 0.2), (0.98, 0.85, 0.6), (1, 0.98, 0.85), (0.05, 0, 0)),
     },
     Modality.MICRO: {
-        "eosin stain": Technique(
-            (0.97, 0.9, 0.94), (0.9, 0.55, 0.75), (0.4, 0.12, 0.5), (0.3, 0.05, 0.4), (1, 0.95, 1)
-        ),
-        "Giemsa stain": Technique((0.9, 0.92, 0.98), (0.5, 0.6, 0.9), (0.12, 0.15, 0.6), (0.05, 0.05, 0.45), (1, 1, 1)),
+        "eosin": Technique((0.97, 0.9, 0.94), (0.9, 0.55, 0.75), (0.4, 0.12, 0.5), (0.3, 0.05, 0.4), (1, 0.95, 1)),
+        "Giemsa": Technique((0.9, 0.92, 0.98), (0.5, 0.6, 0.9), (0.12, 0.15, 0.6), (0.05, 0.05, 0.45), (1, 1, 1)),
         "fluorescence": Technique((0, 0.04, 0.02), (0.05, 0.5, 0.15), (0.4, 1, 0.4), (0.95, 1, 0.6), (0, 0.05, 0)),
-        "phase contrast": _grey(0.62, 0.5, 0.85, 0.98, 0.1),
+        "phase": _grey(0.62, 0.5, 0.85, 0.98, 0.1),
     },
 }
 
@@ -355,8 +355,8 @@ def _field(c: Canvas, modality: Modality) -> Array:
 
 def _finding(c: Canvas, finding: str, grade: str, location: str) -> tuple[Array, Array]:
     """Soft masks of the finding's body and of its core."""
-    x = (-0.4 if location.endswith("left") else 0.4) + float(c.rng.uniform(-0.06, 0.06))
-    y = (-0.4 if location.startswith("upper") else 0.4) + float(c.rng.uniform(-0.06, 0.06))
+    x, y = _CENTRE[location]
+    x, y = x + float(c.rng.uniform(-0.06, 0.06)), y + float(c.rng.uniform(-0.06, 0.06))
     r = _RADIUS[grade] * float(c.rng.uniform(0.95, 1.05))
     nothing = np.zeros_like(c.u)
     if finding == "nodule":

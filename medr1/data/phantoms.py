@@ -43,7 +43,7 @@ QUESTIONS: dict[QuestionType, tuple[str, ...]] = {
     QuestionType.DISEASE: ("Which finding is present?", "What abnormality can be seen in this picture?"),
     QuestionType.LESION: ("How severe is the finding?", "What is the grade of the abnormality?"),
     QuestionType.MODALITY: ("Which imaging technique was used?", "How was this picture acquired?"),
-    QuestionType.ATTRIBUTES: ("Where is the finding?", "In which quadrant does the abnormality lie?"),
+    QuestionType.ATTRIBUTES: ("Where is the finding?", "On which side of the picture does the abnormality lie?"),
 }
 
 

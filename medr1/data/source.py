@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from medr1.config import ALL
-from medr1.data.omnimedvqa import Loaded, OnBadRecord, Split, SplitAxis, load_omnimedvqa
+from medr1.config import ALL, OnBadRecord, Split
+from medr1.data.omnimedvqa import Loaded, load_omnimedvqa
+from medr1.data.omnimedvqa_files import SplitAxis
 from medr1.data.phantoms import World, make_records
 from medr1.errors import DataError
 from medr1.records import Modality, QuestionType, Record
@@ -79,15 +80,15 @@ def _phantoms(data: DictConfig) -> Dataset:
 
 
 def _omnimedvqa(data: DictConfig, modality: str, question_type: str) -> Dataset:
-    narrowed = data.axis.value
+    narrowed = str(data.axis)
     if narrowed == "auto":
         narrowed = "question_type" if modality == ALL and question_type != ALL else "modality"
     loaded = load_omnimedvqa(
         root=Path(data.root),
         splits=None if data.splits is None else Path(data.splits),
-        split=Split(data.split.value),
+        split=Split(data.split),
         axis=SplitAxis(narrowed),
-        on_bad_record=OnBadRecord(data.on_bad_record.value),
+        on_bad_record=OnBadRecord(data.on_bad_record),
         test_fraction=data.test_fraction,
         seed=data.seed,
         cache_dir=Path(data.cache_dir),

@@ -46,7 +46,7 @@ def predict(
         part = records[start : start + batch_size]
         images = [load(r) for r in part]
         if picture is Picture.BLANK:
-            images = [Image.new("RGB", image.size, BLANK) for image in images]
+            images = [Image.new("RGB", images[0].size, BLANK)] * len(images)
         prompts = encoder.encode([encoder.prompt(r, mode, i) for r, i in zip(part, images, strict=True)])
         with torch.no_grad():
             done = rollout(policy, policy.prefill(prompts.to(policy.device)), sampling)

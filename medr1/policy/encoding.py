@@ -56,18 +56,23 @@ class Encoder:
         return Prompt(self.chat(question_text(record.question, record.options, mode)), image)
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        """Pads on the left to the longest prompt; every picture becomes grid / merge^2 image tokens."""
-        images = [p.image for p in prompts if p.image is not None]
+        """Pads on the left to the longest prompt; every picture becomes grid / merge^2 image tokens.
+
+        The same image object in several prompts is one picture, made into patches and encoded once.
+        """
+        images = {id(p.image): p.image for p in prompts if p.image is not None}
+        place = {key: index for index, key in enumerate(images)}
+        shown = tuple(place[id(p.image)] for p in prompts if p.image is not None)
         pixels = grids = None
         if images:
-            features = self.image_processor(images=images, return_tensors="pt")
+            features = self.image_processor(images=list(images.values()), return_tensors="pt")
             pixels, grids = features["pixel_values"], features["image_grid_thw"]
-        texts, used = [], 0
+        texts = []
         for prompt in prompts:
             text = prompt.text
             if prompt.image is not None and grids is not None:
-                tokens = int(grids[used].prod()) // self.image_processor.merge_size**2
-                text, used = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens), used + 1
+                tokens = int(grids[place[id(prompt.image)]].prod()) // self.image_processor.merge_size**2
+                text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens)
             texts.append(text)
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         width = max(map(len, rows))
@@ -75,8 +80,9 @@ class Encoder:
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
-        positions, _ = self.rope_index(ids, types, image_grid_thw=grids, attention_mask=mask)
-        return PromptBatch(ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixels, grids)
+        shown_grids = None if grids is None else grids[list(shown)]
+        positions, _ = self.rope_index(ids, types, image_grid_thw=shown_grids, attention_mask=mask)
+        return PromptBatch(ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixels, grids, shown)
 
     def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask [R, C] of given completions, each closed by the end token, padded on the right."""

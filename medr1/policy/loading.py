@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
@@ -18,6 +19,7 @@ from medr1.policy.policy import Policy
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _LORA_TARGETS = {
     "language": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
@@ -41,32 +43,48 @@ def load_policy(
         raise CheckpointError(f"model.path={path}: no config.json there; give a checkpoint directory or a hub id")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(f"model.path={path}: its configuration cannot be read: {error}") from error
     if config.model_type not in FAMILIES:
         raise CheckpointError(
             f"model.path={path} is a {config.model_type!r} checkpoint; medr1 trains {' and '.join(FAMILIES)}"
         )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
+            output_loading_info=True,
             dtype=getattr(torch, precision),
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
         )
+        model, report = loaded  # as output_loading_info asks for
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left")
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        whole: nn.Module = model if adapter is None else _adapted(model, adapter)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{adapter or path}: the checkpoint cannot be loaded: {error}") from error
+    if lost := sorted(report["missing_keys"]):  # transformers would train on with random weights in their place
+        raise CheckpointError(f"model.path={path}: the checkpoint lacks {len(lost)} weights, first {lost[0]}")
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id or tokenizer.chat_template is None:
         raise CheckpointError(f"model.path={path}: its tokenizer has no {IMAGE_TOKEN} or no chat template")
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(model, recomputes=gradient_checkpointing)
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(whole, recomputes=gradient_checkpointing)
     return policy, Encoder(tokenizer, image_processor, policy.core.model.get_rope_index)
+
+
+def _adapted(model: nn.Module, directory: Path) -> PeftModel:
+    """The model with a trained adapter on it; peft itself would also read pickles, and go on without lost weights."""
+    weights = directory / _ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{directory}: no {_ADAPTER_WEIGHTS} there; medr1 reads no other kind of weights")
+    adapted = PeftModel.from_pretrained(model, directory)
+    with safe_open(weights, "pt") as file:
+        odd = set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if odd:
+        raise CheckpointError(f"{directory}: its weights are not those of its {ADAPTER_CONFIG}, first {min(odd)}")
+    return adapted
 
 
 def choose_trained(policy: Policy, *, freeze_vision: bool, lora: tuple[int, int, str] | None) -> None:
@@ -77,7 +95,7 @@ def choose_trained(policy: Policy, *, freeze_vision: bool, lora: tuple[int, int,
     if lora is not None:
         rank, alpha, targets = lora
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS[targets])
-        policy.model = get_peft_model(policy.model, config)  # type: ignore[arg-type]
+        policy.model = get_peft_model(policy.model, config)
         # Adapters are trained in full precision whatever the base has.
         for parameter in policy.parameters():
             if parameter.requires_grad:
@@ -95,16 +113,15 @@ def reference_of(policy: Policy) -> Policy | None:
         return None
     frozen = Policy(copy.deepcopy(policy.model), recomputes=False)
     frozen.requires_grad_(False)
-    if hasattr(frozen.model, "gradient_checkpointing_disable"):
-        frozen.model.gradient_checkpointing_disable()
+    if frozen.model.is_gradient_checkpointing:
+        frozen.model.activation_checkpointing_disable()
     return frozen
 
 
 def save_policy(policy: Policy, encoder: Encoder, directory: Path) -> None:
     """Writes what was trained as Hugging Face or PEFT reads it: a whole checkpoint, or an adapter alone."""
     directory.mkdir(parents=True, exist_ok=True)
-    model: nn.Module = policy.model
-    model.save_pretrained(directory)  # type: ignore[operator]
-    if not isinstance(model, PeftModel):
+    policy.model.save_pretrained(directory)
+    if not isinstance(policy.model, PeftModel):
         encoder.tokenizer.save_pretrained(directory)
         encoder.image_processor.save_pretrained(directory)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -20,6 +21,8 @@ class Policy(nn.Module):
     have given wrong positions in several public trainers.
     """
 
+    model: Any  # a transformers model: its classes say too little to a type checker
+
     def __init__(self, model: nn.Module, recomputes: bool = False) -> None:
         super().__init__()
         self.model = model
@@ -31,7 +34,7 @@ class Policy(nn.Module):
     @property
     def core(self) -> Any:
         """The model inside any adapter. PEFT replaces layers in place, so its adapters act here too."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def device(self) -> torch.device:
@@ -40,11 +43,11 @@ class Policy(nn.Module):
     def embed(self, prompts: PromptBatch) -> Tensor:
         """Token embeddings [B, P, H] with the picture features in their places."""
         core = self.core
-        embeddings = core.get_input_embeddings()(prompts.ids)
+        embeddings: Tensor = core.get_input_embeddings()(prompts.ids)
         if prompts.pixels is None:
             return embeddings
         features = core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True).pooler_output
-        features = torch.cat(list(features)).to(embeddings.dtype)
+        features = torch.cat([features[i] for i in prompts.shown]).to(embeddings.dtype)
         places = (prompts.ids == core.config.image_token_id).unsqueeze(-1)
         return embeddings.masked_scatter(places, features)
 
@@ -105,7 +108,7 @@ class Policy(nn.Module):
 
     def without_adapter(self) -> AbstractContextManager[Any]:
         """The policy before any training: under LoRA, the same network with its adapter switched off."""
-        return self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
+        return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
 
     def trained_state(self, prefix: str) -> dict[str, Tensor]:
         """The weights that training changes, by name: all of them, or the adapter alone."""

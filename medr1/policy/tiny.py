@@ -75,7 +75,7 @@ def build_image_processor() -> Qwen2VLImageProcessorPil:
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     """Sizes of the tiny model; the special ids are the tokenizer's."""
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
+    ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}
     return Qwen2VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -83,7 +83,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
             "intermediate_size": 352,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": ids["<|im_start|>"],
@@ -104,19 +104,19 @@ def initialise(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
     """Weights from nothing, for a narrow model trained from scratch.
 
     Fan-in scaling, because the family's default of 0.02 is made for widths of thousands: at width 128 it leaves the
-    options' letters unbound after 45,000 samples. The head begins as the embeddings over sqrt(H), as if they were
-    tied, so that to copy a letter is to attend to it.
+    options' letters unbound after 45,000 samples. The head begins as the embeddings at half their size over sqrt(H),
+    as if they were tied, so that to attend to a letter is to copy it.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            module.weight.normal_(0, 0.5, generator=generator)
+            module.weight.normal_(0, 1.0, generator=generator)
         elif isinstance(module, nn.Linear | nn.Conv3d):
             module.weight.normal_(0, 1 / math.sqrt(module.weight[0].numel()), generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
-    embeddings = model.get_input_embeddings().weight
-    model.lm_head.weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))
+    embeddings = model.model.language_model.embed_tokens.weight
+    model.lm_head.weight.copy_(0.5 * embeddings / math.sqrt(embeddings.shape[1]))
 
 
 def build_tiny(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForConditionalGeneration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EPSILON = 1e-4  # keeps a group whose rewards are all equal at advantage 0; the value of the released Med-R1 code
+EPSILON = 1e-4  # the value of the released Med-R1 code
 
 
 def group_advantages(rewards: Tensor, group_size: int, scaling: str, batch_std: Tensor | None = None) -> Tensor:
@@ -13,10 +13,12 @@ def group_advantages(rewards: Tensor, group_size: int, scaling: str, batch_std: 
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4) with the *unbiased* standard deviation of the group (``scaling="group"``),
     that of all rewards of the step (``"batch"``, given as ``batch_std`` when it spans several processes), or no
-    division (``"none"``, Dr. GRPO, arXiv 2503.20783).
+    division (``"none"``, Dr. GRPO, arXiv 2503.20783). Groups whose rewards are all equal have exactly 0.
     """
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
+    # In float32 the mean of eight times 1.2 is not 1.2, and EPSILON would make an advantage of 0.001 of that.
+    centred = centred.masked_fill(zero_variance(rewards, group_size).unsqueeze(1), 0.0)
     if scaling == "none":
         return centred.flatten()
     if scaling == "group":

@@ -20,7 +20,10 @@ from medr1.training.sft import SupervisedBatch
 
 @dataclass(frozen=True, slots=True)
 class RecordBatches:
-    """The records of each step, the same for GRPO and SFT: same prompts, same order, same budget."""
+    """The records of each step, the same for GRPO and SFT: same prompts, same order, same budget.
+
+    Each process makes its own share. ``rationale``: SFT imitates the data's rationale too, where there is one.
+    """
 
     records: Sequence[Record]
     encoder: Encoder
@@ -28,45 +31,47 @@ class RecordBatches:
     load: Callable[[Record], Image.Image]
     prompts_per_step: int
     seed: int
-    rank: int = 0
-    world_size: int = 1
+    rationale: bool = False
 
-    def _part(self, step: int) -> tuple[list[Record], int, PromptBatch]:
+    def _part(self, step: int, rank: int, world_size: int) -> tuple[list[Record], int, PromptBatch]:
         order = step_indices(len(self.records), self.prompts_per_step, self.seed, step)
-        mine, first = share(order, self.rank, self.world_size)
+        mine, first = share(order, rank, world_size)
         records = [self.records[i] for i in mine]
         prompts = self.encoder.encode([self.encoder.prompt(r, self.mode, self.load(r)) for r in records])
         return records, first, prompts
 
-    def rollout(self, step: int) -> RolloutBatch:
-        records, first, prompts = self._part(step)
+    def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
+        records, first, prompts = self._part(step, rank, world_size)
         return RolloutBatch(step, first, records, prompts)
 
-    def supervised(self, step: int, rationale: bool) -> SupervisedBatch:
-        records, _, prompts = self._part(step)
-        texts = [target_text(self.mode, r.answer, r.rationale if rationale else "") for r in records]
+    def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
+        records, _, prompts = self._part(step, rank, world_size)
+        texts = [target_text(self.mode, r.answer, r.rationale if self.rationale else "") for r in records]
         ids, mask = self.encoder.completion_ids(texts)
         return SupervisedBatch(step, prompts, Targets(ids, mask, mask.float()))
 
 
 @dataclass(frozen=True, slots=True)
 class BaseBatches:
-    """The examples of the tiny base model; the letter of the answer weighs ``letter_weight`` times another token."""
+    """The examples of the tiny base model; the letter of the answer weighs ``letter_weight`` times another token.
+
+    Made by one process: every rank would draw the same batch.
+    """
 
     mixture: BaseMixture
     encoder: Encoder
     load: Callable[[Record], Image.Image]
     letter_weight: float
 
-    def supervised(self, step: int) -> SupervisedBatch:
+    def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
         examples = self.mixture.batch(step)
         prompts = []
         for example in examples:
             text = self.encoder.chat(question_text(example.record.question, example.record.options, example.mode))
-            if example.in_words:
-                prompts.append(Prompt(text.replace(IMAGE_TOKEN, example.record.rationale), None))
-            else:
+            if example.words is None:
                 prompts.append(Prompt(text, self.load(example.record)))
+            else:
+                prompts.append(Prompt(text.replace(IMAGE_TOKEN, example.words), None))
         ids, mask = self.encoder.completion_ids([example.target for example in examples])
         letters = torch.tensor(self.encoder.tokenizer.convert_tokens_to_ids(list(LETTERS)))
         weights = 1 + (self.letter_weight - 1) * torch.isin(ids, letters)

@@ -179,7 +179,9 @@ class GRPOModule(pl.LightningModule):
             return self._scores(model, prompts, completions, model.prefill(prompts)).logprobs
 
     def _batch_std(self, rewards: Tensor) -> Tensor:
-        return self.all_gather(rewards).flatten().std() if self.trainer.world_size > 1 else rewards.std()
+        """Of the rewards of all processes."""
+        gathered = self.all_gather(rewards) if self.trainer.world_size > 1 else rewards
+        return torch.as_tensor(gathered).flatten().std()
 
     def _total(self, completions: Completions) -> Total:
         rows = completions.ids.shape[0] * self.trainer.world_size

@@ -17,7 +17,7 @@ from medr1.errors import CheckpointError
 
 def rate_factor(step: int, steps: int, warmup_fraction: float, schedule: str) -> float:
     """Factor of the learning rate at a step: linear warm-up, then constant, linear or cosine down to zero."""
-    warmup = math.ceil(steps * warmup_fraction)
+    warmup = round(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
@@ -34,10 +34,11 @@ def build_optimizer(
     schedule: str,
     warmup_fraction: float,
     steps: int,
+    adam_beta2: float,
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW over what is trained, with a schedule that counts optimizer steps."""
     trained = [p for p in parameters if p.requires_grad]
-    optimizer = AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimizer = AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2))
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup_fraction, schedule))
 
 
@@ -59,7 +60,8 @@ def take_step(module: pl.LightningModule, loss: Tensor, max_grad_norm: float) ->
 
 def summed(module: pl.LightningModule, value: Tensor) -> Tensor:
     """The sum of a scalar over all processes."""
-    return module.all_gather(value.detach()).sum() if module.trainer.world_size > 1 else value.detach()
+    gathered = module.all_gather(value.detach()) if module.trainer.world_size > 1 else value.detach()
+    return torch.as_tensor(gathered).sum()
 
 
 def check_state(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

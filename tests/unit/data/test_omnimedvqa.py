@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medr1.data.omnimedvqa import Loaded, OnBadRecord, Split, SplitAxis, load_omnimedvqa
-from medr1.data.omnimedvqa_files import parse_modality, parse_question_type
+from medr1.config import OnBadRecord, Split
+from medr1.data.omnimedvqa import Loaded, load_omnimedvqa
+from medr1.data.omnimedvqa_files import SplitAxis, parse_modality, parse_question_type
 from medr1.errors import DataError
 from medr1.records import Modality, QuestionType
 
@@ -71,9 +72,9 @@ def load(root: Path, **changes: Any) -> Loaded:
     arguments: dict[str, Any] = {
         "root": root,
         "splits": None,
-        "split": Split.TEST_ONLY,
+        "split": Split.test_only,
         "axis": SplitAxis.MODALITY,
-        "on_bad_record": OnBadRecord.ERROR,
+        "on_bad_record": OnBadRecord.error,
         "test_fraction": 0.25,
         "seed": 0,
         "cache_dir": root.parent / "cache",
@@ -104,7 +105,7 @@ def test_an_exact_answer_comes_before_a_like_one(root: Path) -> None:
     write_qa(root, [qa(0, option_A="Nodule ."), qa(1, option_A="nodule .", gt_answer="Nodule .")])
     with pytest.raises(DataError, match="1 answer_not_among_options"):
         load(root)
-    assert [record.answer for record in load(root, on_bad_record=OnBadRecord.SKIP).test] == ["B"]
+    assert [record.answer for record in load(root, on_bad_record=OnBadRecord.skip).test] == ["B"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_each_bad_record_is_named_and_can_be_skipped(
     assert f"1 record(s) cannot be used: 1 {reason}" in message
     assert f"{path}, record #1 (D_0001): {reason}" in message and detail in message
     assert "data.on_bad_record=skip" in message
-    loaded = load(root, on_bad_record=OnBadRecord.SKIP)
+    loaded = load(root, on_bad_record=OnBadRecord.skip)
     assert [record.id for record in loaded.test] == ["D_0000", "D_0002"]
     assert [bad.reason.value for bad in loaded.bad] == [reason] and loaded.counts["bad"] == {reason: 1}
     assert (loaded.counts["questions_read"], loaded.counts["questions_used"]) == (3, 2)
@@ -196,7 +197,7 @@ def test_skipping_everything_is_an_error(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"none of the 2 records read can be used: 2 no_image[\s\S]*Remedy: correct data.root"
     ):
-        load(root, on_bad_record=OnBadRecord.SKIP)
+        load(root, on_bad_record=OnBadRecord.skip)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_broken_files_are_named_whatever_is_skipped(root: Path, content: str, me
     path = write_qa(root, [qa(0)])
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message) as caught:
-        load(root, on_bad_record=OnBadRecord.SKIP)
+        load(root, on_bad_record=OnBadRecord.skip)
     assert str(path) in str(caught.value) and "Remedy" in str(caught.value)
 
 
@@ -224,11 +225,11 @@ def test_missing_and_empty_places(root: Path) -> None:
         load(root)
     write_qa(root, [qa(0)])
     with pytest.raises(DataError, match=r"needs Med-R1's split files[\s\S]*data.split=image_grouped"):
-        load(root, split=Split.RELEASED)
+        load(root, split=Split.released)
     with pytest.raises(DataError, match=r"data.splits .*nowhere does not exist"):
         load(root, splits=root / "nowhere")
     with pytest.raises(DataError, match=r"test_fraction is 1\.5"):
-        load(root, split=Split.IMAGE_GROUPED, test_fraction=1.5)
+        load(root, split=Split.image_grouped, test_fraction=1.5)
 
 
 def test_released_split_joins_question_types_and_ids(root: Path) -> None:
@@ -238,7 +239,7 @@ def test_released_split_joins_question_types_and_ids(root: Path) -> None:
     write_split(places / "train", "CT(Computed Tomography)_train", [records[0], records[2]])
     write_split(places / "train", "X-Ray_train", [records[1]])
     write_split(places / "test", "X-Ray_test", [records[3], qa(4, image_path="Images/D/1.png", modality_type="X-Ray")])
-    loaded = load(root, split=Split.RELEASED, on_bad_record=OnBadRecord.SKIP)
+    loaded = load(root, split=Split.released, on_bad_record=OnBadRecord.skip)
     assert {record.id: record.question_type.value for record in loaded.train} == {
         "D_0000": "disease",
         "D_0001": "disease",
@@ -247,7 +248,7 @@ def test_released_split_joins_question_types_and_ids(root: Path) -> None:
     assert [record.id for record in loaded.test] == ["D_0003"]
     assert loaded.counts["bad"] == {"unknown_question_type": 1}
     with pytest.raises(DataError, match="no split files by question_type"):
-        load(root, split=Split.RELEASED, axis=SplitAxis.QUESTION_TYPE)
+        load(root, split=Split.released, axis=SplitAxis.QUESTION_TYPE)
 
 
 TYPES = ["Anatomy Identification", "Lesion Grading", "Modality Recognition", "Other Biological Attributes"]
@@ -265,7 +266,7 @@ def test_question_type_from_the_other_family_and_by_exclusion(root: Path, missin
         for name in TYPES[missing:]:
             write_split(root / "Splits/question_type" / part, f"{name}_{part}", [])
     write_split(root / "Splits/question_type/test", "Lesion Grading_test", [records[2]])
-    loaded = load(root, split=Split.RELEASED, on_bad_record=OnBadRecord.SKIP)
+    loaded = load(root, split=Split.released, on_bad_record=OnBadRecord.skip)
     if missing:
         assert loaded.counts["bad"] == {"unknown_question_type": 2} and loaded.counts["by_exclusion"] == 0
         assert [record.question_type.value for record in loaded.train] == ["lesion"]
@@ -284,7 +285,7 @@ def test_file_called_unknown_is_never_completed_by_exclusion(root: Path) -> None
     write_split(root / "Splits/question_type/train", "Disease Diagnosis_train", records[:1])
     write_split(root / "Splits/question_type/test", "Disease Diagnosis_test", [qa(1, question="Another?")])
     (root / "QA_information/Open-access/D.json").write_text("[]")
-    arguments: dict[str, Any] = {"split": Split.RELEASED, "on_bad_record": OnBadRecord.SKIP}
+    arguments: dict[str, Any] = {"split": Split.released, "on_bad_record": OnBadRecord.skip}
     loaded = load(root, axis=SplitAxis.QUESTION_TYPE, **arguments)
     assert [(record.question, record.modality.value) for record in loaded.test] == [("Another?", "micro")]
     assert loaded.counts["bad"] == {"unknown_modality": 1} and loaded.train == []
@@ -294,7 +295,7 @@ def test_single_split_file_and_bad_names(root: Path) -> None:
     write_qa(root, [qa(1), qa(2)])
     save_picture(root / "Images/D/2.png", 2)
     path = write_split(root.parent / "elsewhere", "X-Ray_test", [qa(1)])
-    loaded = load(root, split=Split.RELEASED, splits=path)
+    loaded = load(root, split=Split.released, splits=path)
     assert (loaded.train, [record.id for record in loaded.test]) == ([], ["D_0001"])
     assert [record.id for record in load(root, splits=path).test] == ["D_0001"]
     wrong = path.rename(path.with_name("questions.json"))
@@ -315,17 +316,17 @@ def test_image_grouped_keeps_copies_together_and_depends_on_the_seed_only(root: 
             image.save(root / f"Images/D/{number + 2}.jpg", quality=80)
         records[number + 2]["image_path"] = f"Images/D/{number + 2}.jpg"
     write_qa(root, records, pictures=False)
-    loaded = load(root, split=Split.IMAGE_GROUPED)
+    loaded = load(root, split=Split.image_grouped)
     side = {record.id: part for part in ("train", "test") for record in getattr(loaded, part)}
     assert len(side) == 40 and loaded.counts["pictures_used"] == 30
     assert all(side[f"D_{n:04d}"] == side[f"D_{n + 2:04d}"] for n in range(0, 40, 4))
     assert loaded.leaks.records_by_picture == 0
     assert Counter(record.modality.value for record in loaded.test) == {"ct": 4, "xray": 5}
     write_qa(root, records[::-1], pictures=False)
-    again = load(root, split=Split.IMAGE_GROUPED)
+    again = load(root, split=Split.image_grouped)
     assert {record.id for record in again.test} == {record.id for record in loaded.test}
     assert again.fingerprint == loaded.fingerprint
-    other = load(root, split=Split.IMAGE_GROUPED, seed=1)
+    other = load(root, split=Split.image_grouped, seed=1)
     assert {record.id for record in other.test} != {record.id for record in loaded.test}
     assert other.fingerprint != loaded.fingerprint
 
@@ -343,7 +344,7 @@ def test_leaks_by_path_by_picture_and_by_modality(root: Path) -> None:
     write_split(root / "Splits/modality", "X-Ray_train", [records[1]])
     write_split(root / "Splits/modality", "CT_test", [records[4]])
     write_split(root / "Splits/modality", "X-Ray_test", [records[3], records[5], extra])
-    leaks = load(root, split=Split.RELEASED).leaks
+    leaks = load(root, split=Split.released).leaks
     assert (leaks.test_records, leaks.test_images) == (4, 4)
     assert (leaks.records_by_path, leaks.records_by_picture) == (2, 3)
     xray = leaks.by_modality[Modality.XRAY]
@@ -367,8 +368,8 @@ def test_fingerprint_follows_the_picture(root: Path) -> None:
 def test_real_released_splits(
     tmp_path: Path, axis: SplitAxis, train: int, test: int, by_path: int, by_picture: int
 ) -> None:
-    arguments: dict[str, Any] = {"split": Split.RELEASED, "axis": axis, "cache_dir": tmp_path}
-    loaded = load(MINI, on_bad_record=OnBadRecord.SKIP, max_image_pixels=64_000_000, **arguments)
+    arguments: dict[str, Any] = {"split": Split.released, "axis": axis, "cache_dir": tmp_path}
+    loaded = load(MINI, on_bad_record=OnBadRecord.skip, max_image_pixels=64_000_000, **arguments)
     assert (len(loaded.train), len(loaded.test)) == (train, test)
     assert (loaded.leaks.records_by_path, loaded.leaks.records_by_picture) == (by_path, by_picture)
     assert loaded.counts["bad"] == {"duplicate_option": 1, "unknown_modality": 1}
@@ -382,9 +383,9 @@ def test_real_released_splits(
 @needs_mini
 def test_real_layouts_agree(tmp_path: Path) -> None:
     """Both layouts hold the same questions, so answers, axes and ids must come out the same from either."""
-    arguments: dict[str, Any] = {"on_bad_record": OnBadRecord.SKIP, "cache_dir": tmp_path, "max_image_pixels": 10**6}
+    arguments: dict[str, Any] = {"on_bad_record": OnBadRecord.skip, "cache_dir": tmp_path, "max_image_pixels": 10**6}
     release = load(MINI, **arguments)
-    split = load(MINI, split=Split.RELEASED, **arguments)
+    split = load(MINI, split=Split.released, **arguments)
 
     def content(records: list[Any]) -> set[tuple[Any, ...]]:
         return {

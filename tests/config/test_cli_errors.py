@@ -1,0 +1,166 @@
+"""Misspelt and impossible values: one message that names the remedy, exit status 2, and nothing heavy imported.
+
+What has to be loaded decides how long a mistake takes to answer, and unlike a clock it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from medr1.config import check, register
+from medr1.errors import ConfigError
+from tests.command_lines import ROOT, Answer, run
+
+# What is typed after train.py (or evaluate.py), and what the message must say.
+TYPED: dict[str, list[str]] = {
+    # Names
+    "modality=xay": ["modality/xay", "Did you mean 'xray'", "ct, der, fp"],
+    "reasoning=think_befor": ["Did you mean 'think_before'"],
+    "model=qwen2_vl2b": ["Did you mean 'qwen2_vl_2b'"],
+    "experiment=tiny_bse": ["Did you mean 'tiny_base'"],
+    "-m modality=ct,xay": ["modality/xay", "Did you mean 'xray'"],
+    "modalty=ct": ["'modalty'", "Did you mean 'modality'"],
+    "debg=quick": ["'debg'", "Did you mean 'debug'"],
+    "algorithm.objectiv.beta=0": ["'algorithm.objectiv.beta'", "Did you mean 'algorithm.objective.beta'"],
+    "lr=3": ["'lr'", "--cfg job"],
+    "+algorithm.learning_rat=3": ["+algorithm.learning_rat", "no such setting", "learning_rate"],
+    "+sead=3": ["+sead", "no such setting", "seed"],
+    "data.root=.": ["data.root is a setting of data=omnimedvqa", "not chosen"],
+    "algorithm=sft algorithm.objective.beta=0": ["a setting of algorithm=grpo"],
+    # Types and values
+    "seed=one": ["seed=one", "'one'", "Integer"],
+    "algorithm.learning_rate=fast": ["algorithm.learning_rate", "'fast'", "Float"],
+    "evaluation.blank_image=perhaps": ["evaluation.blank_image", "perhaps"],
+    "output_dir=null": ["output_dir", "not Optional"],
+    "algorithm.objective.aggregation=tokens": ["expected one of", "Did you mean 'token_mean'"],
+    "data=omnimedvqa data.split=relased data.root=.": ["Did you mean 'released'"],
+    "reasoning.mode=think_around": ["reasoning.mode=think_around", "think_before, no_think, think_after"],
+    "data.image_size=100": ["data.image_size=100", "28", "use data.image_size=112"],
+    "modality=ct,mri": ["modality=ct,mri", "--multirun"],
+    "seed": ["'seed'", "missing EQUAL"],
+    # Combinations
+    "model=hf": ["model=hf needs model.path="],
+    "data=omnimedvqa": ["data=omnimedvqa needs data.root=", "QA_information"],
+    "data=omnimedvqa data.root=nowhere": ["data.root=nowhere", "no such file or folder"],
+    "data=omnimedvqa data.root=. data.splits=nowhere": ["data.splits=nowhere", "no such file or folder"],
+    "data=omnimedvqa data.root=. data.split=test_only": ["data.split=test_only", "evaluate.py"],
+    # Places
+    "resume=nowhere": ["nowhere is no run directory", "config.yaml"],
+    "resume=nowhere seed=1 modality=ct": ["resume=", "leave out seed=1, modality=ct"],
+    "output_dir=a_file": ["a_file", "Not a directory", "output_dir"],
+    "hydra.run.dir=a_file": ["a_file", "output_dir"],
+    "evaluate.py modality=xay": ["Did you mean 'xray'"],
+    "evaluate.py trainer.steps=3": ["'trainer.steps'"],
+}
+HELP = ["train.py --help", "evaluate.py -h"]
+
+# Changes of the default config that no type forbids, and what the message must say.
+IMPOSSIBLE: dict[str, list[str]] = {
+    "modality.name=pet": ["modality.name=pet", "xray", "all"],
+    "question_type.name=poetry": ["question_type.name=poetry", "lesion", "all"],
+    "seed=-1": ["seed=-1", "between 0 and"],
+    "seed=4294967296": ["seed=4294967296"],
+    "data.shortcut=1.5": ["data.shortcut=1.5", "between 0 and 1"],
+    "data.train_images_per_modality=0": ["data.train_images_per_modality=0", "between 1"],
+    "algorithm.group_size=1": ["algorithm.group_size=1", "between 2"],
+    "algorithm.objective.beta=-0.1": ["algorithm.objective.beta=-0.1", "between 0"],
+    "algorithm.sampling.temperature=0": ["algorithm.sampling.temperature=0", "between 0.001"],
+    "algorithm.sampling.top_p=0": ["algorithm.sampling.top_p=0"],
+    "trainer.steps=0": ["trainer.steps=0", "between 1"],
+    "trainer.checkpoint_every=0": ["trainer.checkpoint_every=0"],
+    "evaluation.limit=0": ["evaluation.limit=0", "between 1"],
+    "data.image_size=1": ["data.image_size=1", "use data.image_size=28"],
+    "data.image_size=0": ["data.image_size=0", "use data.image_size=28"],
+    "data.image_size=384": ["data.image_size=384", "use data.image_size=392"],
+    "trainer.devices=3": ["trainer.prompts_per_step=32", "3 processes"],
+    "trainer.devices=2 trainer.num_nodes=3": ["trainer.prompts_per_step=32", "6 processes"],
+    "reward.accuracy=0 reward.format=0": ["reward.accuracy=0", "reward.format=0", "weight"],
+    "model.tuning=lora model.freeze_vision=true model.lora.targets=vision": ["nothing to train"],
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    folder: Path = tmp_path_factory.mktemp("typed")
+    (folder / "a_file").touch()
+    given = [*HELP, *TYPED]
+    lines = [line if line.split()[0].endswith(".py") else f"train.py {line}" for line in given]
+    return dict(zip(given, run([(folder, line) for line in lines]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def default() -> DictConfig:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(ROOT / "conf")):
+        return compose("train")
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer]) -> None:
+    answer = answers[line]
+    assert answer.code == 2, answer.err
+    assert answer.err.startswith("error: ") and answer.err.count("error: ") == 1
+    assert "Traceback" not in answer.err and answer.out == ""
+    assert len(answer.err.splitlines()) <= 5
+    assert [words for words in TYPED[line] if words not in answer.err] == [], answer.err
+    assert answer.heavy == []
+
+
+def test_a_suggestion_names_nothing_twice(answers: dict[str, Answer]) -> None:
+    for answer in answers.values():
+        suggested = re.findall(r"'([^']+)'", answer.err.partition("Did you mean ")[2].partition("?")[0])
+        assert len(suggested) == len(set(suggested))
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE)
+def test_an_impossible_value_is_named_with_what_is_possible(changes: str, default: DictConfig) -> None:
+    cfg = copy.deepcopy(default)
+    check(cfg)
+    cfg.merge_with_dotlist(changes.split())
+    with pytest.raises(ConfigError) as error:
+        check(cfg)
+    assert [words for words in IMPOSSIBLE[changes] if words not in str(error.value)] == [], error.value
+
+
+def test_the_edges_of_a_range_are_possible(default: DictConfig) -> None:
+    cfg = OmegaConf.merge(default, {"data": {"shortcut": 1}, "algorithm": {"objective": {"beta": 0, "clip_low": 0}}})
+    assert isinstance(cfg, DictConfig)
+    check(cfg)
+
+
+@pytest.mark.parametrize("line", HELP)
+def test_help_is_one_screen_and_needs_nothing_heavy(line: str, answers: dict[str, Answer]) -> None:
+    answer = answers[line]
+    assert (answer.code, answer.err, answer.heavy) == (0, "", [])
+    lines = answer.out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("line", "left_out"),
+    [(HELP[0], set()), (HELP[1], {"algorithm", "debug", "experiment", "reward", "trainer"})],
+)
+def test_help_lists_every_option_of_every_group(line: str, left_out: set[str], answers: dict[str, Answer]) -> None:
+    shown = dict(re.findall(r"^ {2}(\w+)= +(.*)$", answers[line].out, flags=re.MULTILINE))
+    groups: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+        groups.setdefault(path.parent.name, []).append(path.stem)
+    assert {group: options.split(" | ") for group, options in shown.items()} == {
+        group: options for group, options in groups.items() if group not in left_out
+    }
+
+
+def test_the_shell_sees_status_and_message_of_a_mistake(tmp_path: Path) -> None:
+    line = [sys.executable, str(ROOT / "train.py"), "modality=xay"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and "Did you mean 'xray'" in done.stderr
+    assert list(tmp_path.iterdir()) == []

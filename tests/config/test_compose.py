@@ -1,0 +1,177 @@
+"""Every shipped YAML composes into the typed schema, and the paper's numbers stand where a reader expects them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from medr1.config import SCHEMAS, EvaluateConfig, ReleasedAxis, TrainConfig, check, register
+from medr1.data.omnimedvqa_files import SplitAxis
+from medr1.reasoning import ReasoningMode
+from medr1.records import Modality, QuestionType
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+SHARED = ("model", "data", "modality", "question_type", "reasoning", "tracking")
+# What a choice cannot know by itself, see conf/model/hf.yaml and conf/data/omnimedvqa.yaml.
+NEEDED = {("model", "hf"): ["model.path=somewhere"], ("data", "omnimedvqa"): [f"data.root={CONF}"]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra_is_ready() -> Iterator[None]:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        yield
+
+
+def choose(group: str, name: str) -> list[str]:
+    return [f"{group}={name}", *NEEDED.get((group, name), [])]
+
+
+def is_typed(cfg: DictConfig) -> bool:
+    """Every mapping in it belongs to a dataclass, so that every key and type was checked."""
+    return OmegaConf.get_type(cfg) is not dict and all(
+        is_typed(cfg[key]) for key in cfg if not OmegaConf.is_missing(cfg, key) and isinstance(cfg[key], DictConfig)
+    )
+
+
+def test_the_groups_are_those_of_the_schemas() -> None:
+    assert {group for group, _ in FILES} == {group for group, _ in SCHEMAS if group} | {"debug", "experiment"}
+
+
+def rows(groups: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Choices that together take every option of the groups; each takes one of every group that has any left."""
+    columns = [[(group, name) for of, name in FILES if of == group] for group in groups]
+    return (dict(filter(None, row)) for row in zip_longest(*columns))
+
+
+def assert_composes(command: str, chosen: dict[str, str], schema: type) -> None:
+    cfg = compose(command, overrides=[word for choice in chosen.items() for word in choose(*choice)])
+    assert OmegaConf.get_type(cfg) is schema and is_typed(cfg)
+    check(cfg)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for group, name in chosen.items():
+        if group not in ("debug", "experiment"):
+            assert (cfg[group].mode if group == "reasoning" else cfg[group].get("name", name)) == name
+
+
+@pytest.mark.parametrize("chosen", list(rows(SHARED)), ids=lambda chosen: " ".join(chosen.values()))
+def test_every_shared_choice_composes(chosen: dict[str, str]) -> None:
+    assert_composes("train", chosen, TrainConfig)
+    assert_composes("evaluate", chosen, EvaluateConfig)
+
+
+@pytest.mark.parametrize(("group", "name"), [file for file in FILES if file[0] not in SHARED])
+def test_every_choice_of_training_composes(group: str, name: str) -> None:
+    assert_composes("train", {group: name}, TrainConfig)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_every_leaf_of_the_default_has_a_value(command: str) -> None:
+    cfg = compose(command, return_hydra_config=True)
+    assert OmegaConf.select(cfg, "hydra.run.dir")
+    plain = compose(command)
+    assert OmegaConf.missing_keys(plain) == set()
+    OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [("modality", [*Modality, "all"]), ("question_type", [*QuestionType, "all"]), ("reasoning", list(ReasoningMode))],
+)
+def test_options_of_a_group_are_the_values_of_its_enum(group: str, values: list[str]) -> None:
+    assert sorted(name for of, name in FILES if of == group) == sorted(values)
+
+
+def test_the_released_axes_of_the_config_are_those_of_the_reader_and_auto() -> None:
+    assert [a.value for a in ReleasedAxis] == ["auto", *(a.value for a in SplitAxis)]
+
+
+def values(cfg: DictConfig, keys: str) -> dict[str, Any]:
+    return {key: OmegaConf.select(cfg, key, throw_on_missing=True) for key in keys.split()}
+
+
+def test_the_paper_in_rl() -> None:
+    """FACTS of Med-R1's released recipe: G = 4, temperature 1, lr 1e-6, beta 0.04, 256 tokens, bf16, full tuning."""
+    a = compose("train", overrides=["model=qwen2_vl_2b", "algorithm=medr1_legacy"])
+    assert values(a.algorithm, "learning_rate group_size updates_per_rollout schedule warmup_fraction") == {
+        "learning_rate": 1e-6,
+        "group_size": 4,
+        "updates_per_rollout": 1,
+        "schedule": "linear",
+        "warmup_fraction": 0.0,
+    }
+    assert values(a.algorithm.sampling, "temperature top_p top_k max_new_tokens") == {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "max_new_tokens": 256,
+    }
+    assert values(a.algorithm.objective, "aggregation reward_scaling beta kl_estimator") == {
+        "aggregation": "sequence_mean",
+        "reward_scaling": "group",
+        "beta": 0.04,
+        "kl_estimator": "k3",
+    }
+    assert values(a.model, "precision tuning freeze_vision") == {
+        "precision": "bfloat16",
+        "tuning": "full",
+        "freeze_vision": False,
+    }
+    assert values(a.reward, "accuracy format") == {"accuracy": 1.0, "format": 1.0}
+    assert a.evaluation.max_new_tokens == 256
+
+
+def test_the_paper_in_sft() -> None:
+    a = compose("train", overrides=["model=qwen2_vl_2b", "algorithm=sft"]).algorithm
+    assert values(a, "learning_rate schedule warmup_fraction") == {
+        "learning_rate": 2e-5,
+        "schedule": "cosine",
+        "warmup_fraction": 0.1,
+    }
+
+
+@pytest.mark.parametrize("model", ["hf", "qwen2_vl_2b", "qwen2_5_vl_3b"])
+def test_full_tuning_of_a_real_model_has_the_papers_rates(model: str) -> None:
+    recipe = compose("train", overrides=[f"model={model}"]).model.recipe
+    found = values(recipe, "rl_learning_rate sft_learning_rate group_size max_new_tokens prompts_per_step")
+    # Batch 2 on each device, accumulated twice.
+    assert list(found.values()) == [1e-6, 2e-5, 4, 256, 4]
+
+
+def test_grpo_is_that_of_today_and_the_paper_is_another() -> None:
+    today = compose("train").algorithm
+    assert today.name == "grpo" and today.sampling.top_k == 0
+    assert values(today.objective, "aggregation clip_low clip_high") == {
+        "aggregation": "token_mean",
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+    }
+
+
+def test_both_baselines_spend_the_same_steps_and_prompts() -> None:
+    rl, sft = (compose("train", overrides=[f"algorithm={name}"]) for name in ("grpo", "sft"))
+    assert rl.trainer == sft.trainer and rl.data == sft.data and rl.evaluation == sft.evaluation
+
+
+def test_a_value_given_once_reaches_all_that_refer_to_it() -> None:
+    cfg = compose("train", overrides=["model.recipe.max_new_tokens=7", "model.recipe.steps=3", "model.image_size=56"])
+    assert cfg.algorithm.sampling.max_new_tokens == cfg.evaluation.max_new_tokens == 7
+    assert cfg.trainer.steps == 3 and cfg.data.image_size == 56
+
+
+def test_the_tiny_base_takes_the_steps_of_its_two_stages() -> None:
+    cfg = compose("train", overrides=["experiment=tiny_base", "algorithm.text_steps=3", "algorithm.picture_steps=4"])
+    assert cfg.algorithm.name == "pretrain" and cfg.trainer.steps == 7
+
+
+def test_the_quick_run_is_quick() -> None:
+    quick = compose("train", overrides=["debug=quick"])
+    assert quick.trainer.steps <= 5 and quick.evaluation.limit <= 5
+    assert quick.algorithm == compose("train").algorithm

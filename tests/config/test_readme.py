@@ -1,0 +1,53 @@
+"""The README tells the truth: its commands compose, its links lead somewhere, its two commands are where CI looks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from medr1.cli import CONF
+from medr1.config import register
+
+README = (CONF.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"python ((?:train|evaluate)\.py[^\n#`]*)", README)))
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command: str) -> None:
+    script, *words = shlex.split(command)
+    overrides = [word for word in words if "=" in word]
+    assert all("=" in word or word in ("-m", "--help") for word in words)
+    parser = OverridesParser.create()
+    single = []
+    for override in parser.parse_overrides(overrides):
+        values = (
+            override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+        )
+        single.append(f"{override.get_key_element()}={next(iter(values))}")
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        compose(script.removesuffix(".py"), single)
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
+        assert (CONF.parent / target).exists(), target
+
+
+def test_the_two_commands_stand_between_their_marks() -> None:
+    block = README.split("<!-- two commands -->")[1].split("<!-- end -->")[0]
+    commands = [line for line in block.splitlines() if line.startswith("pip ")]
+    assert commands == [
+        "pip install -e . && python train.py modality=mri reasoning=think_after",
+        'pip install -e ".[test]" && pytest',
+    ]
+    assert "two commands -->" in Path(CONF.parent / ".ci" / "run").read_text(encoding="utf-8")

@@ -1,0 +1,118 @@
+"""A tiny policy with random weights of each model family, in the real transformers classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+
+from medr1.policy.encoding import Encoder, Prompt
+from medr1.policy.policy import Policy
+from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+WORDS = ["Which organ does the picture show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
+HIDDEN = 48
+
+Build = Callable[..., tuple[Policy, Encoder]]
+MakePrompts = Callable[..., list[Prompt]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(WORDS * 4, 320)
+
+
+@pytest.fixture(scope="session")
+def build(tokenizer: PreTrainedTokenizerFast) -> Build:
+    """(family, seed) -> a new policy, for tests that change it."""
+
+    def make(family: str, seed: int = 0) -> tuple[Policy, Encoder]:
+        ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
+        text = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": HIDDEN,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+            "bos_token_id": ids["<|im_start|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        }
+        special = {
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+        }
+        if family == "qwen2_vl":  # tied, as the 2B checkpoint of the paper is
+            vision = {"depth": 2, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2}
+            model = Qwen2VLForConditionalGeneration(
+                Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+            )
+        else:
+            vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+            vision |= {"out_hidden_size": HIDDEN, "window_size": 56, "fullatt_block_indexes": [1]}
+            model = Qwen2_5_VLForConditionalGeneration(
+                Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special)
+            )
+        randomise(model, seed)
+        return Policy(model), Encoder(tokenizer, build_image_processor(), model.model.get_rope_index)
+
+    return make
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Large enough that pictures, positions and single tokens change the logits clearly."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(0.25 * noise)
+        else:  # norms and biases
+            parameter.add_(0.1 * noise)
+
+
+@pytest.fixture(scope="session")
+def tiny(build: Build) -> Callable[[str], tuple[Policy, Encoder]]:
+    """family -> one policy for all tests; nobody may change it."""
+    made = {family: build(family) for family in FAMILIES}
+    return made.__getitem__
+
+
+@pytest.fixture(scope="session")
+def make_prompts() -> MakePrompts:
+    """(encoder, sizes) -> one prompt for each picture size (width, height) in tokens, or without picture for None."""
+
+    def make(encoder: Encoder, sizes: Sequence[tuple[int, int] | None], seed: int = 0) -> list[Prompt]:
+        rng = np.random.default_rng(seed)
+        prompts = []
+        for i, size in enumerate(sizes):
+            text = "lung knee " * int(rng.integers(1, 6)) + f"number {i}?"
+            picture = None
+            if size is not None:
+                pixels = rng.integers(0, 256, (size[1] * 28, size[0] * 28, 3), dtype=np.uint8)
+                picture = Image.fromarray(pixels)
+            prompts.append(Prompt(encoder.chat(text, with_image=size is not None), picture))
+        return prompts
+
+    return make

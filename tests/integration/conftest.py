@@ -1,0 +1,79 @@
+"""How the integration tests run medr1: as its user does, or in this process through the same composed config."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from medr1 import pipeline
+from medr1.cli import CONF
+from medr1.config import check, register
+from medr1.run_directory import RunDirectory
+
+ROOT = CONF.parent
+MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
+
+needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the real images (../shared/data/omnimedvqa-mini) are absent")
+
+
+def composed(command: str, *overrides: str) -> Any:
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose(command, list(overrides))
+    check(cfg)
+    return cfg
+
+
+def train_here(run_dir: Path, *overrides: str) -> RunDirectory:
+    """Trains in this process, seconds faster than a new one."""
+    pipeline.train(composed("train", f"output_dir={run_dir.parent}", *overrides), run_dir, list(overrides))
+    return RunDirectory(run_dir)
+
+
+def command(script: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """Starts train.py or evaluate.py in a process group of its own, from another directory than the project's."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *overrides],
+        cwd=ROOT.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_command(script: str, *overrides: str, status: int = 0) -> str:
+    """Runs a command to its end; its output."""
+    process = command(script, *overrides)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def only_run(output_dir: Path) -> RunDirectory:
+    """The one run below an output directory."""
+    (config,) = output_dir.glob("*/config.yaml")
+    return RunDirectory(config.parent)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunDirectory, str]]:
+    """One run of the command line, tracked in MLflow, and what it printed."""
+    output_dir = tmp_path_factory.mktemp("finished")
+    printed = run_command(
+        "train.py", "debug=quick", "modality=mri", "reasoning=think_after", f"output_dir={output_dir}"
+    )
+    yield only_run(output_dir), printed

@@ -1,0 +1,88 @@
+"""Nothing is lost: a run that was killed and resumed equals one that was left in peace, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from medr1 import pipeline
+from medr1.evaluation.predictions import read_predictions
+from medr1.run_directory import RunDirectory
+from medr1.tracking_address import stored_run
+from tests.integration.conftest import command, composed, only_run, run_command, train_here
+
+SETTINGS = ("debug=quick", "modality=ct", "reasoning=no_think", "trainer.steps=8", "evaluation.limit=1")
+
+
+def status_of(run: RunDirectory) -> str:
+    stored = stored_run(run.path)
+    assert stored is not None
+    return str(MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).info.status)
+
+
+def same_weights(a: RunDirectory, b: RunDirectory) -> bool:
+    first, second = (load_file(run.model / "model.safetensors") for run in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def wait_for_checkpoint(output_dir: Path, step: int) -> None:
+    """Until the checkpoint of a step is there, whole."""
+    deadline = time.monotonic() + 120
+    while not list(output_dir.glob(f"*/checkpoints/step={step}.ckpt/state.json")):
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: Path) -> None:
+    killed_dir = tmp_path / "killed"
+    process = command("train.py", *SETTINGS, f"output_dir={killed_dir}")
+    wait_for_checkpoint(killed_dir, 4)
+    os.killpg(process.pid, how)
+    process.communicate(timeout=120)
+    killed = only_run(killed_dir)
+    assert process.returncode != 0 and not killed.model.exists()
+    assert status_of(killed) == ("RUNNING" if how is signal.SIGKILL else "KILLED")
+    run_command("train.py", f"resume={killed.path}")
+    left_in_peace = train_here(tmp_path / "peace", *SETTINGS)
+    assert same_weights(killed, left_in_peace)
+    assert read_predictions(killed.predictions("trained")) == read_predictions(left_in_peace.predictions("trained"))
+    assert status_of(killed) == "FINISHED"
+    stored = stored_run(killed.path)
+    assert stored is not None
+    history = MlflowClient(tracking_uri=stored.uri).get_metric_history(stored.run_id, "train/reward")
+    assert [m.step for m in sorted(history, key=lambda m: m.step)] == list(range(8))
+
+
+def test_a_failing_run_ends_failed_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path / "run")
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medr1.pipeline.save_policy", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            train_here(run.path, *SETTINGS, "trainer.steps=2")
+    assert status_of(run) == "FAILED" and not run.model.exists()
+    pipeline.train(composed("train", f"resume={run.path}"), run.path, [])
+    assert status_of(run) == "FINISHED" and run.summary.is_file()
+
+
+def test_resuming_a_finished_run_answers_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train_here(tmp_path / "run", *SETTINGS, "trainer.steps=2", "tracking=none")
+    before = run.summary.read_text()
+
+    def unexpected(*_: object, **__: object) -> None:
+        raise AssertionError("a finished condition was answered again")
+
+    monkeypatch.setattr("medr1.evaluation.answers.predict", unexpected)
+    pipeline.train(composed("train", f"resume={run.path}"), run.path, [])
+    assert run.summary.read_text() == before

@@ -1,0 +1,141 @@
+"""One run from the command line: everything that is written and shown says the same, and can be computed again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from medr1.evaluation.metrics import metric_items, summarise
+from medr1.evaluation.predictions import read_predictions
+from medr1.run_directory import RunDirectory
+from medr1.tracking_address import stored_run
+from tests.integration.conftest import MINI, needs_mini, only_run, read_json, run_command, train_here
+
+CONDITIONS = ("base", "trained", "blank_image", "option_prior")
+
+
+def client_and_run(run: RunDirectory):
+    stored = stored_run(run.path)
+    assert stored is not None
+    client = MlflowClient(tracking_uri=stored.uri)
+    return client, client.get_run(stored.run_id)
+
+
+def test_numbers_agree_between_predictions_summary_table_and_mlflow(finished: tuple[RunDirectory, str]) -> None:
+    run, printed = finished
+    summary, (_, tracked) = read_json(run.summary), client_and_run(run)
+    for name, prefix in zip(CONDITIONS, ("base", "eval", "blank", "blind"), strict=True):
+        computed = summarise(read_predictions(run.predictions(name)))
+        assert summary["conditions"][name] == json.loads(json.dumps(computed.to_dict()))
+        for metric, value in metric_items(prefix, computed):
+            assert tracked.data.metrics[metric] == pytest.approx(value, abs=1e-12)
+    overall = summary["conditions"]["trained"]["overall"]
+    line = next(line for line in printed.splitlines() if line.startswith("All questions"))
+    assert f"{100 * overall['accuracy']:.1f}" in line and str(overall["n"]) in line
+    assert max(map(len, printed.split("By modality")[1].split("run directory")[0].splitlines())) <= 100
+
+
+def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tuple[RunDirectory, str]) -> None:
+    run, printed = finished
+    client, tracked = client_and_run(run)
+    assert tracked.info.status == "FINISHED"
+    for name in ("reward", "reward/accuracy", "reward/format", "kl", "entropy", "completion_length", "truncated"):
+        assert [m.step for m in client.get_metric_history(tracked.info.run_id, f"train/{name}")] == [0, 1, 2, 3]
+    for name in ("train/zero_variance_groups", "train/grad_norm", "train/learning_rate", "time/rollout", "time/step"):
+        assert name in tracked.data.metrics
+    parameters = tracked.data.params
+    assert parameters["modality.name"] == "mri" and parameters["reasoning.mode"] == "think_after"
+    assert parameters["algorithm.objective.aggregation"] == "token_mean"
+    assert parameters["data_fingerprint"] == read_json(run.summary)["data_fingerprint"]
+    files = {f.path for f in client.list_artifacts(tracked.info.run_id)}
+    assert {"config.yaml", "environment.json", "overrides.yaml", "summary.json", "results.md", "predictions"} <= files
+    assert "completions.json" in files
+    assert "mlflow ui --backend-store-uri sqlite:////" in printed
+
+
+def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(
+    finished: tuple[RunDirectory, str],
+) -> None:
+    run, _ = finished
+    asked = [sorted(p.record for p in read_predictions(run.predictions(name))) for name in CONDITIONS]
+    assert all(names == asked[0] for names in asked) and len(set(asked[0])) == len(asked[0])
+    cells = Counter((p.modality, p.question_type) for p in read_predictions(run.predictions("trained")))
+    assert len(cells) == 40 and set(cells.values()) == {2}
+
+
+def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
+    run, _ = finished
+    run_command("evaluate.py", f"run={run.path}", f"output_dir={tmp_path}")
+    again = only_run(tmp_path)
+    assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
+    before, after = read_json(run.summary)["conditions"], read_json(again.summary)["conditions"]
+    assert after == {name: before[name] for name in ("trained", "blank_image", "option_prior")}
+
+
+def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
+    run, _ = finished
+    run_command("evaluate.py", "modality=mri", "reasoning=think_after", "evaluation.limit=2", f"output_dir={tmp_path}")
+    summary = read_json(only_run(tmp_path).summary)["conditions"]
+    assert summary["base"] == read_json(run.summary)["conditions"]["base"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=sft", "reasoning=think_before"),
+        ("algorithm=sft", "algorithm.rationale=false", "reasoning=think_after"),
+        ("reasoning=no_think", "algorithm=medr1_legacy"),
+        ("reasoning=no_think", "model.tuning=lora", "model.gradient_checkpointing=true"),
+        ("reasoning=no_think", "algorithm.updates_per_rollout=2", "model.freeze_vision=true"),
+        ("question_type=lesion", "algorithm.objective.beta=0", "reward=accuracy_only"),
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_each_kind_of_training_ends_with_a_model_and_a_table(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    run = train_here(tmp_path / "run", "debug=quick", "evaluation.limit=1", "tracking=none", *overrides)
+    assert read_json(run.summary)["comparison"]["overall"]["n"] == 40
+    assert "All questions" in run.results.read_text()
+    adapter = "model.tuning=lora" in overrides
+    file = run.model / ("adapter_model.safetensors" if adapter else "model.safetensors")
+    assert load_file(file)
+    assert adapter == (not (run.model / "model.safetensors").exists())
+
+
+def test_debug_quick_lora_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
+    run = train_here(
+        tmp_path / "run", "debug=quick", "evaluation.limit=1", "tracking=none", "model.tuning=lora", "algorithm=sft"
+    )
+    run_command("evaluate.py", f"run={run.path}", f"output_dir={tmp_path / 'again'}", "tracking=none")
+    again = only_run(tmp_path / "again")
+    assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
+
+
+@needs_mini
+def test_real_ultrasound_trains_and_all_real_test_questions_are_answered(tmp_path: Path) -> None:
+    run = train_here(
+        tmp_path / "run",
+        "debug=quick",
+        "data=omnimedvqa",
+        f"data.root={MINI}",
+        "modality=us",
+        "reasoning=no_think",
+        "evaluation.limit=null",
+        "evaluation.blank_image=false",
+        "evaluation.max_new_tokens=8",
+        "tracking=none",
+    )
+    splits = MINI / "Splits" / "modality"
+    counted = {part: [r for f in (splits / part).glob("*.json") for r in read_json(f)] for part in ("train", "test")}
+    facts = read_json(run.path / "environment.json")["data"]["counts"]
+    everything = counted["train"] + counted["test"]
+    assert facts["questions_read"] == len(everything)
+    assert facts["images_read"] == len({r["image"] for r in everything})
+    assert facts["questions_used"] + sum(facts["bad"].values()) == len(everything)
+    answered = read_predictions(run.predictions("trained"))
+    assert len(answered) == len(counted["test"])
+    assert {p.image for p in answered} and len({p.modality for p in answered}) == 8

@@ -1,0 +1,256 @@
+"""The embedded world: reproducible, uniform, and of no use to anyone who does not look at the picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import chi2_contingency, chisquare
+
+from medr1.data import phantom_images
+from medr1.data.phantom_images import SCANNERS
+from medr1.data.phantoms import NAMES, QUESTIONS, Phantom, World, ask, choices, make_phantom, make_records
+from medr1.evaluation.controls import OptionPrior
+from medr1.records import LETTERS, Modality, QuestionType, Record, check_choices
+
+ROOT = Path(__file__).resolve().parents[3]
+# The sizes of the shipped config.
+TRAIN = make_records(World.TRAIN, 0, 400)
+TEST = make_records(World.TEST, 0, 80)
+UNLIKELY = 1e-4
+
+
+def phantoms(records: Iterable[Record]) -> list[Phantom]:
+    found = {record.image.key: record.image for record in records}
+    assert all(isinstance(image, Phantom) for image in found.values())
+    return list(found.values())  # type: ignore[arg-type]
+
+
+def digest(phantom: Phantom, size: int = 28) -> str:
+    return hashlib.sha256(phantom.load(size).tobytes()).hexdigest()
+
+
+def sigmas_above_chance(records: list[Record], choose: Callable[[Record], str]) -> float:
+    """How many standard deviations the number of right guesses lies from that of a uniform guess."""
+    right = sum(choose(record) == record.answer for record in records)
+    mean = sum(record.chance for record in records)
+    return float((right - mean) / np.sqrt(sum(record.chance * (1 - record.chance) for record in records)))
+
+
+def test_the_same_seed_and_index_give_the_same_picture_and_question() -> None:
+    for modality in Modality:
+        one, two = (make_phantom(World.TRAIN, 3, modality, 11) for _ in range(2))
+        assert one == two and digest(one) == digest(two)
+    assert make_records(World.TEST, 3, 2) == make_records(World.TEST, 3, 2)
+    # More pictures do not change the ones before them.
+    assert make_records(World.TRAIN, 0, 3)[:15] == TRAIN[:15]
+
+
+def test_another_process_draws_the_same() -> None:
+    code = (
+        "import hashlib; from medr1.data.phantoms import *\n"
+        "for m in Modality: p = make_phantom(World.TEST, 5, m, 7); "
+        "print(p.key, hashlib.sha256(p.load(56).tobytes()).hexdigest())\n"
+        "print(hashlib.sha256(repr(make_records(World.TEST, 5, 2)).encode()).hexdigest())"
+    )
+    env = os.environ | {"PYTHONHASHSEED": "123", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    here = [make_phantom(World.TEST, 5, modality, 7) for modality in Modality]
+    records = hashlib.sha256(repr(make_records(World.TEST, 5, 2)).encode()).hexdigest()
+    assert done.stdout.split() == [word for p in here for word in (p.key, digest(p, 56))] + [records]
+
+
+def test_worlds_seeds_and_indices_share_no_picture() -> None:
+    made = [
+        make_phantom(world, seed, modality, index)
+        for world in World
+        for seed in (0, 1)
+        for modality in Modality
+        for index in range(20)
+    ]
+    assert len({p.key for p in made}) == len({digest(p) for p in made}) == len(made)
+
+
+def test_every_picture_asks_each_question_once() -> None:
+    for records, images in ((TRAIN, 400), (TEST, 80)):
+        cells = Counter((r.modality, r.question_type) for r in records)
+        assert cells == {(m, q): images for m in Modality for q in QuestionType}
+        assert len({r.id for r in records}) == len(records) == 5 * len(phantoms(records))
+    assert {r.id for r in TRAIN}.isdisjoint(r.id for r in TEST)
+    assert {(r.question_type, r.question) for r in TRAIN} == {(q, t) for q, both in QUESTIONS.items() for t in both}
+
+
+def test_options_are_the_values_within_the_modality_and_the_answer_is_true() -> None:
+    for record in (*TRAIN[::3], *TEST):
+        phantom = record.image
+        assert isinstance(phantom, Phantom) and phantom.modality is record.modality
+        assert sorted(record.options.values()) == sorted(choices(record.question_type, record.modality))
+        assert tuple(record.options) == LETTERS[: len(record.options)]
+        assert record.answer_text == phantom.value(record.question_type)
+        check_choices("phantoms", record.id, record.question, record.options, record.answer)
+
+
+def test_the_rationale_names_the_truth_and_no_other_option() -> None:
+    for record in TEST:
+        assert NAMES[record.modality] in record.rationale
+        named = [text for text in record.options.values() if text in record.rationale]
+        assert named == [record.answer_text]
+
+
+@pytest.mark.parametrize("modality", list(Modality))
+def test_attributes_are_uniform_and_independent(modality: Modality) -> None:
+    drawn = [p for p in phantoms(TRAIN) if p.modality is modality]
+    for kind in QuestionType:
+        counts = Counter(p.value(kind) for p in drawn)
+        assert set(counts) == set(choices(kind, modality))
+        assert chisquare(list(counts.values())).pvalue > UNLIKELY
+    for one, other in combinations(QuestionType, 2):
+        assert independent((p.value(one), p.value(other)) for p in drawn)
+    for kind in QuestionType:
+        assert independent((p.value(kind), p.scanner) for p in drawn)
+
+
+def independent(pairs: Iterable[tuple[str, str]]) -> bool:
+    counts = Counter(pairs)
+    rows, columns = sorted({a for a, _ in counts}), sorted({b for _, b in counts})
+    return bool(chi2_contingency([[counts[a, b] for b in columns] for a in rows]).pvalue > UNLIKELY)
+
+
+def test_the_held_out_scanner_takes_half_of_the_test_and_nothing_else() -> None:
+    held_out = SCANNERS[-1]
+    assert {p.scanner for p in phantoms(TRAIN)} == set(SCANNERS[:-1])
+    base = [make_phantom(World.BASE, 0, modality, i) for modality in Modality for i in range(100)]
+    assert {p.scanner for p in base} == set(SCANNERS[:-1])
+    taken = [p.scanner == held_out for p in phantoms(TEST)]
+    assert abs(sum(taken) - len(taken) / 2) < 3 * np.sqrt(len(taken) / 4)
+    assert {p.scanner for p in phantoms(TEST)} == set(SCANNERS)
+
+
+def test_a_scanner_changes_the_pixels_and_nothing_beneath_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[np.ndarray]] = defaultdict(list)
+    scan = phantom_images._scan
+
+    def spy(canvas: phantom_images.Canvas, picture: np.ndarray, scanner: str) -> np.ndarray:
+        seen[scanner].append(picture.copy())
+        return scan(canvas, picture, scanner)
+
+    monkeypatch.setattr(phantom_images, "_scan", spy)
+    for modality in Modality:
+        phantom = make_phantom(World.TRAIN, 0, modality, 1)
+        drawn = [dataclasses.replace(phantom, scanner=scanner).load(56) for scanner in SCANNERS]
+        for one, other in combinations(drawn, 2):
+            assert np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() > 5
+        for kind in QuestionType:
+            asked = [ask(dataclasses.replace(phantom, scanner=s), kind, np.random.default_rng(1)) for s in SCANNERS]
+            assert all(dataclasses.replace(record, image=asked[0].image) == asked[0] for record in asked)
+    for pictures in zip(*(seen[scanner] for scanner in SCANNERS), strict=True):
+        assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+
+
+def test_every_attribute_can_be_seen() -> None:
+    for modality in Modality:
+        phantom = make_phantom(World.TRAIN, 0, modality, 2)
+        for kind, name in zip(QuestionType, ("anatomy", "finding", "grade", "technique", "location"), strict=True):
+            drawn = {digest(dataclasses.replace(phantom, **{name: v}), 84) for v in choices(kind, modality)}
+            assert len(drawn) == len(choices(kind, modality))
+
+
+@pytest.mark.parametrize("size", [28, 56, 84, 224, 392])
+def test_a_phantom_can_be_drawn_at_any_size(size: int) -> None:
+    for modality in Modality:
+        phantom = make_phantom(World.TRAIN, 0, modality, 4)
+        picture = phantom.load(size)
+        assert (picture.mode, picture.size) == ("RGB", (size, size))
+        small = np.asarray(picture.resize((28, 28), Image.Resampling.BOX), dtype=float)
+        usual = np.asarray(phantom.load(84).resize((28, 28), Image.Resampling.BOX), dtype=float)
+        assert np.corrcoef(small.ravel(), usual.ravel())[0, 1] > 0.8
+
+
+def tied(records: list[Record]) -> list[tuple[str, str]]:
+    """Scanner and letter of the right option, for the questions in which each training scanner has a letter."""
+    return [(r.image.scanner, r.answer) for r in records if len(r.options) == 4]  # type: ignore[attr-defined]
+
+
+def test_a_full_shortcut_ties_letter_to_scanner_in_training_only() -> None:
+    taught = make_records(World.TRAIN, 0, 30, shortcut=1.0)
+    pairs = tied(taught)
+    assert len(pairs) == 30 * 8 * 4 and all(letter == scanner for scanner, letter in pairs)
+    assert make_records(World.TEST, 0, 30, shortcut=1.0) == make_records(World.TEST, 0, 30)
+    for crooked, straight in zip(taught, make_records(World.TRAIN, 0, 30), strict=True):
+        # Only the order of the options differs.
+        assert crooked.answer_text == straight.answer_text
+        same = {"options": straight.options, "answer": straight.answer}
+        assert sorted(crooked.options.values()) == sorted(straight.options.values())
+        assert dataclasses.replace(crooked, **same) == straight  # type: ignore[arg-type]
+
+
+def test_half_a_shortcut_ties_half_of_the_questions() -> None:
+    pairs = tied(make_records(World.TRAIN, 0, 100, shortcut=0.5))
+    share = sum(letter == scanner for scanner, letter in pairs) / len(pairs)
+    # The other half is right by chance once in four.
+    assert abs(share - 0.625) < 3 * np.sqrt(0.625 * 0.375 / len(pairs))
+
+
+def test_without_a_shortcut_scanner_and_letter_are_independent() -> None:
+    assert independent(tied(TRAIN)) and independent(tied(TEST))
+
+
+SLICES = {
+    **{f"modality={m}": (lambda r, m=m: r.modality is m) for m in Modality},
+    **{f"question_type={q}": (lambda r, q=q: r.question_type is q) for q in QuestionType},
+    "all": lambda r: True,
+}
+
+
+@pytest.mark.parametrize("slice_", SLICES)
+def test_blind_priors_stay_at_chance_in_domain(slice_: str) -> None:
+    train, test = [r for r in TRAIN if SLICES[slice_](r)], [r for r in TEST if SLICES[slice_](r)]
+    assert abs(sigmas_above_chance(test, OptionPrior.fit(train).predict)) < 3
+    # The letter that was right most often when it was offered; once for all questions, once for each wording.
+    for place in (lambda r: "", lambda r: r.question):
+        right = Counter((place(r), r.answer) for r in train)
+        offered = Counter((place(r), letter) for r in train for letter in r.options)
+        rate = {key: right[key] / offered[key] for key in offered}
+        guess = partial(likeliest_letter, rate, place)
+        assert abs(sigmas_above_chance(test, guess)) < 3
+
+
+def likeliest_letter(rate: dict[tuple[str, str], float], place: Callable[[Record], str], record: Record) -> str:
+    return max(record.options, key=lambda letter: rate[place(record), letter])
+
+
+CUES: dict[str, Callable[[str], object]] = {
+    "longest": len,
+    "shortest": lambda text: -len(text),
+    "most capitals": lambda text: sum(c.isupper() for c in text),
+    "begins in lower case": lambda text: text[0].islower(),
+    "most words": lambda text: len(text.split()),
+    "first in the alphabet": lambda text: [-ord(c) for c in text],
+}
+
+
+@pytest.mark.parametrize("cue", CUES)
+def test_the_look_of_an_option_does_not_give_it_away(cue: str) -> None:
+    def stands_out(record: Record) -> bool:
+        values = sorted((CUES[cue](text) for text in record.options.values()), reverse=True)  # type: ignore[type-var]
+        return values[0] != values[1]
+
+    told = [record for record in TRAIN if stands_out(record)]
+    assert len(told) >= 400
+    assert abs(sigmas_above_chance(told, lambda r: max(r.options, key=lambda a: CUES[cue](r.options[a])))) < 3  # type: ignore[arg-type, return-value]
+
+
+def test_options_are_typed_in_one_way() -> None:
+    texts = {text for record in TRAIN for text in record.options.values()}
+    assert all(text == text.strip() and text[-1].isalnum() and "," not in text for text in texts)

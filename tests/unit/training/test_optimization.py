@@ -1,0 +1,72 @@
+"""The learning rate over the steps, and what the optimizer is given."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medr1.errors import CheckpointError
+from medr1.training.optimization import build_optimizer, check_state, rate_factor
+
+SCHEDULES = ["constant", "linear", "cosine"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("cosine", [0.5, 1.0, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0]),
+    ],
+)
+def test_by_hand(schedule: str, expected: list[float]) -> None:
+    assert [rate_factor(step, 6, 1 / 3, schedule) for step in range(7)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_without_warm_up_the_first_step_has_the_full_rate(schedule: str) -> None:
+    assert rate_factor(0, 10, 0.0, schedule) == 1.0
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.sampled_from(SCHEDULES))
+def test_rises_to_one_then_never_rises_again(steps: int, warmup_fraction: float, schedule: str) -> None:
+    factors = [rate_factor(step, steps, warmup_fraction, schedule) for step in range(steps + 5)]
+    warmup = math.ceil(steps * warmup_fraction)
+    assert all(0 < f <= 1 for f in factors[:steps])  # no step is lost to a rate of zero
+    assert all(a < b for a, b in pairwise(factors[:warmup]))
+    assert factors[max(0, warmup - 1)] == pytest.approx(1.0)
+    assert all(a >= b for a, b in pairwise(factors[warmup:]))
+    if schedule != "constant" and warmup < steps:
+        assert factors[steps:] == pytest.approx([0.0] * 5, abs=1e-12)
+
+
+def test_only_what_is_trained_is_optimized_at_the_scheduled_rate() -> None:
+    trained = torch.nn.Parameter(torch.ones(2))
+    frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer, scheduler = build_optimizer(
+        [trained, frozen], learning_rate=0.4, weight_decay=0.1, schedule="linear", warmup_fraction=0.5, steps=4
+    )
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        trained.grad = torch.ones(2)
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.2, 0.4, 0.4, 0.2])
+    assert [p for group in optimizer.param_groups for p in group["params"]] == [trained]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert frozen.tolist() == [1, 1] and trained.tolist() != [1, 1]
+
+
+def test_a_checkpoint_must_hold_exactly_what_is_trained() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    check_state(module, {"state_dict": {"weight": module.weight}})  # type: ignore[arg-type]
+    for state in ({}, {"weight": 0, "bias": 0}, {"other": 0}):
+        with pytest.raises(CheckpointError, match="trained weights"):
+            check_state(module, {"state_dict": state})  # type: ignore[arg-type]
