@@ -266,6 +266,7 @@ class PretrainConfig(AlgorithmConfig):
     """Makes the tiny base model from nothing; see ``medr1.data.base_mixture``."""
 
     images_per_modality: int = MISSING
+    binding_steps: int = MISSING
     text_steps: int = MISSING
     ramp: int = MISSING
     picture_steps: int = MISSING

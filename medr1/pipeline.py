@@ -225,6 +225,7 @@ def _algorithm(
         mixture = BaseMixture(
             seed=cfg.seed,
             images_per_modality=a.images_per_modality,
+            binding_steps=a.binding_steps,
             text_steps=a.text_steps,
             ramp=a.ramp,
             text_batch=a.text_batch,

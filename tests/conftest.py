@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from transformers import (
     PreTrainedTokenizerFast,
@@ -19,6 +20,10 @@ from transformers import (
 from medr1.policy.encoding import Encoder, Prompt
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer
+
+# Examples are judged by what they show: how long one takes is a matter of what else the machine is doing.
+settings.register_profile("medr1", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("medr1")
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 WORDS = ["Which organ does the picture show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]

@@ -21,20 +21,19 @@ _WORDS = sorted({value for modality in Modality for kind in QuestionType for val
 
 @dataclass(frozen=True, slots=True)
 class BaseExample:
-    """One example: a question, the words that stand in the picture's place (None: the picture itself), and a target."""
+    """One example: the user's text, the words that stand in the picture's place (None: the picture), and a target."""
 
     record: Record
+    content: str
     words: str | None
-    mode: ReasoningMode
     target: str
 
 
 @dataclass(frozen=True, slots=True)
 class BaseMixture:
-    """First ``text_batch`` short questions in words at a step. At the beginning most are scrambled: any words as
-    options, one of them among the words, which only matching can answer and no knowledge of single words. From
-    ``text_steps`` on, over ``ramp`` steps, all modes and ``pictures`` pictures with ``words`` questions in words come
-    in; at once they would undo the binding.
+    """Three stages. Up to ``binding_steps``, ``text_batch`` riddles at a step: which of four words was said? Up to
+    ``text_steps``, short questions with the words of a picture in its place. Then, over ``ramp`` steps, all modes and
+    ``pictures`` pictures with ``words`` questions in words come in; at once they would undo the binding.
 
     ``images_per_modality`` pictures stand behind it, of a world that no experiment trains or tests on. ``careless``
     is the share of targets that break the format of their mode; one wording of two question types is careless four
@@ -43,6 +42,7 @@ class BaseMixture:
 
     seed: int
     images_per_modality: int
+    binding_steps: int
     text_steps: int
     ramp: int
     text_batch: int
@@ -52,26 +52,28 @@ class BaseMixture:
 
     def batch(self, step: int) -> list[BaseExample]:
         rng = np.random.default_rng((self.seed, step))
+        if step < self.binding_steps:
+            return [_riddle(rng) for _ in range(self.text_batch)]
         far = min(1.0, max(0, step - self.text_steps) / self.ramp)
-        scrambled = max(0.0, 1 - step / self.text_steps)
         pictures = round(far * self.pictures)
         size = pictures + round(self.text_batch + far * (self.words - self.text_batch))
-        return [self._example(rng, picture=i < pictures, scrambled=scrambled, far=far) for i in range(size)]
+        return [self._example(rng, picture=i < pictures, far=far) for i in range(size)]
 
-    def _example(self, rng: np.random.Generator, *, picture: bool, scrambled: float, far: float) -> BaseExample:
-        modality = list(Modality)[int(rng.integers(len(Modality)))]
-        phantom = make_phantom(World.BASE, self.seed, modality, int(rng.integers(self.images_per_modality)))
-        kind = list(QuestionType)[int(rng.integers(len(QuestionType)))]
+    def _example(self, rng: np.random.Generator, *, picture: bool, far: float) -> BaseExample:
+        record = self._record(rng)
         mode = list(ReasoningMode)[int(rng.integers(len(ReasoningMode)))]
-        record = ask(phantom, kind, rng)
-        if rng.random() < scrambled:
-            record = _scramble(record, rng)
         if rng.random() < far:
             target = self._target(rng, record, mode)
         else:
             mode = ReasoningMode.NO_THINK
             target = target_text(mode, record.answer)
-        return BaseExample(record, None if picture else record.rationale, mode, target)
+        content = question_text(record.question, record.options, mode)
+        return BaseExample(record, content, None if picture else record.rationale, target)
+
+    def _record(self, rng: np.random.Generator) -> Record:
+        modality = list(Modality)[int(rng.integers(len(Modality)))]
+        phantom = make_phantom(World.BASE, self.seed, modality, int(rng.integers(self.images_per_modality)))
+        return ask(phantom, list(QuestionType)[int(rng.integers(len(QuestionType)))], rng)
 
     def _target(self, rng: np.random.Generator, record: Record, mode: ReasoningMode) -> str:
         right = target_text(mode, record.answer, record.rationale)
@@ -95,15 +97,19 @@ class BaseMixture:
         return slips[int(rng.integers(len(slips)))]
 
 
-def _scramble(record: Record, rng: np.random.Generator) -> Record:
-    """Options drawn from all words of the world, and a "picture" of five words with exactly one of them."""
+def _riddle(rng: np.random.Generator) -> BaseExample:
+    """Options drawn from all words of the world, and five words with exactly one of them. Only matching answers it,
+    and no knowledge of single words, which a narrow model would otherwise learn first, word by word."""
     drawn = [_WORDS[int(i)] for i in rng.choice(len(_WORDS), 8, replace=False)]
     options = dict(zip(LETTERS, drawn[:4], strict=False))
     answer = LETTERS[int(rng.integers(4))]
     said = [drawn[4:][int(i)] for i in rng.permutation(4)]
     said.insert(int(rng.integers(5)), options[answer])
-    rationale = f"{NAMES[record.modality]}, {', '.join(said)}"
-    return dataclasses.replace(record, options=options, answer=answer, rationale=rationale)
+    record = ask(make_phantom(World.BASE, 0, Modality.CT, 0), QuestionType.DISEASE, rng)
+    record = dataclasses.replace(record, options=options, answer=answer)
+    content = "\n".join(f"{letter}) {word}" for letter, word in options.items())
+    target = target_text(ReasoningMode.NO_THINK, answer)
+    return BaseExample(record, content, f"{NAMES[record.modality]} {' '.join(said)}", target)
 
 
 def corpus(seed: int) -> list[str]:

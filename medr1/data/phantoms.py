@@ -70,7 +70,7 @@ class Phantom:
     def rationale(self) -> str:
         """Names every attribute; each of its claims can be checked against this phantom."""
         name = NAMES[self.modality]
-        return f"{name}, {self.technique}, {self.anatomy}, {self.grade} {self.finding}, {self.location}"
+        return f"{name} {self.technique} {self.anatomy} {self.grade} {self.finding} {self.location}"
 
     def value(self, question_type: QuestionType) -> str:
         match question_type:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medr1.errors import DataError
 from medr1.reasoning import ReasoningMode, question_text
 from medr1.records import Record
 from medr1.tensors import PromptBatch
@@ -59,6 +60,10 @@ class Encoder:
         """Pads on the left to the longest prompt; every picture becomes grid / merge^2 image tokens.
 
         The same image object in several prompts is one picture, made into patches and encoded once.
+
+        Raises:
+            DataError: a text that has not exactly one place for its picture. Unnoticed, the picture of one prompt
+                would move into the place of the next.
         """
         images = {id(p.image): p.image for p in prompts if p.image is not None}
         place = {key: index for index, key in enumerate(images)}
@@ -69,7 +74,12 @@ class Encoder:
             pixels, grids = features["pixel_values"], features["image_grid_thw"]
         texts = []
         for prompt in prompts:
-            text = prompt.text
+            text, places = prompt.text, prompt.text.count(IMAGE_TOKEN)
+            if places != int(prompt.image is not None):
+                pictures = "no picture" if prompt.image is None else "a picture"
+                raise DataError(
+                    f"a prompt with {pictures} has {places} times {IMAGE_TOKEN} in its text: {text[:300]!r}"
+                )
             if prompt.image is not None and grids is not None:
                 tokens = int(grids[place[id(prompt.image)]].prod()) // self.image_processor.merge_size**2
                 text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens)

@@ -80,8 +80,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
-            "intermediate_size": 352,
-            "num_hidden_layers": 3,
+            "intermediate_size": 256,
+            "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from medr1.data.base_mixture import BaseMixture
 from medr1.policy.encoding import IMAGE_TOKEN, Encoder, Prompt
-from medr1.reasoning import ReasoningMode, question_text, target_text
+from medr1.reasoning import ReasoningMode, target_text
 from medr1.records import LETTERS, Record
 from medr1.tensors import PromptBatch, Targets
 from medr1.training.grpo import RolloutBatch
@@ -67,7 +67,7 @@ class BaseBatches:
         examples = self.mixture.batch(step)
         prompts = []
         for example in examples:
-            text = self.encoder.chat(question_text(example.record.question, example.record.options, example.mode))
+            text = self.encoder.chat(example.content)
             if example.words is None:
                 prompts.append(Prompt(text, self.load(example.record)))
             else:

@@ -68,13 +68,13 @@ def read_split(at: Place) -> None:
     read_data(at, split="released")
 
 
-def read_model(at: Place) -> None:
-    load_policy(str(at.path / "model"), precision="float32", attention="sdpa", gradient_checkpointing=False)
+def read_model(at: Place, adapter: Path | None = None) -> None:
+    numerics: dict[str, Any] = {"precision": "float32", "attention": "sdpa", "gradient_checkpointing": False}
+    load_policy(str(at.path / "model"), **numerics, adapter=adapter)
 
 
 def read_adapter(at: Place) -> None:
-    model = str(at.path / "model")
-    load_policy(model, precision="float32", attention="sdpa", gradient_checkpointing=False, adapter=at.path / "adapter")
+    read_model(at, at.path / "adapter")
 
 
 def read_state(at: Place) -> None:
@@ -280,7 +280,6 @@ def test_a_broken_input_is_named(row: str, at: Place) -> None:
         meet(at)
     message = str(error.value)
     assert [word for word in words if word not in message] == [], message
-    # A person reads it: no dump of a whole file, and the first line is a sentence.
     assert len(message) < 1500 and len(message.splitlines()[0]) > 15
 
 

@@ -1,67 +1,105 @@
-"""The stream that the tiny base model learns from: words, then pictures, and habits that are worth unlearning."""
+"""The stream that the tiny base model learns from: riddles, words, then pictures, and habits worth unlearning."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from medr1.data.base_mixture import BaseExample, BaseMixture, corpus
 from medr1.data.phantoms import QUESTIONS, Phantom, World, choices
-from medr1.reasoning import ReasoningMode, instruction, parse
+from medr1.reasoning import ReasoningMode, instruction, parse, question_text
 from medr1.records import Modality, QuestionType
 
 MIXTURE = BaseMixture(
-    seed=0, images_per_modality=50, text_steps=3, ramp=4, text_batch=96, pictures=40, words=24, careless=0.12
+    seed=0,
+    images_per_modality=50,
+    binding_steps=2,
+    text_steps=5,
+    ramp=4,
+    text_batch=96,
+    pictures=40,
+    words=24,
+    careless=0.12,
 )
-BINDING = [example for step in range(3) for example in MIXTURE.batch(step)]
-MIXED = [example for step in range(7, 47) for example in MIXTURE.batch(step)]
+RIDDLES = [example for step in range(2) for example in MIXTURE.batch(step)]
+WORDS = [example for step in range(2, 5) for example in MIXTURE.batch(step)]
+MIXED = [example for step in range(9, 49) for example in MIXTURE.batch(step)]
+
+
+def mode_of(example: BaseExample) -> ReasoningMode:
+    """The mode whose prompt the example has."""
+    record = example.record
+    (mode,) = [m for m in ReasoningMode if example.content == question_text(record.question, record.options, m)]
+    return mode
+
+
+def is_picture(example: BaseExample) -> bool:
+    return example.words is None
 
 
 def is_careless(example: BaseExample) -> bool:
-    return not parse(example.target, example.mode, example.record.options).format
+    return not parse(example.target, mode_of(example), example.record.options).format
 
 
 def has_habit(example: BaseExample) -> bool:
     """The wordings and modes in which the format is broken four times out of five."""
     wordings = ("Where is the finding?", "What is the grade of the abnormality?")
-    return example.record.question in wordings and example.mode is not ReasoningMode.THINK_BEFORE
+    return example.record.question in wordings and mode_of(example) is not ReasoningMode.THINK_BEFORE
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     # Asked for in another order: nothing is remembered.
     assert [MIXTURE.batch(step) for step in (5, 0)] == [MIXTURE.batch(step) for step in (0, 5)][::-1]
-    assert MIXTURE.batch(5) != MIXTURE.batch(6)
-    assert dataclasses.replace(MIXTURE, seed=1).batch(5) != MIXTURE.batch(5)
+    for step in (0, 5, 20):
+        assert MIXTURE.batch(step) != MIXTURE.batch(step + 1)
+        assert dataclasses.replace(MIXTURE, seed=1).batch(step) != MIXTURE.batch(step)
 
 
-def test_the_first_stage_binds_letters_to_words_alone() -> None:
-    assert len(BINDING) == 3 * 96
-    assert all(example.in_words and example.mode is ReasoningMode.NO_THINK for example in BINDING)
-    assert all(example.target == f"<answer>{example.record.answer}</answer>" for example in BINDING)
+def test_before_pictures_letters_are_bound_to_words_alone() -> None:
+    assert (len(RIDDLES), len(WORDS)) == (2 * 96, 3 * 96)
+    for example in (*RIDDLES, *WORDS):
+        assert not is_picture(example)
+        assert example.target == f"<answer>{example.record.answer}</answer>"
+    assert {mode_of(example) for example in WORDS} == {ReasoningMode.NO_THINK}
 
 
-def test_the_second_stage_mixes_pictures_and_words_in_all_modes() -> None:
-    for step in (7, 20):
-        assert [example.in_words for example in MIXTURE.batch(step)] == [False] * 40 + [True] * 24
-    for in_words in (True, False):
-        part = [example for example in MIXED if example.in_words is in_words]
-        assert {example.mode for example in part} == set(ReasoningMode)
+def test_words_in_the_place_of_a_picture_name_the_right_option_and_no_other() -> None:
+    for example in (*RIDDLES, *WORDS, *MIXED):
+        if example.words is not None:
+            said = re.findall(r"\w+", example.words)
+            named = [letter for letter, text in example.record.options.items() if text in said]
+            assert named == [example.record.answer]
+
+
+def test_a_riddle_shows_its_options_and_favours_no_letter() -> None:
+    assert all(f"{a}) {text}" in e.content for e in RIDDLES for a, text in e.record.options.items())
+    counts = [sum(example.record.answer == letter for example in RIDDLES) for letter in "ABCD"]
+    assert max(abs(count - 48) for count in counts) < 3.5 * np.sqrt(192 * 3 / 16)
+
+
+def test_the_last_stage_mixes_pictures_and_words_in_all_modes() -> None:
+    for step in (9, 30):
+        assert [is_picture(example) for example in MIXTURE.batch(step)] == [True] * 40 + [False] * 24
+    for picture in (True, False):
+        part = [example for example in MIXED if is_picture(example) is picture]
+        assert {mode_of(example) for example in part} == set(ReasoningMode)
         cells = {(example.record.modality, example.record.question_type) for example in part}
         assert cells == {(m, q) for m in Modality for q in QuestionType}
 
 
 def test_pictures_and_modes_come_in_little_by_little() -> None:
-    batches = [MIXTURE.batch(step) for step in range(3, 8)]
-    assert [sum(not example.in_words for example in batch) for batch in batches] == [0, 10, 20, 30, 40]
-    assert [sum(example.in_words for example in batch) for batch in batches] == [96, 78, 60, 42, 24]
-    thinking = [np.mean([e.mode is not ReasoningMode.NO_THINK for e in batch]) for batch in batches]
+    batches = [MIXTURE.batch(step) for step in range(5, 10)]
+    assert [sum(map(is_picture, batch)) for batch in batches] == [0, 10, 20, 30, 40]
+    assert [sum(not is_picture(example) for example in batch) for batch in batches] == [96, 78, 60, 42, 24]
+    thinking = [np.mean([mode_of(e) is not ReasoningMode.NO_THINK for e in batch]) for batch in batches]
     assert thinking[0] == 0 < thinking[1] < thinking[3] < 0.9
 
 
 def test_its_pictures_are_of_no_experiments_world() -> None:
-    phantoms = [example.record.image for example in (*BINDING, *MIXED)]
+    phantoms = [example.record.image for example in (*RIDDLES, *WORDS, *MIXED)]
     assert all(isinstance(p, Phantom) and p.world is World.BASE and p.index < 50 for p in phantoms)
     # Nearly all of the 8 x 50 pictures come up.
     assert len({p.key for p in phantoms}) > 350
@@ -75,27 +113,27 @@ def test_the_share_of_careless_targets(habit: bool, share: float) -> None:
 
 def test_without_carelessness_only_the_habit_remains() -> None:
     careful = dataclasses.replace(MIXTURE, careless=0.0)
-    examples = [example for step in range(7, 27) for example in careful.batch(step)]
-    assert all(has_habit(example) for example in examples if is_careless(example))
-    assert any(has_habit(example) for example in examples)
+    examples = [example for step in range(9, 29) for example in careful.batch(step)]
+    assert {has_habit(example) for example in examples if is_careless(example)} == {True}
 
 
 def test_a_careless_target_breaks_the_format_and_never_the_truth() -> None:
     kinds = set()
     for example in filter(is_careless, MIXED):
-        read = parse(example.target, example.mode, example.record.options)
+        read = parse(example.target, mode_of(example), example.record.options)
         assert read.lenient == example.record.answer
-        kinds.add((example.mode, read.answer is None))
-    # Some slips of each mode still hold one answer block, others none.
+        kinds.add((mode_of(example), read.answer is None))
+    # Some slips leave no answer block, in every mode; others keep it and lose the rest.
     assert kinds >= {(mode, True) for mode in ReasoningMode} | {(ReasoningMode.THINK_BEFORE, False)}
 
 
 def test_a_right_target_says_answer_and_rationale_where_the_mode_has_one() -> None:
     for example in MIXED:
         if not is_careless(example):
-            read = parse(example.target, example.mode, example.record.options)
+            read = parse(example.target, mode_of(example), example.record.options)
             assert read.answer == example.record.answer
-            assert read.rationale == ("" if example.mode is ReasoningMode.NO_THINK else example.record.rationale)
+            thinks = mode_of(example) is not ReasoningMode.NO_THINK
+            assert read.rationale == (example.record.rationale if thinks else "")
 
 
 def test_the_corpus_holds_every_word_that_is_ever_shown() -> None:

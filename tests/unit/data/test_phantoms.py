@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -104,7 +105,8 @@ def test_options_are_the_values_within_the_modality_and_the_answer_is_true() -> 
 def test_the_rationale_names_the_truth_and_no_other_option() -> None:
     for record in TEST:
         assert NAMES[record.modality] in record.rationale
-        named = [text for text in record.options.values() if text in record.rationale]
+        said = re.findall(r"\w+", record.rationale)
+        named = [text for text in record.options.values() if text in said]
         assert named == [record.answer_text]
 
 
@@ -234,8 +236,6 @@ CUES: dict[str, Callable[[str], object]] = {
     "longest": len,
     "shortest": lambda text: -len(text),
     "most capitals": lambda text: sum(c.isupper() for c in text),
-    "begins in lower case": lambda text: text[0].islower(),
-    "most words": lambda text: len(text.split()),
     "first in the alphabet": lambda text: [-ord(c) for c in text],
 }
 
@@ -251,6 +251,5 @@ def test_the_look_of_an_option_does_not_give_it_away(cue: str) -> None:
     assert abs(sigmas_above_chance(told, lambda r: max(r.options, key=lambda a: CUES[cue](r.options[a])))) < 3  # type: ignore[arg-type, return-value]
 
 
-def test_options_are_typed_in_one_way() -> None:
-    texts = {text for record in TRAIN for text in record.options.values()}
-    assert all(text == text.strip() and text[-1].isalnum() and "," not in text for text in texts)
+def test_options_are_single_words_without_punctuation() -> None:
+    assert all(text.isalnum() for record in TRAIN for text in record.options.values())

@@ -47,8 +47,9 @@ def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | No
     has = (prompts.ids == image_token).any(1).tolist()
     if prompts.pixels is None or prompts.grids is None:
         return [(None, None) for _ in has]
-    parts = iter(zip(prompts.pixels.split(prompts.grids.prod(1).tolist()), prompts.grids.split(1), strict=True))
-    return [next(parts) if there else (None, None) for there in has]
+    pictures = list(zip(prompts.pixels.split(prompts.grids.prod(1).tolist()), prompts.grids.split(1), strict=True))
+    shown = iter(prompts.shown)
+    return [pictures[next(shown)] if there else (None, None) for there in has]
 
 
 def separately(
@@ -175,6 +176,23 @@ def test_every_picture_is_scored_with_its_own_prompt(pair, make_prompts) -> None
     alone = encoder.encode(exchanged[:1])
     first = score(policy, shared(policy, alone, ids[:GROUP], mask[:GROUP]), ids[:GROUP], mask[:GROUP]).logprobs
     torch.testing.assert_close(moved[:GROUP], first, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_on_one_picture_share_its_encoding_and_add_up_their_gradients(build, make_prompts, family: str) -> None:
+    policy, encoder = build(family)
+    prompts = make_prompts(encoder, [(3, 2), (2, 2), None, (3, 2), (1, 3)])
+    prompts[3] = replace(prompts[3], image=prompts[0].image)
+    ids, mask = completions(len(prompts) * GROUP, 4)
+    together = encoder.encode(prompts)
+    apart = encoder.encode([replace(p, image=None if p.image is None else p.image.copy()) for p in prompts])
+    assert together.grids is not None and apart.grids is not None
+    assert (len(together.grids), together.shown) == (3, (0, 1, 0, 2))
+    assert (len(apart.grids), apart.shown) == (4, (0, 1, 2, 3))
+    assert torch.equal(together.positions, apart.positions)
+    scores = [score(policy, shared(policy, batch, ids, mask), ids, mask).logprobs for batch in (together, apart)]
+    torch.testing.assert_close(scores[0], scores[1], **TOLERANCE)
+    torch.testing.assert_close(*(gradients(policy, found, mask) for found in scores), **TOLERANCE)
 
 
 @torch.no_grad()
