@@ -22,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, check, key_paths, register
+from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, key_paths, register
+from medr1.config_checks import check
 from medr1.errors import ConfigError, Medr1Error
 from medr1.run_directory import RunDirectory
 

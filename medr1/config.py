@@ -1,4 +1,4 @@
-"""The typed schema of every setting, and the checks that no type can express.
+"""The typed schema of every setting; what no type can express is checked in ``config_checks``.
 
 Imported before anything heavy: a misspelt or impossible value must fail within a second or two, so nothing here may
 import torch. Every number of a recipe stands once, in conf/.
@@ -15,11 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from medr1.errors import ConfigError
-from medr1.reasoning import ReasoningMode
-from medr1.records import Modality, QuestionType
+from omegaconf import MISSING, OmegaConf
 
 ALL = "all"
 PATCH = 28  # pixels of one image token of the Qwen-VL families: 14 x 14 patches, merged 2 x 2
@@ -399,114 +395,3 @@ def _schemas_of(name: str, annotation: Any) -> list[type]:
     groups = [schema for (group, _), schema in SCHEMAS.items() if group == name]
     own = globals().get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
     return groups or ([own] if isinstance(own, type) and is_dataclass(own) else [])
-
-
-def check(cfg: DictConfig) -> None:
-    """Checks what no type can express, before anything is loaded.
-
-    Raises:
-        ConfigError: names the key, the value and what to do.
-    """
-    _check_keys(cfg)
-    _check_names(cfg)
-    _check_ranges(cfg)
-    size = int(cfg.data.image_size)
-    if size % PATCH or size <= 0:
-        near = max(PATCH, round(size / PATCH) * PATCH)
-        raise ConfigError(
-            f"data.image_size={size}: pictures are cut into {PATCH} x {PATCH} pixel tokens; use data.image_size={near}"
-        )
-    if OmegaConf.is_missing(cfg.model, "path"):
-        raise ConfigError(f"model={cfg.model.name} needs model.path=DIRECTORY_OR_HUB_ID")
-    if cfg.data.name == "omnimedvqa":
-        _check_root(cfg)
-    if "trainer" in cfg:
-        _check_training(cfg)
-
-
-def _check_keys(cfg: DictConfig, prefix: str = "") -> None:
-    """Hydra lets ``+key=value`` add what the schema does not have, and nothing would ever read it."""
-    known = [item.name for item in fields(OmegaConf.get_type(cfg))]  # type: ignore[arg-type]
-    for key in map(str, cfg):
-        if key not in known:
-            place = prefix.rstrip(".") or "the config"
-            raise ConfigError(f"+{prefix}{key}: there is no such setting; {place} has {', '.join(known)}")
-        plain = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
-        if not plain and isinstance(cfg[key], DictConfig):
-            _check_keys(cfg[key], f"{prefix}{key}.")
-
-
-def _check_names(cfg: DictConfig) -> None:
-    for key, allowed in (
-        ("modality.name", [*Modality, ALL]),
-        ("question_type.name", [*QuestionType, ALL]),
-        ("reasoning.mode", list(ReasoningMode)),
-    ):
-        value = OmegaConf.select(cfg, key)
-        if value not in allowed:
-            raise ConfigError(f"{key}={value}: use one of {', '.join(map(str, allowed))}")
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "data.shortcut": (0, 1),
-    "data.train_images_per_modality": (1, 1e6),
-    "data.test_images_per_modality": (1, 1e6),
-    "data.test_fraction": (0.01, 0.99),
-    "data.max_image_pixels": (1, 1e10),
-    "algorithm.learning_rate": (0, 1),
-    "algorithm.warmup_fraction": (0, 1),
-    "algorithm.max_grad_norm": (1e-9, 1e9),
-    "algorithm.group_size": (2, 4096),
-    "algorithm.updates_per_rollout": (1, 1000),
-    "algorithm.sampling.temperature": (1e-3, 100),
-    "algorithm.sampling.top_p": (1e-6, 1),
-    "algorithm.sampling.top_k": (0, 1e9),
-    "algorithm.sampling.max_new_tokens": (1, 100_000),
-    "algorithm.objective.clip_low": (0, 1),
-    "algorithm.objective.clip_high": (0, 100),
-    "algorithm.objective.beta": (0, 100),
-    "reward.accuracy": (0, 1000),
-    "reward.format": (0, 1000),
-    "trainer.steps": (1, 1e9),
-    "trainer.prompts_per_step": (1, 1e6),
-    "trainer.devices": (1, 4096),
-    "trainer.checkpoint_every": (1, 1e9),
-    "trainer.log_every": (1, 1e9),
-    "evaluation.batch_size": (1, 1e6),
-    "evaluation.max_new_tokens": (1, 100_000),
-    "evaluation.limit": (1, 1e9),
-    "model.lora.rank": (1, 4096),
-}
-
-
-def _check_ranges(cfg: DictConfig) -> None:
-    for key, (low, high) in _RANGES.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not low <= value <= high:
-            raise ConfigError(f"{key}={value}: must lie between {low:g} and {high:g}")
-
-
-def _check_root(cfg: DictConfig) -> None:
-    if OmegaConf.is_missing(cfg.data, "root"):
-        raise ConfigError("data=omnimedvqa needs data.root=DIR, the folder that holds Images/ and QA_information/")
-    for key in ("root", "splits"):
-        value = cfg.data[key]
-        if value is not None and not Path(value).exists():
-            raise ConfigError(f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})")
-
-
-def _check_training(cfg: DictConfig) -> None:
-    if cfg.data.name == "omnimedvqa" and cfg.data.split == Split.test_only:
-        raise ConfigError("data.split=test_only leaves nothing to train on; use evaluate.py, or another data.split")
-    if cfg.trainer.prompts_per_step % (cfg.trainer.devices * cfg.trainer.num_nodes):
-        raise ConfigError(
-            f"trainer.prompts_per_step={cfg.trainer.prompts_per_step} cannot be shared evenly by "
-            f"{cfg.trainer.devices * cfg.trainer.num_nodes} processes"
-        )
-    if cfg.algorithm.name == "pretrain" and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
-        raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
-    if "sampling" in cfg.algorithm and cfg.reward.accuracy == cfg.reward.format == 0:
-        raise ConfigError("reward.accuracy=0 and reward.format=0: every advantage would be zero; give one a weight")
-    if cfg.model.tuning == Tuning.lora and cfg.model.freeze_vision and cfg.model.lora.targets == LoraTargets.vision:
-        raise ConfigError("model.freeze_vision=true with model.lora.targets=vision leaves nothing to train")

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from medr1.config import EvaluateConfig, TrainConfig, Tuning
+from medr1.config import CommonConfig, TrainConfig, Tuning
 from medr1.data.base_mixture import BaseMixture, corpus
 from medr1.data.pictures import Load, picture_loader
 from medr1.data.source import Dataset, limit_cells, load_dataset
@@ -38,11 +39,10 @@ from medr1.run_directory import RunDirectory, write_json, write_text
 from medr1.tracking import AnyTracker, NullTracker, Tracker
 from medr1.tracking_address import stored_run
 from medr1.training.batches import BaseBatches, RecordBatches
-from medr1.training.callbacks import CompletionsTable, ProgressBar
+from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.grpo import GRPOModule, GRPOSettings
-from medr1.training.logger import TrackerLogger
-from medr1.training.order import StepStream
+from medr1.training.order import Steps
 from medr1.training.sft import SFTModule
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         finished = RunDirectory(Path(cfg.run).absolute())
         limit, uri, output_dir, source = cfg.evaluation.limit, cfg.tracking, cfg.output_dir, cfg.run
         stored = finished.stored_config(TrainConfig)
-        shared = {k: v for k, v in stored.items() if k in OmegaConf.structured(EvaluateConfig)}
+        shared = {item.name: stored[item.name] for item in fields(CommonConfig)}
         cfg = OmegaConf.create({**shared, "run": source, "output_dir": output_dir, "tracking": uri})
         cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
         model = finished.trained_model()
@@ -154,7 +154,7 @@ def _fit(
     load: Load,
 ) -> None:
     steps = int(cfg.trainer.steps)
-    callbacks: list[Callback] = [ProgressBar()]
+    callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.log_every)]
     module, make = _algorithm(cfg, data, policy, encoder, load)
     updates = int(cfg.algorithm.get("updates_per_rollout", 1))
     if isinstance(module, GRPOModule) and cfg.tracking.enabled:
@@ -177,8 +177,7 @@ def _fit(
         max_steps=steps * updates,
         limit_train_batches=steps,
         max_epochs=1,
-        logger=TrackerLogger(tracker, run.path),
-        log_every_n_steps=cfg.trainer.log_every,
+        logger=False,
         callbacks=callbacks,
         plugins=[SafetensorsCheckpointIO()],
         enable_model_summary=False,
@@ -188,24 +187,7 @@ def _fit(
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
-    trainer.fit(module, _Stream(make, trainer, steps, updates), ckpt_path=checkpoint)
-
-
-class _Stream(pl.LightningDataModule):
-    """The steps that are left to do. Lightning restores the step count before it asks for the loader."""
-
-    def __init__(self, make: Callable[[int, int, int], Any], trainer: pl.Trainer, steps: int, updates: int) -> None:
-        super().__init__()
-        self._make, self._trainer, self._steps, self._updates = make, trainer, steps, updates
-
-    def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        first, rank, size = (
-            self._trainer.global_step // self._updates,
-            self._trainer.global_rank,
-            self._trainer.world_size,
-        )
-        stream = StepStream(lambda step: self._make(step, rank, size), first, self._steps)
-        return torch.utils.data.DataLoader(stream, batch_size=None)
+    trainer.fit(module, Steps(make, trainer, steps, updates), ckpt_path=checkpoint)
 
 
 def _algorithm(

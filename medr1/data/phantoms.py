@@ -15,7 +15,8 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
-from medr1.data.phantom_images import ANATOMIES, FINDINGS, GRADES, LOCATIONS, SCANNERS, TECHNIQUES, draw
+from medr1.data.phantom_images import ANATOMIES, FINDINGS, GRADES, LOCATIONS, SCANNERS, draw
+from medr1.data.phantom_techniques import TECHNIQUES
 from medr1.records import LETTERS, Modality, QuestionType, Record
 
 

@@ -113,7 +113,7 @@ def reference_of(policy: Policy) -> Policy | None:
         return None
     frozen = Policy(copy.deepcopy(policy.model), recomputes=False)
     frozen.requires_grad_(False)
-    if frozen.model.is_gradient_checkpointing:
+    if frozen.model.is_activation_checkpointing:
         frozen.model.activation_checkpointing_disable()
     return frozen
 

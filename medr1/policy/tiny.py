@@ -1,4 +1,4 @@
-"""The tiny model: a Qwen2-VL of about 1 M parameters in the real transformers classes, with a tokenizer of its own."""
+"""The tiny model: a Qwen2-VL of 1.6 M parameters in the real transformers classes, with a tokenizer of its own."""
 
 from __future__ import annotations
 

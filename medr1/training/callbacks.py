@@ -1,4 +1,4 @@
-"""Callbacks: the progress bar and the table of sampled completions."""
+"""Callbacks: the progress bar, the curves and the table of sampled completions."""
 
 from __future__ import annotations
 
@@ -24,6 +24,29 @@ class ProgressBar(TQDMProgressBar):
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         return {name.removeprefix("train/"): value for name, value in shown.items()}
+
+
+class Curves(pl.Callback):
+    """Sends what the module has logged to the tracker, every ``every`` steps.
+
+    Lightning's own loggers are told of a step after its checkpoint is written, so that a run killed in between and
+    resumed would have a gap in its curves; here the points go out before the checkpoint does.
+    """
+
+    def __init__(self, tracker: AnyTracker, every: int) -> None:
+        self.tracker, self.every = tracker, every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and batch.step % self.every == 0:
+            self.tracker.metrics({name: float(value) for name, value in trainer.callback_metrics.items()}, batch.step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero:
+            self.tracker.flush()
 
 
 class CompletionsTable(pl.Callback):

@@ -166,7 +166,7 @@ class GRPOModule(pl.LightningModule):
             hidden = model.recomputed_hidden(prompts, completions.ids, completions.mask)
         else:
             hidden = completion_hidden(model, prefix, completions.ids, completions.mask)
-        banned = torch.tensor(self.settings.sampling.banned, device=self.device)
+        banned = torch.tensor(self.settings.sampling.banned, dtype=torch.long, device=self.device)
         temperature = self.settings.sampling.temperature
         return score(model, hidden, completions.ids, completions.mask, temperature=temperature, banned=banned)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from torch.utils.data import IterableDataset
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, IterableDataset
 
 Batch = TypeVar("Batch")
 
@@ -35,3 +36,21 @@ class StepStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return (self.make(step) for step in range(self.first, self.steps))
+
+
+class Steps(pl.LightningDataModule):
+    """The steps that are left to do, each process's share of them.
+
+    ``make`` gives the batch of a step, a rank and a world size. Lightning restores the step count before it asks for
+    the loader, and restarts a loader of its own from the first batch; this one begins where the run stopped.
+    """
+
+    def __init__(self, make: Callable[[int, int, int], Any], trainer: pl.Trainer, steps: int, updates: int) -> None:
+        super().__init__()
+        self._make, self._trainer, self._steps, self._updates = make, trainer, steps, updates
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        first = self._trainer.global_step // self._updates
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
+        stream = StepStream(lambda step: self._make(step, rank, world_size), first, self._steps)
+        return DataLoader(stream, batch_size=None)

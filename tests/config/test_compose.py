@@ -11,7 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import SCHEMAS, EvaluateConfig, ReleasedAxis, TrainConfig, check, register
+from medr1.config import SCHEMAS, EvaluateConfig, ReleasedAxis, TrainConfig, register
+from medr1.config_checks import check
 from medr1.data.omnimedvqa_files import SplitAxis
 from medr1.reasoning import ReasoningMode
 from medr1.records import Modality, QuestionType

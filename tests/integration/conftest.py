@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 
 from medr1 import pipeline
 from medr1.cli import CONF
-from medr1.config import check, register
+from medr1.config import register
+from medr1.config_checks import check
 from medr1.run_directory import RunDirectory
 
 ROOT = CONF.parent

@@ -21,7 +21,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medr1.config import OmniMedVQAConfig, TrainConfig, check, register
+from medr1.config import OmniMedVQAConfig, TrainConfig, register
+from medr1.config_checks import check
 from medr1.data.source import load_dataset
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
@@ -106,9 +107,10 @@ def configure(*overrides: str) -> Callable[[Place], None]:
     return meet
 
 
-def png(side: int) -> bytes:
+def png(side: int, seed: int = 0) -> bytes:
     stream = BytesIO()
-    Image.new("RGB", (side, side)).save(stream, "PNG")
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -254,9 +256,7 @@ def at(model: Path, tmp_path: Path) -> Place:
         record = {"question_id": f"D_{i}", "question_type": "Disease Diagnosis", "question": f"What is {i}?"}
         record |= {"gt_answer": "Lung", "option_A": "Heart", "option_B": "Lung", "modality_type": "X-Ray"}
         records.append(record | {"image_path": f"Images/{i}.png"})
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        (tmp_path / "data/Images").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / f"data/Images/{i}.png")
+        place.write(f"data/Images/{i}.png", png(40, seed=i))
     place.write(QA, json.dumps(records))
     (tmp_path / "model").mkdir()
     for file in model.iterdir():
@@ -284,7 +284,6 @@ def test_a_broken_input_is_named(row: str, at: Place) -> None:
 
 
 def test_the_command_line_answers_with_one_message(at: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Through the scripts, with everything loaded that a run loads."""
     lines = {
         "json: cut off": "train.py data=omnimedvqa data.root=data data.split=image_grouped tracking=none",
         "model: weights cut off": "evaluate.py model=hf model.path=./model model.image_size=28 tracking=none",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.integration.conftest import only_run, run_command, train_here
@@ -27,7 +26,8 @@ def test_two_processes_equal_one(algorithm: str, tmp_path: Path) -> None:
     two = load_file(only_run(tmp_path / "two").model / "model.safetensors")
     one = load_file(train_here(tmp_path / "one", *settings).model / "model.safetensors")
     start = load_file(Path(__file__).parents[2] / "medr1" / "policy" / "tiny_base" / "model.safetensors")
-    moved = max(float((one[k] - start[k]).abs().max()) for k in one)
-    apart = max(float((one[k] - two[k]).abs().max()) for k in one)
-    assert moved > 1e-5 and apart < 0.02 * moved
-    assert torch.isfinite(torch.tensor(apart))
+    # As a whole, not weight by weight: Adam turns a gradient that is rounding noise into a step of full size.
+    moved = sum(float((one[k] - start[k]).square().sum()) for k in one) ** 0.5
+    apart = sum(float((one[k] - two[k]).square().sum()) for k in one) ** 0.5
+    assert moved > 1e-3
+    assert apart < 1e-3 * moved

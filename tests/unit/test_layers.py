@@ -1,6 +1,6 @@
 """The house rules, from the syntax trees: imports go one way, heavy libraries stay in their rooms, files stay short.
 
-A room is a folder or a file of medr1; files of one subject (tracking, tracking_table, ...) are one room.
+A room is a folder or a file of medr1; files of one subject (tracking*, config*) are one room.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 def room(path: Path) -> str:
     name = path.relative_to(ROOT / "medr1").parts[0] if path not in ENTRY else path.name
-    return "tracking" if name.startswith("tracking") else name.removesuffix(".py")
+    return of_subject(name.removesuffix(".py"))
+
+
+def of_subject(name: str) -> str:
+    return next((subject for subject in ("tracking", "config") if name.startswith(subject)), name)
 
 
 def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
@@ -65,7 +69,7 @@ def test_imports_go_one_way(path: Path) -> None:
         first, *rest = name.split(".")
         if first != "medr1":
             continue
-        there = "tracking" if rest[0].startswith("tracking") else rest[0]
+        there = of_subject(rest[0])
         assert there == here or FLOOR[there] < FLOOR[here] or (here, there) in ON_ONE_FLOOR, name
 
 
@@ -94,7 +98,9 @@ def test_the_pipeline_only_quietens_transformers() -> None:
     assert not [name for name in imports(ROOT / "medr1" / "pipeline.py") if name.startswith("transformers.")]
 
 
-@pytest.mark.parametrize("name", ["cli", "config", "errors", "reasoning", "records", "run_directory", "sweep"])
+@pytest.mark.parametrize(
+    "name", ["cli", "config", "config_checks", "errors", "reasoning", "records", "run_directory", "sweep"]
+)
 def test_what_runs_before_the_config_is_checked_is_light(name: str) -> None:
     """Every file that these load when they are imported, however deep."""
     todo, seen = [ROOT / "medr1" / f"{name}.py"], set()

@@ -20,9 +20,9 @@ from medr1.config import (
     PretrainConfig,
     SFTConfig,
     TrainConfig,
-    check,
     register,
 )
+from medr1.config_checks import check
 from medr1.errors import CheckpointError, ConfigError
 from medr1.run_directory import RunDirectory, environment, write_json, write_text
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -300,36 +301,49 @@ def test_importing_the_tracker_does_not_import_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
 
 
-def test_modules_log_through_lightning_and_do_not_end_the_run(
+def test_curves_are_sent_before_a_checkpoint_is_written_and_do_not_end_the_run(
     start: Callable[..., Tracker], uri: str, tmp_path: Path
 ) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
     torch = pytest.importorskip("torch")
-    from medr1.training.logger import TrackerLogger
+    from medr1.training.callbacks import Curves
+    from medr1.training.order import StepStream
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(2, 1)
 
+        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+            return batch
+
         def training_step(self, batch: Any, index: int) -> Any:
-            self.log("train/index", float(index))
-            return self.layer(batch).mean()
+            self.log("train/step", float(batch.step), batch_size=1)
+            return self.layer(torch.ones(1, 2)).mean()
 
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), 0.1)
 
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            sent.append(points(uri, tracker.run_id, "train/step"))
+
+    sent: list[Any] = []
     with start() as tracker:
         trainer = lightning.Trainer(
             max_steps=4,
+            limit_train_batches=4,
             accelerator="cpu",
-            log_every_n_steps=1,
-            logger=TrackerLogger(tracker, tmp_path),
-            enable_checkpointing=False,
+            logger=False,
+            callbacks=[
+                Curves(tracker, every=1),
+                lightning.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}"),
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(4, 2)))
+        stream = StepStream(lambda step: SimpleNamespace(step=step), 0, 4)
+        trainer.fit(Module(), torch.utils.data.DataLoader(stream, batch_size=None))
         assert client(uri).get_run(tracker.run_id).info.status == "RUNNING"
-        assert points(uri, tracker.run_id, "train/index") == [(step, float(step)) for step in range(4)]
+    assert sent[-1] == [(step, float(step)) for step in range(4)]
+    assert sent[0] == [(step, float(step)) for step in range(2)]
     assert client(uri).get_run(tracker.run_id).info.status == "FINISHED"

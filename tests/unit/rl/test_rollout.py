@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GenerationConfig
@@ -94,6 +94,8 @@ def test_frequencies_of_draws_are_the_probabilities() -> None:
     st.lists(st.sampled_from([float("-inf"), -80.0, -3.0, 0.0, 1.0, 40.0]), min_size=2, max_size=8),
     st.sampled_from([0.0, 1e-300, 0.25, 0.5, 1 - 2**-24, 1 - 2**-53, 1.0]),
 )
+@example([0.0, 1.0, float("-inf"), float("-inf")], 1.0)
+@example([float("-inf"), 0.0], 0.0)
 def test_the_impossible_is_never_drawn(logits: list[float], uniform: float) -> None:
     """Neither at the ends of the range nor at a uniform that was rounded to 1."""
     if max(logits) == float("-inf"):
