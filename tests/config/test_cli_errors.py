@@ -81,8 +81,8 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "data.image_size=1": ["data.image_size=1", "use data.image_size=28"],
     "data.image_size=0": ["data.image_size=0", "use data.image_size=28"],
     "data.image_size=384": ["data.image_size=384", "use data.image_size=392"],
-    "trainer.devices=3": ["trainer.prompts_per_step=32", "3 processes"],
-    "trainer.devices=2 trainer.num_nodes=3": ["trainer.prompts_per_step=32", "6 processes"],
+    "trainer.devices=3": ["trainer.prompts_per_step=16", "3 processes"],
+    "trainer.devices=2 trainer.num_nodes=3": ["trainer.prompts_per_step=16", "6 processes"],
     "reward.accuracy=0 reward.format=0": ["reward.accuracy=0", "reward.format=0", "weight"],
     "model.tuning=lora model.freeze_vision=true model.lora.targets=vision": ["nothing to train"],
 }
