@@ -81,17 +81,18 @@ def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
 
 def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     """Evaluates a finished run again, or a model as it is."""
-    adapter, path, condition = None, str(cfg.model.path) if cfg.run is None else "", Condition.BASE
-    if cfg.run is not None:
+    adapter: Path | None = None
+    if cfg.run is None:
+        path, condition = str(cfg.model.path), Condition.BASE
+    else:
         finished = RunDirectory(Path(cfg.run).absolute())
         limit, uri, output_dir, source = cfg.evaluation.limit, cfg.tracking, cfg.output_dir, cfg.run
         stored = finished.stored_config(TrainConfig)
         shared = {item.name: stored[item.name] for item in fields(CommonConfig)}
         cfg = OmegaConf.create({**shared, "run": source, "output_dir": output_dir, "tracking": uri})
         cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
-        model = finished.trained_model()
-        adapter = model if (model / ADAPTER_CONFIG).is_file() else None
-        path, condition = str(cfg.model.path if adapter else model), Condition.TRAINED
+        path, adapter = _trained_paths(cfg, finished.trained_model())
+        condition = Condition.TRAINED
     _quieten()
     pl.seed_everything(cfg.seed, verbose=False)
     run = RunDirectory(run_dir)
@@ -135,9 +136,8 @@ def _train_and_answer(
             return {}
         _store_model(policy, encoder, run)
     # From the files, not from memory: what is evaluated is what evaluate.py will find.
-    adapter = run.model if (run.model / ADAPTER_CONFIG).is_file() else None
-    base = str(cfg.model.path) if adapter else str(run.model)
-    policy, encoder = load_policy(base, adapter=adapter, **_loading(cfg, training=False))
+    path, adapter = _trained_paths(cfg, run.model)
+    policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
     policy.to(_device(cfg))
     answers.ask(policy, encoder, Condition.TRAINED)
     _ask_controls(cfg, answers, policy, encoder, data)
@@ -349,6 +349,11 @@ def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory) -> None:
         shutil.rmtree(partial)
     save_policy(policy, encoder, partial)
     partial.rename(run.model)
+
+
+def _trained_paths(cfg: DictConfig, model: Path) -> tuple[str, Path | None]:
+    """What a trained model is loaded from: itself, or the base with the adapter that was stored in its place."""
+    return (str(cfg.model.path), model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
 
 
 def _loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:

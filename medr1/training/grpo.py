@@ -99,8 +99,9 @@ class GRPOModule(pl.LightningModule):
         s, start = self.settings, time.perf_counter()
         prefix = None if self.policy.recomputes else self.policy.prefill(batch.prompts)
         completions = self._rollout(batch, prefix)
+        texts = self.encoder.decode(completions.ids, completions.mask)
         rewards = score_completions(
-            self.encoder.decode(completions.ids, completions.mask),
+            texts,
             [record for record in batch.records for _ in range(s.group_size)],
             s.mode,
             s.reward_weights,
@@ -119,13 +120,7 @@ class GRPOModule(pl.LightningModule):
             old = scores.logprobs.detach() if old is None else old
             loss = grpo_loss(scores.logprobs, old, reference, advantages, completions.mask, s.objective, total)
             norm = take_step(self, loss.loss, s.max_grad_norm)
-        self.sampled = Sampled(
-            batch.step,
-            batch.records,
-            self.encoder.decode(completions.ids, completions.mask),
-            rewards,
-            advantages.tolist(),
-        )
+        self.sampled = Sampled(batch.step, batch.records, texts, rewards, advantages.tolist())
         tokens = completions.mask.sum()
         self._log(
             {
