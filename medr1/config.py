@@ -10,100 +10,30 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from medr1.config_choices import (
+    Aggregation,
+    Attention,
+    KLEstimator,
+    LoraTargets,
+    OnBadRecord,
+    Precision,
+    RatioLevel,
+    ReleasedAxis,
+    RewardScaling,
+    Schedule,
+    Split,
+    Surrogate,
+    Tuning,
+)
+
 ALL = "all"
 PATCH = 28  # pixels of one image token of the Qwen-VL families: 14 x 14 patches, merged 2 x 2
-
-
-class Tuning(StrEnum):
-    """Which weights are trained: all of them, or LoRA adapters."""
-
-    full = "full"
-    lora = "lora"
-
-
-class Precision(StrEnum):
-    """Precision of the weights and the arithmetic."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Attention(StrEnum):
-    """Attention implementation of transformers."""
-
-    sdpa = "sdpa"
-    eager = "eager"
-    flash_attention_2 = "flash_attention_2"
-
-
-class Schedule(StrEnum):
-    """Learning rate after the warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class Split(StrEnum):
-    """How OmniMedVQA's records are divided into training and test."""
-
-    released = "released"
-    image_grouped = "image_grouped"
-    test_only = "test_only"
-
-
-class ReleasedAxis(StrEnum):
-    """Which of Med-R1's two families of released splits is read; ``auto`` takes the axis that is narrowed."""
-
-    auto = "auto"
-    modality = "modality"
-    question_type = "question_type"
-
-
-class OnBadRecord(StrEnum):
-    """What happens to records that cannot be used. They are counted and reported either way."""
-
-    error = "error"
-    skip = "skip"
-
-
-class Aggregation(StrEnum):
-    """How the losses of tokens become one number; see ``medr1.rl.objective``."""
-
-    sequence_mean = "sequence_mean"
-    token_mean = "token_mean"
-    constant = "constant"
-
-
-class RewardScaling(StrEnum):
-    """What advantages are divided by."""
-
-    group = "group"
-    batch = "batch"
-    none = "none"
-
-
-class KLEstimator(StrEnum):
-    """Estimator of the divergence from the reference policy (Schulman's k1, k2, k3)."""
-
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
-
-
-class LoraTargets(StrEnum):
-    """Which half of the model carries adapters."""
-
-    language = "language"
-    vision = "vision"
-    both = "both"
 
 
 @dataclass
@@ -230,22 +160,34 @@ class SamplingConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The terms of the objective; each is an equation in ``medr1.rl.objective``."""
+    """The terms of the objective; each is an equation in ``medr1.rl.objective``.
+
+    dual_clip = 0 is off. ``mask_truncated``: completions that were cut off at max_new_tokens have no loss.
+    """
 
     aggregation: Aggregation = MISSING
+    ratio_level: RatioLevel = RatioLevel.token
+    surrogate: Surrogate = Surrogate.clip
     reward_scaling: RewardScaling = MISSING
     clip_low: float = MISSING
     clip_high: float = MISSING
+    dual_clip: float = 0.0
+    ratio_cap: float = 5.0
     beta: float = MISSING
     kl_estimator: KLEstimator = KLEstimator.k3
+    mask_truncated: bool = False
 
 
 @dataclass
 class GRPOConfig(AlgorithmConfig):
-    """Group relative policy optimization."""
+    """Group relative policy optimization.
+
+    ``dynamic_sampling``: so many times a step, prompts whose completions all earned the same are replaced (DAPO).
+    """
 
     group_size: int = MISSING
     updates_per_rollout: int = 1
+    dynamic_sampling: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -267,6 +209,7 @@ class PretrainConfig(AlgorithmConfig):
     ramp: int = MISSING
     picture_steps: int = MISSING
     text_batch: int = MISSING
+    described: int = MISSING
     pictures: int = MISSING
     words: int = MISSING
     careless: float = MISSING
@@ -276,7 +219,11 @@ class PretrainConfig(AlgorithmConfig):
 
 @dataclass
 class TrainerConfig:
-    """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices."""
+    """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices.
+
+    ``token_budget``: how many tokens of prompts and completions a device holds at once; a step that is larger goes
+    through in parts, with the same result. 0: the whole step at once, which encodes each prompt once only.
+    """
 
     name: str = MISSING
     accelerator: str = "auto"
@@ -285,6 +232,7 @@ class TrainerConfig:
     strategy: str = "auto"
     steps: int = MISSING
     prompts_per_step: int = MISSING
+    token_budget: int = 0
     checkpoint_every: int = 25
     log_every: int = 1
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import ALL, PATCH, LoraTargets, Split, Tuning
+from medr1.config import ALL, PATCH
+from medr1.config_choices import LoraTargets, Split, Tuning
 from medr1.errors import ConfigError
 from medr1.reasoning import ReasoningMode
 from medr1.records import Modality, QuestionType
@@ -80,11 +81,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "algorithm.sampling.max_new_tokens": (1, 100_000),
     "algorithm.objective.clip_low": (0, 1),
     "algorithm.objective.clip_high": (0, 100),
+    "algorithm.objective.dual_clip": (0, 1000),
+    "algorithm.objective.ratio_cap": (1e-9, 1000),
     "algorithm.objective.beta": (0, 100),
+    "algorithm.dynamic_sampling": (0, 100),
     "reward.accuracy": (0, 1000),
     "reward.format": (0, 1000),
     "trainer.steps": (1, 1e9),
     "trainer.prompts_per_step": (1, 1e6),
+    "trainer.token_budget": (0, 1e9),
     "trainer.devices": (1, 4096),
     "trainer.checkpoint_every": (1, 1e9),
     "trainer.log_every": (1, 1e9),

@@ -1,4 +1,4 @@
-"""Wires everything: data, policy, training, evaluation, tracking. The only file that constructs from the config."""
+"""Wires everything: data, policy, training, evaluation, tracking. Only it and ``algorithms`` read the whole config."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from medr1.config import CommonConfig, TrainConfig, Tuning
-from medr1.data.base_mixture import BaseMixture, corpus
+from medr1.algorithms import build_algorithm
+from medr1.config import CommonConfig, TrainConfig
+from medr1.config_choices import Tuning
+from medr1.data.base_mixture import corpus
 from medr1.data.pictures import Load, picture_loader
 from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.evaluation.answers import Answers
@@ -28,22 +30,18 @@ from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
 from medr1.evaluation.predict import Picture
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.policy.encoding import Encoder
-from medr1.policy.loading import ADAPTER_CONFIG, choose_trained, load_policy, reference_of, save_policy
+from medr1.policy.loading import ADAPTER_CONFIG, choose_trained, load_policy, save_policy
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import build_tiny_policy
 from medr1.reasoning import ReasoningMode
 from medr1.reporting.tables import render_results
-from medr1.rl.objective import Objective
-from medr1.rl.rollout import Sampling
 from medr1.run_directory import RunDirectory, write_json, write_text
 from medr1.tracking import AnyTracker, NullTracker, Tracker
 from medr1.tracking_address import stored_run
-from medr1.training.batches import BaseBatches, RecordBatches
 from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
-from medr1.training.grpo import GRPOModule, GRPOSettings
+from medr1.training.grpo import GRPOModule
 from medr1.training.order import Steps
-from medr1.training.sft import SFTModule
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +153,7 @@ def _fit(
 ) -> None:
     steps = int(cfg.trainer.steps)
     callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.log_every)]
-    module, make = _algorithm(cfg, data, policy, encoder, load)
+    module, make = build_algorithm(cfg, data, policy, encoder, load)
     updates = int(cfg.algorithm.get("updates_per_rollout", 1))
     if isinstance(module, GRPOModule) and cfg.tracking.enabled:
         callbacks.append(CompletionsTable(tracker, load, cfg.tracking.completions_every, cfg.tracking.completions))
@@ -188,73 +186,6 @@ def _fit(
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
     trainer.fit(module, Steps(make, trainer, steps, updates), ckpt_path=checkpoint)
-
-
-def _algorithm(
-    cfg: DictConfig, data: Dataset, policy: Policy, encoder: Encoder, load: Load
-) -> tuple[GRPOModule | SFTModule, Callable[[int, int, int], Any]]:
-    """The LightningModule of the chosen algorithm, and what makes its batch of a step, rank and world size."""
-    a, mode = cfg.algorithm, ReasoningMode(cfg.reasoning.mode)
-    optimizer = {
-        "learning_rate": a.learning_rate,
-        "weight_decay": a.weight_decay,
-        "schedule": str(a.schedule),
-        "warmup_fraction": a.warmup_fraction,
-        "adam_beta2": a.adam_beta2,
-        "steps": cfg.trainer.steps * int(a.get("updates_per_rollout", 1)),
-    }
-    if a.name == "pretrain":
-        mixture = BaseMixture(
-            seed=cfg.seed,
-            images_per_modality=a.images_per_modality,
-            binding_steps=a.binding_steps,
-            text_steps=a.text_steps,
-            ramp=a.ramp,
-            text_batch=a.text_batch,
-            pictures=a.pictures,
-            words=a.words,
-            careless=a.careless,
-        )
-        base = BaseBatches(mixture, encoder, load, a.letter_weight)
-        return SFTModule(policy, optimizer, a.max_grad_norm), base.supervised
-    batches = RecordBatches(
-        records=data.train,
-        encoder=encoder,
-        mode=mode,
-        load=load,
-        prompts_per_step=cfg.trainer.prompts_per_step,
-        seed=cfg.seed,
-        rationale=bool(a.get("rationale", False)),
-    )
-    if "sampling" not in a:
-        return SFTModule(policy, optimizer, a.max_grad_norm), batches.supervised
-    settings = GRPOSettings(
-        mode=mode,
-        reward_weights={"accuracy": cfg.reward.accuracy, "format": cfg.reward.format},
-        group_size=a.group_size,
-        updates_per_rollout=a.updates_per_rollout,
-        sampling=Sampling(
-            max_new_tokens=a.sampling.max_new_tokens,
-            end_id=encoder.end_id,
-            banned=tuple(encoder.banned_ids()),
-            temperature=a.sampling.temperature,
-            top_p=a.sampling.top_p,
-            top_k=a.sampling.top_k,
-        ),
-        objective=Objective(
-            aggregation=str(a.objective.aggregation),
-            clip_low=a.objective.clip_low,
-            clip_high=a.objective.clip_high,
-            beta=a.objective.beta,
-            kl_estimator=str(a.objective.kl_estimator),
-        ),
-        reward_scaling=str(a.objective.reward_scaling),
-        optimizer=optimizer,
-        max_grad_norm=a.max_grad_norm,
-        seed=cfg.seed,
-    )
-    reference = reference_of(policy) if a.objective.beta > 0 else None
-    return GRPOModule(policy, encoder, settings, reference), batches.rollout
 
 
 def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> Answers:

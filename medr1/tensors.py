@@ -7,6 +7,7 @@ completions on the right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ class PromptBatch:
 
     ids [B, P] and mask [B, P]; positions [3, B, P], explicit M-RoPE; next_position [B], the position of the first
     completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3]; shown, the
-    index of its picture for each prompt that has one, in order: prompts on one picture share its encoding.
+    index of each prompt's picture, or None: prompts on one picture share its encoding.
     """
 
     ids: Tensor
@@ -29,7 +30,7 @@ class PromptBatch:
     next_position: Tensor
     pixels: Tensor | None
     grids: Tensor | None
-    shown: tuple[int, ...]
+    shown: tuple[int | None, ...]
 
     def to(self, device: torch.device) -> PromptBatch:
         return PromptBatch(
@@ -40,6 +41,25 @@ class PromptBatch:
             None if self.pixels is None else self.pixels.to(device),
             None if self.grids is None else self.grids.to(device),
             self.shown,
+        )
+
+    def select(self, rows: Sequence[int]) -> PromptBatch:
+        """The given prompts with their pictures, without the padding that only the others needed."""
+        mask = self.mask[list(rows)]
+        start = int(mask.any(0).int().argmax())
+        pictures = sorted({picture for row in rows if (picture := self.shown[row]) is not None})
+        pixels = grids = None
+        if self.pixels is not None and self.grids is not None and pictures:
+            patches = torch.split(self.pixels, self.grids.prod(-1).tolist())
+            pixels, grids = torch.cat([patches[picture] for picture in pictures]), self.grids[pictures]
+        return PromptBatch(
+            self.ids[list(rows), start:],
+            mask[:, start:],
+            self.positions[:, list(rows), start:],
+            self.next_position[list(rows)],
+            pixels,
+            grids,
+            tuple(None if (picture := self.shown[row]) is None else pictures.index(picture) for row in rows),
         )
 
 
@@ -98,6 +118,10 @@ class Completions:
     logprobs: Tensor
     truncated: Tensor
 
+    def select(self, rows: Tensor) -> Completions:
+        """The given rows (indices or a mask)."""
+        return Completions(self.ids[rows], self.mask[rows], self.logprobs[rows], self.truncated[rows])
+
 
 class SequenceModel(Protocol):
     """What rl needs of a policy. Implemented by ``medr1.policy.policy.Policy``."""
@@ -122,3 +146,9 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         return Targets(self.ids.to(device), self.mask.to(device), self.weights.to(device))
+
+    def select(self, rows: Sequence[int]) -> Targets:
+        """The given completions, as wide as the longest of them."""
+        mask = self.mask[list(rows)]
+        width = int(mask.sum(1).max())
+        return Targets(self.ids[list(rows), :width], mask[:, :width], self.weights[list(rows), :width])

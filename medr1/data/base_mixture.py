@@ -1,8 +1,9 @@
 """What the tiny base model learns from: a stream of examples made from a seed and a step number alone.
 
 A narrow model from nothing does not learn to bind options to letters from pictures (see the two stages below), so the
-stream begins with the words of a picture in the picture's place and adds pictures once binding works. A part of the
-targets is careless about the format, as the outputs of a general model are, so that there is a format to learn.
+stream begins with the words of a picture in the picture's place, and with pictures that are only described, and asks
+about pictures once binding works. A part of the targets is careless about the format, as the outputs of a general
+model are, so that there is a format to learn.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class BaseExample:
 @dataclass(frozen=True, slots=True)
 class BaseMixture:
     """Three stages. Up to ``binding_steps``, ``text_batch`` riddles at a step: which of four words was said? Up to
-    ``text_steps``, short questions with the words of a picture in its place. Then, over ``ramp`` steps, all modes and
-    ``pictures`` pictures with ``words`` questions in words come in; at once they would undo the binding.
+    ``text_steps``, questions with the words of a picture in its place. Beside both, ``described`` pictures to be put
+    into words: a language model that has learned its words first is several times slower to see. Then, over ``ramp``
+    steps, questions on ``pictures`` pictures and ``words`` questions in words, in all modes, take their place; at once
+    they would undo the binding.
 
     ``images_per_modality`` pictures stand behind it, of a world that no experiment trains or tests on. ``careless``
     is the share of targets that break the format of their mode; one wording of two question types is careless four
@@ -46,27 +49,33 @@ class BaseMixture:
     text_steps: int
     ramp: int
     text_batch: int
+    described: int
     pictures: int
     words: int
     careless: float
 
     def batch(self, step: int) -> list[BaseExample]:
         rng = np.random.default_rng((self.seed, step))
-        if step < self.binding_steps:
-            return [_riddle(rng) for _ in range(self.text_batch)]
         far = min(1.0, max(0, step - self.text_steps) / self.ramp)
+        examples = [self._description(rng) for _ in range(round((1 - far) * self.described))]
+        if step < self.binding_steps:
+            return examples + [_riddle(rng) for _ in range(self.text_batch)]
         pictures = round(far * self.pictures)
         size = pictures + round(self.text_batch + far * (self.words - self.text_batch))
-        return [self._example(rng, picture=i < pictures, far=far) for i in range(size)]
+        return examples + [self._example(rng, picture=i < pictures, far=far) for i in range(size)]
+
+    def _description(self, rng: np.random.Generator) -> BaseExample:
+        record = self._record(rng)
+        return BaseExample(record, "Describe the picture.", None, f"<think>{record.rationale}</think>")
 
     def _example(self, rng: np.random.Generator, *, picture: bool, far: float) -> BaseExample:
         record = self._record(rng)
-        mode = list(ReasoningMode)[int(rng.integers(len(ReasoningMode)))]
         if rng.random() < far:
+            mode = list(ReasoningMode)[int(rng.integers(len(ReasoningMode)))]
             target = self._target(rng, record, mode)
         else:
-            mode = ReasoningMode.NO_THINK
-            target = target_text(mode, record.answer)
+            mode = ReasoningMode.THINK_BEFORE if rng.random() < 1 / 3 else ReasoningMode.NO_THINK
+            target = target_text(mode, record.answer, record.rationale)
         content = question_text(record.question, record.options, mode)
         return BaseExample(record, content, None if picture else record.rationale, target)
 

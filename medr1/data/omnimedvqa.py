@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medr1.config import OnBadRecord, Split
+from medr1.config_choices import OnBadRecord, Split
 from medr1.data.image_index import ImageFacts, ImageIndex, group_pictures
 from medr1.data.images import FileImage
 from medr1.data.omnimedvqa_axes import AxisFinder

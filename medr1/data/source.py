@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from medr1.config import ALL, OnBadRecord, Split
+from medr1.config import ALL
+from medr1.config_choices import OnBadRecord, Split
 from medr1.data.omnimedvqa import Loaded, load_omnimedvqa
 from medr1.data.omnimedvqa_files import SplitAxis
 from medr1.data.phantoms import World, make_records

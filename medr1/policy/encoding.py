@@ -67,7 +67,7 @@ class Encoder:
         """
         images = {id(p.image): p.image for p in prompts if p.image is not None}
         place = {key: index for index, key in enumerate(images)}
-        shown = tuple(place[id(p.image)] for p in prompts if p.image is not None)
+        shown = tuple(None if p.image is None else place[id(p.image)] for p in prompts)
         pixels = grids = None
         if images:
             features = self.image_processor(images=list(images.values()), return_tensors="pt")
@@ -90,7 +90,7 @@ class Encoder:
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
-        shown_grids = None if grids is None else grids[list(shown)]
+        shown_grids = None if grids is None else grids[[i for i in shown if i is not None]]
         positions, _ = self.rope_index(ids, types, image_grid_thw=shown_grids, attention_mask=mask)
         return PromptBatch(ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixels, grids, shown)
 

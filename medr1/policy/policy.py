@@ -47,7 +47,7 @@ class Policy(nn.Module):
         if prompts.pixels is None:
             return embeddings
         features = core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True).pooler_output
-        features = torch.cat([features[i] for i in prompts.shown]).to(embeddings.dtype)
+        features = torch.cat([features[i] for i in prompts.shown if i is not None]).to(embeddings.dtype)
         places = (prompts.ids == core.config.image_token_id).unsqueeze(-1)
         return embeddings.masked_scatter(places, features)
 

@@ -1,16 +1,23 @@
 """The objective of GRPO and its relatives, as terms that are chosen independently.
 
-With ratio_t = exp(logp_t - old_t) and d_t = ref_t - logp_t, the loss of a token is
+With the log-ratio l_t = logp_t - old_t of a token, A the advantage of its completion o_i, and sg = stop gradient:
 
-    -min(ratio_t A, clip(ratio_t, 1 - clip_low, 1 + clip_high) A) + beta kl_t
+    ratio level     token: r_t = exp(l_t)
+                    sequence: r_t = exp(1/|o_i| sum_t l_t) for all its tokens    GSPO (arXiv 2507.18071, equation 7)
+    surrogate       clip: min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A)   PPO; clip_high > clip_low is DAPO's
+                    cispo: sg(min(r_t, ratio_cap)) A logp_t                      MiniMax-M1 (arXiv 2506.13585, eq. 4)
+    dual_clip c     where A < 0, the clip surrogate is at least c A              (arXiv 1912.09729, equation 5)
 
-and ``aggregation`` makes one number of the tokens of all completions (R of them in the whole step, N tokens):
+The loss of a token is -surrogate + beta kl_t (``divergence``), and ``aggregation`` makes one number of the tokens of
+all completions (R of them in the whole step, N tokens):
 
-    sequence_mean   1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), Med-R1
-    token_mean      1/N sum_i sum_t           DAPO (arXiv 2503.14476, equation 8)
+    sequence_mean   1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), GSPO, Med-R1
+    token_mean      1/N sum_i sum_t           DAPO (arXiv 2503.14476, equation 8), CISPO
     constant        1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783)
 
-R, N and Cmax are those of the whole optimizer step, over all processes and micro-batches, so that parts add up.
+R, N and Cmax are those of the whole optimizer step, over all processes and micro-batches, so that parts add up. A
+completion whose loss is masked because it was cut off (DAPO's overlong filtering) has an empty mask: it counts in R,
+and its tokens do not count in N.
 """
 
 from __future__ import annotations
@@ -23,11 +30,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Settings of the loss; see the module's docstring for the equations."""
+    """Settings of the loss; see the module's docstring for the equations. ``dual_clip`` = 0 is off."""
 
     aggregation: str
+    ratio_level: str
+    surrogate: str
     clip_low: float
     clip_high: float
+    dual_clip: float
+    ratio_cap: float
     beta: float
     kl_estimator: str
 
@@ -43,7 +54,8 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """loss, a share of the step's loss that adds up; and token means, detached, for the curves."""
+    """loss, a share of the step's loss that adds up; and sums over this part's tokens, detached, for the curves:
+    the divergence from the reference, and the tokens whose gradient a bound of the ratio took away or cut."""
 
     loss: Tensor
     kl: Tensor
@@ -69,8 +81,22 @@ def aggregate(per_token: Tensor, mask: Tensor, aggregation: str, total: Total) -
     if aggregation == "sequence_mean":
         return (kept.sum(1) / mask.sum(1).clamp_min(1)).sum() / total.completions
     if aggregation == "token_mean":
-        return kept.sum() / total.tokens
+        return kept.sum() / max(total.tokens, 1.0)
     return kept.sum() / (total.completions * total.max_length)
+
+
+def _surrogate(logprobs: Tensor, ratio: Tensor, gain: Tensor, o: Objective) -> tuple[Tensor, Tensor]:
+    """What is to be made large [R', C], and where a bound acts on it. ``ratio`` and ``gain`` broadcast to [R', C]."""
+    if o.surrogate == "cispo":
+        weight = ratio.detach().clamp(max=o.ratio_cap)
+        return weight * gain * logprobs, (ratio > o.ratio_cap).expand_as(logprobs)
+    free, bounded = ratio * gain, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * gain
+    surrogate, acts = torch.minimum(free, bounded), free > bounded
+    if o.dual_clip > 0:
+        floor = o.dual_clip * gain
+        acts = acts | ((gain < 0) & (surrogate < floor))
+        surrogate = torch.where(gain < 0, torch.maximum(surrogate, floor), surrogate)
+    return surrogate.expand_as(logprobs), acts.expand_as(logprobs)
 
 
 def grpo_loss(
@@ -88,20 +114,18 @@ def grpo_loss(
     policy that sampled, without gradient; at one update for each rollout they equal ``logprobs`` and the gradient is
     that of the policy gradient. ``reference`` may be None only at beta = 0.
     """
-    ratio = torch.exp(logprobs - old.detach())
-    gain = advantages.unsqueeze(1)
-    bounded = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
-    per_token = -torch.minimum(ratio * gain, bounded * gain)
-    kl = torch.zeros_like(logprobs)
+    log_ratio = logprobs - old.detach()
+    if objective.ratio_level == "sequence":
+        log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
+    surrogate, acts = _surrogate(logprobs, log_ratio.exp(), advantages.unsqueeze(1), objective)
+    per_token, kl = -surrogate, torch.zeros_like(logprobs)
     if reference is not None:
         kl = divergence(logprobs, reference.detach(), objective.kl_estimator)
         per_token = per_token + objective.beta * kl
     elif objective.beta > 0:
         raise ValueError("beta > 0 needs the log-probabilities of a reference policy")
-    tokens = mask.sum().clamp_min(1)
-    clipped = ((ratio * gain) > (bounded * gain)) & mask
     return Loss(
         loss=aggregate(per_token, mask, objective.aggregation, total),
-        kl=(kl.detach() * mask).sum() / tokens,
-        clipped=clipped.sum() / tokens,
+        kl=(kl.detach() * mask).sum(),
+        clipped=(acts & mask).sum(),
     )

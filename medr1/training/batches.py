@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -37,12 +38,21 @@ class RecordBatches:
         order = step_indices(len(self.records), self.prompts_per_step, self.seed, step)
         mine, first = share(order, rank, world_size)
         records = [self.records[i] for i in mine]
-        prompts = self.encoder.encode([self.encoder.prompt(r, self.mode, self.load(r)) for r in records])
-        return records, first, prompts
+        return records, first, self._encode(records)
+
+    def _encode(self, records: Sequence[Record]) -> PromptBatch:
+        return self.encoder.encode([self.encoder.prompt(r, self.mode, self.load(r)) for r in records])
 
     def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
         records, first, prompts = self._part(step, rank, world_size)
-        return RolloutBatch(step, first, records, prompts)
+
+        def spare(turn: int, size: int) -> RolloutBatch:
+            """Other records, drawn at random; no two processes and no two turns of a step draw the same numbers."""
+            rng = np.random.default_rng((self.seed, step, turn, rank, 1))
+            drawn = [self.records[int(i)] for i in rng.integers(len(self.records), size=size)]
+            return RolloutBatch(step, first, drawn, self._encode(drawn))
+
+        return RolloutBatch(step, first, records, prompts, spare)
 
     def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
         records, _, prompts = self._part(step, rank, world_size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +20,10 @@ from medr1.records import Record
 from medr1.rewards.rules import Rewards, score_completions
 from medr1.rl.advantages import group_advantages, zero_variance
 from medr1.rl.logprobs import Scores, completion_hidden, score
-from medr1.rl.objective import Objective, Total, grpo_loss
+from medr1.rl.objective import Loss, Objective, Total, grpo_loss
 from medr1.rl.rollout import Sampling, rollout
-from medr1.tensors import Completions, PromptBatch
-from medr1.training.optimization import build_optimizer, check_state, summed, take_step
+from medr1.tensors import Completions, Prefix, PromptBatch
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, summed, take_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class RolloutBatch:
     first: int
     records: list[Record]
     prompts: PromptBatch
+    spare: Callable[[int, int], RolloutBatch] | None = None  # (round, n) -> n more prompts, for dynamic sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,27 @@ class GRPOSettings:
     optimizer: Mapping[str, Any]
     max_grad_norm: float
     seed: int
+    token_budget: int = 0
+    mask_truncated: bool = False
+    dynamic_sampling: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A micro-batch after its rollout. ``mask`` [R', C]: the tokens whose loss counts. ``prefix`` is kept, with its
+    graph, where the part is the whole step: the one encoding then serves rollout, loss and backward pass."""
+
+    prompts: PromptBatch
+    completions: Completions
+    mask: Tensor
+    prefix: Prefix | None
+
+    def select(self, rows: list[int], group_size: int) -> Part:
+        """The given prompts with their completions."""
+        each = torch.tensor([row * group_size + i for row in rows for i in range(group_size)], device=self.mask.device)
+        prefix = None if self.prefix is None else self.prefix.select(torch.tensor(rows, device=self.mask.device))
+        # The prefix keeps the padding of the whole part, and goes on serving as what it is: an encoding.
+        return Part(self.prompts.select(rows), self.completions.select(each), self.mask[each], prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,42 +120,46 @@ class GRPOModule(pl.LightningModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         s, start = self.settings, time.perf_counter()
-        prefix = None if self.policy.recomputes else self.policy.prefill(batch.prompts)
-        completions = self._rollout(batch, prefix)
-        texts = self.encoder.decode(completions.ids, completions.mask)
-        rewards = score_completions(
-            texts,
-            [record for record in batch.records for _ in range(s.group_size)],
-            s.mode,
-            s.reward_weights,
-        )
+        records, parts, flat = self._sample(batch)
+        texts, rewards = self._rewards(records, parts)
         total_reward = torch.tensor(rewards.total, device=self.device)
         advantages = group_advantages(total_reward, s.group_size, s.reward_scaling, self._batch_std(total_reward))
         rolled = time.perf_counter()
-        reference = self._reference_logprobs(batch.prompts, completions)
+        references = [self._reference_logprobs(part) for part in parts]
         referred = time.perf_counter()
-        total = self._total(completions)
-        old: Tensor | None = None
+        total = self._total(parts)
+        shares = torch.split(advantages, [p.completions.ids.shape[0] for p in parts])
+        old: list[Tensor] = []
         for update in range(s.updates_per_rollout):
-            if update > 0 and prefix is not None:
-                prefix = self.policy.prefill(batch.prompts)
-            scores = self._scores(self.policy, batch.prompts, completions, prefix)
-            old = scores.logprobs.detach() if old is None else old
-            loss = grpo_loss(scores.logprobs, old, reference, advantages, completions.mask, s.objective, total)
-            norm = take_step(self, loss.loss, s.max_grad_norm)
-        self.sampled = Sampled(batch.step, batch.records, texts, rewards, advantages.tolist())
-        tokens = completions.mask.sum()
+            curves: list[tuple[Loss, Tensor]] = []  # loss and entropy of each part
+
+            def losses(first: bool = update == 0, curves: list[tuple[Loss, Tensor]] = curves) -> Iterator[Tensor]:
+                for index, part in enumerate(parts):
+                    prefix = part.prefix if first else None
+                    scores = self._scores(self.policy, part.prompts, part.completions, prefix)
+                    if first:
+                        old.append(scores.logprobs.detach())
+                    loss = grpo_loss(
+                        scores.logprobs, old[index], references[index], shares[index], part.mask, s.objective, total
+                    )
+                    curves.append((replace(loss, loss=loss.loss.detach()), scores.entropy.sum()))
+                    yield loss.loss
+
+            norm = take_step(self, losses(), len(parts), s.max_grad_norm)
+        self.sampled = Sampled(batch.step, records, texts, rewards, advantages.tolist())
+        lengths = torch.cat([p.completions.mask.sum(1) for p in parts]).float()
+        counted = torch.stack([p.mask.sum() for p in parts]).sum().clamp_min(1)
         self._log(
             {
                 "train/reward": total_reward.mean(),
                 **{f"train/reward/{name}": torch.tensor(values).mean() for name, values in rewards.parts.items()},
-                "train/loss": loss.loss.detach() * self.trainer.world_size,
-                "train/kl": loss.kl,
-                "train/clipped": loss.clipped,
-                "train/entropy": scores.entropy.sum() / tokens,
-                "train/completion_length": completions.mask.sum(1).float().mean(),
-                "train/truncated": completions.truncated.float().mean(),
-                "train/zero_variance_groups": zero_variance(total_reward, s.group_size).float().mean(),
+                "train/loss": torch.stack([loss.loss for loss, _ in curves]).sum() * self.trainer.world_size,
+                "train/kl": torch.stack([loss.kl for loss, _ in curves]).sum() / counted,
+                "train/clipped": torch.stack([loss.clipped for loss, _ in curves]).sum() / counted,
+                "train/entropy": torch.stack([entropy for _, entropy in curves]).sum() / lengths.sum(),
+                "train/completion_length": lengths.mean(),
+                "train/truncated": torch.cat([p.completions.truncated for p in parts]).float().mean(),
+                "train/zero_variance_groups": flat,
                 "train/grad_norm": norm,
                 "train/learning_rate": torch.tensor(self.lr_schedulers().get_last_lr()[0]),  # type: ignore[union-attr]
                 "time/rollout": torch.tensor(rolled - start),
@@ -142,45 +169,87 @@ class GRPOModule(pl.LightningModule):
             }
         )
 
-    @torch.no_grad()
-    def _rollout(self, batch: RolloutBatch, prefix: Any) -> Completions:
-        s = self.settings
-        prefix = prefix or self.policy.prefill(batch.prompts)
-        return rollout(self.policy, prefix, s.sampling, s.group_size, self._uniforms(batch))
+    def _sample(self, batch: RolloutBatch) -> tuple[list[Record], list[Part], Tensor]:
+        """The step's prompts with their completions, and the share of prompts that taught nothing at first.
 
-    def _uniforms(self, batch: RolloutBatch) -> Tensor:
+        Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): up to so many times, prompts whose completions all
+        earned the same make way for others. What is still without variance then stays.
+        """
+        s = self.settings
+        records, parts = batch.records, self._rollouts(batch, 0)
+        share = torch.zeros(())
+        for turn in range(s.dynamic_sampling + 1):
+            flat = zero_variance(torch.tensor(self._rewards(records, parts)[1].total), s.group_size)
+            share = flat.float().mean() if turn == 0 else share
+            if turn == s.dynamic_sampling or not flat.any() or batch.spare is None:
+                break
+            spare = self.transfer_batch_to_device(batch.spare(turn + 1, int(flat.sum())), self.device, 0)
+            kept, start = [], 0
+            for part in parts:
+                size = part.prompts.ids.shape[0]
+                rows = [i for i in range(size) if not flat[start + i]]
+                kept += [part if len(rows) == size else part.select(rows, s.group_size)] if rows else []
+                start += size
+            records = [r for r, gone in zip(records, flat.tolist(), strict=True) if not gone] + spare.records
+            parts = kept + self._rollouts(spare, turn + 1)
+        return records, parts, share
+
+    def _rewards(self, records: list[Record], parts: list[Part]) -> tuple[list[str], Rewards]:
+        s = self.settings
+        texts = [text for p in parts for text in self.encoder.decode(p.completions.ids, p.completions.mask)]
+        each = [record for record in records for _ in range(s.group_size)]
+        return texts, score_completions(texts, each, s.mode, s.reward_weights)
+
+    def _rollouts(self, batch: RolloutBatch, turn: int) -> list[Part]:
+        s = self.settings
+        longest = s.group_size * s.sampling.max_new_tokens
+        chosen = micro_batches((batch.prompts.mask.sum(1) + longest).tolist(), s.token_budget)
+        uniforms, parts = self._uniforms(batch, turn), []
+        for rows in chosen:
+            prompts = batch.prompts if len(chosen) == 1 else batch.prompts.select(rows)
+            keep = len(chosen) == 1 and not self.policy.recomputes
+            with nullcontext() if keep else torch.no_grad():
+                prefix = self.policy.prefill(prompts)
+            draws = uniforms[rows[0] * s.group_size : (rows[-1] + 1) * s.group_size]
+            completions = rollout(self.policy, prefix, s.sampling, s.group_size, draws)
+            mask = completions.mask & ~completions.truncated.unsqueeze(1) if s.mask_truncated else completions.mask
+            parts.append(Part(prompts, completions, mask, prefix if keep else None))
+        return parts
+
+    def _uniforms(self, batch: RolloutBatch, turn: int) -> Tensor:
         """The draws [B*G, C] of this step: a function of seed, step and the prompt's place in the global batch."""
         s = self.settings
         shape = (s.group_size, s.sampling.max_new_tokens)
         places = range(batch.first, batch.first + len(batch.records))
-        draws = [np.random.default_rng((s.seed, batch.step, place)).random(shape) for place in places]
+        key = (s.seed, batch.step, turn) if turn else (s.seed, batch.step)
+        draws = [np.random.default_rng((*key, place)).random(shape) for place in places]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
 
-    def _scores(self, model: Policy, prompts: PromptBatch, completions: Completions, prefix: Any) -> Scores:
-        if prefix is None:
+    def _scores(self, model: Policy, prompts: PromptBatch, completions: Completions, prefix: Prefix | None) -> Scores:
+        if self.policy.recomputes and torch.is_grad_enabled():
             hidden = model.recomputed_hidden(prompts, completions.ids, completions.mask)
         else:
-            hidden = completion_hidden(model, prefix, completions.ids, completions.mask)
+            hidden = completion_hidden(model, prefix or model.prefill(prompts), completions.ids, completions.mask)
         banned = torch.tensor(self.settings.sampling.banned, dtype=torch.long, device=self.device)
         temperature = self.settings.sampling.temperature
         return score(model, hidden, completions.ids, completions.mask, temperature=temperature, banned=banned)
 
     @torch.no_grad()
-    def _reference_logprobs(self, prompts: PromptBatch, completions: Completions) -> Tensor | None:
+    def _reference_logprobs(self, part: Part) -> Tensor | None:
         if self.settings.objective.beta == 0:
             return None
         model = self._reference[0] or self.policy
         with model.without_adapter():
-            return self._scores(model, prompts, completions, model.prefill(prompts)).logprobs
+            return self._scores(model, part.prompts, part.completions, None).logprobs
 
     def _batch_std(self, rewards: Tensor) -> Tensor:
         """Of the rewards of all processes."""
         gathered = self.all_gather(rewards) if self.trainer.world_size > 1 else rewards
         return torch.as_tensor(gathered).flatten().std()
 
-    def _total(self, completions: Completions) -> Total:
-        rows = completions.ids.shape[0] * self.trainer.world_size
-        tokens = float(summed(self, completions.mask.sum().float()))
+    def _total(self, parts: list[Part]) -> Total:
+        rows = sum(p.mask.shape[0] for p in parts) * self.trainer.world_size
+        tokens = float(summed(self, torch.stack([p.mask.sum() for p in parts]).sum().float()))
         return Total(rows, tokens, self.settings.sampling.max_new_tokens)
 
     def _log(self, values: dict[str, Tensor]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -42,20 +44,45 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup_fraction, schedule))
 
 
-def take_step(module: pl.LightningModule, loss: Tensor, max_grad_norm: float) -> Tensor:
-    """Backward, clip, step, schedule. Returns the gradient norm before clipping.
+def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of consecutive items whose sizes, in tokens, sum to at most ``budget``; 0 is no limit.
 
-    ``loss`` is this process's share of the step's loss; DDP averages gradients, so shares are scaled up to add up.
+    An item that alone is larger than the budget stands alone.
+    """
+    parts: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not parts or (budget and size > room):
+            parts.append([])
+            room = budget
+        parts[-1].append(index)
+        room -= size
+    return parts
+
+
+def take_step(module: pl.LightningModule, losses: Iterable[Tensor], parts: int, max_grad_norm: float) -> Tensor:
+    """Backward through ``parts`` losses one after the other, clip, step, schedule. Returns the norm before clipping.
+
+    ``losses`` are this process's shares of the step's loss, and are made lazily: the graph of one is gone before the
+    next is built. DDP averages gradients, so shares are scaled up to add up; only the last one is synchronized, so
+    that processes may have different numbers of parts.
     """
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
     assert isinstance(optimizer, Optimizer | pl.core.optimizer.LightningOptimizer) and isinstance(scheduler, LambdaLR)
     optimizer.zero_grad()
-    module.manual_backward(loss * module.trainer.world_size)
+    for index, loss in enumerate(losses):
+        with _unsynchronized(module) if index < parts - 1 else nullcontext():
+            module.manual_backward(loss * module.trainer.world_size)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
     optimizer.step()
     scheduler.step()
     return norm
+
+
+def _unsynchronized(module: pl.LightningModule) -> AbstractContextManager[Any]:
+    strategy = module.trainer.strategy
+    return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
 def summed(module: pl.LightningModule, value: Tensor) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from medr1.policy.policy import Policy
 from medr1.rl.logprobs import completion_hidden, score
 from medr1.tensors import PromptBatch, Targets
-from medr1.training.optimization import build_optimizer, check_state, summed, take_step
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, summed, take_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,14 @@ class SupervisedBatch:
 class SFTModule(pl.LightningModule):
     """Cross-entropy of the target completions, a weighted mean over the tokens of the whole step."""
 
-    def __init__(self, policy: Policy, optimizer: Mapping[str, Any], max_grad_norm: float) -> None:
+    def __init__(
+        self, policy: Policy, optimizer: Mapping[str, Any], max_grad_norm: float, token_budget: int = 0
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds what is trained; check_state sees that it holds all of it
         self.policy, self.optimizer_settings, self.max_grad_norm = policy, optimizer, max_grad_norm
+        self.token_budget = token_budget
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = build_optimizer(self.policy.parameters(), **self.optimizer_settings)
@@ -51,17 +55,24 @@ class SFTModule(pl.LightningModule):
 
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
         start, targets = time.perf_counter(), batch.targets
-        if self.policy.recomputes:
-            hidden = self.policy.recomputed_hidden(batch.prompts, targets.ids, targets.mask)
-        else:
-            hidden = completion_hidden(self.policy, self.policy.prefill(batch.prompts), targets.ids, targets.mask)
-        scores = score(self.policy, hidden, targets.ids, targets.mask)
-        weights = targets.weights * targets.mask
-        loss = -(scores.logprobs * weights).sum() / summed(self, weights.sum())
-        norm = take_step(self, loss, self.max_grad_norm)
+        size = summed(self, (targets.weights * targets.mask).sum())
+        tokens = batch.prompts.mask.sum(1) + targets.mask.sum(1)
+        parts = micro_batches(tokens.tolist(), self.token_budget)
+        done: list[tuple[Tensor, Tensor]] = []  # loss and entropy of each part
+
+        def losses() -> Iterator[Tensor]:
+            for part in parts:
+                whole = len(parts) == 1
+                loss, entropy = self._part(
+                    batch.prompts if whole else batch.prompts.select(part), targets if whole else targets.select(part)
+                )
+                done.append((loss.detach() / size, entropy))
+                yield loss / size
+
+        norm = take_step(self, losses(), len(parts), self.max_grad_norm)
         values = {
-            "train/loss": loss.detach() * self.trainer.world_size,
-            "train/entropy": scores.entropy.sum() / targets.mask.sum(),
+            "train/loss": torch.stack([loss for loss, _ in done]).sum() * self.trainer.world_size,
+            "train/entropy": torch.stack([entropy for _, entropy in done]).sum() / targets.mask.sum(),
             "train/completion_length": targets.mask.sum(1).float().mean(),
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(self.lr_schedulers().get_last_lr()[0]),  # type: ignore[union-attr]
@@ -75,3 +86,12 @@ class SFTModule(pl.LightningModule):
                 sync_dist=self.trainer.world_size > 1,
                 batch_size=1,
             )
+
+    def _part(self, prompts: PromptBatch, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the tokens' cross-entropies, and the sum of their entropies, which carries no gradient."""
+        if self.policy.recomputes:
+            hidden = self.policy.recomputed_hidden(prompts, targets.ids, targets.mask)
+        else:
+            hidden = completion_hidden(self.policy, self.policy.prefill(prompts), targets.ids, targets.mask)
+        scores = score(self.policy, hidden, targets.ids, targets.mask)
+        return -(scores.logprobs * targets.weights * targets.mask).sum(), scores.entropy.sum()

@@ -11,8 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import SCHEMAS, EvaluateConfig, ReleasedAxis, TrainConfig, register
+from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, register
 from medr1.config_checks import check
+from medr1.config_choices import ReleasedAxis
 from medr1.data.omnimedvqa_files import SplitAxis
 from medr1.reasoning import ReasoningMode
 from medr1.records import Modality, QuestionType

@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
     {"config"},
     {"rl", "policy", "data", "rewards"},
     {"training", "evaluation", "reporting", "tracking", "run_directory", "sweep"},
+    {"algorithms"},
     {"pipeline"},
     {"cli"},
     {"train", "evaluate"},

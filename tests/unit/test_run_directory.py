@@ -12,17 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import (
-    GRPOConfig,
-    OmniMedVQAConfig,
-    PhantomsConfig,
-    Precision,
-    PretrainConfig,
-    SFTConfig,
-    TrainConfig,
-    register,
-)
+from medr1.config import GRPOConfig, OmniMedVQAConfig, PhantomsConfig, PretrainConfig, SFTConfig, TrainConfig, register
 from medr1.config_checks import check
+from medr1.config_choices import Precision
 from medr1.errors import CheckpointError, ConfigError
 from medr1.run_directory import RunDirectory, environment, write_json, write_text
 

@@ -20,12 +20,15 @@ MIXTURE = BaseMixture(
     text_steps=5,
     ramp=4,
     text_batch=96,
+    described=12,
     pictures=40,
     words=24,
     careless=0.12,
 )
-RIDDLES = [example for step in range(2) for example in MIXTURE.batch(step)]
-WORDS = [example for step in range(2, 5) for example in MIXTURE.batch(step)]
+EARLY = [MIXTURE.batch(step) for step in range(5)]
+DESCRIBED = [example for batch in EARLY for example in batch[:12]]
+RIDDLES = [example for batch in EARLY[:2] for example in batch[12:]]
+WORDS = [example for batch in EARLY[2:] for example in batch[12:]]
 MIXED = [example for step in range(9, 49) for example in MIXTURE.batch(step)]
 
 
@@ -58,12 +61,25 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
         assert dataclasses.replace(MIXTURE, seed=1).batch(step) != MIXTURE.batch(step)
 
 
-def test_before_pictures_letters_are_bound_to_words_alone() -> None:
+def test_letters_are_bound_to_words_before_pictures_are_asked_about() -> None:
     assert (len(RIDDLES), len(WORDS)) == (2 * 96, 3 * 96)
-    for example in (*RIDDLES, *WORDS):
+    for example in RIDDLES:
         assert not is_picture(example)
         assert example.target == f"<answer>{example.record.answer}</answer>"
-    assert {mode_of(example) for example in WORDS} == {ReasoningMode.NO_THINK}
+    for example in WORDS:
+        assert not is_picture(example) and not is_careless(example)
+        assert parse(example.target, mode_of(example), "ABCD").answer == example.record.answer
+    thinking = [mode_of(example) is ReasoningMode.THINK_BEFORE for example in WORDS]
+    assert {mode_of(example) for example in WORDS} == {ReasoningMode.NO_THINK, ReasoningMode.THINK_BEFORE}
+    assert abs(np.mean(thinking) - 1 / 3) < 3 * np.sqrt(2 / 9 / len(thinking))
+
+
+def test_until_then_pictures_are_described_without_a_question() -> None:
+    for example in DESCRIBED:
+        assert is_picture(example) and not re.search(r"\b[A-D]\)", example.content)
+        assert example.target == f"<think>{example.record.rationale}</think>"
+    described = [sum(e.content == "Describe the picture." for e in MIXTURE.batch(step)) for step in range(4, 12)]
+    assert described == [12, 12, 9, 6, 3, 0, 0, 0]
 
 
 def test_words_in_the_place_of_a_picture_name_the_right_option_and_no_other() -> None:
@@ -91,15 +107,16 @@ def test_the_last_stage_mixes_pictures_and_words_in_all_modes() -> None:
 
 
 def test_pictures_and_modes_come_in_little_by_little() -> None:
-    batches = [MIXTURE.batch(step) for step in range(5, 10)]
+    whole = [MIXTURE.batch(step) for step in range(5, 10)]
+    batches = [[e for e in batch if e.content != "Describe the picture."] for batch in whole]
     assert [sum(map(is_picture, batch)) for batch in batches] == [0, 10, 20, 30, 40]
     assert [sum(not is_picture(example) for example in batch) for batch in batches] == [96, 78, 60, 42, 24]
-    thinking = [np.mean([mode_of(e) is not ReasoningMode.NO_THINK for e in batch]) for batch in batches]
-    assert thinking[0] == 0 < thinking[1] < thinking[3] < 0.9
+    after = [np.mean([mode_of(e) is ReasoningMode.THINK_AFTER for e in batch]) for batch in batches]
+    assert after[0] == 0 < after[1] < after[3] < 0.5
 
 
 def test_its_pictures_are_of_no_experiments_world() -> None:
-    phantoms = [example.record.image for example in (*RIDDLES, *WORDS, *MIXED)]
+    phantoms = [example.record.image for example in (*DESCRIBED, *RIDDLES, *WORDS, *MIXED)]
     assert all(isinstance(p, Phantom) and p.world is World.BASE and p.index < 50 for p in phantoms)
     # Nearly all of the 8 x 50 pictures come up.
     assert len({p.key for p in phantoms}) > 350

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medr1.config import OnBadRecord, Split
+from medr1.config_choices import OnBadRecord, Split
 from medr1.data.omnimedvqa import Loaded, load_omnimedvqa
 from medr1.data.omnimedvqa_files import SplitAxis, parse_modality, parse_question_type
 from medr1.errors import DataError

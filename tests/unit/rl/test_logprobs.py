@@ -48,8 +48,8 @@ def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | No
     if prompts.pixels is None or prompts.grids is None:
         return [(None, None) for _ in has]
     pictures = list(zip(prompts.pixels.split(prompts.grids.prod(1).tolist()), prompts.grids.split(1), strict=True))
-    shown = iter(prompts.shown)
-    return [pictures[next(shown)] if there else (None, None) for there in has]
+    assert [picture is not None for picture in prompts.shown] == has
+    return [(None, None) if picture is None else pictures[picture] for picture in prompts.shown]
 
 
 def separately(
@@ -187,12 +187,25 @@ def test_prompts_on_one_picture_share_its_encoding_and_add_up_their_gradients(bu
     together = encoder.encode(prompts)
     apart = encoder.encode([replace(p, image=None if p.image is None else p.image.copy()) for p in prompts])
     assert together.grids is not None and apart.grids is not None
-    assert (len(together.grids), together.shown) == (3, (0, 1, 0, 2))
-    assert (len(apart.grids), apart.shown) == (4, (0, 1, 2, 3))
+    assert (len(together.grids), together.shown) == (3, (0, 1, None, 0, 2))
+    assert (len(apart.grids), apart.shown) == (4, (0, 1, None, 2, 3))
     assert torch.equal(together.positions, apart.positions)
     scores = [score(policy, shared(policy, batch, ids, mask), ids, mask).logprobs for batch in (together, apart)]
     torch.testing.assert_close(scores[0], scores[1], **TOLERANCE)
     torch.testing.assert_close(*(gradients(policy, found, mask) for found in scores), **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [[0], [1], [3, 4], [4, 0, 3], [0, 1, 2, 3, 4]])
+def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, rows: list[int]) -> None:
+    policy, encoder = pair
+    prompts = make_prompts(encoder, [(3, 2), None, (2, 2), (5, 3), (1, 3)])
+    prompts[3] = replace(prompts[3], image=prompts[0].image)
+    found, alone = encoder.encode(prompts).select(rows), encoder.encode([prompts[row] for row in rows])
+    assert torch.equal(found.ids, alone.ids) and torch.equal(found.mask, alone.mask)
+    assert torch.equal(found.positions[:, found.mask], alone.positions[:, alone.mask])
+    assert torch.equal(found.next_position, alone.next_position)
+    torch.testing.assert_close(policy.embed(found), policy.embed(alone))
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,17 @@ ESTIMATORS = ("k1", "k2", "k3")
 def settings(
     aggregation: str = "sequence_mean", low: float = 0.2, high: float = 0.2, beta: float = 0.0, kl: str = "k3"
 ) -> Objective:
-    return Objective(aggregation, low, high, beta, kl)
+    return Objective(
+        aggregation=aggregation,
+        ratio_level="token",
+        surrogate="clip",
+        clip_low=low,
+        clip_high=high,
+        dual_clip=0.0,
+        ratio_cap=5.0,
+        beta=beta,
+        kl_estimator=kl,
+    )
 
 
 def ragged(rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -39,34 +51,115 @@ def random_case(seed: int, rows: int = 6, width: int = 7) -> tuple[Tensor, Tenso
     return logprobs, old, reference, advantages, ragged(rows, width, generator)
 
 
+def slow_token(log_p: float, ratio: float, a: float, o: Objective) -> tuple[float, bool]:
+    """Surrogate of one token, and whether a bound decides it."""
+    if o.surrogate == "cispo":
+        return min(ratio, o.ratio_cap) * a * log_p, ratio > o.ratio_cap
+    bounded = min(max(ratio, 1 - o.clip_low), 1 + o.clip_high)
+    value = min(ratio * a, bounded * a)
+    acts = (a > 0 and ratio > 1 + o.clip_high) or (a < 0 and ratio < 1 - o.clip_low)
+    if o.dual_clip and a < 0 and value < o.dual_clip * a:
+        return o.dual_clip * a, True
+    return value, acts
+
+
 def slow_loss(
     logprobs: Tensor, old: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor, o: Objective, total: Total
 ) -> tuple[float, float, float]:
-    """Loss, mean divergence and clipped share, by the equations, one token after the other."""
-    rows, loss, kl_sum, clipped = [], 0.0, 0.0, 0
+    """Loss, and sums of divergence and of bounded tokens, by the equations, one token after the other."""
+    loss, kl_sum, clipped = 0.0, 0.0, 0
     for i in range(logprobs.shape[0]):
-        row, length, a = 0.0, 0, float(advantages[i])
-        for t in range(logprobs.shape[1]):
-            if not mask[i, t]:
-                continue
-            ratio = math.exp(float(logprobs[i, t] - old[i, t]))
-            bounded = min(max(ratio, 1 - o.clip_low), 1 + o.clip_high)
+        places = [t for t in range(logprobs.shape[1]) if mask[i, t]]
+        if not places:
+            continue
+        logs = {t: float(logprobs[i, t] - old[i, t]) for t in places}
+        if o.ratio_level == "sequence":
+            logs = dict.fromkeys(places, sum(logs.values()) / len(places))
+        row = 0.0
+        for t in places:
+            value, acts = slow_token(float(logprobs[i, t]), math.exp(logs[t]), float(advantages[i]), o)
             d = float(reference[i, t] - logprobs[i, t])
             kl = {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[o.kl_estimator]
-            row += -min(ratio * a, bounded * a) + o.beta * kl
+            row += -value + o.beta * kl
             kl_sum += kl
-            clipped += (a > 0 and ratio > 1 + o.clip_high) or (a < 0 and ratio < 1 - o.clip_low)
-            length += 1
-        rows.append((row, length))
-    for row, length in rows:
+            clipped += acts
         if o.aggregation == "sequence_mean":
-            loss += row / length / total.completions
+            loss += row / len(places) / total.completions
         elif o.aggregation == "token_mean":
             loss += row / total.tokens
         else:
             loss += row / (total.completions * total.max_length)
-    tokens = sum(length for _, length in rows)
-    return loss, kl_sum / tokens, clipped / tokens
+    return loss, kl_sum, clipped
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ratio_level": "sequence"},
+        {"ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+        {"surrogate": "cispo", "ratio_cap": 1.3},
+        {"surrogate": "cispo", "ratio_cap": 1.1, "ratio_level": "sequence"},
+        {"dual_clip": 1.5},
+        {"dual_clip": 1.3, "clip_low": 0.1, "beta": 0.1},
+    ],
+    ids=str,
+)
+def test_every_other_option_equals_the_slow_loop(aggregation: str, changes: dict[str, Any]) -> None:
+    plain = settings(aggregation)
+    objective, changed = replace(plain, **changes), False
+    for seed in range(6):
+        logprobs, old, reference, advantages, mask = random_case(seed)
+        mask[seed % 6] = False  # a completion whose loss is masked
+        total = whole(mask)
+        found = grpo_loss(logprobs, old, reference, advantages, mask, objective, total)
+        expected = slow_loss(logprobs, old, reference, advantages, mask, objective, total)
+        assert (float(found.loss), float(found.kl), float(found.clipped)) == pytest.approx(expected, abs=1e-6)
+        assert expected[2] > 0  # the case does reach the bound
+        without = grpo_loss(logprobs, old, reference, advantages, mask, plain, total)
+        changed = changed or abs(float(without.loss) - expected[0]) > 1e-3
+    assert changed
+
+
+def gradient(objective: Objective, seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logprobs, old, _, advantages, mask = random_case(seed)
+    leaf = logprobs.clone().requires_grad_()
+    grpo_loss(leaf, old, None, advantages, mask, objective, whole(mask)).loss.backward()
+    assert leaf.grad is not None
+    return leaf.grad, (logprobs - old).exp(), advantages, mask
+
+
+def test_cispo_keeps_the_gradient_of_every_token_and_caps_its_weight() -> None:
+    found, ratio, advantages, mask = gradient(replace(settings("token_mean"), surrogate="cispo", ratio_cap=1.2))
+    expected = -ratio.clamp(max=1.2) * advantages.unsqueeze(1) * mask / mask.sum()
+    assert (ratio[mask] > 1.2).any()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_sequence_ratio_shares_one_gradient_among_the_tokens_of_a_completion() -> None:
+    found, _, _, mask = gradient(replace(settings("token_mean", 0.9, 9.0), ratio_level="sequence"))
+    for row, kept in zip(found, mask, strict=True):
+        torch.testing.assert_close(row[kept], row[kept][:1].expand(int(kept.sum())))
+        assert row[kept].abs().min() > 0 and not row[~kept].any()
+
+
+def test_dual_clip_stops_a_bad_completion_that_became_likely() -> None:
+    """A < 0 and ratio 4: without the second bound the loss is 4 |A|, with c = 3 it is 3 |A| and has no gradient."""
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    for dual, loss, moves in ((0.0, 4.0, True), (3.0, 3.0, False)):
+        leaf = torch.tensor([[math.log(4.0)]], requires_grad=True)
+        objective = replace(settings(), dual_clip=dual)
+        found = grpo_loss(leaf, torch.zeros(1, 1), None, torch.tensor([-1.0]), mask, objective, whole(mask)).loss
+        found.backward()
+        assert found.item() == pytest.approx(loss) and leaf.grad is not None and bool(leaf.grad.any()) is moves
+
+
+def test_a_step_in_which_every_completion_is_masked_has_no_loss() -> None:
+    logprobs, old, reference, advantages, mask = random_case(0)
+    for aggregation in AGGREGATIONS:
+        nothing = torch.zeros_like(mask)
+        found = grpo_loss(logprobs, old, reference, advantages, nothing, settings(aggregation), whole(nothing))
+        assert float(found.loss) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -105,13 +198,13 @@ def by_hand(objective: Objective) -> Loss:
 def test_two_completions_by_hand(aggregation: str, expected: float) -> None:
     found = by_hand(settings(aggregation, 0.2, 0.28))
     assert float(found.loss) == pytest.approx(expected, abs=1e-6)
-    assert float(found.clipped) == pytest.approx(2 / 5)  # 2 where A = 1, and 1/2 where A = -1
+    assert float(found.clipped) == 2  # 2 where A = 1, and 1/2 where A = -1
 
 
 @pytest.mark.parametrize(("kl", "each"), [("k1", -math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 1 - math.log(2))])
 def test_divergence_by_hand(kl: str, each: float) -> None:
     without, found = by_hand(settings(beta=0.0)), by_hand(settings(beta=0.1, kl=kl))
-    assert float(found.kl) == pytest.approx(each, abs=1e-6)
+    assert float(found.kl) == pytest.approx(5 * each, abs=1e-6)
     assert float(found.loss - without.loss) == pytest.approx(0.1 * each, abs=1e-6)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medr1.errors import CheckpointError
-from medr1.training.optimization import build_optimizer, check_state, rate_factor
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, rate_factor
 
 SCHEDULES = ["constant", "linear", "cosine"]
 
@@ -76,3 +76,15 @@ def test_a_checkpoint_must_hold_exactly_what_is_trained() -> None:
     for state in ({}, {"weight": 0, "bias": 0}, {"other": 0}):
         with pytest.raises(CheckpointError, match="trained weights"):
             check_state(module, {"state_dict": state})  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(0, 120))
+def test_micro_batches_hold_every_item_once_in_order_and_fit(sizes: list[int], budget: int) -> None:
+    parts = micro_batches(sizes, budget)
+    assert [index for part in parts for index in part] == list(range(len(sizes)))
+    if not budget:
+        assert len(parts) <= 1
+        return
+    assert all(len(part) == 1 or sum(sizes[i] for i in part) <= budget for part in parts)
+    for part, following in pairwise(parts):  # none could have been joined to the one before
+        assert sum(sizes[i] for i in part) + sizes[following[0]] > budget

@@ -1,0 +1,114 @@
+"""The work that medr1 and its peer are both given: a random checkpoint in hub format, prompts and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from medr1.data.base_mixture import corpus
+from medr1.data.phantoms import World, make_records
+from medr1.policy.encoding import Encoder
+from medr1.policy.loading import save_policy
+from medr1.policy.policy import Policy
+from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer, initialise, tiny_config
+from medr1.reasoning import ReasoningMode, question_text
+from medr1.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a Qwen2-VL. ``vocab_size`` 0: that of the tokenizer."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vision_depth: int
+    vision_width: int
+    vision_heads: int
+    vocab_size: int = 0
+    tied: bool = False
+
+
+SHAPES: dict[str, Shape | None] = {
+    "tiny": None,  # model=tiny
+    "reference": Shape(384, 8, 6, 6, 1024, 6, 192, 6),
+    "2b": Shape(1536, 28, 12, 2, 8960, 32, 1280, 16, 151_936, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One optimizer step: ``prompts`` questions with one picture each, ``group`` completions of ``new_tokens``."""
+
+    shape: str
+    prompts: int
+    group: int
+    new_tokens: int
+    image: int
+    beta: float
+    precision: torch.dtype
+    device: torch.device
+
+    def records(self) -> list[Record]:
+        return make_records(World.TRAIN, 0, self.prompts)[::5][: self.prompts]
+
+    def pictures(self) -> list[Image.Image]:
+        return [record.image.load(self.image) for record in self.records()]
+
+    def contents(self) -> list[str]:
+        return [question_text(r.question, r.options, ReasoningMode.THINK_AFTER) for r in self.records()]
+
+
+def save_checkpoint(shape: str, folder: Path) -> None:
+    """A checkpoint with random weights of the shape."""
+    tokenizer = build_tokenizer(corpus(0), 768)
+    sizes = SHAPES[shape]
+    config = tiny_config(tokenizer) if sizes is None else _config(sizes, tokenizer)
+    model = Qwen2VLForConditionalGeneration(config)
+    initialise(model, 0)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    encoder = Encoder(tokenizer, build_image_processor(), model.model.get_rope_index)
+    save_policy(Policy(model), encoder, folder)
+
+
+def _config(s: Shape, tokenizer: object) -> Qwen2VLConfig:
+    ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}  # type: ignore[attr-defined]
+    quarter = s.hidden // s.heads // 8
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": s.vocab_size or len(tokenizer),  # type: ignore[arg-type]
+            "hidden_size": s.hidden,
+            "intermediate_size": s.mlp,
+            "num_hidden_layers": s.layers,
+            "num_attention_heads": s.heads,
+            "num_key_value_heads": s.kv_heads,
+            "max_position_embeddings": 32_768,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [quarter, 3 * quarter // 2, 3 * quarter // 2],
+            },
+            "bos_token_id": ids["<|im_start|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": s.vision_depth,
+            "embed_dim": s.vision_width,
+            "hidden_size": s.hidden,
+            "num_heads": s.vision_heads,
+            "mlp_ratio": 4,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=s.tied,
+    )

@@ -1,0 +1,104 @@
+"""The closed choices of the schema, each a word in a config. Imported before anything heavy."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Tuning(StrEnum):
+    """Which weights are trained: all of them, or LoRA adapters."""
+
+    full = "full"
+    lora = "lora"
+
+
+class Precision(StrEnum):
+    """Precision of the weights and the arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Attention(StrEnum):
+    """Attention implementation of transformers."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Schedule(StrEnum):
+    """Learning rate after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Split(StrEnum):
+    """How OmniMedVQA's records are divided into training and test."""
+
+    released = "released"
+    image_grouped = "image_grouped"
+    test_only = "test_only"
+
+
+class ReleasedAxis(StrEnum):
+    """Which of Med-R1's two families of released splits is read; ``auto`` takes the axis that is narrowed."""
+
+    auto = "auto"
+    modality = "modality"
+    question_type = "question_type"
+
+
+class OnBadRecord(StrEnum):
+    """What happens to records that cannot be used. They are counted and reported either way."""
+
+    error = "error"
+    skip = "skip"
+
+
+class Aggregation(StrEnum):
+    """How the losses of tokens become one number; see ``medr1.rl.objective``."""
+
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+    constant = "constant"
+
+
+class RatioLevel(StrEnum):
+    """Whether the importance ratio is a token's, or one for the whole completion (GSPO)."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+class Surrogate(StrEnum):
+    """PPO's clipped surrogate, or CISPO's capped weight; see ``medr1.rl.objective``."""
+
+    clip = "clip"
+    cispo = "cispo"
+
+
+class RewardScaling(StrEnum):
+    """What advantages are divided by."""
+
+    group = "group"
+    batch = "batch"
+    none = "none"
+
+
+class KLEstimator(StrEnum):
+    """Estimator of the divergence from the reference policy (Schulman's k1, k2, k3)."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class LoraTargets(StrEnum):
+    """Which half of the model carries adapters."""
+
+    language = "language"
+    vision = "vision"
+    both = "both"

@@ -1,0 +1,94 @@
+"""What a step computes does not depend on how it is cut into parts, and what it trains on is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from medr1.training.grpo import GRPOModule
+from tests.integration.conftest import only_run, run_command, train_here
+
+SETTINGS = (
+    "debug=quick",
+    "reasoning=no_think",
+    "trainer.steps=2",
+    "evaluation.limit=1",
+    "evaluation.blank_image=false",
+    "tracking=none",
+    "trainer.accelerator=cpu",
+)
+START = Path(__file__).parents[2] / "medr1" / "policy" / "tiny_base" / "model.safetensors"
+
+
+def distances(one: Path, other: Path) -> tuple[float, float]:
+    """How far the weights of ``one`` moved, and how far those of ``other`` are from them."""
+    a, b, start = load_file(one / "model.safetensors"), load_file(other / "model.safetensors"), load_file(START)
+    # As a whole, not weight by weight: Adam turns a gradient that is rounding noise into a step of full size.
+    moved = sum(float((a[k] - start[k]).square().sum()) for k in a) ** 0.5
+    return moved, sum(float((a[k] - b[k]).square().sum()) for k in a) ** 0.5
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "sft"])
+def test_two_processes_equal_one(algorithm: str, tmp_path: Path) -> None:
+    """The one does each step at once; the two do it in parts."""
+    settings = (*SETTINGS, f"algorithm={algorithm}")
+    run_command("train.py", *settings, "trainer=ddp", "trainer.token_budget=150", f"output_dir={tmp_path / 'two'}")
+    one = train_here(tmp_path / "one", *settings)
+    moved, apart = distances(one.model, only_run(tmp_path / "two").model)
+    assert moved > 1e-3
+    assert apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("algorithm=sft",),
+        ("algorithm=medr1_legacy",),
+        ("algorithm=dr_grpo", "algorithm.objective.beta=0.1"),
+        ("algorithm=grpo", "algorithm.updates_per_rollout=2", "algorithm.objective.mask_truncated=true"),
+        ("algorithm=gspo", "model.gradient_checkpointing=true"),
+        ("algorithm=cispo", "algorithm.objective.reward_scaling=batch"),
+    ],
+    ids=str,
+)
+def test_parts_equal_the_whole(changes: tuple[str, ...], tmp_path: Path) -> None:
+    whole = train_here(tmp_path / "whole", *SETTINGS, *changes)
+    parts = train_here(tmp_path / "parts", *SETTINGS, *changes, "trainer.token_budget=1")
+    moved, apart = distances(whole.model, parts.model)
+    assert moved > 1e-3
+    assert apart < 1e-3 * moved
+
+
+def test_dynamic_sampling_replaces_prompts_that_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step keeps its number of prompts; none of those it trains on is without variance while others were left."""
+    steps: dict[str, list[tuple[list[str], list[float]]]] = {}
+
+    def watch(name: str, **settings: str) -> None:
+        seen = steps.setdefault(name, [])
+
+        def look(module: GRPOModule, *rest: Any) -> None:
+            assert module.sampled is not None
+            seen.append(([r.id for r in module.sampled.records], list(module.sampled.rewards.total)))
+
+        monkeypatch.setattr(GRPOModule, "on_train_batch_end", look)
+        overrides = [f"{key}={value}" for key, value in settings.items()]
+        train_here(tmp_path / name, *SETTINGS, "algorithm=dapo", "algorithm.group_size=2", *overrides)
+
+    watch("none", **{"algorithm.dynamic_sampling": "0"})
+    watch("many", **{"algorithm.dynamic_sampling": "8"})
+    watch("parts", **{"algorithm.dynamic_sampling": "8", "trainer.token_budget": "1"})
+
+    def flat(step: tuple[list[str], list[float]]) -> list[bool]:
+        ids, rewards = step
+        size = len(rewards) // len(ids)
+        groups = [rewards[i : i + size] for i in range(0, len(rewards), size)]
+        return [min(group) == max(group) for group in groups]
+
+    assert [len(ids) for ids, _ in steps["many"]] == [len(ids) for ids, _ in steps["none"]]
+    assert sum(flat(steps["none"][0])) > sum(flat(steps["many"][0]))
+    kept = [i for i, gone in zip(steps["none"][0][0], flat(steps["none"][0]), strict=True) if not gone]
+    assert steps["many"][0][0][: len(kept)] == kept
+    assert steps["parts"][0] == steps["many"][0]
