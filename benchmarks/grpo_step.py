@@ -241,9 +241,13 @@ def memory_of(side: str, work: Workload, checkpoint: Path) -> None:
 
 
 def _memory(device: torch.device) -> int:
+    """Peak bytes of this process so far; ``ru_maxrss`` would begin at that of the parent on Linux, VmHWM does not."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:

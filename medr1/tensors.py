@@ -96,14 +96,6 @@ class Prefix:
             self.next_position[rows],
         )
 
-    def detach(self) -> Prefix:
-        return Prefix(
-            tuple((k.detach(), v.detach()) for k, v in self.layers),
-            self.hidden.detach(),
-            self.mask,
-            self.next_position,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Completions:
@@ -123,14 +115,27 @@ class Completions:
         return Completions(self.ids[rows], self.mask[rows], self.logprobs[rows], self.truncated[rows])
 
 
+class Decoder(Protocol):
+    """R rows that grow by a token at a time."""
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Runs one token [R] of each row; hidden states [R, H] that predict the next."""
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows only."""
+
+
 class SequenceModel(Protocol):
     """What rl needs of a policy. Implemented by ``medr1.policy.policy.Policy``."""
 
     def prefill(self, prompts: PromptBatch) -> Prefix:
         """Encodes every prompt and picture once."""
 
-    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Prefix]:
-        """Runs tokens [R, L] after their prefix; hidden states [R, L, H] and the longer prefix."""
+    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
+        """Runs tokens [R, L] after their prefix, one row each; hidden states [R, L, H]."""
+
+    def decoder(self, prefix: Prefix, group_size: int, room: int) -> Decoder:
+        """Each prompt ``group_size`` times, ready for up to ``room`` tokens; detached from the prefix's graph."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., V], in float32."""

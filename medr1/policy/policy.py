@@ -1,4 +1,4 @@
-"""The policy: a Qwen2-VL-like model seen as ``prefill`` and ``extend``, which is all that RL and evaluation need."""
+"""The policy: what RL and evaluation need of a Qwen2-VL-like model: ``prefill``, ``extend`` and ``decoder``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from medr1.policy.decoding import PolicyDecoder
 from medr1.tensors import Prefix, PromptBatch
 
 
@@ -62,21 +63,21 @@ class Policy(nn.Module):
         layers = tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
         return Prefix(layers, out.last_hidden_state[:, -1], prompts.mask, prompts.next_position)
 
-    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Prefix]:
-        """Runs ids [R, L] after their prefix. Rows of ``mask`` must be True before they are False."""
+    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
+        """Runs ids [R, L] after their prefix; hidden states [R, L, H]. Rows of ``mask`` are True before False."""
         steps = torch.arange(ids.shape[1], device=ids.device)
         positions = prefix.next_position[:, None] + steps
-        whole = torch.cat([prefix.mask, mask], dim=1)
         out = self.core.model.language_model(
             inputs_embeds=self.core.get_input_embeddings()(ids),
-            attention_mask=whole.long(),
+            attention_mask=torch.cat([prefix.mask, mask], dim=1).long(),
             position_ids=positions.expand(3, -1, -1),
             past_key_values=DynamicCache(prefix.layers),
             use_cache=True,
         )
-        layers = tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
-        hidden = out.last_hidden_state
-        return hidden, Prefix(layers, hidden[:, -1], whole, prefix.next_position + ids.shape[1])
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def decoder(self, prefix: Prefix, group_size: int, room: int) -> PolicyDecoder:
+        return PolicyDecoder(self.core, prefix, group_size, room)
 
     def recomputed_hidden(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [R, C, H] that predict each completion token, from whole rows [prompt | completion].

@@ -30,7 +30,7 @@ def completion_hidden(model: SequenceModel, prefix: Prefix, ids: Tensor, mask: T
     first = rows.hidden.unsqueeze(1)
     if ids.shape[1] == 1:
         return first
-    hidden, _ = model.extend(rows, ids[:, :-1], mask[:, :-1])
+    hidden = model.extend(rows, ids[:, :-1], mask[:, :-1])
     return torch.cat([first, hidden], dim=1)
 
 

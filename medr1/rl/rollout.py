@@ -9,6 +9,8 @@ from torch import Tensor
 
 from medr1.tensors import Completions, Prefix, SequenceModel
 
+_LEAVE = 0.8  # ended rows leave when no more than this share goes on: to leave, the caches of the others are copied
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -60,32 +62,37 @@ def rollout(
     """Decodes all prompts of ``prefix`` (B rows) together, ``group_size`` times each.
 
     ``uniforms`` [B*G, max_new_tokens] decide the draws; greedy decoding needs none. Rows that have ended leave the
-    batch. Returns completions as wide as the longest.
+    batch, some at a time. Returns completions as wide as the longest.
     """
     if sampling.temperature > 0 and uniforms is None:
         raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
-    cache = prefix.detach().repeat(group_size)
-    rows, width, device = cache.hidden.shape[0], sampling.max_new_tokens, cache.hidden.device
+    hidden = prefix.hidden.detach().repeat_interleave(group_size, 0)
+    rows, width, device = hidden.shape[0], sampling.max_new_tokens, hidden.device
+    decoder = model.decoder(prefix, group_size, width)
     banned = torch.tensor(sampling.banned, dtype=torch.long, device=device)
     ids = torch.full((rows, width), sampling.end_id, dtype=torch.long, device=device)
     mask = torch.zeros(rows, width, dtype=torch.bool, device=device)
     logprobs = torch.zeros(rows, width, device=device)
-    alive = torch.arange(rows, device=device)
+    places = torch.arange(rows, device=device)  # of the rows that are run
+    going = torch.ones_like(places, dtype=torch.bool)  # those of them that have not ended
     for step in range(width):
-        log_p = truncated_log_probs(model.logits(cache.hidden), sampling, banned)
+        log_p = truncated_log_probs(model.logits(hidden), sampling, banned)
         if sampling.temperature == 0:
             token = log_p.argmax(-1)
         else:
             assert uniforms is not None
-            token = draw(log_p, uniforms[alive, step])
-        ids[alive, step], mask[alive, step] = token, True
-        logprobs[alive, step] = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        going = token != sampling.end_id
-        if step == width - 1 or not going.any():
+            token = draw(log_p, uniforms[places, step])
+        alive = places[going]
+        ids[alive, step], mask[alive, step] = token[going], True
+        logprobs[alive, step] = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)[going]
+        going = going & (token != sampling.end_id)
+        left = int(going.sum())
+        if step == width - 1 or not left:
             break
-        if not going.all():
-            alive, token, cache = alive[going], token[going], cache.select(going)
-        _, cache = model.extend(cache, token.unsqueeze(-1), torch.ones_like(token, dtype=torch.bool).unsqueeze(-1))
+        if left <= _LEAVE * len(going):
+            decoder.select(going)
+            places, token, going = places[going], token[going], going[going]
+        hidden = decoder.step(token)
     longest = int(mask.sum(-1).max())
     ended = (ids == sampling.end_id) & mask
     return Completions(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], ~ended.any(-1))
