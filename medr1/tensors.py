@@ -96,6 +96,14 @@ class Prefix:
             self.next_position[rows],
         )
 
+    def detach(self) -> Prefix:
+        return Prefix(
+            tuple((k.detach(), v.detach()) for k, v in self.layers),
+            self.hidden.detach(),
+            self.mask,
+            self.next_position,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Completions:

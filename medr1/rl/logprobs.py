@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from medr1.tensors import Prefix, SequenceModel
 
@@ -42,17 +43,29 @@ def score(
     *,
     temperature: float = 1.0,
     banned: Tensor | None = None,
+    chunk: int = 1024,
 ) -> Scores:
-    """Log-probabilities and entropies from hidden states [R, C, H]; logits are made of real tokens only.
+    """Log-probabilities and entropies from hidden states [R, C, H]; logits are made of real tokens only, ``chunk`` of
+    them at a time.
 
     ``temperature`` and ``banned`` [n] must be those of the rollout, or the two would speak of different distributions.
     """
-    logits = model.logits(hidden[mask])
-    if banned is not None:
-        logits = logits.index_fill(-1, banned, float("-inf"))
-    log_p = torch.log_softmax(logits / temperature, dim=-1)
-    chosen = log_p.gather(-1, ids[mask].unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():  # for the curves only; p log p is 0 where p is 0
-        surprise = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
-    zeros = torch.zeros(mask.shape, dtype=log_p.dtype, device=log_p.device)
+    states, tokens = hidden[mask], ids[mask]
+
+    def part(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.logits(states)
+        if banned is not None:
+            logits = logits.index_fill(-1, banned, float("-inf"))
+        log_p = torch.log_softmax(logits / temperature, dim=-1)
+        with torch.no_grad():  # for the curves only; p log p is 0 where p is 0
+            surprise = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+        return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), surprise
+
+    chunks = list(zip(torch.split(states, chunk), torch.split(tokens, chunk), strict=True))
+    if len(chunks) == 1:
+        found = [part(states, tokens)]
+    else:  # the logits of a chunk are made again in the backward pass, and never those of two chunks held at once
+        found = [checkpoint(part, *each, use_reentrant=False) for each in chunks]
+    chosen, surprise = (torch.cat(values) for values in zip(*found, strict=True))
+    zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=chosen.device)
     return Scores(zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, surprise))
