@@ -1,0 +1,34 @@
+"""The benchmark runs: its own side anywhere, and beside the peer where the extra [bench] is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.conftest import ROOT
+
+SMALL = ("--shape", "tiny", "--image", "84", "--group", "4", "--new-tokens", "3", "--device", "cpu")
+
+
+def benchmark(*arguments: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.grpo_step", *SMALL, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_our_side_runs_without_the_peer() -> None:
+    assert json.loads(benchmark("--memory-of", "medr1").splitlines()[-1])["peak"] > 0
+
+
+def test_both_sides_compute_the_same_and_are_timed() -> None:
+    pytest.importorskip("trl", reason="the peer (the extra [bench]) is not installed")
+    output = benchmark("--steps", "2")
+    loss, norm, their_loss, their_norm = map(float, re.findall(r"-?\d+\.\d{6}", output)[:4])
+    assert norm > 0.01 and abs(norm - their_norm) < 1e-4 * their_norm and abs(loss - their_loss) < 1e-4
+    for line in ("rollout", "reference", "update", "step", "ideal", "memory"):
+        assert re.search(rf"^ +{line} .*medr1.*TRL|^ +{line} .*ratio", output, re.MULTILINE), output
