@@ -60,7 +60,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
 
 def _reward(completions: list[Any], **columns: Any) -> list[float]:
     """Any rule that differs within a group; what it is costs nothing."""
-    return [float(len(str(c)) % 3 == 0) for c in completions]
+    return [float(sum(map(ord, str(c))) % 7) for c in completions]
 
 
 class Peer:
