@@ -28,7 +28,7 @@ def test_our_side_runs_without_the_peer() -> None:
 def test_both_sides_compute_the_same_and_are_timed() -> None:
     pytest.importorskip("trl", reason="the peer (the extra [bench]) is not installed")
     output = benchmark("--steps", "2")
-    loss, norm, their_loss, their_norm = map(float, re.findall(r"-?\d+\.\d{6}", output)[:4])
+    loss, their_loss, norm, their_norm = map(float, re.findall(r"-?\d+\.\d{6}", output)[:4])
     assert norm > 0.01 and abs(norm - their_norm) < 1e-4 * their_norm and abs(loss - their_loss) < 1e-4
     for line in ("rollout", "reference", "update", "step", "ideal", "memory"):
         assert re.search(rf"^ +{line} .*medr1.*TRL|^ +{line} .*ratio", output, re.MULTILINE), output
