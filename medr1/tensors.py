@@ -96,14 +96,6 @@ class Prefix:
             self.next_position[rows],
         )
 
-    def detach(self) -> Prefix:
-        return Prefix(
-            tuple((k.detach(), v.detach()) for k, v in self.layers),
-            self.hidden.detach(),
-            self.mask,
-            self.next_position,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Completions:
@@ -143,7 +135,7 @@ class SequenceModel(Protocol):
         """Runs tokens [R, L] after their prefix, one row each; hidden states [R, L, H]."""
 
     def decoder(self, prefix: Prefix, group_size: int, room: int) -> Decoder:
-        """Each prompt ``group_size`` times, ready for up to ``room`` tokens; detached from the prefix's graph."""
+        """Each prompt ``group_size`` times, ready for up to ``room`` tokens. Without gradients."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., V], in float32."""

@@ -125,10 +125,10 @@ class PolicyDecoder:
 
     def __init__(self, model: Any, prefix: Prefix, group_size: int, room: int) -> None:
         self._model = model  # the ``*ForConditionalGeneration`` inside any adapter
-        self._prefix = prefix.detach()
+        self._prefix = prefix
         self._prompt = torch.arange(prefix.mask.shape[0], device=prefix.mask.device).repeat_interleave(group_size)
-        self._shared = Shared.among(self._prefix, self._prompt)
-        self._layers = [RoomyLayer(len(self._prompt), keys, room) for keys, _ in self._prefix.layers]
+        self._shared = Shared.among(prefix, self._prompt)
+        self._layers = [RoomyLayer(len(self._prompt), keys, room) for keys, _ in prefix.layers]
         self._position = prefix.next_position[self._prompt]
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ def rollout(
     """
     if sampling.temperature > 0 and uniforms is None:
         raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
-    hidden = prefix.hidden.detach().repeat_interleave(group_size, 0)
+    hidden = prefix.hidden.repeat_interleave(group_size, 0)
     rows, width, device = hidden.shape[0], sampling.max_new_tokens, hidden.device
     decoder = model.decoder(prefix, group_size, width)
     banned = torch.tensor(sampling.banned, dtype=torch.long, device=device)

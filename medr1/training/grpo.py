@@ -63,15 +63,18 @@ class Part:
 
     prompts: PromptBatch
     completions: Completions
+    texts: list[str]
     mask: Tensor
     prefix: Prefix | None
 
     def select(self, rows: list[int], group_size: int) -> Part:
         """The given prompts with their completions."""
-        each = torch.tensor([row * group_size + i for row in rows for i in range(group_size)], device=self.mask.device)
+        each = [row * group_size + i for row in rows for i in range(group_size)]
+        index = torch.tensor(each, device=self.mask.device)
         prefix = None if self.prefix is None else self.prefix.select(torch.tensor(rows, device=self.mask.device))
         # The prefix keeps the padding of the whole part, and goes on serving as what it is: an encoding.
-        return Part(self.prompts.select(rows), self.completions.select(each), self.mask[each], prefix)
+        texts = [self.texts[i] for i in each]
+        return Part(self.prompts.select(rows), self.completions.select(index), texts, self.mask[index], prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,7 @@ class GRPOModule(pl.LightningModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         s, start = self.settings, time.perf_counter()
-        records, parts, flat = self._sample(batch)
-        texts, rewards = self._rewards(records, parts)
+        records, parts, rewards, flat = self._sample(batch)
         total_reward = torch.tensor(rewards.total, device=self.device)
         advantages = group_advantages(total_reward, s.group_size, s.reward_scaling, self._batch_std(total_reward))
         rolled = time.perf_counter()
@@ -146,6 +148,7 @@ class GRPOModule(pl.LightningModule):
                     yield loss.loss
 
             norm = take_step(self, losses(), len(parts), s.max_grad_norm)
+        texts = [text for part in parts for text in part.texts]
         self.sampled = Sampled(batch.step, records, texts, rewards, advantages.tolist())
         lengths = torch.cat([p.completions.mask.sum(1) for p in parts]).float()
         counted = torch.stack([p.mask.sum() for p in parts]).sum().clamp_min(1)
@@ -169,36 +172,36 @@ class GRPOModule(pl.LightningModule):
             }
         )
 
-    def _sample(self, batch: RolloutBatch) -> tuple[list[Record], list[Part], Tensor]:
-        """The step's prompts with their completions, and the share of prompts that taught nothing at first.
+    def _sample(self, batch: RolloutBatch) -> tuple[list[Record], list[Part], Rewards, Tensor]:
+        """The step's prompts with their completions and rewards, and the share of prompts that taught nothing at first.
 
         Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): up to so many times, prompts whose completions all
         earned the same make way for others. What is still without variance then stays.
         """
         s = self.settings
         records, parts = batch.records, self._rollouts(batch, 0)
-        share = torch.zeros(())
-        for turn in range(s.dynamic_sampling + 1):
-            flat = zero_variance(torch.tensor(self._rewards(records, parts)[1].total), s.group_size)
-            share = flat.float().mean() if turn == 0 else share
-            if turn == s.dynamic_sampling or not flat.any() or batch.spare is None:
+        rewards = self._rewards(records, parts)
+        flat = zero_variance(torch.tensor(rewards.total), s.group_size)
+        share = flat.float().mean()
+        for turn in range(1, s.dynamic_sampling + 1):
+            if batch.spare is None or not flat.any():
                 break
-            spare = self.transfer_batch_to_device(batch.spare(turn + 1, int(flat.sum())), self.device, 0)
-            kept, start = [], 0
-            for part in parts:
-                size = part.prompts.ids.shape[0]
-                rows = [i for i in range(size) if not flat[start + i]]
-                kept += [part if len(rows) == size else part.select(rows, s.group_size)] if rows else []
-                start += size
+            spare = self.transfer_batch_to_device(batch.spare(turn, int(flat.sum())), self.device, 0)
+            kept = []
+            for part, gone in zip(parts, torch.split(flat, [p.prompts.ids.shape[0] for p in parts]), strict=True):
+                rows = (~gone).nonzero().flatten().tolist()
+                kept += [part if len(rows) == len(gone) else part.select(rows, s.group_size)] if rows else []
             records = [r for r, gone in zip(records, flat.tolist(), strict=True) if not gone] + spare.records
-            parts = kept + self._rollouts(spare, turn + 1)
-        return records, parts, share
+            parts = kept + self._rollouts(spare, turn)
+            rewards = self._rewards(records, parts)
+            flat = zero_variance(torch.tensor(rewards.total), s.group_size)
+        return records, parts, rewards, share
 
-    def _rewards(self, records: list[Record], parts: list[Part]) -> tuple[list[str], Rewards]:
+    def _rewards(self, records: list[Record], parts: list[Part]) -> Rewards:
         s = self.settings
-        texts = [text for p in parts for text in self.encoder.decode(p.completions.ids, p.completions.mask)]
+        texts = [text for part in parts for text in part.texts]
         each = [record for record in records for _ in range(s.group_size)]
-        return texts, score_completions(texts, each, s.mode, s.reward_weights)
+        return score_completions(texts, each, s.mode, s.reward_weights)
 
     def _rollouts(self, batch: RolloutBatch, turn: int) -> list[Part]:
         s = self.settings
@@ -213,16 +216,17 @@ class GRPOModule(pl.LightningModule):
             draws = uniforms[rows[0] * s.group_size : (rows[-1] + 1) * s.group_size]
             completions = rollout(self.policy, prefix, s.sampling, s.group_size, draws)
             mask = completions.mask & ~completions.truncated.unsqueeze(1) if s.mask_truncated else completions.mask
-            parts.append(Part(prompts, completions, mask, prefix if keep else None))
+            texts = self.encoder.decode(completions.ids, completions.mask)
+            parts.append(Part(prompts, completions, texts, mask, prefix if keep else None))
         return parts
 
     def _uniforms(self, batch: RolloutBatch, turn: int) -> Tensor:
-        """The draws [B*G, C] of this step: a function of seed, step and the prompt's place in the global batch."""
+        """The draws [B*G, C] of a turn of this step: a function of seed, step, the prompt's place in the global batch,
+        and the turn."""
         s = self.settings
         shape = (s.group_size, s.sampling.max_new_tokens)
         places = range(batch.first, batch.first + len(batch.records))
-        key = (s.seed, batch.step, turn) if turn else (s.seed, batch.step)
-        draws = [np.random.default_rng((*key, place)).random(shape) for place in places]
+        draws = [np.random.default_rng((s.seed, batch.step, place, turn)).random(shape) for place in places]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
 
     def _scores(self, model: Policy, prompts: PromptBatch, completions: Completions, prefix: Prefix | None) -> Scores:
