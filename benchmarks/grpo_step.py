@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ class Ours:
 
     def __init__(self, checkpoint: Path, work: Workload) -> None:
         precision = str(work.precision).removeprefix("torch.")
-        self.work = work
+        self.work, self.records, self.encoding = work, work.records(), 0.0
         self.policy, self.encoder = load_policy(
             str(checkpoint), precision=precision, attention="sdpa", gradient_checkpointing=False
         )
@@ -80,7 +81,7 @@ class Ours:
         )
 
     def batch(self, step: int) -> RolloutBatch:
-        return RolloutBatch(step, 0, self.work.records(), self.encoder.encode(self.prompts))
+        return RolloutBatch(step, 0, self.records, self.encoder.encode(self.prompts))
 
     def loss(self, sampled: dict[str, Any]) -> tuple[float, float]:
         """Loss and gradient norm on the peer's completions and advantages."""
@@ -116,23 +117,31 @@ class Turns(IterableDataset[RolloutBatch]):
         for step in range(self.steps):
             if self.peer is not None:
                 self.results.append(self.peer.step())
-            yield self.ours.batch(step)
+            start = time.perf_counter()
+            batch = self.ours.batch(step)
+            self.ours.encoding = time.perf_counter() - start
+            yield batch
 
 
 class Clock(pl.Callback):
-    """Collects the seconds that the module itself measures."""
+    """Collects the seconds that the module itself measures, and adds those in which its loader made text and pictures
+    into tensors: the peer does that within its rollout."""
 
-    def __init__(self) -> None:
+    def __init__(self, ours: Ours) -> None:
+        self.ours = ours
         self.results: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
-        self.results.append({phase: float(trainer.callback_metrics[f"time/{phase}"]) for phase in PHASES})
+        seconds = {phase: float(trainer.callback_metrics[f"time/{phase}"]) for phase in PHASES}
+        for phase in ("rollout", "step"):
+            seconds[phase] += self.ours.encoding
+        self.results.append(seconds)
 
 
 def fit(ours: Ours, peer: Any, steps: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Seconds of every step of both, the first left out."""
     theirs: list[dict[str, float]] = []
-    clock = Clock()
+    clock = Clock(ours)
     trainer = pl.Trainer(
         accelerator="gpu" if ours.work.device.type == "cuda" else "cpu",
         devices=1,
@@ -171,7 +180,7 @@ def spread(values: list[float]) -> str:
     return f"{median(values):8.3f} [{low:.3f}, {high:.3f}]"
 
 
-def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> dict[str, Any]:
+def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> None:
     from benchmarks.peer import Peer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -197,14 +206,6 @@ def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> dict
     print(
         f"{'ideal':>10}  ratio by FLOP count {best:.2f}; prompt tokens encoded {tokens['medr1']} | TRL {tokens['TRL']}"
     )
-    return {
-        "group": work.group,
-        "new_tokens": work.new_tokens,
-        **{f"medr1/{p}": median(m[p] for m in mine) for p in PHASES},
-        **{f"trl/{p}": median(t[p] for t in theirs) for p in PHASES},
-        "ratio": median(ratios["step"]),
-        "ideal": best,
-    }
 
 
 def _profile(ours: Ours) -> None:

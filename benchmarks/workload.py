@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from medr1.data.base_mixture import corpus
 from medr1.data.phantoms import World, make_records
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import save_policy
 from medr1.policy.policy import Policy
-from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer, initialise, tiny_config
+from medr1.policy.tiny import build_image_processor, build_tokenizer, initialise, tiny_config
 from medr1.reasoning import ReasoningMode, question_text
 from medr1.records import Record
 
@@ -78,37 +78,30 @@ def save_checkpoint(shape: str, folder: Path) -> None:
     save_policy(Policy(model), encoder, folder)
 
 
-def _config(s: Shape, tokenizer: object) -> Qwen2VLConfig:
-    ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}  # type: ignore[attr-defined]
+def _config(s: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    """The tiny model's configuration in another size."""
+    config = tiny_config(tokenizer).to_dict()
     quarter = s.hidden // s.heads // 8
-    return Qwen2VLConfig(
-        text_config={
-            "vocab_size": s.vocab_size or len(tokenizer),  # type: ignore[arg-type]
-            "hidden_size": s.hidden,
-            "intermediate_size": s.mlp,
-            "num_hidden_layers": s.layers,
-            "num_attention_heads": s.heads,
-            "num_key_value_heads": s.kv_heads,
-            "max_position_embeddings": 32_768,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [quarter, 3 * quarter // 2, 3 * quarter // 2],
-            },
-            "bos_token_id": ids["<|im_start|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
+    config["text_config"] |= {
+        "vocab_size": s.vocab_size or len(tokenizer),
+        "hidden_size": s.hidden,
+        "intermediate_size": s.mlp,
+        "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.kv_heads,
+        "max_window_layers": s.layers,
+        "layer_types": ["full_attention"] * s.layers,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [quarter, 3 * quarter // 2, 3 * quarter // 2],
         },
-        vision_config={
-            "depth": s.vision_depth,
-            "embed_dim": s.vision_width,
-            "hidden_size": s.hidden,
-            "num_heads": s.vision_heads,
-            "mlp_ratio": 4,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=s.tied,
-    )
+    }
+    config["vision_config"] |= {
+        "depth": s.vision_depth,
+        "embed_dim": s.vision_width,
+        "hidden_size": s.hidden,
+        "num_heads": s.vision_heads,
+        "mlp_ratio": 4,
+    }
+    return Qwen2VLConfig(**(config | {"tie_word_embeddings": s.tied}))
