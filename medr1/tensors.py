@@ -44,7 +44,10 @@ class PromptBatch:
         )
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
-        """The given prompts with their pictures, without the padding that only the others needed."""
+        """The given prompts with their pictures, without the padding that only the others needed. All of them, in
+        order, are the batch itself."""
+        if list(rows) == list(range(len(self.shown))):
+            return self
         mask = self.mask[list(rows)]
         start = int(mask.any(0).int().argmax())
         pictures = sorted({picture for row in rows if (picture := self.shown[row]) is not None})

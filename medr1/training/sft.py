@@ -62,10 +62,7 @@ class SFTModule(pl.LightningModule):
 
         def losses() -> Iterator[Tensor]:
             for part in parts:
-                whole = len(parts) == 1
-                loss, entropy = self._part(
-                    batch.prompts if whole else batch.prompts.select(part), targets if whole else targets.select(part)
-                )
+                loss, entropy = self._part(batch.prompts.select(part), targets.select(part))
                 done.append((loss.detach() / size, entropy))
                 yield loss / size
 
