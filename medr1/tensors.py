@@ -21,7 +21,8 @@ class PromptBatch:
 
     ids [B, P] and mask [B, P]; positions [3, B, P], explicit M-RoPE; next_position [B], the position of the first
     completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3]; shown, the
-    index of each prompt's picture, or None: prompts on one picture share its encoding.
+    index of each prompt's picture, or None: prompts on one picture share its encoding. features, one [tokens, H] for
+    each picture once a vision tower that nobody trains has seen it: whoever has it need not look again.
     """
 
     ids: Tensor
@@ -31,6 +32,7 @@ class PromptBatch:
     pixels: Tensor | None
     grids: Tensor | None
     shown: tuple[int | None, ...]
+    features: tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device) -> PromptBatch:
         return PromptBatch(
@@ -41,6 +43,7 @@ class PromptBatch:
             None if self.pixels is None else self.pixels.to(device),
             None if self.grids is None else self.grids.to(device),
             self.shown,
+            None if self.features is None else tuple(f.to(device) for f in self.features),
         )
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
@@ -63,6 +66,7 @@ class PromptBatch:
             pixels,
             grids,
             tuple(None if (picture := self.shown[row]) is None else pictures.index(picture) for row in rows),
+            None if self.features is None else tuple(self.features[picture] for picture in pictures),
         )
 
 

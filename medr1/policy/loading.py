@@ -71,6 +71,12 @@ def load_policy(
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     policy = Policy(whole, recomputes=gradient_checkpointing)
+    kinds = set(getattr(model.model.language_model.config, "layer_types", None) or []) - {"full_attention"}
+    if kinds:  # a decoded token attends to its whole prompt
+        raise CheckpointError(
+            f"model.path={path} has layers of {', '.join(sorted(kinds))}; set use_sliding_window to false in its "
+            "config.json, as Qwen's own checkpoints have it, or take another checkpoint"
+        )
     return policy, Encoder(tokenizer, image_processor, policy.core.model.get_rope_index)
 
 

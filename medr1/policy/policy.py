@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,14 +44,25 @@ class Policy(nn.Module):
 
     def embed(self, prompts: PromptBatch) -> Tensor:
         """Token embeddings [B, P, H] with the picture features in their places."""
-        core = self.core
-        embeddings: Tensor = core.get_input_embeddings()(prompts.ids)
+        embeddings: Tensor = self.core.get_input_embeddings()(prompts.ids)
         if prompts.pixels is None:
             return embeddings
-        features = core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True).pooler_output
-        features = torch.cat([features[i] for i in prompts.shown if i is not None]).to(embeddings.dtype)
-        places = (prompts.ids == core.config.image_token_id).unsqueeze(-1)
-        return embeddings.masked_scatter(places, features)
+        features = prompts.features or self._features(prompts)
+        shown = torch.cat([features[i] for i in prompts.shown if i is not None]).to(embeddings.dtype)
+        places = (prompts.ids == self.core.config.image_token_id).unsqueeze(-1)
+        return embeddings.masked_scatter(places, shown)
+
+    def look(self, prompts: PromptBatch) -> PromptBatch:
+        """Where training leaves the vision tower as it is: the prompts with their pictures seen, once for rollout,
+        reference and every update. Otherwise the prompts as they are."""
+        if prompts.pixels is None or any(p.requires_grad for p in self.core.model.visual.parameters()):
+            return prompts
+        with torch.no_grad():
+            return replace(prompts, features=self._features(prompts))
+
+    def _features(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
+        seen = self.core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True).pooler_output
+        return tuple(seen)
 
     def prefill(self, prompts: PromptBatch) -> Prefix:
         out = self.core.model.language_model(

@@ -209,7 +209,7 @@ class GRPOModule(pl.LightningModule):
         chosen = micro_batches((batch.prompts.mask.sum(1) + longest).tolist(), s.token_budget)
         uniforms, parts = self._uniforms(batch, turn), []
         for rows in chosen:
-            prompts = batch.prompts.select(rows)
+            prompts = self.policy.look(batch.prompts.select(rows))
             keep = len(chosen) == 1 and not self.policy.recomputes
             with nullcontext() if keep else torch.no_grad():
                 prefix = self.policy.prefill(prompts)

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from medr1.policy.policy import Policy
+from medr1.tensors import PromptBatch
 from medr1.training.grpo import GRPOModule
 from tests.integration.conftest import only_run, run_command, train_here
 
@@ -60,6 +64,36 @@ def test_parts_equal_the_whole(changes: tuple[str, ...], tmp_path: Path) -> None
     moved, apart = distances(whole.model, parts.model)
     assert moved > 1e-3
     assert apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize("changes", [("model.freeze_vision=true",), ("model.tuning=lora",)], ids=str)
+def test_a_vision_tower_that_nobody_trains_looks_once_a_step(
+    changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rollout, reference and both updates share the features; the result is that of looking every time."""
+    settings = (*SETTINGS, *changes, "algorithm.updates_per_rollout=2")
+    looks: list[int] = []
+    see = Policy._features
+
+    def counted(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, ...]:
+        looks.append(1)
+        return see(policy, prompts)
+
+    def trained(name: str) -> tuple[int, Path]:
+        looks.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("medr1.pipeline.Answers.ask", lambda *_, **__: None)  # evaluation looks as well
+            patch.setattr(Policy, "_features", counted)
+            run = train_here(tmp_path / name, *settings)
+        (weights,) = run.model.glob("*model.safetensors")
+        return len(looks), weights
+
+    once, shared = trained("shared")
+    monkeypatch.setattr(Policy, "look", lambda policy, prompts: prompts)
+    often, separate = trained("separate")
+    assert (once, often) == (2, 2 * 3)  # two steps: rollout with the first update, reference, second update
+    a, b = load_file(shared), load_file(separate)
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_dynamic_sampling_replaces_prompts_that_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,14 @@ def remove(pattern: str) -> Damage:
         pytest.param(edit_config(model_type="x", auto_map={"AutoConfig": "x.Y"}), "configuration", id="own code"),
         pytest.param(edit_config(text_config={"hidden_size": "wide"}), "hidden_size", id="type in the config"),
         pytest.param(edit_config(image_token_id=5), "tokenizer has no", id="tokenizer of another model"),
+        pytest.param(
+            lambda path: edit_config(
+                text_config=json.loads((path / "config.json").read_text())["text_config"]
+                | {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
+            )(path),
+            "layers of sliding_attention; set use_sliding_window to false",
+            id="sliding window",
+        ),
         pytest.param(remove("config.json"), "no config.json there", id="no config"),
         pytest.param(write("config.json", "{"), "configuration cannot be read", id="damaged config"),
         pytest.param(cut(WEIGHTS, 0), "cannot be loaded", id="empty weights"),
