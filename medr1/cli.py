@@ -22,9 +22,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from medr1 import multirun
 from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, key_paths, register
 from medr1.config_checks import check
-from medr1.errors import ConfigError, Medr1Error
+from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.run_directory import RunDirectory
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -45,7 +46,6 @@ HELP = {
   python evaluate.py model=hf model.path=DIR data=omnimedvqa data.root=DIR data.split=test_only
 """,
 }
-USER_ERROR = 2  # exit status for what the user can mend, as argparse has it
 
 
 def entry_point(command: str) -> None:
@@ -71,6 +71,9 @@ def entry_point(command: str) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        multirun.run_job(cfg)
+        return
     with _one_message():
         overrides = list(HydraConfig.get().overrides.task)
         others = [o for o in overrides if not o.startswith("resume=")]

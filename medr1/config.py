@@ -6,16 +6,15 @@ import torch. Every number of a recipe stands once, in conf/.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from medr1 import config_names
 from medr1.config_choices import (
     Aggregation,
     Attention,
@@ -29,10 +28,12 @@ from medr1.config_choices import (
     Schedule,
     Split,
     Surrogate,
+    TableAxis,
     Tuning,
 )
 
 ALL = "all"
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 PATCH = 28  # pixels of one image token of the Qwen-VL families: 14 x 14 patches, merged 2 x 2
 
 
@@ -218,6 +219,11 @@ class PretrainConfig(AlgorithmConfig):
 
 
 @dataclass
+class ZeroShotConfig(AlgorithmConfig):
+    """No training: the model as it is."""
+
+
+@dataclass
 class TrainerConfig:
     """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices.
 
@@ -256,7 +262,21 @@ class EvaluationConfig:
     batch_size: int = 128
     max_new_tokens: int = MISSING
     blank_image: bool = True
+    shuffled_image: bool = True
     limit: int | None = None
+
+
+@dataclass
+class SweepConfig:
+    """Several runs and their table: what its rows and columns are. ``name`` is null in a single run or a plain -m.
+
+    ``stop_on_failure``: the first run that fails ends the sweep; otherwise the others go on.
+    """
+
+    name: str | None = None
+    rows: str | None = None
+    columns: TableAxis = TableAxis.modality
+    stop_on_failure: bool = False
 
 
 @dataclass
@@ -281,14 +301,18 @@ class TrainConfig(CommonConfig):
     reward: RewardConfig = MISSING
     algorithm: AlgorithmConfig = MISSING
     trainer: TrainerConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     resume: str | None = None
 
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    """``python evaluate.py``. ``run`` evaluates a finished run; without it the model stands for itself (zero-shot)."""
+    """``python evaluate.py``. ``run`` evaluates a finished run again, ``sweep`` makes the tables of a sweep again,
+    ``audit`` examines the question files of a place; without any the model stands for itself (zero-shot)."""
 
     run: str | None = None
+    sweep: str | None = None
+    audit: str | None = None
 
 
 SCHEMAS: dict[tuple[str | None, str], type] = {
@@ -304,18 +328,10 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     ("algorithm", "grpo_schema"): GRPOConfig,
     ("algorithm", "sft_schema"): SFTConfig,
     ("algorithm", "pretrain_schema"): PretrainConfig,
+    ("algorithm", "zero_shot_schema"): ZeroShotConfig,
     ("trainer", "schema"): TrainerConfig,
     ("tracking", "schema"): TrackingConfig,
 }
-
-
-def run_directory(output_dir: str, given: str | None, *parts: Any) -> str:
-    """The directory of a job: the one given (a run that is resumed), or a new one named by time and settings."""
-    if given:
-        return str(Path(given).absolute())
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(str(p) for p in parts))
-    return str(Path(output_dir).absolute() / f"{stamp}_{name}")
 
 
 def register() -> None:
@@ -323,7 +339,10 @@ def register() -> None:
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
-    OmegaConf.register_new_resolver("run_directory", run_directory, replace=True, use_cache=True)
+    for file in SWEEPS.glob("*.yaml"):
+        store.store(group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_")
+    OmegaConf.register_new_resolver("job_name", lambda *, _root_: config_names.job_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_directory", config_names.run_directory, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)

@@ -102,3 +102,11 @@ class LoraTargets(StrEnum):
     language = "language"
     vision = "vision"
     both = "both"
+
+
+class TableAxis(StrEnum):
+    """What the columns of a sweep's table are: the test records by modality, by question type, or by scanner."""
+
+    modality = "modality"
+    question_type = "question_type"
+    scanner = "scanner"

@@ -1,5 +1,7 @@
 """Errors a user can act on: each names what is wrong, where, and the remedy."""
 
+USER_ERROR = 2  # exit status for what the user can mend, as argparse has it
+
 
 class Medr1Error(Exception):
     """Base of all errors that are shown to the user as one message, without a traceback."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from medr1.policy.tiny import build_tiny_policy
 from medr1.reasoning import ReasoningMode
 from medr1.reporting.tables import render_results
 from medr1.run_directory import RunDirectory, write_json, write_text
-from medr1.tracking import AnyTracker, NullTracker, Tracker
+from medr1.sweep import sweep_of
+from medr1.tracking import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.tracking_address import stored_run
 from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
@@ -50,7 +52,9 @@ _METRIC_PREFIX = {
     Condition.BASE: "base",
     Condition.TRAINED: "eval",
     Condition.BLANK_IMAGE: "blank",
+    Condition.SHUFFLED_IMAGE: "shuffled",
     Condition.OPTION_PRIOR: "blind",
+    Condition.SURFACE_CUES: "cues",
 }
 
 
@@ -59,6 +63,11 @@ def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     run, resumed = RunDirectory(run_dir), cfg.resume is not None
     if resumed:
         cfg = run.stored_config(TrainConfig)
+    with run.held() if _is_first_process() else nullcontext():
+        _train(cfg, run, overrides, resumed)
+
+
+def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool) -> None:
     OmegaConf.set_readonly(cfg, True)
     _quieten()
     pl.seed_everything(cfg.seed, verbose=False)
@@ -116,6 +125,11 @@ def _train_and_answer(
     first = _is_first_process()
     answers.known(Condition.BASE)
     pretraining = cfg.algorithm.name == "pretrain"
+    if cfg.algorithm.name == "zero_shot":
+        policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=False))
+        _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
+        _ask_controls(cfg, answers, policy, encoder, data)
+        return answers.conditions
     if run.model.is_dir():
         log.info("training has ended before; its model is read from %s", run.model)
     else:
@@ -124,7 +138,7 @@ def _train_and_answer(
         else:
             policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=True))
         if first and not pretraining:
-            answers.ask(policy.to(_device(cfg)), encoder, Condition.BASE)
+            _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
         lora = (cfg.model.lora.rank, cfg.model.lora.alpha, str(cfg.model.lora.targets))
         choose_trained(
             policy, freeze_vision=cfg.model.freeze_vision, lora=lora if cfg.model.tuning == Tuning.lora else None
@@ -199,11 +213,34 @@ def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> Answers:
     )
 
 
+def _ask_base(
+    cfg: DictConfig, run: RunDirectory, data: Dataset, answers: Answers, policy: Policy, encoder: Encoder
+) -> None:
+    """The untrained model; in a sweep, runs that ask it the same share one file of answers."""
+    sweep = sweep_of(run)
+    if sweep is None:
+        answers.ask(policy, encoder, Condition.BASE)
+        return
+    model = {key: str(cfg.model[key]) for key in ("path", "precision", "attention")}
+    asked = {
+        **model,
+        **cfg.evaluation,
+        "mode": cfg.reasoning.mode,
+        "size": cfg.data.image_size,
+        "data": data.fingerprint,
+    }
+    with sweep.shared_answers(asked) as shared:
+        answers.ask_once(shared, policy, encoder, Condition.BASE)
+
+
 def _ask_controls(cfg: DictConfig, answers: Answers, policy: Policy, encoder: Encoder, data: Dataset) -> None:
-    """The blind controls: the policy with an empty picture, and the option prior of the training records."""
+    """The policy with an empty picture and with another record's, the option prior of the training records, and the
+    cues of typography."""
     if cfg.evaluation.blank_image:
         answers.ask(policy, encoder, Condition.BLANK_IMAGE, Picture.BLANK)
-    answers.ask_option_prior(data.train)
+    if cfg.evaluation.shuffled_image:
+        answers.ask(policy, encoder, Condition.SHUFFLED_IMAGE, Picture.OTHER)
+    answers.ask_blind(data.train)
 
 
 def _report(
@@ -263,12 +300,14 @@ def _tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTracker:
     if not cfg.tracking.enabled:
         return NullTracker()
     before = stored_run(run.path) if resumed else None
+    sweep = sweep_of(run)
+    parent = stored_run(sweep.path) if sweep else None
     return Tracker.start(
         cfg.tracking.uri,
         cfg.tracking.experiment,
         run.path.name,
         run.path,
-        tags={"run_directory": str(run.path)},
+        tags={PARENT_TAG: parent.run_id} if parent else None,
         run_id=before.run_id if before else None,
     )
 

@@ -6,12 +6,14 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -24,7 +26,8 @@ _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hy
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """config.yaml, environment.json, checkpoints/, model/, predictions/, summary.json, results.md, mlflow.json."""
+    """config.yaml, environment.json, checkpoints/, model/, predictions/, summary.json, results.md, mlflow.json; in a
+    sweep also job.log, timing.json and, after a failure, failed.json."""
 
     path: Path
 
@@ -49,8 +52,45 @@ class RunDirectory:
     def results(self) -> Path:
         return self.path / "results.md"
 
+    @property
+    def log(self) -> Path:
+        """What a run of a sweep printed, with the whole traceback if it failed."""
+        return self.path / "job.log"
+
+    @property
+    def failure(self) -> Path:
+        """There from a failure until the run is tried again."""
+        return self.path / "failed.json"
+
+    @property
+    def timing(self) -> Path:
+        return self.path / "timing.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.path / ".run.lock"
+
     def predictions(self, condition: str) -> Path:
         return self.path / "predictions" / f"{condition}.jsonl"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps every other process from working on this run; released when the process ends, however it ends.
+
+        Raises:
+            ConfigError: another process holds it, or the place cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.lock, blocking=False):
+                yield
+        except Timeout as error:
+            raise ConfigError(f"{self.path} is being worked on by another process; wait for it, or stop it") from error
+        except OSError as error:
+            if self.lock.exists():
+                raise
+            raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
     def begin(self, cfg: DictConfig, overrides: list[str], facts: Mapping[str, Any]) -> None:
         """Stores the resolved config, the overrides and the environment, before anything is computed.
@@ -123,6 +163,10 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
 
 
 def environment() -> dict[str, Any]:

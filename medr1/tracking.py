@@ -33,6 +33,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 # The tag by which MLflow shows a run under another one: its value is the other's run id.
 PARENT_TAG = "mlflow.parentRunId"
 
+_DIRECTORY_TAG = "run_directory"
+
 _VALUE_CHARS = 6000  # MLflow's limits: characters a parameter, parameters and metrics a batch
 _PARAMS_A_BATCH = 100
 _METRICS_A_BATCH = 1000
@@ -122,14 +124,17 @@ class Tracker:
             # MLflow creates its schema, and then the experiment, without a lock.
             with FileLock(f"{database}.lock", timeout=_LOCK_SECONDS):
                 client, experiment_id = _open(uri, experiment, (database.parent / "mlartifacts").as_uri())
+        tags = {**(tags or {}), _DIRECTORY_TAG: str(run_dir)}
         if run_id is None:
-            run = client.create_run(experiment_id, tags=dict(tags or {}), run_name=run_name)
+            run = _begun(client, experiment_id, run_dir) or client.create_run(
+                experiment_id, tags=tags, run_name=run_name
+            )
         else:
             run = _existing(client, run_id, uri, run_dir)
             client.update_run(run_id, status="RUNNING")
         tracker = cls(client, uri, run, resumed=run_id is not None)
         if run_id is not None:
-            tracker.tags(tags or {})
+            tracker.tags(tags)
         StoredRun(without_password(uri), experiment, tracker.run_id).write(run_dir)
         return tracker
 
@@ -248,6 +253,14 @@ def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClien
             f"MLFLOW_TRACKING_URI=... mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return client, str(found.experiment_id)
+
+
+def _begun(client: MlflowClient, experiment_id: str, run_dir: Path) -> Run | None:
+    """The run of a process that was killed after it had begun it here and before it could note its id."""
+    quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
+    query = f'tags.{_DIRECTORY_TAG} = "{quoted}" and attributes.status = "RUNNING"'
+    found: list[Run] = client.search_runs([experiment_id], query, max_results=1)
+    return found[0] if found and not (run_dir / RUN_FILE).exists() else None
 
 
 def _existing(client: MlflowClient, run_id: str, uri: str, run_dir: Path) -> Run:

@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from medr1.data.pictures import Load
 from medr1.evaluation.controls import OptionPrior, blind_predictions
+from medr1.evaluation.cues import cue_predictions
 from medr1.evaluation.predict import Picture, predict
 from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
 from medr1.policy.encoding import Encoder
@@ -55,10 +56,19 @@ class Answers:
             )
         self._keep(condition, lines)
 
-    def ask_option_prior(self, train: Sequence[Record]) -> None:
-        """The control that sees no picture and no question: the option most often right in training."""
+    def ask_once(self, shared: Path, policy: Policy, encoder: Encoder, condition: str) -> None:
+        """As ``ask``, but answers that another run has left in the file ``shared`` are taken from there."""
+        if not self.file(condition).is_file() and shared.is_file():
+            self._keep(condition, read_predictions(shared))
+        self.ask(policy, encoder, condition)
+        if not shared.is_file():
+            write_predictions(shared, self.conditions[condition])
+
+    def ask_blind(self, train: Sequence[Record]) -> None:
+        """The controls that see no picture: the option most often right in training, and the cues of typography."""
         if train:
             self._keep(Condition.OPTION_PRIOR, blind_predictions(OptionPrior.fit(train), self.records, self.mode))
+        self._keep(Condition.SURFACE_CUES, cue_predictions(self.records, self.mode))
 
     def known(self, condition: str) -> bool:
         """Whether the condition has been answered before; if so, its answers are read."""

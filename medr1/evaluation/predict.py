@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
@@ -23,6 +24,7 @@ class Picture(StrEnum):
 
     OWN = "own"
     BLANK = "blank"
+    OTHER = "other"
 
 
 def predict(
@@ -41,10 +43,11 @@ def predict(
     """One prediction for each record, in their order. ``advance`` is told how many were answered at each step."""
     sampling = Sampling(max_new_tokens, encoder.end_id, tuple(encoder.banned_ids()), temperature=0.0)
     answers: list[Prediction] = []
+    shown = others(records) if picture is Picture.OTHER else records
     policy.eval()
     for start in range(0, len(records), batch_size):
         part = records[start : start + batch_size]
-        images = [load(r) for r in part]
+        images = [load(r) for r in shown[start : start + batch_size]]
         if picture is Picture.BLANK:
             images = [Image.new("RGB", images[0].size, BLANK)] * len(images)
         prompts = encoder.encode([encoder.prompt(r, mode, i) for r, i in zip(part, images, strict=True)])
@@ -58,3 +61,21 @@ def predict(
         ]
         advance(len(part))
     return answers
+
+
+def others(records: Sequence[Record], seed: int = 0) -> list[Record]:
+    """For each record one whose picture is shown instead: another picture of the same modality.
+
+    The pictures of a modality change places in a circle drawn by ``seed``, so that what the policy can know of the
+    pictures as a whole stays as it was. A modality with a single picture keeps it: there is no other.
+    """
+    first: dict[str, dict[str, Record]] = {}  # by modality: a record for each picture
+    for record in records:
+        first.setdefault(record.modality, {}).setdefault(record.image.key, record)
+    instead: dict[tuple[str, str], Record] = {}
+    for modality, pictures in first.items():
+        order = sorted(pictures)
+        random.Random(f"{seed} {modality}").shuffle(order)
+        for key, other in zip(order, order[1:] + order[:1], strict=True):
+            instead[modality, key] = pictures[other]
+    return [instead[record.modality, record.image.key] for record in records]

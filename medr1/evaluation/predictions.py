@@ -24,7 +24,9 @@ class Condition(StrEnum):
     BASE = "base"
     TRAINED = "trained"
     BLANK_IMAGE = "blank_image"
+    SHUFFLED_IMAGE = "shuffled_image"
     OPTION_PRIOR = "option_prior"
+    SURFACE_CUES = "surface_cues"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from PIL import Image
 from medr1.errors import ConfigError
 from medr1.tracking import NullTracker, Tracker
 from medr1.tracking_address import RUN_FILE, StoredRun, absolute_uri, stored_run, without_password
+from medr1.tracking_history import History
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking")
 
@@ -146,6 +147,27 @@ def test_a_resumed_run_goes_on_without_repeating_itself(
     assert [step for step, _ in points(uri, first.run_id, "kl")] == [2, 3, 4, 5, 6, 7]
     table = load_table(uri, first.run_id)
     assert list(table["step"]) == [4, 6] and list(table["text"]) == ["A", "B"]
+
+
+def test_a_run_whose_process_died_before_it_noted_the_id_is_begun_only_once(
+    start: Callable[..., Tracker], tmp_path: Path
+) -> None:
+    killed = start()
+    (tmp_path / "run" / RUN_FILE).unlink()
+    with start() as again:
+        assert again.run_id == killed.run_id
+    (tmp_path / "run" / RUN_FILE).unlink()
+    assert start().run_id != killed.run_id, "a run that has ended is not continued"
+
+
+def test_pages_and_curves_of_a_run_that_has_ended(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+    with start() as tracker:
+        for step, value in ((2, 3.0), (0, 1.0), (1, 2.0)):
+            tracker.metrics({"train/reward": value}, step)
+    stored, history = stored_run(tmp_path / "run"), History(uri)
+    assert stored is not None
+    assert history.curves(stored, ["train/reward", "train/kl"]) == {"train/reward": [(0, 1.0), (1, 2.0), (2, 3.0)]}
+    assert tracker.ui_command().endswith(history.page(stored))
 
 
 def test_parameters_keep_their_whole_value_up_to_the_limit_of_mlflow(start: Callable[..., Tracker], uri: str) -> None:

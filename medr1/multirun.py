@@ -1,0 +1,220 @@
+"""The sweep as Hydra runs it: what is planned before the first run, each run as a process of its own, what is said at
+the end.
+
+A run of a sweep is the same command as a single run, in its own process tree: one that dies takes nothing with it,
+distributed training starts as it always does, and any launcher (one after the other, joblib, submitit, ray) will do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from medr1.config import register
+from medr1.config_checks import check
+from medr1.config_names import job_name, sweep_name
+from medr1.errors import USER_ERROR, ConfigError, Medr1Error
+from medr1.run_directory import write_json
+from medr1.sweep import Job, Manifest, State, SweepDirectory, cores, time_left
+from medr1.tracking_address import stored_run
+
+register()  # the workers of parallel launchers compose configs too, and come in here
+
+_TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+# Overrides that say where and how, not what: they do not make another sweep.
+_PLACE = ("sweep", "output_dir", "tracking", "hydra")
+
+
+@contextmanager
+def _loud() -> Iterator[None]:
+    """Ends the command: Hydra would turn an error in a callback into a warning and go on."""
+    try:
+        yield
+    except Medr1Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+class SweepCallback(Callback):
+    """Hydra calls it in every command; a single run passes by."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Composes and checks all runs before the first one starts, names the sweep, opens its run in MLflow."""
+        for name in ("hydra", "mlflow", "alembic"):  # the sweep says itself what it starts
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with _loud():
+            directory = plan(config)
+            self._open(config, directory)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tables, figures and report of what is there; the exit status says whether something is missing."""
+        directory = SweepDirectory(Path(config.hydra.sweep.dir))
+        states = directory.states(directory.read().wanted)
+        with _loud():
+            from medr1.pipeline_sweep import report_sweep
+
+            report_sweep(directory.path)
+        missing = [name for name, state in states.items() if state != State.FINISHED]
+        for name in missing:
+            print(f"{states[name].value}: {directory.run(name).log}", file=sys.stderr)
+        if missing:
+            print(
+                f"{len(missing)} of {len(states)} runs are missing; the same command tries them again", file=sys.stderr
+            )
+            sys.exit(1)
+
+    def _open(self, config: DictConfig, directory: SweepDirectory) -> None:
+        if not config.tracking.enabled:
+            return
+        from medr1.tracking import Tracker
+
+        before, manifest = stored_run(directory.path), directory.read()
+        tracker = Tracker.start(
+            str(config.tracking.uri),
+            str(config.tracking.experiment),
+            directory.path.name,
+            directory.path,
+            tags={"sweep": manifest.title},
+            run_id=before.run_id if before else None,
+        )
+        tracker.params({"rows": manifest.rows, "columns": manifest.columns})
+
+
+def plan(config: DictConfig) -> SweepDirectory:
+    """Writes the manifest of the sweep that ``config`` (of Hydra's multirun) asks for, and tells Hydra its directory.
+
+    Raises:
+        ConfigError: a run of it is misconfigured; names the run's overrides.
+    """
+    given = list(config.hydra.overrides.task)
+    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+    assert isinstance(params, dict)
+    # As Hydra's own sweeper has it: the values of the sweep's file first, those of the command line in their place.
+    lists: dict[str, list[str]] = {}
+    varied = [str(key) for key in params]
+    for override in OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()] + given):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            lists[key] = [str(value) for value in override.sweep_string_iterator()]
+            varied += [key] if key not in varied else []
+        else:
+            lists[key] = [str(override.get_value_element_as_str())]
+    title = config.sweep.name or "-".join(["multirun", *varied])
+    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in varied and k.split(".")[0] not in _PLACE]
+    directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
+    loader = GlobalHydra.instance().config_loader()
+    jobs = []
+    for values in itertools.product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
+        overrides = [f"{key}={value}" for key, value in chosen.items()]
+        cfg = loader.load_sweep_config(config, overrides)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        try:
+            check(cfg)
+        except ConfigError as error:
+            raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+        jobs.append(Job(job_name(cfg), {key: chosen[key] for key in varied}, overrides))
+    by_name = {job.name: job for job in jobs}
+    rows = config.sweep.rows or next((k for k in varied if k not in ("seed", "algorithm")), "algorithm")
+    columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
+    directory.add(Manifest(title, rows, columns, given, list(by_name), by_name))
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(directory.path)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(directory.path)}")
+    _say(directory, jobs)
+    return directory
+
+
+def _say(directory: SweepDirectory, jobs: Sequence[Job]) -> None:
+    states = list(directory.states(job.name for job in jobs).values())
+    done, begun = states.count(State.FINISHED), states.count(State.INTERRUPTED)
+    print(f"{len(jobs)} runs in {directory.path}: {done} finished before, {begun} to be continued")
+
+
+def run_job(cfg: DictConfig) -> None:
+    """One run of the sweep, unless it is finished: the command line of a single run, in a process of its own.
+
+    A run that fails is noted and does not end the sweep.
+    """
+    settings = HydraConfig.get()
+    directory = SweepDirectory(Path(settings.sweep.dir))
+    name = Path(settings.runtime.output_dir).name
+    manifest = directory.read()
+    number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{len(manifest.wanted)}]"
+    before = directory.states(manifest.wanted)
+    if directory.state(name) == State.FINISHED:
+        return
+    if cfg.sweep.stop_on_failure and State.FAILED in before.values():
+        print(f"{number} {name}: left out, because another run has failed")
+        return
+    run = directory.run(name)
+    where = [f"hydra.run.dir={_quoted(run.path)}", "hydra.mode=RUN"]
+    command = [f"resume={_quoted(run.path)}"] if run.config.is_file() else [*settings.overrides.task, *where]
+    parallel = _parallel(settings.launcher)
+    environment = dict(os.environ)
+    if parallel > 1:  # or each run would start as many threads as there are cores
+        environment.setdefault("OMP_NUM_THREADS", str(cores(parallel)))
+    print(f"{number} {name}: {'continued' if run.config.is_file() else 'started'}", flush=True)
+    start = time.monotonic()
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(_TRAIN), *command], stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # it closes its run in MLflow as killed
+            process.wait()
+            raise
+    seconds = time.monotonic() - start
+    if status or directory.state(name) != State.FINISHED:
+        write_json(run.failure, {"status": status, "log": run.log.name})
+        print(f"{number} {name}: failed with status {status} after {seconds:.0f} s; see {run.log}", flush=True)
+        return
+    write_json(run.timing, {"seconds": seconds + (directory.seconds(name) or 0)})
+    states = list(directory.states(manifest.wanted).values())
+    took = [s for job in manifest.wanted if (s := directory.seconds(job)) is not None]
+    left = time_left(took, len(states) - states.count(State.FINISHED) - states.count(State.FAILED), parallel)
+    about = f", about {left / 60:.0f} min left" if left else ""
+    print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; "
+          f"{states.count(State.FINISHED)} of {len(states)} done{about}", flush=True)  # fmt: skip
+
+
+def _score(summary: Path) -> str:
+    conditions = json.loads(summary.read_bytes())["conditions"]
+    return ", ".join(
+        f"{c} {100 * conditions[c]['overall']['accuracy']:.1f} %" for c in ("base", "trained") if c in conditions
+    )
+
+
+def _parallel(launcher: DictConfig) -> int:
+    """How many runs the launcher has side by side on this machine, as far as it says."""
+    jobs = int(launcher.get("n_jobs") or 1)
+    return jobs if jobs > 0 else os.cpu_count() or 1
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's override grammar takes any text."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
