@@ -120,6 +120,22 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def rueger(pvalues: Sequence[float]) -> float:
+    """One p-value for a hypothesis tested several times, such as once a seed: twice the median, at most 1.
+
+    Valid however the tests depend on each other, and seeds that answer the same records do. Of an even number the
+    median is the mean of the middle two, which is valid a fortiori.
+    Source: Rueger 1978, "Das maximale Signifikanzniveau des Tests ...", Metrika 25. One value stays as it is.
+
+    Raises:
+        ValueError: no value, or one outside [0, 1].
+    """
+    p = np.asarray(pvalues, dtype=np.float64)
+    if not len(p) or not bool(np.all((p >= 0) & (p <= 1))):
+        raise ValueError(f"expected p-values in [0, 1], got {list(pvalues)}")
+    return float(p[0]) if len(p) == 1 else min(1.0, 2 * float(np.median(p)))
+
+
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"a confidence level lies between 0 and 1, not at {level}")

@@ -105,6 +105,7 @@ class ContrastMatrix:
     cells: Mapping[str, Mapping[str, Versus]]
     overall: Estimate  # mean over rows and columns with equal weight, bootstrap over images (and seeds)
     gap: Estimate | None  # square: generalization gap of b minus that of a
+    off_diagonal: Estimate | None = None  # square: b minus a, mean off the diagonal, without which a gap says little
 
 
 @dataclass(frozen=True, slots=True)
