@@ -5,27 +5,26 @@ Nothing heavy is imported before the config is known to be good, so that a mista
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from medr1 import multirun
-from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, key_paths, register
+from medr1.config import SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
 from medr1.config_checks import check
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
+from medr1.messages import explain
 from medr1.run_directory import RunDirectory
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -36,21 +35,27 @@ HELP = {
   python train.py algorithm=sft                         the supervised baseline
   python train.py data=omnimedvqa data.root=DIR model=qwen2_vl_2b
                                                         real images, a real model
+  python train.py sweep=cross_modality budget=quick     a table of runs; the same again continues it
   python train.py resume=RUN_DIR                        continue a run that was stopped
   python train.py debug=quick                           the whole way in seconds
 """,
     "evaluate": """Evaluate a run, a checkpoint or a plain base model on the test records of all modalities.
 
   python evaluate.py run=RUN_DIR                        the numbers of a finished run, again
+  python evaluate.py sweep=SWEEP_DIR                    the tables and the report of a sweep, again
+  python evaluate.py audit=DIR                          leaks, blind scores, cues of question files
   python evaluate.py reasoning=no_think                 the model as it is: the zero-shot row
   python evaluate.py model=hf model.path=DIR data=omnimedvqa data.root=DIR data.split=test_only
 """,
 }
 
+register()  # here, because the workers of parallel launchers compose configs too and import no more than this
+
 
 def entry_point(command: str) -> None:
     """Runs ``train`` or ``evaluate`` and leaves with its exit status."""
-    register()
+    if command == "train":
+        register_sweeps()
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _interrupt)
@@ -67,6 +72,7 @@ def entry_point(command: str) -> None:
             raise  # from the job; before it only Hydra touches the disk, to make the run directory
         _leave(f"{error.filename} cannot be made ({error.strerror}); choose another output_dir")
     except KeyboardInterrupt:
+        multirun.interrupted()
         sys.exit(130)
 
 
@@ -90,6 +96,18 @@ def _train(cfg: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     with _one_message():
+        if len(given := [key for key in ("run", "sweep", "audit") if cfg[key] is not None]) > 1:
+            raise ConfigError(f"{'=, '.join(given)}= are different commands; give one of them")
+        if cfg.sweep is not None:
+            from medr1.pipeline_sweep import report_sweep
+
+            report_sweep(Path(cfg.sweep))
+            return
+        if cfg.audit is not None:
+            from medr1.pipeline_audit import audit_files
+
+            audit_files(cfg, run_directory())
+            return
         if cfg.run is None:
             check(cfg)
         from medr1 import pipeline
@@ -110,9 +128,11 @@ def help_text(command: str) -> str:
     """What can be chosen, on one screen, read from conf/ itself."""
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
     if command == "evaluate":
-        groups = [g for g in groups if g not in ("algorithm", "debug", "experiment", "reward", "trainer")]
+        groups = [g for g in groups if g not in ("algorithm", "budget", "debug", "experiment", "reward", "trainer")]
     names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
-    choices = "\n".join(f"  {group + '=':15}{' | '.join(names[group])}" for group in groups)
+    if command == "train":
+        names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
+    choices = "\n".join(f"  {group + '=':15}{' | '.join(names[group])}" for group in names)
     return (
         HELP[command]
         + f"""
@@ -130,42 +150,6 @@ def run_directory() -> Path:
     if settings.mode == RunMode.MULTIRUN:
         return (Path(settings.sweep.dir) / settings.sweep.subdir).absolute()
     return Path(settings.run.dir).absolute()
-
-
-def explain(error: Exception, schema: type) -> str:
-    """One message for a mistake in the config: what is wrong, and the nearest valid name."""
-    message = str(error).strip()
-    cause = error.__cause__
-    if cause is not None and str(cause).strip() not in message:
-        message = f"{message}\n{str(cause).strip()}"
-    if isinstance(error, MissingConfigException) and error.options:
-        wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
-        return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"
-    if found := re.search(r"Could not override '([^'@]+)'", message):
-        valid = dict.fromkeys(key_paths(schema))
-        if found[1] in valid:
-            return f"{found[1]} is a setting of {' and '.join(_owners(found[1]))}, which is not chosen here"
-        if schema is TrainConfig:
-            valid |= {"debug": None, "experiment": None}
-        return f"There is no setting {found[1]!r}. {_nearest(found[1], valid, shown=3) or '--cfg job shows all.'}"
-    if found := re.search(r"Invalid value '([^']*)', expected one of \[([^\]]*)\]", message):
-        return f"{message.splitlines()[0]}\n{found[0]}. {_nearest(found[1], found[2].split(', '))}"
-    return message
-
-
-def _owners(key: str) -> Iterator[str]:
-    """The choices (group=name) that have a setting."""
-    for (group, name), schema in SCHEMAS.items():
-        if group and key in key_paths(schema, f"{group}."):
-            yield f"{group}={name.removesuffix('_schema')}"
-
-
-def _nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:
-    valid = list(valid)
-    near = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.4)
-    guess = f"Did you mean {' or '.join(repr(n) for n in near[:shown])}?" if near else ""
-    rest = "" if shown else f" Valid: {', '.join(sorted(valid))}."
-    return f"{guess}{rest}".strip()
 
 
 def _leave(message: str) -> None:

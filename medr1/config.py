@@ -339,14 +339,22 @@ def register() -> None:
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
-    for file in SWEEPS.glob("*.yaml"):
-        store.store(group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_")
     OmegaConf.register_new_resolver("job_name", lambda *, _root_: config_names.job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("run_directory", config_names.run_directory, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver(
+        "evaluate_directory", config_names.evaluate_directory, replace=True, use_cache=True
+    )
     OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)
+
+
+def register_sweeps() -> None:
+    """Makes the files in sweeps/ a group of train.py; not of evaluate.py, where ``sweep`` is a directory."""
+    for file in SWEEPS.glob("*.yaml"):
+        node = OmegaConf.load(file)
+        ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
 
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:

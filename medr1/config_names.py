@@ -26,6 +26,11 @@ def run_directory(output_dir: str, given: str | None, *parts: Any) -> str:
     return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))}")
 
 
+def evaluate_directory(output_dir: str, sweep: str | None, audit: str | None, *parts: Any) -> str:
+    """The directory of an evaluation: the sweep's own, or a new one named by what is done."""
+    return run_directory(output_dir, sweep, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
+
+
 def job_name(cfg: DictConfig) -> str:
     """The directory of a run in its sweep: a few words for the reader, and a hash of all that its numbers depend on."""
     matters: dict[str, Any] = {}

@@ -18,27 +18,40 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from medr1.config import register
+from medr1.config import TrainConfig
 from medr1.config_checks import check
 from medr1.config_names import job_name, sweep_name
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
+from medr1.messages import explain
 from medr1.run_directory import write_json
 from medr1.sweep import Job, Manifest, State, SweepDirectory, cores, time_left
 from medr1.tracking_address import stored_run
 
-register()  # the workers of parallel launchers compose configs too, and come in here
+if TYPE_CHECKING:
+    from medr1.tracking import Tracker
 
 _TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 # Overrides that say where and how, not what: they do not make another sweep.
 _PLACE = ("sweep", "output_dir", "tracking", "hydra")
+
+
+_open_parents: list[Tracker] = []
+
+
+def interrupted() -> None:
+    """Closes the sweep's run in MLflow; the same command opens it again."""
+    for parent in _open_parents:
+        parent.finish("KILLED")
 
 
 @contextmanager
@@ -46,8 +59,9 @@ def _loud() -> Iterator[None]:
     """Ends the command: Hydra would turn an error in a callback into a warning and go on."""
     try:
         yield
-    except Medr1Error as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (Medr1Error, HydraException, OmegaConfBaseException) as error:
+        message = str(error) if isinstance(error, Medr1Error) else explain(error, TrainConfig)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except Exception:
         traceback.print_exc()
@@ -97,6 +111,7 @@ class SweepCallback(Callback):
             run_id=before.run_id if before else None,
         )
         tracker.params({"rows": manifest.rows, "columns": manifest.columns})
+        _open_parents.append(tracker)
 
 
 def plan(config: DictConfig) -> SweepDirectory:
@@ -111,7 +126,7 @@ def plan(config: DictConfig) -> SweepDirectory:
     # As Hydra's own sweeper has it: the values of the sweep's file first, those of the command line in their place.
     lists: dict[str, list[str]] = {}
     varied = [str(key) for key in params]
-    for override in OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()] + given):
+    for override in OverridesParser.create().parse_overrides([f"{key!s}={value!s}" for key, value in params.items()] + given):
         key = override.get_key_element()
         if override.is_sweep_override():
             lists[key] = [str(value) for value in override.sweep_string_iterator()]
@@ -161,13 +176,16 @@ def run_job(cfg: DictConfig) -> None:
     name = Path(settings.runtime.output_dir).name
     manifest = directory.read()
     number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{len(manifest.wanted)}]"
+    run = directory.run(name)
+    if run.busy:  # a sweep that was killed may leave a run behind that goes on
+        print(f"{number} {name}: waiting for another process that works on it", flush=True)
+        run.wait()
     before = directory.states(manifest.wanted)
     if directory.state(name) == State.FINISHED:
         return
     if cfg.sweep.stop_on_failure and State.FAILED in before.values():
         print(f"{number} {name}: left out, because another run has failed")
         return
-    run = directory.run(name)
     where = [f"hydra.run.dir={_quoted(run.path)}", "hydra.mode=RUN"]
     command = [f"resume={_quoted(run.path)}"] if run.config.is_file() else [*settings.overrides.task, *where]
     parallel = _parallel(settings.launcher)
@@ -192,13 +210,13 @@ def run_job(cfg: DictConfig) -> None:
         write_json(run.failure, {"status": status, "log": run.log.name})
         print(f"{number} {name}: failed with status {status} after {seconds:.0f} s; see {run.log}", flush=True)
         return
-    write_json(run.timing, {"seconds": seconds + (directory.seconds(name) or 0)})
+    write_json(run.timing, {"seconds": seconds})
     states = list(directory.states(manifest.wanted).values())
     took = [s for job in manifest.wanted if (s := directory.seconds(job)) is not None]
     left = time_left(took, len(states) - states.count(State.FINISHED) - states.count(State.FAILED), parallel)
     about = f", about {left / 60:.0f} min left" if left else ""
-    print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; "
-          f"{states.count(State.FINISHED)} of {len(states)} done{about}", flush=True)  # fmt: skip
+    done = f"{states.count(State.FINISHED)} of {len(states)} done{about}"
+    print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; {done}", flush=True)
 
 
 def _score(summary: Path) -> str:

@@ -92,6 +92,20 @@ class RunDirectory:
                 raise
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process works on it just now."""
+        try:
+            with FileLock(self.lock, blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    def wait(self) -> None:
+        """Until no process works on it."""
+        with FileLock(self.lock):
+            pass
+
     def begin(self, cfg: DictConfig, overrides: list[str], facts: Mapping[str, Any]) -> None:
         """Stores the resolved config, the overrides and the environment, before anything is computed.
 

@@ -119,7 +119,7 @@ class SweepDirectory:
             yield folder / f"{key}.jsonl"
 
     def seconds(self, name: str) -> float | None:
-        """How long a finished run took, the time before interruptions not counted; None where nobody noted it."""
+        """How long a run took to finish, from its start or its latest continuation; None before."""
         try:
             return float(json.loads(self.run(name).timing.read_bytes())["seconds"])
         except FileNotFoundError:

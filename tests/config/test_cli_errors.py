@@ -28,6 +28,10 @@ TYPED: dict[str, list[str]] = {
     "model=qwen2_vl2b": ["Did you mean 'qwen2_vl_2b'"],
     "experiment=tiny_bse": ["Did you mean 'tiny_base'"],
     "-m modality=ct,xay": ["modality/xay", "Did you mean 'xray'"],
+    "sweep=cross_modalty": ["sweep/cross_modalty", "Did you mean 'cross_modality'", "shortcut"],
+    "sweep=cross_modality modality=ct,xay": ["modality/xay", "Did you mean 'xray'"],
+    "-m seed=0,1 data.image_size=84,100": ["data.image_size=100: ", "use data.image_size=112"],
+    "-m sead=0,1": ["'sead'", "Did you mean 'seed'"],
     "modalty=ct": ["'modalty'", "Did you mean 'modality'"],
     "debg=quick": ["'debg'", "Did you mean 'debug'"],
     "algorithm.objectiv.beta=0": ["'algorithm.objectiv.beta'", "Did you mean 'algorithm.objective.beta'"],
@@ -147,13 +151,14 @@ def test_help_is_one_screen_and_needs_nothing_heavy(line: str, answers: dict[str
 
 @pytest.mark.parametrize(
     ("line", "left_out"),
-    [(HELP[0], set()), (HELP[1], {"algorithm", "debug", "experiment", "reward", "trainer"})],
+    [(HELP[0], set()), (HELP[1], {"algorithm", "budget", "debug", "experiment", "reward", "sweep", "trainer"})],
 )
 def test_help_lists_every_option_of_every_group(line: str, left_out: set[str], answers: dict[str, Answer]) -> None:
     shown = dict(re.findall(r"^ {2}(\w+)= +(.*)$", answers[line].out, flags=re.MULTILINE))
     groups: dict[str, list[str]] = {}
     for path in sorted((ROOT / "conf").glob("*/*.yaml")):
         groups.setdefault(path.parent.name, []).append(path.stem)
+    groups["sweep"] = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
     assert {group: options.split(" | ") for group, options in shown.items()} == {
         group: options for group, options in groups.items() if group not in left_out
     }

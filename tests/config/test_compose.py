@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import SCHEMAS, EvaluateConfig, TrainConfig, register
+from medr1.config import SCHEMAS, SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
 from medr1.config_checks import check
 from medr1.config_choices import ReleasedAxis
+from medr1.config_names import job_name
 from medr1.data.omnimedvqa_files import SplitAxis
 from medr1.reasoning import ReasoningMode
 from medr1.records import Modality, QuestionType
@@ -21,6 +23,7 @@ from medr1.records import Modality, QuestionType
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 SHARED = ("model", "data", "modality", "question_type", "reasoning", "tracking")
+_WITHOUT_SCHEMA = {"budget", "debug", "experiment"}  # they change what others hold
 # What a choice cannot know by itself, see conf/model/hf.yaml and conf/data/omnimedvqa.yaml.
 NEEDED = {("model", "hf"): ["model.path=somewhere"], ("data", "omnimedvqa"): [f"data.root={CONF}"]}
 
@@ -28,6 +31,7 @@ NEEDED = {("model", "hf"): ["model.path=somewhere"], ("data", "omnimedvqa"): [f"
 @pytest.fixture(autouse=True, scope="module")
 def hydra_is_ready() -> Iterator[None]:
     register()
+    register_sweeps()
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         yield
 
@@ -44,7 +48,7 @@ def is_typed(cfg: DictConfig) -> bool:
 
 
 def test_the_groups_are_those_of_the_schemas() -> None:
-    assert {group for group, _ in FILES} == {group for group, _ in SCHEMAS if group} | {"debug", "experiment"}
+    assert {group for group, _ in FILES} == {group for group, _ in SCHEMAS if group} | _WITHOUT_SCHEMA
 
 
 def rows(groups: Iterable[str]) -> Iterator[dict[str, str]]:
@@ -59,7 +63,7 @@ def assert_composes(command: str, chosen: dict[str, str], schema: type) -> None:
     check(cfg)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     for group, name in chosen.items():
-        if group not in ("debug", "experiment"):
+        if group not in _WITHOUT_SCHEMA:
             assert (cfg[group].mode if group == "reasoning" else cfg[group].get("name", name)) == name
 
 
@@ -177,3 +181,29 @@ def test_the_quick_run_is_quick() -> None:
     quick = compose("train", overrides=["debug=quick"])
     assert quick.trainer.steps <= 5 and quick.evaluation.limit <= 5
     assert quick.algorithm == compose("train").algorithm
+
+
+SWEEP_FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SWEEP_FILES)
+def test_every_sweep_composes_and_varies_its_rows(name: str) -> None:
+    cfg = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN and cfg.sweep.name == name
+    axes = dict(cfg.hydra.sweeper.params)
+    assert cfg.sweep.rows in axes
+    for key, values in axes.items():
+        for value in str(values).split(","):
+            check(compose("train", overrides=[f"sweep={name}", f"{key}={value}"]))
+
+
+def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
+    def name(*overrides: str) -> str:
+        return job_name(compose("train", overrides=list(overrides)))
+
+    plain = name()
+    for same in ("output_dir=elsewhere", "tracking=none", "trainer.checkpoint_every=3", "sweep=cross_modality"):
+        assert name(same) == plain, same
+    for other in ("seed=1", "trainer.steps=3", "evaluation.limit=5", "algorithm.learning_rate=1", "data.shortcut=0.5"):
+        assert name(other) != plain, other
+    assert name("modality=ct").startswith("grpo_ct_all_think_before_seed0-")

@@ -1,6 +1,6 @@
 """The house rules, from the syntax trees: imports go one way, heavy libraries stay in their rooms, files stay short.
 
-A room is a folder or a file of medr1; files of one subject (tracking*, config*) are one room.
+A room is a folder or a file of medr1; files of one subject (tracking*, config*, pipeline*) are one room.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ FLOORS: list[set[str]] = [
     {"training", "evaluation", "reporting", "tracking", "run_directory", "sweep"},
     {"algorithms"},
     {"pipeline"},
+    {"messages"},
+    {"multirun"},
     {"cli"},
     {"train", "evaluate"},
 ]
-# Reports stand on top of what was evaluated; a training loop writes to a tracker that it is given.
-ON_ONE_FLOOR = {("reporting", "evaluation"), ("training", "tracking")}
+# Reports stand on top of what was evaluated; a training loop writes to a tracker that it is given; a sweep is made of
+# run directories.
+ON_ONE_FLOOR = {("reporting", "evaluation"), ("training", "tracking"), ("sweep", "run_directory")}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -37,7 +40,7 @@ def room(path: Path) -> str:
 
 
 def of_subject(name: str) -> str:
-    return next((subject for subject in ("tracking", "config") if name.startswith(subject)), name)
+    return next((subject for subject in ("tracking", "config", "pipeline") if name.startswith(subject)), name)
 
 
 def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
@@ -80,7 +83,7 @@ HOME = {
     "transformers": {"policy", "pipeline"},
     "pytorch_lightning": {"training", "pipeline"},
     "lightning": set(),
-    "hydra": {"cli", "config"},
+    "hydra": {"cli", "config", "messages", "multirun"},
     "matplotlib": {"reporting"},
 }
 
@@ -100,7 +103,7 @@ def test_the_pipeline_only_quietens_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cli", "config", "config_checks", "errors", "reasoning", "records", "run_directory", "sweep"]
+    "name", ["cli", "config", "config_checks", "errors", "multirun", "reasoning", "records", "run_directory", "sweep"]
 )
 def test_what_runs_before_the_config_is_checked_is_light(name: str) -> None:
     """Every file that these load when they are imported, however deep."""

@@ -1,0 +1,397 @@
+"""Figures that a paper could print: heatmaps of matrices and contrasts, an overview, curves and rates.
+
+Each function returns a ``Figure`` of its own, without pyplot's global state. Rates come in as fractions and are shown
+in percent, differences in percentage points.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
+
+from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, Matrix, Versus
+from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES
+
+FORMATS = ("svg", "pdf", "png")
+MEAN = "mean"  # the column of the mean over the columns with equal weight
+CURVES = {"train/reward": "Reward", "train/completion_length": "Completion length (tokens)"}
+
+_NAMES = {
+    **{key.value: name for key, name in MODALITY_NAMES.items()},
+    **{key.value: name for key, name in QUESTION_TYPE_NAMES.items()},
+    **{"grpo": "GRPO", "sft": "SFT", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "gspo": "GSPO", "cispo": "CISPO"},
+    **{"zero_shot": "Zero-shot", "medr1_legacy": "Med-R1 as released"},
+    **{"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"},
+    **{ALL: "All", MEAN: "Mean", "base": "Base", "trained": "Trained"},
+}
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_DASHES = ("-", "--", ":", "-.")
+_COLUMN, _PAGE = 3.49, 7.16  # inches: one column and both columns of an IEEE journal
+# Inches within a heatmap: width of a cell, height of a row and of a reference row, gap of blocks, margin, line of text.
+_CELL, _ROW, _REFERENCE, _GAP, _PAD, _LINE = 0.65, 0.36, 0.27, 0.09, 0.08, 0.125
+
+
+def label(value: str) -> str:
+    """The human name of an axis value; each word of a composed one, such as ``grpo no_think``, by itself."""
+    return re.sub(r"[^\s:,]+", lambda word: _NAMES.get(word[0], word[0]), value)
+
+
+def percent(fraction: float, sign: str = "") -> str:
+    """In percent with one decimal; ``sign="+"`` for differences."""
+    # Adding zero turns the -0.0 that rounding can leave into 0.0.
+    return f"{round(100 * fraction, 1) + 0.0:{sign}.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(estimate: Estimate, sign: str = "") -> str:
+    """Both ends of the interval in brackets."""
+    return f"[{percent(estimate.low, sign)}, {percent(estimate.high, sign)}]"
+
+
+def contrast_name(contrast: ContrastMatrix) -> str:
+    """Such as "GRPO - SFT". Where rows of one method are compared, the method is the row and not in the name."""
+    a, b = (side.removeprefix(f"{contrast.rows[0]}: ") for side in (contrast.a, contrast.b))
+    return f"{label(b)} \N{MINUS SIGN} {label(a)}"
+
+
+def columns_of(table: Matrix | ContrastMatrix) -> tuple[str, ...]:
+    """The columns without that of all records, unless there is no other."""
+    return tuple(column for column in table.columns if column != ALL) or (ALL,)
+
+
+def on_diagonal(row: str, column: str) -> bool:
+    """Trained on what is tested. Trained on everything and tested on everything is no such cell."""
+    return row == column != ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A row beneath a matrix, which its values are to be held against. ``values``: by column, ``all`` and ``mean``."""
+
+    key: str
+    name: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    value: float  # what colours it
+    text: str
+    small: str = ""
+    open: bool = False
+    outlined: bool = False
+
+
+_Rows = Sequence[tuple[str, Mapping[str, _Tile]]]  # names, and tiles by column
+
+
+def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_title: str = "Trained on") -> Figure:
+    """Accuracy with its interval, the diagonal outlined where there is one, references in rows beneath."""
+    columns, rows = columns_of(matrix), []
+    for row in matrix.rows:
+        shown = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in columns}
+        if row in matrix.means:
+            shown[MEAN] = matrix.means[row]
+        framed = {c: on_diagonal(row, c) for c in shown}
+        tiles = {c: _Tile(e.value, percent(e.value), interval(e), outlined=framed[c]) for c, e in shown.items()}
+        rows.append((label(row), tiles))
+    beneath = [(r.name, {c: _Tile(v, percent(v)) for c, v in r.values.items()}) for r in references]
+    groups = [columns, (MEAN,)] if len(columns) > 1 else [columns]
+    values = [t.value for _, tiles in [*rows, *beneath] for c, t in tiles.items() if any(c in g for g in groups)]
+    low, high = np.floor(10 * min(values, default=0)) / 10, np.ceil(10 * max(values, default=1)) / 10
+    limits = (low, max(high, low + 0.1))
+    return _heatmap(label(matrix.method), row_title, groups, rows, beneath, "Blues", limits, "Accuracy (%)")
+
+
+def gain_heatmap(matrix: Matrix, row_title: str = "Trained on") -> Figure:
+    """Gain over the base; struck through where the interval contains zero."""
+    cells = {row: {c: v.gain for c, v in matrix.cells.get(row, {}).items() if v.gain} for row in matrix.rows}
+    return _differences(f"{label(matrix.method)} \N{MINUS SIGN} Base", row_title, matrix, cells, "Gain (points)")
+
+
+def contrast_heatmap(contrast: ContrastMatrix, row_title: str = "Trained on") -> Figure:
+    """``b`` minus ``a``; struck through where the interval contains zero."""
+    return _differences(contrast_name(contrast), row_title, contrast, contrast.cells, "Difference (points)")
+
+
+def _differences(
+    title: str,
+    row_title: str,
+    table: Matrix | ContrastMatrix,
+    cells: Mapping[str, Mapping[str, Versus]],
+    scale: str,
+) -> Figure:
+    columns, rows = columns_of(table), []
+    for row in table.rows:
+        tiles = {
+            c: _Tile(d.value, percent(d.value, "+"), interval(d, "+"), versus.open, on_diagonal(row, c))
+            for c, versus in cells.get(row, {}).items()
+            for d in [versus.difference]
+        }
+        rows.append((label(row), tiles))
+    groups = [columns]
+    if ALL not in columns and any(ALL in tiles for _, tiles in rows):
+        groups.append((ALL,))
+    # Symmetric around zero, up to the next 5 points: only no difference has no colour.
+    largest = max((abs(tile.value) for _, tiles in rows for tile in tiles.values()), default=0.0)
+    limit = max(np.ceil(20 * largest) / 20, 0.05)
+    return _heatmap(title, row_title, groups, rows, (), "RdBu", (-limit, limit), scale)
+
+
+def _heatmap(
+    title: str,
+    row_title: str,
+    groups: Sequence[Sequence[str]],
+    rows: _Rows,
+    beneath: _Rows,
+    colours: str,
+    limits: tuple[float, float],
+    scale: str,
+) -> Figure:
+    """Lays everything out in inches, from measured texts, so that nothing overlaps whatever the names are."""
+    with _style():
+        heads = {column: _wrap(label(column), 11, 3) for group in groups for column in group}
+        upright = max(map(_width, heads.values())) > _CELL - 0.02
+        if upright:
+            heads = {column: _wrap(label(column), 28, 3) for column in heads}
+        head_height = max(_width(head) if upright else _LINE * (1 + head.count("\n")) for head in heads.values())
+        title = _wrap(title, 64, 3)
+        lines = [(_wrap(name, 22, 2), tiles, _ROW) for name, tiles in rows]
+        lines += [(_wrap(name, 17, 2), tiles, _REFERENCE) for name, tiles in beneath]
+
+        left = 2 * _PAD + max(_width(text) for text in (row_title, scale, *(name for name, _, _ in lines)))
+        at = {c: left + i * _CELL for i, c in enumerate(groups[0])}
+        at |= {c: left + i * _CELL + _GAP for group in groups[1:] for i, c in enumerate(group, len(at))}
+        right = max(at.values()) + _CELL
+        # The colour bar needs room for its numbers, the title for its words.
+        bar = max(right - left, 2 * _CELL)
+        width = max(left + bar, _PAD + 1.15 * _width(title)) + 2 * _PAD
+        top = 2 * _PAD + _LINE * (2.2 + title.count("\n")) + head_height
+        bottom = top + sum(height for _, _, height in lines) + (_GAP if beneath else 0)
+        height = bottom + 0.5
+
+        figure = Figure(figsize=(width, height))
+        page = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        page.set_axis_off()
+        page.text(_PAD, _PAD, title, fontsize=7.5, fontweight="bold", va="top")
+        page.text((left + right) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic")
+        page.text(left - _PAD, top - 0.05, row_title, ha="right", va="bottom", style="italic")
+        for column, head in heads.items():
+            middle = at[column] + _CELL / 2
+            page.text(middle, top - 0.05, head, ha="center", va="bottom", rotation=90 if upright else 0)
+        # Without the darkest tones, on which black and white are both hard to read next to each other.
+        tones = ListedColormap(mpl.colormaps[colours](np.linspace(0.12, 0.88, 256)))
+        colouring = ScalarMappable(Normalize(*limits), tones)
+        for i, (name, tiles, line_height) in enumerate(lines):
+            if i == len(rows):
+                top += _GAP
+            page.text(left - _PAD, top + line_height / 2, name, ha="right", va="center")
+            for column, x in at.items():
+                _draw(page, x, top, line_height, tiles.get(column), colouring)
+            top += line_height
+        # In percent, so that the numbers of the scale are those of the cells.
+        scale_axes = figure.add_axes((left / width, 1 - (bottom + 0.2) / height, bar / width, 0.08 / height))
+        in_percent = ScalarMappable(Normalize(100 * limits[0], 100 * limits[1]), tones)
+        figure.colorbar(in_percent, cax=scale_axes, orientation="horizontal", ticks=MaxNLocator(5, steps=[1, 2, 5, 10]))
+        scale_axes.tick_params(labelsize=6, length=2, pad=1.5)
+        page.text(left - _PAD, bottom + 0.16, scale, ha="right", va="center")
+        return figure
+
+
+def _draw(page: Axes, x: float, y: float, height: float, tile: _Tile | None, colouring: ScalarMappable) -> None:
+    colour: Any = colouring.to_rgba(np.asarray(tile.value)) if tile else "#F2F2F2"
+    page.add_patch(Rectangle((x, y), _CELL, height, facecolor=colour, edgecolor="white", linewidth=0.8))
+    centred: dict[str, Any] = {"ha": "center", "va": "center"}
+    if tile is None:
+        page.text(x + _CELL / 2, y + height / 2, "\N{EN DASH}", color="#777777", **centred)
+        return
+    # Relative luminance, as the contrast of text is defined in WCAG 2.
+    ink = "white" if np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722)) < 0.2 else "black"
+    if tile.outlined:
+        page.add_patch(Rectangle((x + 0.012, y + 0.012), _CELL - 0.024, height - 0.024, fill=False, linewidth=1.1))
+    if tile.open:
+        # Short of the corners, so that the lines of neighbours do not join.
+        ends = (x + 0.045, x + _CELL - 0.045), (y + height - 0.025, y + 0.025)
+        page.add_line(Line2D(*ends, color=ink, linewidth=0.4, gid="open"))
+    # The stroke in the cell's colour keeps the line from running through the numbers.
+    halo = [withStroke(linewidth=1.5, foreground=colour)] if tile.open else []
+    for text, at, size in ((tile.text, 0.36 if tile.small else 0.5, 7.5), (tile.small, 0.75, 4.8)):
+        page.text(x + _CELL / 2, y + at * height, text, fontsize=size, color=ink, path_effects=halo, **centred)
+
+
+def overview(series: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, float]) -> Figure:
+    """Grouped bars: accuracy of each series (base, methods) by column, with its interval; chance as a dashed line.
+
+    ``chance``: by column; its keys are the columns in the order in which they stand.
+    """
+    columns = list(chance)
+    with _style():
+        figure, axes = _plot(len(columns), [*series, "Chance"])
+        axes.set(ylabel="Accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(columns) - 0.4))
+        for i, (name, values) in enumerate(series.items()):
+            x = [columns.index(column) + _beside(i, len(series), 0.82) for column in values]
+            height, errors = _in_percent(list(values.values()))
+            grey: dict[str, Any] = {"color": "#BBBBBB"} if name == "Base" else {}
+            error = {"linewidth": 0.7, "ecolor": "#333333"}
+            axes.bar(x, height, 0.74 / len(series), yerr=errors, label=name, error_kw=error, **grey)
+        guess, at = 100 * np.array(list(chance.values())), np.arange(len(columns))
+        axes.hlines(guess, at - 0.45, at + 0.45, "black", "dashed", label="Chance", linewidth=0.8)
+        _name_columns(axes, [label(column) for column in columns], figure.get_figwidth())
+        _legend(figure, [axes], [*series, "Chance"])
+        return figure
+
+
+def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title: str, y_title: str) -> Figure:
+    """Rates of several series: over numbers lines with bands, over names points with their intervals side by side."""
+    places = list(dict.fromkeys(x for points in series.values() for x, _ in points))
+    named = any(isinstance(x, str) for x in places)
+    with _style():
+        figure, axes = _plot(len(places) if named else 1, list(series))
+        axes.grid(axis="y")
+        for i, (name, points) in enumerate(series.items()):
+            height, errors = _in_percent([estimate for _, estimate in points])
+            marker: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5, "label": name}
+            if named:
+                x = [places.index(place) + _beside(i, len(series), 0.5) for place, _ in points]
+                axes.errorbar(x, height, errors, linestyle="none", elinewidth=0.8, **marker)
+            else:
+                numbers = [float(place) for place, _ in points]
+                (line,) = axes.plot(numbers, height, linewidth=1.0, **marker)
+                band = height - errors[0], height + errors[1]
+                axes.fill_between(numbers, *band, color=line.get_color(), alpha=0.15, linewidth=0)
+        low, high = axes.get_ylim()
+        axes.set(xlabel=x_title, ylabel=f"{y_title} (%)", ylim=(max(low, 0), min(high, 101)))
+        if named:
+            axes.set_xlim(-0.6, len(places) - 0.4)
+            _name_columns(axes, [label(str(place)) for place in places], figure.get_figwidth())
+        _legend(figure, [axes], list(series))
+        return figure
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one run logged while it trained: (step, value) by metric."""
+
+    row: str
+    method: str
+    values: Mapping[str, Sequence[tuple[int, float]]]
+
+
+def curves(runs: Sequence[Curve]) -> Figure:
+    """A panel for each method and metric of ``CURVES``, in it a line for each row.
+
+    The line is the running mean of 5 values; the values themselves stand behind it, faint.
+    """
+    methods, rows = list(dict.fromkeys(r.method for r in runs)), list(dict.fromkeys(r.row for r in runs))
+    with _style():
+        height = 0.45 + 1.75 * len(methods) + 0.16 * _legend_shape(rows, _PAGE)[1]
+        figure = Figure((_PAGE, height), layout="constrained")
+        panels = figure.subplots(len(methods), len(CURVES), squeeze=False, sharex=True, sharey="col")
+        cycle = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+        for run in runs:
+            again, place = divmod(rows.index(run.row), len(cycle))
+            style: dict[str, Any] = {"color": cycle[place], "linestyle": _DASHES[again % len(_DASHES)]}
+            for panel, metric in zip(panels[methods.index(run.method)], CURVES, strict=True):
+                steps, values = np.array(run.values.get(metric, ()), dtype=float).reshape(-1, 2).T
+                panel.plot(steps, values, linewidth=0.5, alpha=0.15, **style)
+                # Near the ends the mean is over the neighbours that exist.
+                mean = [values[max(0, at - 2) : at + 3].mean() for at in range(len(values))]
+                panel.plot(steps, mean, linewidth=1.0, label=run.row, **style)
+        for method, panel in zip(methods, panels[:, 0], strict=True):
+            panel.set_title(_wrap(label(method), 50, 1))
+        for name, of_metric in zip(CURVES.values(), panels.T, strict=True):
+            for panel in of_metric:
+                panel.set_ylabel(name)
+            panel.set_xlabel("Step")
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _legend(figure, panels.flat, rows)
+        return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Writes ``name`` as vector graphics (svg, pdf) and as a picture of 200 dpi (png): same figure, same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    without = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
+    with _style():
+        for kind in FORMATS:
+            figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict.fromkeys(without[kind]))
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with as_file(files("medr1.reporting") / "templates" / "figures.mplstyle") as path, mpl.rc_context(fname=path):
+        yield
+
+
+def _plot(places: int, names: Sequence[str]) -> tuple[Figure, Axes]:
+    width = _PAGE if places > 4 else _COLUMN
+    figure = Figure((width, 2.35 + 0.16 * _legend_shape(names, width)[1]), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _beside(i: int, n: int, width: float) -> float:
+    """Where series ``i`` of ``n`` stands within a group of so many places' ``width``."""
+    return (i - (n - 1) / 2) * width / n
+
+
+def _in_percent(estimates: Sequence[Estimate]) -> tuple[Any, Any]:
+    """Values [n] and distances to the ends of the intervals [2, n]."""
+    value, low, high = 100 * np.array([(e.value, e.low, e.high) for e in estimates]).reshape(-1, 3).T
+    # A bootstrap may leave a value a hair outside its interval; a bar cannot have a negative length.
+    return value, np.maximum([value - low, high - value], 0)
+
+
+def _name_columns(axes: Axes, names: Sequence[str], width: float) -> None:
+    slot = 0.9 * width / len(names)
+    wrapped = [_wrap(name, max(int(slot / 0.068), 8), 3) for name in names]
+    upright = max(map(_width, wrapped)) > slot - 0.04
+    if upright:
+        wrapped = [_wrap(name, 28, 1) for name in names]
+    axes.set_xticks(range(len(names)), wrapped, rotation=90 if upright else 0)
+    axes.tick_params(axis="x", length=0)
+
+
+def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str]) -> None:
+    """One legend beneath all axes, in the order of ``names``; of several artists with one name one stands for all."""
+    handles: dict[str, Artist] = {}
+    for one in axes:
+        handles |= {name: handle for handle, name in zip(*one.get_legend_handles_labels(), strict=True)}
+    shown = [_wrap(label(name), 48, 1) for name in names]
+    columns = _legend_shape(names, figure.get_figwidth())[0]
+    figure.legend([handles[name] for name in names], shown, loc="outside lower center", ncols=columns)
+
+
+def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns and lines."""
+    fit = int((width - 0.2) / (max(_width(_wrap(label(name), 48, 1)) for name in names) + 0.5))
+    lines = -(-len(names) // max(fit, 1))
+    return -(-len(names) // lines), lines
+
+
+def _wrap(text: str, width: int, lines: int) -> str:
+    # A short word is never broken: where it does not fit, the label is turned.
+    wrapped = textwrap.wrap(text, width, max_lines=lines, placeholder="...", break_long_words=width > 16)
+    return "\n".join(wrapped) or "-"
+
+
+def _width(text: str) -> float:
+    """Inches of the longest line."""
+    return max(TextPath((0, 0), line, size=7).get_extents().width for line in text.split("\n")) / 72

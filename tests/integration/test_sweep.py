@@ -1,0 +1,155 @@
+"""Sweeps from the command line: nothing is lost, nothing is run twice, whatever the launcher and whoever is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from medr1.evaluation.predictions import read_predictions
+from medr1.sweep import State, SweepDirectory
+from medr1.tracking_address import stored_run
+from tests.integration.conftest import command, read_json, run_command
+
+SWEEP = ("sweep=cross_modality", "modality=ct,mri", "debug=quick", "trainer.steps=2", "evaluation.limit=1")
+
+
+def launcher(name: str, *settings: str) -> tuple[str, ...]:
+    plugin = name.split("_")[0]
+    if importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+        pytest.skip(f'hydra-{plugin}-launcher is not installed: pip install -e ".[launchers]"')
+    return (f"hydra/launcher={name}", *settings)
+
+
+def only_sweep(output_dir: Path) -> SweepDirectory:
+    (file,) = output_dir.glob("*/sweep.json")
+    return SweepDirectory(file.parent)
+
+
+def tables(sweep: SweepDirectory) -> Any:
+    return read_json(sweep.report / "matrices.json")
+
+
+def children(sweep: SweepDirectory) -> dict[str, str]:
+    """Directory and status of every run in MLflow under the sweep's own."""
+    stored = stored_run(sweep.path)
+    assert stored is not None
+    client = MlflowClient(tracking_uri=stored.uri)
+    experiment = client.get_experiment_by_name(stored.experiment)
+    runs = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{stored.run_id}'")
+    found = [(r.data.tags["run_directory"], r.info.status) for r in runs]
+    assert len(dict(found)) == len(found), "a run stands twice under its sweep"
+    return {Path(directory).name: status for directory, status in found}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepDirectory, str]:
+    """Four runs, two at a time in the processes of joblib."""
+    output_dir = tmp_path_factory.mktemp("joblib")
+    words = launcher("joblib", "hydra.launcher.n_jobs=2")
+    printed = run_command("train.py", *SWEEP, *words, f"output_dir={output_dir}")
+    return only_sweep(output_dir), printed
+
+
+def test_parallel_runs_are_all_there_once(undisturbed: tuple[SweepDirectory, str]) -> None:
+    sweep, printed = undisturbed
+    names = sweep.read().wanted
+    assert len(names) == 4 and set(sweep.states(names).values()) == {State.FINISHED}
+    assert children(sweep) == dict.fromkeys(names, "FINISHED")
+    assert "4 of 4 done" in printed
+    bases = [sweep.run(name).predictions("base").read_bytes() for name in names]
+    assert len(list((sweep.path / "base").glob("*.jsonl"))) == 1 and len(set(bases)) == 1
+
+
+def test_cells_are_those_of_the_predictions_files(undisturbed: tuple[SweepDirectory, str]) -> None:
+    sweep, _ = undisturbed
+    found = tables(sweep)
+    for matrix in found["matrices"]:
+        for row, cells in matrix["cells"].items():
+            (name,) = {run for cell in cells.values() for run in cell["runs"]}
+            assert sweep.read().jobs[name].axes == {"modality": row, "algorithm": matrix["method"]}
+            lines = read_predictions(sweep.run(name).predictions("trained"))
+            for column, cell in cells.items():
+                part = [p for p in lines if column in ("all", p.modality)]
+                assert cell["n"] == len(part)
+                assert cell["accuracy"]["value"] == pytest.approx(sum(p.right for p in part) / len(part))
+    stored = stored_run(sweep.path)
+    assert stored is not None
+    client = MlflowClient(tracking_uri=stored.uri)
+    assert client.get_run(stored.run_id).info.status == "FINISHED"
+    files = {f.path for f in client.list_artifacts(stored.run_id)}
+    assert {"report.html", "matrices.json", "results.md", "sft.csv", "grpo.csv", "figures"} <= files
+
+
+def test_the_same_command_runs_nothing_again_and_a_longer_one_only_the_rest(
+    undisturbed: tuple[SweepDirectory, str],
+) -> None:
+    sweep, _ = undisturbed
+    before = {name: sweep.run(name).summary.stat().st_mtime_ns for name in sweep.read().wanted}
+    printed = run_command("train.py", *SWEEP, f"output_dir={sweep.path.parent}")
+    assert "4 finished before, 0 to be continued" in printed and "started" not in printed
+    longer = [word.replace("ct,mri", "ct,mri,us") for word in (*SWEEP, "algorithm=sft")]
+    printed = run_command("train.py", *longer, f"output_dir={sweep.path.parent}")
+    assert printed.count("started") == 1 and len(sweep.read().jobs) == 5
+    assert {name: sweep.run(name).summary.stat().st_mtime_ns for name in before} == before
+    grown = tables(sweep)
+    assert {m["method"]: len(m["cells"]) for m in grown["matrices"]} == {"sft": 3, "grpo": 2}
+
+
+def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(
+    undisturbed: tuple[SweepDirectory, str], tmp_path: Path
+) -> None:
+    """Processes of submitit on this machine; SIGKILL at two random moments, then the same command."""
+    words = (*SWEEP, *launcher("submitit_local", "hydra.launcher.tasks_per_node=1"), f"output_dir={tmp_path}")
+    moments = random.Random()
+    for _ in range(2):
+        process = command("train.py", *words)
+        while not list(tmp_path.glob("*/*/job.log")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        wait = moments.uniform(0, 15)
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    run_command("train.py", *words)
+    sweep, peace = only_sweep(tmp_path), undisturbed[0]
+    names = sweep.read().wanted
+    assert set(sweep.states(names).values()) == {State.FINISHED}
+    assert children(sweep) == dict.fromkeys(names, "FINISHED")
+    for name in names:
+        for condition in ("base", "trained", "shuffled_image"):
+            ours, theirs = (s.run(name).predictions(condition) for s in (sweep, peace))
+            assert read_predictions(ours) == read_predictions(theirs), (wait, condition)
+
+
+def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_asked(tmp_path: Path) -> None:
+    """Lightning knows no accelerator of that name, which only the run itself finds out."""
+    words = ("-m", "trainer.accelerator=foo,cpu", "debug=quick", "trainer.steps=1", "evaluation.limit=1")
+    words = (*words, "tracking=none", "evaluation.blank_image=false", f"output_dir={tmp_path}")
+    stopped = run_command("train.py", *words, "sweep.stop_on_failure=true", status=2)
+    assert "left out, because another run has failed" in stopped and "none of its 2 runs is finished" in stopped
+    printed = run_command("train.py", *words, status=1)
+    assert "1 of 2 runs are missing; the same command goes on" in printed
+    sweep = only_sweep(tmp_path)
+    failed, fine = sweep.read().wanted
+    assert sweep.states([failed, fine]) == {failed: State.FAILED, fine: State.FINISHED}
+    log = sweep.run(failed).log.read_text()
+    assert "Traceback (most recent call last)" in log and "foo" in log
+    assert "Traceback (most recent call last)" in (sweep.report / "report.html").read_text()
+    assert json.loads(sweep.run(failed).failure.read_text())["status"] == 1
+
+
+def test_two_processes_do_not_work_on_one_run(undisturbed: tuple[SweepDirectory, str]) -> None:
+    sweep, _ = undisturbed
+    run = sweep.run(sweep.read().wanted[0])
+    with run.held():
+        printed = run_command("train.py", f"resume={run.path}", status=2)
+    assert "is being worked on by another process" in printed
