@@ -126,7 +126,8 @@ def plan(config: DictConfig) -> SweepDirectory:
     # As Hydra's own sweeper has it: the values of the sweep's file first, those of the command line in their place.
     lists: dict[str, list[str]] = {}
     varied = [str(key) for key in params]
-    for override in OverridesParser.create().parse_overrides([f"{key!s}={value!s}" for key, value in params.items()] + given):
+    texts = [f"{key!s}={value!s}" for key, value in params.items()] + given
+    for override in OverridesParser.create().parse_overrides(texts):
         key = override.get_key_element()
         if override.is_sweep_override():
             lists[key] = [str(value) for value in override.sweep_string_iterator()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Protocol
 
 from PIL import Image
@@ -105,6 +106,12 @@ class BadRecord(DataError):
         super().__init__(f"{file}, record {record}: {reason.value}: {detail}")
 
 
+@cache
+def option_meaning(text: str) -> str:
+    """What an option says: case and a closing full stop do not make two answers different, only one of them a cue."""
+    return text.strip().rstrip(".").strip().casefold()
+
+
 def check_choices(file: str, record: str, question: str, options: Mapping[str, str], answer: str) -> None:
     """Checks what every record must have, wherever it comes from.
 
@@ -119,11 +126,10 @@ def check_choices(file: str, record: str, question: str, options: Mapping[str, s
     for letter, text in options.items():
         if letter not in LETTERS or not text.strip():
             raise BadRecord(file, record, Reason.MALFORMED, f"option {letter!r} is {text!r}")
-        # Case and a closing full stop do not make two answers different, only one of them a cue.
-        normal = text.strip().rstrip(".").casefold()
+        normal = option_meaning(text)
         if normal in seen:
             raise BadRecord(
-                file, record, Reason.DUPLICATE_OPTION, f"options {seen[normal]} and {letter} are both {text!r}"
+                file, record, Reason.DUPLICATE_OPTION, f"options {seen[normal]} and {letter} both say {text!r}"
             )
         seen[normal] = letter
     if answer not in options:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from medr1.data.problem_text import parse_problem, parse_solution
 from medr1.errors import DataError
-from medr1.records import BadRecord, Modality, QuestionType, Reason, check_choices
+from medr1.records import BadRecord, Modality, QuestionType, Reason, check_choices, option_meaning
 
 
 class SplitAxis(StrEnum):
@@ -222,10 +222,10 @@ def _release_question(file: str, position: str, record: Mapping[str, object]) ->
         # Absent where a question has fewer options; some exports write null instead.
         if match and value is not None:
             options[match[1]] = _text(file, position, record, key).strip()
-    matches = _matching(options, right)
+    matches = [letter for letter, text in options.items() if option_meaning(text) == option_meaning(right)]
     # Without a match any letter serves to have the options checked first: their faults explain the missing match.
     check_choices(file, position, question, options, matches[0] if matches else next(iter(options), ""))
-    if len(matches) != 1:
+    if not matches:  # several would have been options that mean the same
         raise BadRecord(
             file, position, Reason.ANSWER_NOT_AMONG_OPTIONS, f"gt_answer {right!r}, options {list(options.values())}"
         )
@@ -235,17 +235,6 @@ def _release_question(file: str, position: str, record: Mapping[str, object]) ->
     return Question(
         file, position, identity, image, question.strip(), options, matches[0], modality, question_type, repr(named)
     )
-
-
-def _matching(options: Mapping[str, str], right: str) -> list[str]:
-    """Letters of the options that are the answer: exactly, or else up to case and a closing full stop."""
-    exact = [letter for letter, text in options.items() if text == right.strip()]
-    wanted = _normal(right)
-    return exact or [letter for letter, text in options.items() if _normal(text) == wanted]
-
-
-def _normal(text: str) -> str:
-    return text.strip().rstrip(".").strip().casefold()
 
 
 def _split_question(

@@ -11,7 +11,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
@@ -31,8 +30,9 @@ from medr1.data.omnimedvqa_files import (
 )
 from medr1.data.problem_text import parse_problem, parse_solution
 from medr1.errors import DataError
+from medr1.evaluation.controls import OptionPrior
 from medr1.evaluation.cues import CueCounts, count_cues, expected_accuracy
-from medr1.records import BadRecord, Modality, QuestionType, Reason
+from medr1.records import BadRecord, Modality, QuestionType, Reason, option_meaning
 
 Value = Modality | QuestionType
 _AXES: dict[SplitAxis, type[Modality] | type[QuestionType]] = {
@@ -249,9 +249,9 @@ def _repeating(bad: Iterable[BadRecord]) -> Iterator[Question]:
             problem, image = parse_problem(row["problem"]), row["image"]
             question, options, answer = problem.question, problem.options, parse_solution(row["solution"])
         else:
-            question, image, right = row["question"].strip(), row["image_path"], _normal(row["gt_answer"])
+            question, image, right = row["question"].strip(), row["image_path"], option_meaning(row["gt_answer"])
             options = {key[-1]: text.strip() for key, text in row.items() if key.startswith("option_") and text}
-            answer = next((letter for letter, text in options.items() if _normal(text) == right), "")
+            answer = next((letter for letter, text in options.items() if option_meaning(text) == right), "")
             modality = parse_modality(row.get("modality_type") or "")
             question_type = parse_question_type(row["question_type"])
         if answer in options:
@@ -279,7 +279,7 @@ def _source(name: str, parts: Sequence[_Part]) -> Source:
         records=sum(part.records for part in parts),
         readable=len(questions),
         options=_option_counts(questions),
-        repeats=sum(len(set(map(_normal, q.options.values()))) < len(q.options) for q in questions),
+        repeats=sum(len(set(map(option_meaning, q.options.values()))) < len(q.options) for q in questions),
         cues=count_cues((q.options, q.answer) for q in questions),
         bad=_count(bad.reason.value for part in parts for bad in part.bad),
     )
@@ -290,8 +290,8 @@ def _family(axis: SplitAxis, parts: Sequence[_Part], pictures: Mapping[str, str]
     values: list[Value] = [value for value in _AXES[axis] if value in train or value in test]
     blind: dict[Value, dict[Value, float]] = {}
     for trained in (value for value in values if value in train):
-        scores = _option_scores(train[trained])
-        blind[trained] = {tested: _blind(scores, test[tested]) for tested in values if tested in test}
+        prior = OptionPrior.count((q.options, q.answer) for q in train[trained])
+        blind[trained] = {tested: _blind(prior, test[tested]) for tested in values if tested in test}
     chances = {value: fmean(1 / len(q.options) for q in test[value]) for value in values if value in test}
     pairs = [(a, b) for a, row in blind.items() for b in row if a is not b]
     cells = {
@@ -351,21 +351,11 @@ def _crossings(families: Mapping[SplitAxis, Sequence[_Part]]) -> Iterator[Crossi
         yield Crossing(train_axis, test_axis, len(train), sum(content in test for content in train))
 
 
-def _option_scores(train: Iterable[Question]) -> dict[str, float]:
-    """right / (offered + 1) of each option text."""
-    right: Counter[str] = Counter()
-    offered: Counter[str] = Counter()
-    for question in train:
-        offered.update(map(_normal, question.options.values()))
-        right[_normal(question.options[question.answer])] += 1
-    return {text: right[text] / (count + 1) for text, count in offered.items()}
-
-
-def _blind(scores: Mapping[str, float], test: Sequence[Question]) -> float:
-    """Expected accuracy of the option with the best score. A text that training never offered has score 0."""
+def _blind(prior: OptionPrior, test: Sequence[Question]) -> float:
+    """Expected accuracy of the option with the best score, where ties are guessed."""
     total = 0.0
     for question in test:
-        of_letter = {letter: scores.get(_normal(text), 0.0) for letter, text in question.options.items()}
+        of_letter = {letter: prior.score(text) for letter, text in question.options.items()}
         best = max(of_letter.values())
         if of_letter[question.answer] == best:
             total += 1 / sum(score == best for score in of_letter.values())
@@ -383,12 +373,6 @@ def _count(reasons: Iterable[str]) -> dict[str, int]:
 def _examples(bad: Iterable[BadRecord]) -> list[str]:
     """The first of each file and reason."""
     return [str(record) for record in {(b.file, b.reason): b for b in reversed(list(bad))}.values()][::-1]
-
-
-@cache
-def _normal(text: str) -> str:
-    """As ``OptionPrior`` compares texts."""
-    return text.strip().rstrip(".").casefold()
 
 
 def _plain(value: Any) -> Any:

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Condition, Prediction, prediction
 from medr1.reasoning import ReasoningMode, target_text
-from medr1.records import Record
+from medr1.records import Record, option_meaning
 
 
 @dataclass(frozen=True, slots=True)
 class OptionPrior:
     """The blind control: for each question the option whose text was most often right in training.
 
-    "Most often" means right / offered, not the bare number of times right: a frequent distractor must not win over a
-    rare text that is right whenever it is offered. A text that training never offered counts as never right.
-    Texts are compared as ``medr1.records.check_choices`` compares them, without case and closing full stops, so
-    that the control reads what an option says and not how the annotator happened to type the right one: with
-    typography it scores higher still on OmniMedVQA (ultrasound 1.000 instead of .834), because the right option is
-    often the only one in lower case or with a full stop. Neither question nor image is looked at.
+    "Most often" means right / (offered + 1), not the bare number of times right: a frequent distractor must not win
+    over a rarer text that is right whenever it is offered, nor a text seen once over one right in 90 of 91 questions.
+    A text that training never offered counts as never right. Texts are compared by
+    ``medr1.records.option_meaning``, without case and closing full stops, so that the control reads what an option
+    says and not how the annotator happened to type the right one: with typography it scores higher still on OmniMedVQA
+    (ultrasound 1.000 instead of .834), because the right option is often the only one in lower case or with a full
+    stop. Neither question nor image is looked at.
     """
 
     right: Mapping[str, int]
@@ -35,20 +36,24 @@ class OptionPrior:
         Raises:
             DataError: no training records, so that there is nothing to know.
         """
+        return cls.count((record.options, record.answer) for record in train_records)
+
+    @classmethod
+    def count(cls, questions: Iterable[tuple[Mapping[str, str], str]]) -> OptionPrior:
+        """As ``fit``, from the options and the right letter of each question."""
         right: Counter[str] = Counter()
         offered: Counter[str] = Counter()
-        for record in train_records:
-            offered.update(map(_normal, record.options.values()))
-            right[_normal(record.answer_text)] += 1
+        for options, answer in questions:
+            offered.update(map(option_meaning, options.values()))
+            right[option_meaning(options[answer])] += 1
         if not offered:
             raise DataError("the option prior needs at least one training record")
         return cls(right, offered)
 
     def score(self, text: str) -> float:
-        """Fraction of the training questions offering this text in which it is right; 0 if none offers it."""
-        normal = _normal(text)
-        offered = self.offered.get(normal, 0)
-        return self.right.get(normal, 0) / offered if offered else 0.0
+        """How often the text was right among the training questions offering it, with one more that it lost."""
+        meaning = option_meaning(text)
+        return self.right.get(meaning, 0) / (self.offered.get(meaning, 0) + 1)
 
     def predict(self, record: Record) -> str:
         """The letter of the option with the highest score.
@@ -61,7 +66,7 @@ class OptionPrior:
 
     def _rank(self, record: Record, letter: str) -> tuple[float, bytes]:
         text = record.options[letter]
-        return self.score(text), hashlib.sha256(f"{record.id}\n{_normal(text)}".encode()).digest()
+        return self.score(text), hashlib.sha256(f"{record.id}\n{option_meaning(text)}".encode()).digest()
 
 
 def blind_predictions(prior: OptionPrior, records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
@@ -77,7 +82,3 @@ def blind_predictions(prior: OptionPrior, records: Iterable[Record], mode: Reaso
         )
         for record in records
     ]
-
-
-def _normal(text: str) -> str:
-    return text.strip().rstrip(".").casefold()

@@ -173,7 +173,7 @@ def _heatmap(
         if upright:
             heads = {column: _wrap(label(column), 28, 3) for column in heads}
         head_height = max(_width(head) if upright else _LINE * (1 + head.count("\n")) for head in heads.values())
-        title = _wrap(title, 64, 3)
+        title, row_title = _wrap(title, 64, 3), _wrap(row_title, 20, 2)
         lines = [(_wrap(name, 22, 2), tiles, _ROW) for name, tiles in rows]
         lines += [(_wrap(name, 17, 2), tiles, _REFERENCE) for name, tiles in beneath]
 
@@ -254,7 +254,7 @@ def overview(series: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, 
             axes.bar(x, height, 0.74 / len(series), yerr=errors, label=name, error_kw=error, **grey)
         guess, at = 100 * np.array(list(chance.values())), np.arange(len(columns))
         axes.hlines(guess, at - 0.45, at + 0.45, "black", "dashed", label="Chance", linewidth=0.8)
-        _name_columns(axes, [label(column) for column in columns], figure.get_figwidth())
+        _name_columns(figure, axes, columns)
         _legend(figure, [axes], [*series, "Chance"])
         return figure
 
@@ -278,10 +278,11 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
                 band = height - errors[0], height + errors[1]
                 axes.fill_between(numbers, *band, color=line.get_color(), alpha=0.15, linewidth=0)
         low, high = axes.get_ylim()
-        axes.set(xlabel=x_title, ylabel=f"{y_title} (%)", ylim=(max(low, 0), min(high, 101)))
+        axes.set(ylim=(max(low, 0), min(high, 101)))
+        axes.set(xlabel=_wrap(x_title, 45, 2), ylabel=_wrap(f"{y_title} (%)", 32, 2))
         if named:
             axes.set_xlim(-0.6, len(places) - 0.4)
-            _name_columns(axes, [label(str(place)) for place in places], figure.get_figwidth())
+            _name_columns(figure, axes, [str(place) for place in places])
         _legend(figure, [axes], list(series))
         return figure
 
@@ -359,12 +360,14 @@ def _in_percent(estimates: Sequence[Estimate]) -> tuple[Any, Any]:
     return value, np.maximum([value - low, high - value], 0)
 
 
-def _name_columns(axes: Axes, names: Sequence[str], width: float) -> None:
-    slot = 0.9 * width / len(names)
-    wrapped = [_wrap(name, max(int(slot / 0.068), 8), 3) for name in names]
+def _name_columns(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """Side by side where they fit, else upright, in a figure that is higher by as much as they need."""
+    slot = 0.9 * figure.get_figwidth() / len(names)
+    wrapped = [_wrap(label(name), max(int(slot / 0.068), 8), 3) for name in names]
     upright = max(map(_width, wrapped)) > slot - 0.04
     if upright:
-        wrapped = [_wrap(name, 28, 1) for name in names]
+        wrapped = [_wrap(label(name), 28, 1) for name in names]
+        figure.set_figheight(figure.get_figheight() + max(map(_width, wrapped)))
     axes.set_xticks(range(len(names)), wrapped, rotation=90 if upright else 0)
     axes.tick_params(axis="x", length=0)
 

@@ -24,6 +24,7 @@ from medr1.reporting import figures as draw
 from medr1.reporting.report_tables import CONTROLS, contrast_table, matrix_table, references, result_table, slug
 from medr1.reporting.tables import ResultTable
 
+Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
 _DATA_AXES = ("modality", "question_type")  # rows that say what was trained on, not how
 _OPEN = "Struck through: the interval contains zero, so that the sign is open. Blue is better, red is worse."
 
@@ -97,14 +98,14 @@ def write_report(
     command: str,
     tables: SweepTables,
     runs: Sequence[RunLink],
-    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    curves: Curves,
     sections: Sequence[Section] = (),
     facts: Mapping[str, str],
 ) -> Path:
     """Writes ``folder/report.html`` and ``folder/figures``; returns the path of the report.
 
     Args:
-        curves: (step, value) by run name and metric; those of ``figures.CURVES`` are drawn.
+        curves: those of ``figures.CURVES`` are drawn.
         facts: what else one must know to repeat the sweep, such as versions, commit and data fingerprint.
 
     Raises:
@@ -124,9 +125,10 @@ def write_report(
     finished = sum(run.state == "finished" for run in runs)
     records = max((cell.n for m in tables.matrices for row in m.cells.values() for cell in row.values()), default=0)
     trained = " trained on" if tables.row_axis in _DATA_AXES else ""
+    rows, columns = _axis(tables.row_axis), _axis(tables.column_axis)
     lead = (
-        f"Rows: {_axis(tables.row_axis)}{trained}. Columns: {_axis(tables.column_axis)} tested on, {records:,} records. "
-        f"{finished} of {len(runs)} runs have finished. Every accuracy links to the run that it comes from."
+        f"Rows: {rows}{trained}. Columns: {columns} tested on, {records:,} questions. {finished} of {len(runs)} runs "
+        "have finished. Every accuracy links to the run that it comes from."
     )
     findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in tables.findings)
     html = Template((files("medr1.reporting") / "templates" / "report.html").read_text("utf-8")).substitute(
@@ -229,19 +231,27 @@ def _overview(tables: SweepTables) -> tuple[Figure, str]:
     return draw.overview(series, chance), caption
 
 
-def _curves(page: _Page, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> str:
-    """Of the runs that stand in a matrix and that were rewarded."""
-    rewarded = {name for name, values in curves.items() if next(iter(draw.CURVES)) in values}
-    drawn = {
-        name: draw.Curve(row, matrix.method, curves[name])
-        for matrix in page.tables.matrices
-        for row, cells in matrix.cells.items()
-        for cell in cells.values()
-        for name in cell.runs
-        if name in rewarded
-    }
-    caption = "Reward and completion length while training. Lines: running mean of 5 values, over the values, faint."
-    return page.figure("curves", draw.curves(list(drawn.values())), caption) if drawn else ""
+def _curves(page: _Page, curves: Curves) -> str:
+    """Of the runs that stand in a matrix and that were rewarded; seeds are averaged step by step."""
+    reward, *_ = draw.CURVES
+    lines = []
+    for matrix in page.tables.matrices:
+        for row, cells in matrix.cells.items():
+            names = dict.fromkeys(name for cell in cells.values() for name in cell.runs)
+            seeds = [curves[name] for name in names if reward in curves.get(name, {})]
+            values = {metric: _average([seed.get(metric, ()) for seed in seeds]) for metric in draw.CURVES}
+            lines += [draw.Curve(row, matrix.method, values)] if seeds else []
+    caption = "Reward and completion length while training, averaged over seeds. Lines: running mean of 5 values; "
+    caption += "behind them the values themselves."
+    return page.figure("curves", draw.curves(lines), caption) if lines else ""
+
+
+def _average(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Mean of the seeds that logged a value, by step."""
+    by_step: dict[int, list[float]] = {}
+    for step, value in (point for points in seeds for point in points):
+        by_step.setdefault(step, []).append(value)
+    return [(step, fmean(values)) for step, values in sorted(by_step.items())]
 
 
 def _section(page: _Page, section: Section) -> str:

@@ -33,8 +33,8 @@ QUESTION_TYPE_NAMES = {
 }
 TRAINED_MARK = "\N{DAGGER}"
 _ABSENT = "-"
-# Conditions in the order of their columns, with the column's title. A title is as narrow as its numbers allow. The other
-# controls (another's picture, surface cues) have no column: 100 are full. They stand in summary.json and in sweeps.
+# Conditions in the order of their columns. A title is as narrow as its numbers allow. Another's
+# picture and surface cues have no column: 100 are full. They stand in summary.json and in sweeps.
 _CONDITIONS = {
     Condition.OPTION_PRIOR: "prior",
     Condition.BLANK_IMAGE: "blank",

@@ -56,11 +56,11 @@ def test_a_new_command_tries_again_what_has_failed(sweep: SweepDirectory) -> Non
 
 
 def test_no_sweep_and_a_damaged_one_are_told_apart(sweep: SweepDirectory, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no sweep: it has no sweep.json"):
+    with pytest.raises(ConfigError, match=r"is no sweep: it has no sweep\.json"):
         SweepDirectory(tmp_path).read()
     for damage in ("{", "[]", '{"jobs": 3}', '{"jobs": {}, "name": "x"}'):
         sweep.manifest_file.write_text(damage)
-        with pytest.raises(ConfigError, match=r"sweep.json is damaged .* finished runs are kept"):
+        with pytest.raises(ConfigError, match=r"sweep\.json is damaged .* finished runs are kept"):
             sweep.read()
 
 

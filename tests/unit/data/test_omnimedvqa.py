@@ -101,9 +101,9 @@ def test_a_release_record_becomes_a_record(root: Path) -> None:
     assert first.image.load(28).size == (28, 28)
 
 
-def test_an_exact_answer_comes_before_a_like_one(root: Path) -> None:
-    write_qa(root, [qa(0, option_A="Nodule ."), qa(1, option_A="nodule .", gt_answer="Nodule .")])
-    with pytest.raises(DataError, match="1 answer_not_among_options"):
+def test_an_answer_is_the_option_that_means_the_same_and_there_is_only_one(root: Path) -> None:
+    write_qa(root, [qa(0, gt_answer="nodule. "), qa(1, option_A="Nodule ."), qa(2, gt_answer="Nodules")])
+    with pytest.raises(DataError, match="1 answer_not_among_options, 1 duplicate_option"):
         load(root)
     assert [record.answer for record in load(root, on_bad_record=OnBadRecord.skip).test] == ["B"]
 

@@ -190,13 +190,15 @@ def test_a_contrast_says_which_side_is_better_or_that_it_is_open() -> None:
             -0.05,
             0.005,
             "The gap of grpo between the diagonal and the rest is 5.5 points [4.5, 6.5] smaller than that of sft, but "
-            "off the diagonal grpo is not shown to score more (+0.5 [-0.5, +1.5] points): not shown to generalize better.",
+            "off the diagonal grpo is not shown to score more (+0.5 [-0.5, +1.5] points): not "
+            "shown to generalize better.",
         ),
         (
             -0.09,
             -0.05,
             "The gap of grpo between the diagonal and the rest is 4.0 points [3.0, 5.0] smaller than that of sft, but "
-            "off the diagonal grpo is not shown to score more (-5.0 [-6.0, -4.0] points): not shown to generalize better.",
+            "off the diagonal grpo is not shown to score more (-5.0 [-6.0, -4.0] points): not "
+            "shown to generalize better.",
         ),
         (
             0.01,
@@ -208,7 +210,8 @@ def test_a_contrast_says_which_side_is_better_or_that_it_is_open() -> None:
             0.05,
             0.02,
             "The gap of grpo between the diagonal and the rest is 3.0 points [2.0, 4.0] larger than that of sft, but "
-            "off the diagonal grpo is not shown to score less (+2.0 [+1.0, +3.0] points): not shown to generalize worse.",
+            "off the diagonal grpo is not shown to score less (+2.0 [+1.0, +3.0] points): not "
+            "shown to generalize worse.",
         ),
         (
             0.055,
