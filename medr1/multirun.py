@@ -73,6 +73,8 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Composes and checks all runs before the first one starts, names the sweep, opens its run in MLflow."""
+        # The workers of some launchers start elsewhere, where only what is installed can be imported.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(_TRAIN.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         for name in ("hydra", "mlflow", "alembic"):  # the sweep says itself what it starts
             logging.getLogger(name).setLevel(logging.WARNING)
         with _loud():
@@ -91,9 +93,7 @@ class SweepCallback(Callback):
         for name in missing:
             print(f"{states[name].value}: {directory.run(name).log}", file=sys.stderr)
         if missing:
-            print(
-                f"{len(missing)} of {len(states)} runs are missing; the same command tries them again", file=sys.stderr
-            )
+            print(f"{len(missing)} of {len(states)} runs are missing; the same command goes on", file=sys.stderr)
             sys.exit(1)
 
     def _open(self, config: DictConfig, directory: SweepDirectory) -> None:
@@ -131,11 +131,11 @@ def plan(config: DictConfig) -> SweepDirectory:
         key = override.get_key_element()
         if override.is_sweep_override():
             lists[key] = [str(value) for value in override.sweep_string_iterator()]
-            varied += [key] if key not in varied else []
+            varied += [key] if key not in (*varied, "seed") else []
         else:
             lists[key] = [str(override.get_value_element_as_str())]
     title = config.sweep.name or "-".join(["multirun", *varied])
-    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in varied and k.split(".")[0] not in _PLACE]
+    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in (*varied, "seed") and k.split(".")[0] not in _PLACE]
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
     loader = GlobalHydra.instance().config_loader()
     jobs = []
@@ -149,9 +149,10 @@ def plan(config: DictConfig) -> SweepDirectory:
             check(cfg)
         except ConfigError as error:
             raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-        jobs.append(Job(job_name(cfg), {key: chosen[key] for key in varied}, overrides))
+        # The seed is always an axis, so that a later command can add seeds to the same tables.
+        jobs.append(Job(job_name(cfg), {key: chosen[key] for key in varied} | {"seed": str(cfg.seed)}, overrides))
     by_name = {job.name: job for job in jobs}
-    rows = config.sweep.rows or next((k for k in varied if k not in ("seed", "algorithm")), "algorithm")
+    rows = config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed")
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
     directory.add(Manifest(title, rows, columns, given, list(by_name), by_name))
     with read_write(config), open_dict(config):

@@ -72,7 +72,8 @@ class SweepDirectory:
         with FileLock(self.path / ".sweep.lock"):
             before = self.read().jobs if self.manifest_file.exists() else {}
             manifest.jobs = {**before, **manifest.jobs}
-            write_json(self.manifest_file, asdict(manifest))
+            # A list, because the order of the runs is that of rows and methods in every table.
+            write_json(self.manifest_file, {**asdict(manifest), "jobs": [asdict(job) for job in manifest.jobs.values()]})
         for name in manifest.wanted:
             self.run(name).failure.unlink(missing_ok=True)
         return manifest
@@ -85,7 +86,7 @@ class SweepDirectory:
         """
         try:
             stored = json.loads(self.manifest_file.read_bytes())
-            jobs = {name: Job(**job) for name, job in stored.pop("jobs").items()}
+            jobs = {job["name"]: Job(**job) for job in stored.pop("jobs")}
             return Manifest(**stored, jobs=jobs)
         except FileNotFoundError as error:
             raise ConfigError(f"{self.path} is no sweep: it has no {self.manifest_file.name}") from error

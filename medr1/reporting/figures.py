@@ -67,9 +67,8 @@ def interval(estimate: Estimate, sign: str = "") -> str:
 
 
 def contrast_name(contrast: ContrastMatrix) -> str:
-    """Such as "GRPO - SFT". Where rows of one method are compared, the method is the row and not in the name."""
-    a, b = (side.removeprefix(f"{contrast.rows[0]}: ") for side in (contrast.a, contrast.b))
-    return f"{label(b)} \N{MINUS SIGN} {label(a)}"
+    """Such as "GRPO - SFT", or "GRPO: No-Think - Think-Before" where rows of one method are compared."""
+    return f"{label(contrast.b)} \N{MINUS SIGN} {label(contrast.a.removeprefix(f'{contrast.rows[0]}: '))}"
 
 
 def columns_of(table: Matrix | ContrastMatrix) -> tuple[str, ...]:
@@ -230,7 +229,7 @@ def _draw(page: Axes, x: float, y: float, height: float, tile: _Tile | None, col
     if tile.open:
         # Short of the corners, so that the lines of neighbours do not join.
         ends = (x + 0.045, x + _CELL - 0.045), (y + height - 0.025, y + 0.025)
-        page.add_line(Line2D(*ends, color=ink, linewidth=0.4, gid="open"))
+        page.add_line(Line2D(*ends, color=ink, linewidth=0.4, gid=f"open-{x:.2f}-{y:.2f}"))
     # The stroke in the cell's colour keeps the line from running through the numbers.
     halo = [withStroke(linewidth=1.5, foreground=colour)] if tile.open else []
     for text, at, size in ((tile.text, 0.36 if tile.small else 0.5, 7.5), (tile.small, 0.75, 4.8)):

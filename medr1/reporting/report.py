@@ -186,9 +186,11 @@ def _figures(page: _Page) -> Iterator[str]:
     for matrix in tables.matrices:
         name, beneath = draw.label(matrix.method), references(matrix)
         caption = (
-            f"{name}: accuracy in percent with its 95 % interval. Outlined: tested on what it was trained on. Mean: "
-            "of the columns with equal weight. Beneath, averaged over the rows: base, controls and a guess."
+            f"{name}: accuracy in percent with its 95 % interval. Mean: of the columns with equal weight. Beneath, "
+            "averaged over the rows: base, controls and a guess."
         )
+        if set(matrix.rows) & set(matrix.columns):
+            caption += " Outlined: tested on what it was trained on."
         for control, (of_control, meaning) in CONTROLS.items():
             if any(reference.key.startswith(control) for reference in beneath):
                 caption += f" {of_control}: {meaning}."
@@ -205,30 +207,30 @@ def _figures(page: _Page) -> Iterator[str]:
 
 def _overview(tables: SweepTables) -> tuple[Figure, str]:
     """Methods averaged over what they were trained on; where rows are no data, every row by itself."""
-    averaged = tables.row_axis in _DATA_AXES
-    series: dict[str, dict[str, Estimate]] = {}
+    found: dict[str, dict[str, list[Estimate]]] = {"Base": {}}
     chance: dict[str, float] = {}
     for matrix in tables.matrices:
-        for column in dict.fromkeys((*draw.columns_of(matrix), ALL)):
-            of_name: dict[str, list[Estimate]] = {}
-            for row, cells in matrix.cells.items():
+        for row, cells in matrix.cells.items():
+            name = row if len(tables.matrices) == 1 else f"{matrix.method}, {row}"
+            of_name = found.setdefault(matrix.method if tables.row_axis in _DATA_AXES else name, {})
+            for column in dict.fromkeys((*draw.columns_of(matrix), ALL)):
                 if cell := cells.get(column):
                     chance[column] = cell.chance
+                    of_name.setdefault(column, []).append(cell.accuracy)
                     if cell.base is not None:
+                        # The base may be asked in each row's own way, such as its reasoning mode.
                         ends = wilson(round(cell.base * cell.n), cell.n)
-                        series.setdefault("Base", {})[column] = Estimate(cell.base, *ends)
-                    alone = row if len(tables.matrices) == 1 else f"{matrix.method}, {row}"
-                    of_name.setdefault(matrix.method if averaged else alone, []).append(cell.accuracy)
-            for name, of in of_name.items():
-                mean = Estimate(fmean(e.value for e in of), fmean(e.low for e in of), fmean(e.high for e in of))
-                series.setdefault(name, {})[column] = mean
-    caption = "Accuracy by column. Lines on the bars: 95 % intervals. Dashed: a guess among the options."
-    if averaged and any(len(matrix.rows) > 1 for matrix in tables.matrices):
-        caption += (
-            " Methods are averaged over their rows; the ends of these intervals are the averages of the rows' ends, at "
-            "least as far out as those of an interval for the average."
-        )
+                        found["Base"].setdefault(column, []).append(Estimate(cell.base, *ends))
+    series = {name: {c: _mean(estimates) for c, estimates in of.items()} for name, of in found.items() if of}
+    caption = (
+        "Accuracy by column. Lines on the bars: 95 % intervals. Where a bar stands for several rows, value and ends "
+        "are averages, at least as wide as an interval for the average. Dashed: a guess among the options."
+    )
     return draw.overview(series, chance), caption
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    return Estimate(*(fmean(getattr(e, end) for e in estimates) for end in ("value", "low", "high")))
 
 
 def _curves(page: _Page, curves: Curves) -> str:

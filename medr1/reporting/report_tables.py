@@ -80,8 +80,10 @@ def matrix_table(matrix: Matrix, row_title: str, href: Href) -> str:
         rows.append((reference.name, ' class="reference"' if i else ' class="reference first"', cells))
     note = (
         "In percent, with 95 % intervals. Third line: gain over the base in points, in parentheses where its interval "
-        "contains zero. *: p below .05 after Holm's correction. Framed: tested on what it was trained on."
+        "contains zero. *: p below .05 after Holm's correction."
     )
+    if set(matrix.rows) & set(matrix.columns):
+        note += " Framed: tested on what it was trained on."
     if g := matrix.generalization:
         note += f" Mean of the diagonal: {_said(g.diagonal)}; off it: {_said(g.off_diagonal)}; gap: {_said(g.gap)}."
     title = f'<h3 id="matrix-{slug(matrix.method)}">{escape(label(matrix.method))}</h3>'

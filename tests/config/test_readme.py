@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medr1.cli import CONF
-from medr1.config import register
+from medr1.config import register, register_sweeps
 
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"python ((?:train|evaluate)\.py[^\n#`]*)", README)))
@@ -34,6 +35,9 @@ def test_every_command_composes(command: str) -> None:
         )
         single.append(f"{override.get_key_element()}={next(iter(values))}")
     register()
+    ConfigStore.instance().repo.pop("sweep", None)  # as in evaluate.py, where it is no group but a directory
+    if script == "train.py":
+        register_sweeps()
     with initialize_config_dir(str(CONF), version_base=None):
         compose(script.removesuffix(".py"), single)
 

@@ -10,13 +10,22 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from medr1.data.phantoms import World, make_records
 from medr1.evaluation.metrics import metric_items, summarise
+from medr1.evaluation.predict import others
 from medr1.evaluation.predictions import read_predictions
 from medr1.run_directory import RunDirectory
 from medr1.tracking_address import stored_run
 from tests.integration.conftest import MINI, needs_mini, only_run, read_json, run_command, train_here
 
-CONDITIONS = ("base", "trained", "blank_image", "option_prior")
+PREFIXES = {
+    "base": "base",
+    "trained": "eval",
+    "blank_image": "blank",
+    "shuffled_image": "shuffled",
+    "option_prior": "blind",
+    "surface_cues": "cues",
+}
 
 
 def client_and_run(run: RunDirectory):
@@ -29,7 +38,7 @@ def client_and_run(run: RunDirectory):
 def test_numbers_agree_between_predictions_summary_table_and_mlflow(finished: tuple[RunDirectory, str]) -> None:
     run, printed = finished
     summary, (_, tracked) = read_json(run.summary), client_and_run(run)
-    for name, prefix in zip(CONDITIONS, ("base", "eval", "blank", "blind"), strict=True):
+    for name, prefix in PREFIXES.items():
         computed = summarise(read_predictions(run.predictions(name)))
         assert summary["conditions"][name] == json.loads(json.dumps(computed.to_dict()))
         for metric, value in metric_items(prefix, computed):
@@ -62,7 +71,7 @@ def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(
     finished: tuple[RunDirectory, str],
 ) -> None:
     run, _ = finished
-    asked = [sorted(p.record for p in read_predictions(run.predictions(name))) for name in CONDITIONS]
+    asked = [sorted(p.record for p in read_predictions(run.predictions(name))) for name in PREFIXES]
     assert all(names == asked[0] for names in asked) and len(set(asked[0])) == len(asked[0])
     cells = Counter((p.modality, p.question_type) for p in read_predictions(run.predictions("trained")))
     assert len(cells) == 40 and set(cells.values()) == {2}
@@ -74,7 +83,7 @@ def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory,
     again = only_run(tmp_path)
     assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
     before, after = read_json(run.summary)["conditions"], read_json(again.summary)["conditions"]
-    assert after == {name: before[name] for name in ("trained", "blank_image", "option_prior")}
+    assert after == {name: before[name] for name in PREFIXES if name != "base"}
 
 
 def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
@@ -104,6 +113,30 @@ def test_each_kind_of_training_ends_with_a_model_and_a_table(overrides: tuple[st
     file = run.model / ("adapter_model.safetensors" if adapter else "model.safetensors")
     assert load_file(file)
     assert adapter == (not (run.model / "model.safetensors").exists())
+
+
+def test_without_training_the_base_answers_and_so_do_its_controls(
+    finished: tuple[RunDirectory, str], tmp_path: Path
+) -> None:
+    settings = ("modality=mri", "reasoning=think_after", "debug=quick", "tracking=none")
+    run = train_here(tmp_path / "run", "algorithm=zero_shot", *settings)
+    assert not run.model.exists() and not run.predictions("trained").exists()
+    assert read_predictions(run.predictions("base")) == read_predictions(finished[0].predictions("base"))
+    assert set(read_json(run.summary)["conditions"]) == set(PREFIXES) - {"trained"}
+
+
+def test_another_picture_is_shown_in_the_control_that_says_so(
+    finished: tuple[RunDirectory, str],
+) -> None:
+    run, _ = finished
+    records = make_records(World.TEST, 0, 80)
+    for record, other in zip(records, others(records), strict=True):
+        assert other.image.key != record.image.key and other.modality == record.modality
+    shown = Counter(other.image.key for other in others(records))
+    assert set(shown.values()) == {5}, "each picture as often as before"
+    own, shuffled = (read_predictions(run.predictions(name)) for name in ("trained", "shuffled_image"))
+    assert [p.record for p in own] == [p.record for p in shuffled]
+    assert [p.text for p in own] != [p.text for p in shuffled]
 
 
 def test_debug_quick_lora_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:

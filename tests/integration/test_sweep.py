@@ -75,7 +75,7 @@ def test_cells_are_those_of_the_predictions_files(undisturbed: tuple[SweepDirect
     for matrix in found["matrices"]:
         for row, cells in matrix["cells"].items():
             (name,) = {run for cell in cells.values() for run in cell["runs"]}
-            assert sweep.read().jobs[name].axes == {"modality": row, "algorithm": matrix["method"]}
+            assert sweep.read().jobs[name].axes == {"modality": row, "algorithm": matrix["method"], "seed": "0"}
             lines = read_predictions(sweep.run(name).predictions("trained"))
             for column, cell in cells.items():
                 part = [p for p in lines if column in ("all", p.modality)]

@@ -34,6 +34,7 @@ def test_the_manifest_comes_back_and_grows_with_the_commands(sweep: SweepDirecto
     sweep.add(manifest("oct"))
     again = sweep.read()
     assert again.wanted == ["oct"] and list(again.jobs) == ["ct", "mri", "oct"]
+    assert list(sweep.add(manifest("b", "a")).jobs) == list(sweep.read().jobs) == ["ct", "mri", "oct", "b", "a"]
     assert again.jobs["mri"].axes == {"modality": "mri"}
 
 
@@ -58,7 +59,7 @@ def test_a_new_command_tries_again_what_has_failed(sweep: SweepDirectory) -> Non
 def test_no_sweep_and_a_damaged_one_are_told_apart(sweep: SweepDirectory, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no sweep: it has no sweep\.json"):
         SweepDirectory(tmp_path).read()
-    for damage in ("{", "[]", '{"jobs": 3}', '{"jobs": {}, "name": "x"}'):
+    for damage in ("{", "[]", '{"jobs": 3}', '{"jobs": [], "name": "x"}'):
         sweep.manifest_file.write_text(damage)
         with pytest.raises(ConfigError, match=r"sweep\.json is damaged .* finished runs are kept"):
             sweep.read()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -81,22 +83,19 @@ def beneath(columns: Sequence[str]) -> list[Reference]:
     return [Reference(name, name, dict.fromkeys((*columns, MEAN), 0.25)) for name in names]
 
 
+@cache
 def texts(figure: Figure) -> list[tuple[str, Bbox]]:
     """All texts that are seen, and where."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in shown]
+    hidden: set[int] = set()
     for axes in figure.axes:
-        # Ticks beyond the limits exist, but nobody sees them.
+        # Ticks beyond the limits, or of an axis that is switched off, exist but are not seen.
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                if axes.axison and not min(limits) <= tick.get_loc() <= max(limits):
-                    gone = tick.label1.get_window_extent(canvas.get_renderer())
-                    boxes = [(text, box) for text, box in boxes if box.bounds != gone.bounds]
-                if not axes.axison:
-                    boxes = [(t, b) for t, b in boxes if b.bounds != tick.label1.get_window_extent().bounds]
-    return boxes
+            ticks = (*axis.get_major_ticks(), *axis.get_minor_ticks())
+            hidden |= {id(t.label1) for t in ticks if not (axes.axison and min(limits) <= t.get_loc() <= max(limits))}
+    return [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in shown if id(t) not in hidden]
 
 
 def curve(row: str, method: str = "grpo", steps: int = 30) -> Curve:
@@ -115,7 +114,6 @@ FIGURES = {
     "accuracy 1x2": lambda: accuracy_heatmap(matrix(["0.5"], ["seen scanners", "held-out scanner"])),
     "accuracy all": lambda: accuracy_heatmap(matrix(["think_before"], [ALL], " ".join(LONG))),
     "gain 8x8": lambda: gain_heatmap(matrix(MODALITIES, MODALITIES)),
-    "gain long": lambda: gain_heatmap(matrix(LONG, LONG)),
     "contrast 5x5": lambda: contrast_heatmap(contrast(QUESTION_TYPES, QUESTION_TYPES)),
     "contrast long": lambda: contrast_heatmap(contrast(LONG, LONG, LONG[0], LONG[1]), LONG[0]),
     "overview 8": lambda: overview(
@@ -148,3 +146,171 @@ def test_no_text_overlaps_another_or_is_cut(name: str) -> None:
         # Half a pixel of 100 dpi: what rounding to pixels may add.
         overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert min(overlap) <= 0.5, (one, other, overlap)
+
+
+def at(figure: Figure, text: str) -> Bbox:
+    """Where this one text stands."""
+    (box,) = [box for shown, box in texts(figure) if shown == text]
+    return box
+
+
+def center(box: Bbox) -> tuple[float, float]:
+    return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+
+
+def test_an_accuracy_stands_in_its_row_and_column_with_its_interval() -> None:
+    cells = {"ct": {"ct": cell(0.7012), "mri": cell(0.405)}, "mri": {"ct": cell(0.33)}}
+    means = {"ct": Estimate(0.5531, 0.5, 0.601)}
+    figure = accuracy_heatmap(
+        Matrix("grpo", ("ct", "mri"), ("ct", "mri"), cells, means, None), beneath(("ct", "mri"))[:1]
+    )
+    columns = {
+        name: center(box)[0] for name, box in texts(figure) if name in ("CT", "MRI") and box.x0 > at(figure, "Base").x1
+    }
+    rows = {name: center(box)[1] for name, box in texts(figure) if box.x1 <= at(figure, "Base").x1 + 1}
+    assert list(columns) == ["CT", "MRI"] and columns["CT"] < columns["MRI"] and rows["CT"] > rows["MRI"]
+    for text, row, column in (("70.1", "CT", "CT"), ("40.5", "CT", "MRI"), ("33.0", "MRI", "CT")):
+        x, y = center(at(figure, text))
+        assert x == pytest.approx(columns[column], abs=1)
+        assert abs(y - rows[row]) < 18, "half the height of a row"
+    assert {"[66.1, 74.1]", "55.3", "[50.0, 60.1]", "GRPO", "Trained on", "Tested on"} <= {
+        text for text, _ in texts(figure)
+    }
+    # One cell of the matrix and the mean of its row were not run.
+    assert [text for text, _ in texts(figure)].count("\N{EN DASH}") == 2
+    x, y = center(next(box for text, box in texts(figure) if text == "25.0"))
+    assert y == pytest.approx(rows["Base"], abs=2)
+
+
+@pytest.mark.parametrize("draw", [accuracy_heatmap, gain_heatmap])
+def test_the_diagonal_is_framed_but_not_all_by_all(draw: Callable[[Matrix], Figure]) -> None:
+    figure = draw(matrix(("mri", ALL), ("ct", "mri")))
+    (frame,) = [p for p in figure.findobj(Rectangle) if not p.get_fill() and p.axes is figure.axes[0]]
+    number = percent(0.1123) if draw is accuracy_heatmap else percent(-0.02, "+")
+    (inside,) = [
+        text for text, box in texts(figure) if text == number and frame.get_window_extent().contains(*center(box))
+    ]
+    assert inside == number
+
+
+def test_a_cell_is_struck_through_exactly_where_its_interval_contains_zero() -> None:
+    values = {
+        "ct": {"ct": (0.05, 0.04), "mri": (0.04, 0.04), ALL: (0.011, 0.01)},
+        "mri": {"ct": (-0.03, 0.04), "mri": (-0.07, 0.02)},
+    }
+    cells = {row: {column: versus(*v) for column, v in of.items()} for row, of in values.items()}
+    table = ContrastMatrix("sft", "grpo", ("ct", "mri"), ("ct", "mri"), cells, estimate(0.0), None)
+    figure = contrast_heatmap(table)
+    FigureCanvasAgg(figure).draw()
+    lines = [
+        center(line.get_window_extent())
+        for line in figure.findobj(Line2D)
+        if (line.get_gid() or "").startswith("open-")
+    ]
+    # Each number stands a little above the middle of its cell.
+    struck = {
+        text
+        for text in ("+5.0", "+4.0", "+1.1", "\N{MINUS SIGN}3.0", "\N{MINUS SIGN}7.0")
+        for x, y in [center(at(figure, text))]
+        if any(abs(x - line_x) < 5 and abs(y - line_y) < 10 for line_x, line_y in lines)
+    }
+    assert struck == {"+4.0", "\N{MINUS SIGN}3.0"}
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.112, 15), (-0.112, 15), (0.001, 5), (0.2, 20)])
+def test_the_scale_of_differences_is_symmetric(largest: float, limit: float) -> None:
+    table = ContrastMatrix("a", "b", ("x",), ("ct",), {"x": {"ct": versus(largest, 0.0005)}}, estimate(0.0), None)
+    bar = contrast_heatmap(table).axes[1]
+    assert bar.get_xlim() == pytest.approx((-limit, limit))
+
+
+def test_no_gain_is_drawn_where_no_base_was_asked() -> None:
+    cells = {"ct": {"ct": cell(0.5), "mri": cell(0.5, versus(0.123))}}
+    shown = [text for text, _ in texts(gain_heatmap(Matrix("sft", ("ct",), ("ct", "mri"), cells, {}, None)))]
+    assert shown.count("\N{EN DASH}") == 1
+    assert {"+12.3", "[+8.3, +16.3]", "SFT \N{MINUS SIGN} Base"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("us", "Ultrasound"),
+        ("grpo no_think", "GRPO No-Think"),
+        ("trained: sft", "Trained: SFT"),
+        ("0.5", "0.5"),
+        ("new", "new"),
+    ],
+)
+def test_values_have_human_names(value: str, name: str) -> None:
+    assert label(value) == name
+
+
+def test_a_contrast_of_rows_names_the_rows_and_a_contrast_of_methods_the_methods() -> None:
+    assert contrast_name(contrast(("ct",), ("ct",))) == "GRPO \N{MINUS SIGN} SFT"
+    of_rows = contrast(("grpo",), ("ct",), "grpo: think_before", "grpo: no_think")
+    assert contrast_name(of_rows) == "GRPO: No-Think \N{MINUS SIGN} Think-Before"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "sign", "text"),
+    [
+        (0.70123, "", "70.1"),
+        (-0.0004, "+", "+0.0"),
+        (-0.1, "+", "\N{MINUS SIGN}10.0"),
+        (1, "", "100.0"),
+        (0.05, "+", "+5.0"),
+    ],
+)
+def test_percent(fraction: float, sign: str, text: str) -> None:
+    assert percent(fraction, sign) == text
+
+
+def test_bars_are_as_high_as_the_accuracies_and_chance_is_a_line() -> None:
+    series: Mapping[str, Mapping[str, Estimate]] = {
+        "Base": {"ct": Estimate(0.4, 0.3, 0.5)},
+        "grpo": {"ct": Estimate(0.7, 0.65, 0.8), "mri": Estimate(0.6, 0.5, 0.65)},
+    }
+    axes = overview(series, {"ct": 0.25, "mri": 0.5}).axes[0]
+    bars = sorted((p.get_x() + p.get_width() / 2, p.get_height()) for p in axes.patches)
+    assert [height for _, height in bars] == pytest.approx([40, 70, 60])
+    assert [x for x, _ in bars] == pytest.approx([-0.205, 0.205, 1.205])
+    paths = [path for lines in axes.collections for path in lines.get_paths()]
+    ends = sorted(tuple(round(float(y)) for y in path.vertices[:, 1]) for path in paths)
+    assert ends == [(25, 25), (30, 50), (50, 50), (50, 65), (65, 80)]
+
+
+def test_a_curve_is_the_running_mean_over_the_faint_values() -> None:
+    values = [(step, float(value)) for step, value in zip(range(0, 60, 10), (0, 5, 10, 0, 5, 40), strict=True)]
+    figure = curves([Curve("ct", "grpo", {"train/reward": values}), Curve("mri", "grpo", {"train/reward": values})])
+    reward, length = figure.axes
+    raw, smooth, *_ = reward.lines
+    assert list(raw.get_ydata()) == [0, 5, 10, 0, 5, 40]
+    # (0+5+10)/3, (0+5+10+0)/4, then five at a time, then the last four and three
+    assert list(smooth.get_ydata()) == pytest.approx([5, 3.75, 4, 12, 13.75, 15])
+    assert (raw.get_alpha() or 1) < 0.3 and raw.get_color() == smooth.get_color() != reward.lines[2].get_color()
+    assert reward.get_ylabel() == "Reward" and not any(len(line.get_xdata()) for line in length.lines)
+
+
+def test_rates_over_names_are_points_with_intervals_and_over_numbers_lines_with_bands() -> None:
+    points = named_rates(("think_before", "think_after"), ("sft", "grpo")).axes[0]
+    assert [text.get_text() for text in points.get_xticklabels()] == ["Think-Before", "Think-After"]
+    assert [list(line.get_ydata()) for line in points.lines] == [[30, 30], [30, 30]]
+    assert {line.get_linestyle() for line in points.lines} == {"None"}
+    assert sorted(line.get_xdata()[0] for line in points.lines) == [-0.125, 0.125]
+    numbers = rates({"sft": [(0.0, estimate(0.5)), (0.9, estimate(0.7))]}, "Shortcut", "Accuracy").axes[0]
+    (line,) = numbers.lines
+    assert list(line.get_xdata()) == [0, 0.9] and list(line.get_ydata()) == pytest.approx([50, 70])
+    (band,) = numbers.collections
+    assert sorted({round(y) for y in band.get_paths()[0].vertices[:, 1]}) == [46, 54, 66, 74]
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(contrast_heatmap(contrast(("ct", "mri"), ("ct", "mri"))), tmp_path / name, "c")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert files.keys() == {"c.svg", "c.pdf", "c.png"}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert b"<dc:date>" not in files["c.svg"] and b"CreationDate" not in files["c.pdf"]
+    # Of two rows and three columns all differences lie within their intervals of 4 points; ids are unique.
+    assert len(set(re.findall(rb'id="(open-[^"]+)"', files["c.svg"]))) == 6
