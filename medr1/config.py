@@ -341,9 +341,7 @@ def register() -> None:
         store.store(group=group, name=name, node=schema)
     OmegaConf.register_new_resolver("job_name", lambda *, _root_: config_names.job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("run_directory", config_names.run_directory, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver(
-        "evaluate_directory", config_names.evaluate_directory, replace=True, use_cache=True
-    )
+    OmegaConf.register_new_resolver("evaluate_directory", config_names.evaluate_directory, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)

@@ -73,7 +73,8 @@ class SweepDirectory:
             before = self.read().jobs if self.manifest_file.exists() else {}
             manifest.jobs = {**before, **manifest.jobs}
             # A list, because the order of the runs is that of rows and methods in every table.
-            write_json(self.manifest_file, {**asdict(manifest), "jobs": [asdict(job) for job in manifest.jobs.values()]})
+            jobs = [asdict(job) for job in manifest.jobs.values()]
+            write_json(self.manifest_file, {**asdict(manifest), "jobs": jobs})
         for name in manifest.wanted:
             self.run(name).failure.unlink(missing_ok=True)
         return manifest
