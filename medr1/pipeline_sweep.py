@@ -21,6 +21,7 @@ from medr1.records import Record
 from medr1.reporting.matrix_text import render_matrices
 from medr1.reporting.rationale_section import rationale_section
 from medr1.reporting.report import RunLink, Section, write_report
+from medr1.reporting.trend_section import trend_section
 from medr1.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.sweep import Manifest, State, SweepDirectory
 from medr1.tracking import Tracker
@@ -53,7 +54,7 @@ def report_sweep(place: Path) -> None:
         tables=tables,
         runs=[_link(directory, manifest, name, state, history) for name, state in states.items()],
         curves={name: _curves(directory.run(name), history) for name in finished},
-        sections=_sections(directory, manifest.rows, finished, runs),
+        sections=[s for s in (trend_section(tables), _rationales(directory, manifest.rows, finished, runs)) if s],
         facts=_facts(directory, finished),
     )
     write_json(directory.report / "matrices.json", to_dict(tables))
@@ -103,16 +104,15 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
     )
 
 
-def _sections(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> list[Section]:
+def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> Section | None:
     """On the phantoms, where the truth about every picture is known, what the rationales are worth."""
     records: dict[str, Record] = {}
     for name in finished:
         data: DictConfig = _config(directory.run(name)).data
         if data.name != "phantoms":
-            return []
+            return None
         records |= {r.id: r for r in make_records(World.TEST, data.seed, data.test_images_per_modality)}
-    section = rationale_section(runs, records, int(data.image_size), row_axis)
-    return [section] if section else []
+    return rationale_section(runs, records, int(data.image_size), row_axis)
 
 
 def _config(run: RunDirectory) -> DictConfig:
