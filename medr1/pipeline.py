@@ -84,6 +84,8 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
         conditions = _train_and_answer(cfg, run, data, tracker)
         if first:
             _report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
+    if first:  # not before MLflow knows: what a sweep takes for finished it never touches again
+        write_json(run.finished, {"summary": run.summary.name})
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:

@@ -26,8 +26,8 @@ _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hy
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """config.yaml, environment.json, checkpoints/, model/, predictions/, summary.json, results.md, mlflow.json; in a
-    sweep also job.log, timing.json and, after a failure, failed.json."""
+    """config.yaml, environment.json, checkpoints/, model/, predictions/, summary.json, results.md, mlflow.json and,
+    last of all, finished.json; in a sweep also job.log, timing.json and, after a failure, failed.json."""
 
     path: Path
 
@@ -47,6 +47,11 @@ class RunDirectory:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def finished(self) -> Path:
+        """There once nothing is left to do: trained, evaluated, reported and closed in MLflow."""
+        return self.path / "finished.json"
 
     @property
     def results(self) -> Path:

@@ -102,7 +102,7 @@ class SweepDirectory:
 
     def state(self, name: str) -> State:
         run = self.run(name)
-        if run.summary.is_file():
+        if run.finished.is_file():
             return State.FINISHED
         if run.failure.is_file():
             return State.FAILED

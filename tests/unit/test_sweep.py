@@ -46,6 +46,8 @@ def test_states_are_read_from_the_files_of_the_runs(sweep: SweepDirectory) -> No
     put(run.failure)
     assert sweep.state("ct") == State.FAILED
     put(run.summary)
+    assert sweep.state("ct") == State.FAILED, "MLflow may not know of it yet"
+    put(run.finished)
     assert sweep.states(["ct", "mri"]) == {"ct": State.FINISHED, "mri": State.WAITING}
 
 
