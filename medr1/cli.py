@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1 import multirun
 from medr1.config import SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
-from medr1.config_checks import check
+from medr1.config_checks import check, is_server
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.messages import explain
 from medr1.run_directory import RunDirectory
@@ -45,6 +45,9 @@ HELP = {
   python evaluate.py sweep=SWEEP_DIR                    the tables and the report of a sweep, again
   python evaluate.py audit=DIR                          leaks, blind scores, cues of question files
   python evaluate.py reasoning=no_think                 the model as it is: the zero-shot row
+  python evaluate.py model=server model.url=http://127.0.0.1:8000/v1 model.path=NAME
+                                                        a model behind a chat server
+  python evaluate.py resume=RUN_DIR                     continue an evaluation that was stopped
   python evaluate.py model=hf model.path=DIR data=omnimedvqa data.root=DIR data.split=test_only
 """,
 }
@@ -96,7 +99,7 @@ def _train(cfg: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     with _one_message():
-        if len(given := [key for key in ("run", "sweep", "audit") if cfg[key] is not None]) > 1:
+        if len(given := [key for key in ("resume", "run", "sweep", "audit") if cfg[key] is not None]) > 1:
             raise ConfigError(f"{'=, '.join(given)}= are different commands; give one of them")
         if cfg.sweep is not None:
             from medr1.pipeline_sweep import report_sweep
@@ -108,11 +111,32 @@ def _evaluate(cfg: DictConfig) -> None:
 
             audit_files(cfg, run_directory())
             return
-        if cfg.run is None:
-            check(cfg)
+        overrides = list(HydraConfig.get().overrides.task)
+        chosen = cfg if cfg.resume is None else _resumed(cfg, overrides)
+        if chosen.run is None:
+            check(chosen)
+            if is_server(chosen):
+                from medr1.pipeline_server import evaluate_server
+
+                evaluate_server(chosen, run_directory(), overrides, resumed=cfg.resume is not None)
+                return
         from medr1 import pipeline
 
-        pipeline.evaluate(cfg, run_directory(), list(HydraConfig.get().overrides.task))
+        pipeline.evaluate(cfg, run_directory(), overrides)
+
+
+def _resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The stored config of an evaluation. Where its server stands and how it is asked may have changed."""
+    stored = RunDirectory(run_directory()).stored_config(EvaluateConfig)
+    others = [o for o in overrides if not o.startswith("resume=")]
+    free = ("url", "api_key_variable", "concurrency", "timeout", "attempts", "backoff") if is_server(stored) else ()
+    for override in [o for o in others if o != "model=server"]:
+        key = override.partition("=")[0].removeprefix("model.")
+        if key not in free or not override.startswith("model."):
+            allowed = f"; only model=server with {', '.join(f'model.{k}=' for k in free)} may change" if free else ""
+            raise ConfigError(f"resume= continues with the stored config; leave out {override}{allowed}")
+        stored.model[key] = cfg.model[key]
+    return stored
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from medr1.config_choices import (
 
 ALL = "all"
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PATCH = 28  # pixels of one image token of the Qwen-VL families: 14 x 14 patches, merged 2 x 2
 
 
@@ -72,6 +73,22 @@ class ModelConfig:
     tuning: Tuning = Tuning.full
     lora: LoraConfig = field(default_factory=LoraConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+
+
+@dataclass
+class ServerConfig(ModelConfig):
+    """A model behind an OpenAI-compatible chat server: ``path`` is its name there. Only asked, never trained.
+
+    ``timeout`` and ``backoff`` in seconds. The key itself is in no config, only the name of its variable.
+    """
+
+    url: str = MISSING
+    api_key_variable: str | None = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 300.0
+    attempts: int = 6
+    backoff: float = 1.0
+    repetition_penalty: float | None = None
 
 
 @dataclass
@@ -308,8 +325,10 @@ class TrainConfig(CommonConfig):
 @dataclass
 class EvaluateConfig(CommonConfig):
     """``python evaluate.py``. ``run`` evaluates a finished run again, ``sweep`` makes the tables of a sweep again,
-    ``audit`` examines the question files of a place; without any the model stands for itself (zero-shot)."""
+    ``audit`` examines the question files of a place, ``resume`` continues an evaluation that was stopped; without any
+    the model stands for itself (zero-shot)."""
 
+    resume: str | None = None
     run: str | None = None
     sweep: str | None = None
     audit: str | None = None
@@ -319,6 +338,7 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     (None, "train_schema"): TrainConfig,
     (None, "evaluate_schema"): EvaluateConfig,
     ("model", "schema"): ModelConfig,
+    ("model", "server_schema"): ServerConfig,
     ("data", "phantoms_schema"): PhantomsConfig,
     ("data", "omnimedvqa_schema"): OmniMedVQAConfig,
     ("modality", "schema"): ModalityConfig,

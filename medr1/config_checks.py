@@ -5,12 +5,14 @@ They run before anything is loaded, so nothing here may import torch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import ALL, PATCH
+from medr1.config import ALL, LOOPBACK, PATCH, ServerConfig
 from medr1.config_choices import LoraTargets, Split, Tuning
 from medr1.errors import ConfigError
 from medr1.reasoning import ReasoningMode
@@ -32,6 +34,8 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(
             f"data.image_size={size}: pictures are cut into {PATCH} x {PATCH} pixel tokens; use data.image_size={near}"
         )
+    if is_server(cfg):
+        _check_server(cfg.model)
     if OmegaConf.is_missing(cfg.model, "path"):
         raise ConfigError(f"model={cfg.model.name} needs model.path=DIRECTORY_OR_HUB_ID")
     if cfg.data.name == "omnimedvqa":
@@ -100,6 +104,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "evaluation.max_new_tokens": (1, 100_000),
     "evaluation.limit": (1, 1e9),
     "model.lora.rank": (1, 4096),
+    "model.concurrency": (1, 1024),
+    "model.timeout": (0.1, 86_400),
+    "model.attempts": (1, 100),
+    "model.backoff": (0, 3600),
+    "model.repetition_penalty": (0.01, 100),
 }
 
 
@@ -108,6 +117,49 @@ def _check_ranges(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{key}={value}: must lie between {low:g} and {high:g}")
+
+
+def is_server(cfg: DictConfig) -> bool:
+    """Whether the model is behind a chat server: asked from here, loaded elsewhere."""
+    return OmegaConf.get_type(cfg.model) is ServerConfig
+
+
+def api_key(model: DictConfig) -> str | None:
+    """The key for the server, from the environment; None where none is set.
+
+    Raises:
+        ConfigError: a key that cannot be sent in a header.
+    """
+    key = os.environ.get(model.api_key_variable, "").strip() if model.api_key_variable else ""
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"the environment variable {model.api_key_variable} holds more than a key; set it again")
+    return key or None
+
+
+def _check_server(model: DictConfig) -> None:
+    if OmegaConf.is_missing(model, "url") or OmegaConf.is_missing(model, "path"):
+        raise ConfigError(
+            "model=server needs model.url=http://HOST:PORT/v1 and model.path=NAME, its name at the server"
+        )
+    url, form = str(model.url), "use http://HOST:PORT/v1 or https://HOST/v1"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"model.url={url}: {error}; {form}") from error
+    if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"model.url={url}: no address of a server; {form}")
+    if "@" in parts.netloc:  # not repeated: what stands there may be a password
+        raise ConfigError(f"model.url: no name and password before the host, they would be stored; {form}")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"model.url={url}: neither ? nor # can stand in it; {form}")
+    if parts.path.rstrip("/").endswith("/completions"):
+        raise ConfigError(f"model.url={url}: leave out /chat/completions, which is added; {form}")
+    if api_key(model) and parts.scheme == "http" and host not in LOOPBACK:
+        raise ConfigError(
+            f"model.url={url}: the key in {model.api_key_variable} would cross the network in the clear; use https, or "
+            "model.api_key_variable=null to send none"
+        )
 
 
 def _check_root(cfg: DictConfig) -> None:
@@ -120,6 +172,11 @@ def _check_root(cfg: DictConfig) -> None:
 
 
 def _check_training(cfg: DictConfig) -> None:
+    if is_server(cfg) and cfg.algorithm.name != "zero_shot":
+        raise ConfigError(
+            f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use algorithm=zero_shot, or "
+            "evaluate.py"
+        )
     if cfg.data.name == "omnimedvqa" and cfg.data.split == Split.test_only:
         raise ConfigError("data.split=test_only leaves nothing to train on; use evaluate.py, or another data.split")
     if cfg.trainer.prompts_per_step % (cfg.trainer.devices * cfg.trainer.num_nodes):

@@ -17,3 +17,7 @@ class DataError(Medr1Error):
 
 class CheckpointError(Medr1Error):
     """A model or a training checkpoint that is missing, damaged or of the wrong kind."""
+
+
+class ServerError(Medr1Error):
+    """A chat server that does not answer, or answers what cannot be used."""

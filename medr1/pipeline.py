@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -18,44 +17,33 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
 
 from medr1.algorithms import build_algorithm
-from medr1.config import CommonConfig, TrainConfig
+from medr1.config import CommonConfig, EvaluateConfig, TrainConfig
+from medr1.config_checks import is_server
 from medr1.config_choices import Tuning
 from medr1.data.base_mixture import corpus
 from medr1.data.pictures import Load, picture_loader
 from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.evaluation.answers import Answers
-from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
-from medr1.evaluation.predict import Picture
 from medr1.evaluation.predictions import Condition, Prediction
+from medr1.evaluation.shown import Picture
+from medr1.pipeline_outcome import evaluation, log_start, report, start_tracker
+from medr1.pipeline_server import ask_server
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import ADAPTER_CONFIG, choose_trained, load_policy, save_policy
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import build_tiny_policy
 from medr1.reasoning import ReasoningMode
-from medr1.reporting.tables import render_results
-from medr1.run_directory import RunDirectory, write_json, write_text
+from medr1.run_directory import RunDirectory, write_json
 from medr1.sweep import sweep_of
-from medr1.tracking import PARENT_TAG, AnyTracker, NullTracker, Tracker
-from medr1.tracking_address import stored_run
+from medr1.tracking import AnyTracker, NullTracker
 from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.grpo import GRPOModule
 from medr1.training.order import Steps
 
 log = logging.getLogger(__name__)
-
-# What each condition is called in MLflow.
-_METRIC_PREFIX = {
-    Condition.BASE: "base",
-    Condition.TRAINED: "eval",
-    Condition.BLANK_IMAGE: "blank",
-    Condition.SHUFFLED_IMAGE: "shuffled",
-    Condition.OPTION_PRIOR: "blind",
-    Condition.SURFACE_CUES: "cues",
-}
 
 
 def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
@@ -78,45 +66,42 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
             log.info(message)
         if not resumed:
             run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts})
-    with _tracker(cfg, run, resumed) if first else NullTracker() as tracker:
+    with start_tracker(cfg, run, resumed) if first else NullTracker() as tracker:
         if first:
-            _log_start(tracker, cfg, run, data)
+            log_start(tracker, cfg, run, data)
         conditions = _train_and_answer(cfg, run, data, tracker)
         if first:
-            _report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
+            report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
     if first:  # not before MLflow knows: what a sweep takes for finished it never touches again
         write_json(run.finished, {"summary": run.summary.name})
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
-    """Evaluates a finished run again, or a model as it is."""
+    """Evaluates a finished run again, or a model as it is; or continues an evaluation from where it was stopped."""
+    run, resumed = RunDirectory(run_dir), cfg.resume is not None
+    if resumed:
+        cfg = run.stored_config(EvaluateConfig)
     adapter: Path | None = None
     if cfg.run is None:
         path, condition = str(cfg.model.path), Condition.BASE
     else:
         finished = RunDirectory(Path(cfg.run).absolute())
-        limit, uri, output_dir, source = cfg.evaluation.limit, cfg.tracking, cfg.output_dir, cfg.run
+        limit, uri, output_dir = cfg.evaluation.limit, cfg.tracking, cfg.output_dir
         stored = finished.stored_config(TrainConfig)
         shared = {item.name: stored[item.name] for item in fields(CommonConfig)}
-        cfg = OmegaConf.create({**shared, "run": source, "output_dir": output_dir, "tracking": uri})
+        cfg = OmegaConf.create({**shared, "run": str(finished.path), "output_dir": output_dir, "tracking": uri})
         cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
         path, adapter = _trained_paths(cfg, finished.trained_model())
         condition = Condition.TRAINED
     _quieten()
     pl.seed_everything(cfg.seed, verbose=False)
-    run = RunDirectory(run_dir)
-    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
-    for message in data.messages:
-        log.info(message)
-    run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts})
-    with _tracker(cfg, run, resumed=False) as tracker:
-        _log_start(tracker, cfg, run, data)
+    with evaluation(cfg, run, overrides, resumed) as (data, tracker):
         policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
         policy.to(_device(cfg))
         answers = _answers(cfg, run, data)
         answers.ask(policy, encoder, condition)
         _ask_controls(cfg, answers, policy, encoder, data)
-        _report(cfg, run, data, answers.conditions, tracker, 0)
+        report(cfg, run, data, answers.conditions, tracker, 0)
 
 
 def _train_and_answer(
@@ -127,6 +112,8 @@ def _train_and_answer(
     first = _is_first_process()
     answers.known(Condition.BASE)
     pretraining = cfg.algorithm.name == "pretrain"
+    if is_server(cfg):
+        return ask_server(cfg, run, data)
     if cfg.algorithm.name == "zero_shot":
         policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=False))
         _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
@@ -243,75 +230,6 @@ def _ask_controls(cfg: DictConfig, answers: Answers, policy: Policy, encoder: En
     if cfg.evaluation.shuffled_image:
         answers.ask(policy, encoder, Condition.SHUFFLED_IMAGE, Picture.OTHER)
     answers.ask_blind(data.train)
-
-
-def _report(
-    cfg: DictConfig,
-    run: RunDirectory,
-    data: Dataset,
-    conditions: Mapping[str, list[Prediction]],
-    tracker: AnyTracker,
-    step: int,
-) -> None:
-    """From predictions to numbers, and the same numbers everywhere: table, summary.json, MLflow."""
-    summaries: dict[str, Summary] = {name: summarise(lines) for name, lines in conditions.items()}
-    comparison = None
-    if Condition.BASE in conditions and Condition.TRAINED in conditions:
-        comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
-    for name, summary in summaries.items():
-        tracker.metrics(dict(metric_items(_METRIC_PREFIX[Condition(name)], summary)), step)
-    if comparison is not None:
-        tracker.metrics({"eval/difference": comparison.overall.difference}, step)
-    trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
-    table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
-    write_json(
-        run.summary,
-        {
-            "conditions": {name: summary.to_dict() for name, summary in summaries.items()},
-            "comparison": comparison.to_dict() if comparison else None,
-            "data_fingerprint": data.fingerprint,
-            "seed": cfg.seed,
-            "mlflow_run_id": tracker.run_id,
-        },
-    )
-    write_text(run.results, table.to_markdown())
-    for path in (run.summary, run.results):
-        tracker.artifact(path)
-    for name in conditions:
-        tracker.artifact(run.predictions(name), "predictions")
-    console = Console(width=100)
-    console.print(table)
-    console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
-    if tracker.ui_command():
-        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
-
-
-def _log_start(tracker: AnyTracker, cfg: DictConfig, run: RunDirectory, data: Dataset) -> None:
-    """The curated parameters, made for comparing runs in the UI, and the files that say everything."""
-    chosen = ("model.name", "model.path", "model.tuning", "data", "modality.name", "question_type.name")
-    training = ("reward", "algorithm", "trainer.steps", "trainer.prompts_per_step", "trainer.devices")
-    values = {key: OmegaConf.select(cfg, key) for key in (*chosen, "reasoning.mode", "seed", *training)}
-    plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
-    tracker.params({k: v for k, v in plain.items() if v is not None})
-    tracker.params({"data_fingerprint": data.fingerprint})
-    for file in ("config.yaml", "overrides.yaml", "environment.json"):
-        tracker.artifact(run.path / file)
-
-
-def _tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTracker:
-    if not cfg.tracking.enabled:
-        return NullTracker()
-    before = stored_run(run.path) if resumed else None
-    sweep = sweep_of(run)
-    parent = stored_run(sweep.path) if sweep else None
-    return Tracker.start(
-        cfg.tracking.uri,
-        cfg.tracking.experiment,
-        run.path.name,
-        run.path,
-        tags={PARENT_TAG: parent.run_id} if parent else None,
-        run_id=before.run_id if before else None,
-    )
 
 
 def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory) -> None:

@@ -36,6 +36,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def environment(self) -> Path:
+        """Versions, commit, and the data as it was when the run began."""
+        return self.path / "environment.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -122,7 +127,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
-            write_json(self.path / "environment.json", {**environment(), **facts})
+            write_json(self.environment, {**environment(), **facts})
             write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
@@ -159,7 +164,7 @@ def _typed(stored: Any, schema: type) -> DictConfig:
     if not isinstance(stored, DictConfig) or not keys >= set(stored):
         raise ValueError(f"it must hold the settings {', '.join(sorted(keys))}")
     chosen = {}
-    for group in keys & set(stored) & {"data", "algorithm"}:
+    for group in keys & set(stored) & {"data", "algorithm", "model"}:
         schemas = [s for (name, _), s in SCHEMAS.items() if name == group]
         fitting = [s for s in schemas if {item.name for item in fields(s)} >= set(stored[group])]
         if not fitting:

@@ -9,18 +9,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from medr1.data.pictures import Load
-from medr1.evaluation.controls import OptionPrior, blind_predictions
-from medr1.evaluation.cues import cue_predictions
-from medr1.evaluation.predict import Picture, predict
-from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
+from medr1.evaluation.kept import KeptAnswers
+from medr1.evaluation.predict import predict
+from medr1.evaluation.predictions import read_predictions, write_predictions
+from medr1.evaluation.shown import Picture
 from medr1.policy.encoding import Encoder
 from medr1.policy.policy import Policy
 from medr1.reasoning import ReasoningMode
 from medr1.records import Record
 
 
-class Answers:
-    """Predictions of the test ``records`` under each condition, one file each (``file`` names it)."""
+class Answers(KeptAnswers):
+    """Answers of a policy in this process."""
 
     def __init__(
         self,
@@ -32,9 +32,8 @@ class Answers:
         batch_size: int,
         max_new_tokens: int,
     ) -> None:
-        self.records, self.mode, self.load, self.file = records, mode, load, file
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self.conditions: dict[str, list[Prediction]] = {}
+        super().__init__(records, mode, file)
+        self.load, self.batch_size, self.max_new_tokens = load, batch_size, max_new_tokens
 
     def ask(self, policy: Policy, encoder: Encoder, condition: str, picture: Picture = Picture.OWN) -> None:
         """Every record is answered greedily under one condition."""
@@ -54,28 +53,12 @@ class Answers:
                 picture=picture,
                 advance=lambda done: progress.advance(bar, done),
             )
-        self._keep(condition, lines)
+        self.keep(condition, lines)
 
     def ask_once(self, shared: Path, policy: Policy, encoder: Encoder, condition: str) -> None:
         """As ``ask``, but answers that another run has left in the file ``shared`` are taken from there."""
         if not self.file(condition).is_file() and shared.is_file():
-            self._keep(condition, read_predictions(shared))
+            self.keep(condition, read_predictions(shared))
         self.ask(policy, encoder, condition)
         if not shared.is_file():
             write_predictions(shared, self.conditions[condition])
-
-    def ask_blind(self, train: Sequence[Record]) -> None:
-        """The controls that see no picture: the option most often right in training, and the cues of typography."""
-        if train:
-            self._keep(Condition.OPTION_PRIOR, blind_predictions(OptionPrior.fit(train), self.records, self.mode))
-        self._keep(Condition.SURFACE_CUES, cue_predictions(self.records, self.mode))
-
-    def known(self, condition: str) -> bool:
-        """Whether the condition has been answered before; if so, its answers are read."""
-        if self.file(condition).is_file():
-            self.conditions[condition] = read_predictions(self.file(condition))
-        return condition in self.conditions
-
-    def _keep(self, condition: str, lines: list[Prediction]) -> None:
-        write_predictions(self.file(condition), lines)
-        self.conditions[condition] = lines

@@ -25,7 +25,12 @@ FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))
 SHARED = ("model", "data", "modality", "question_type", "reasoning", "tracking")
 _WITHOUT_SCHEMA = {"budget", "debug", "experiment"}  # they change what others hold
 # What a choice cannot know by itself, see conf/model/hf.yaml and conf/data/omnimedvqa.yaml.
-NEEDED = {("model", "hf"): ["model.path=somewhere"], ("data", "omnimedvqa"): [f"data.root={CONF}"]}
+SERVER = ["model.url=http://127.0.0.1:8000/v1", "model.path=name"]
+NEEDED = {
+    ("model", "hf"): ["model.path=somewhere"],
+    ("model", "server"): SERVER,
+    ("data", "omnimedvqa"): [f"data.root={CONF}"],
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,7 +63,10 @@ def rows(groups: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def assert_composes(command: str, chosen: dict[str, str], schema: type) -> None:
-    cfg = compose(command, overrides=[word for choice in chosen.items() for word in choose(*choice)])
+    words = [word for choice in chosen.items() for word in choose(*choice)]
+    if command == "train" and chosen.get("model") == "server":
+        words.append("algorithm=zero_shot")  # nothing else can be done with it
+    cfg = compose(command, overrides=words)
     assert OmegaConf.get_type(cfg) is schema and is_typed(cfg)
     check(cfg)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

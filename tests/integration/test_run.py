@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from medr1.data.phantoms import World, make_records
 from medr1.evaluation.metrics import metric_items, summarise
-from medr1.evaluation.predict import others
 from medr1.evaluation.predictions import read_predictions
+from medr1.evaluation.shown import others
 from medr1.run_directory import RunDirectory
 from medr1.tracking_address import stored_run
 from tests.integration.conftest import MINI, needs_mini, only_run, read_json, run_command, train_here

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"reasoning", "records", "tensors"},
     {"config"},
-    {"rl", "policy", "data", "rewards"},
+    {"rl", "policy", "data", "rewards", "chat"},
     {"training", "evaluation", "reporting", "tracking", "run_directory", "sweep"},
     {"algorithms"},
     {"pipeline"},
@@ -103,7 +103,8 @@ def test_the_pipeline_only_quietens_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cli", "config", "config_checks", "errors", "multirun", "reasoning", "records", "run_directory", "sweep"]
+    "name",
+    ["chat", "cli", "config", "config_checks", "errors", "multirun", "reasoning", "records", "run_directory", "sweep"],
 )
 def test_what_runs_before_the_config_is_checked_is_light(name: str) -> None:
     """Every file that these load when they are imported, however deep."""

@@ -1,0 +1,36 @@
+"""Answers of a run on disk, one predictions file for each condition: what is there already is not asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medr1.evaluation.controls import OptionPrior, blind_predictions
+from medr1.evaluation.cues import cue_predictions
+from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
+from medr1.reasoning import ReasoningMode
+from medr1.records import Record
+
+
+class KeptAnswers:
+    """Predictions of the test ``records`` under each condition, one file each (``file`` names it). Loads no torch."""
+
+    def __init__(self, records: Sequence[Record], mode: ReasoningMode, file: Callable[[str], Path]) -> None:
+        self.records, self.mode, self.file = records, mode, file
+        self.conditions: dict[str, list[Prediction]] = {}
+
+    def ask_blind(self, train: Sequence[Record]) -> None:
+        """The controls that see no picture: the option most often right in training, and the cues of typography."""
+        if train:
+            self.keep(Condition.OPTION_PRIOR, blind_predictions(OptionPrior.fit(train), self.records, self.mode))
+        self.keep(Condition.SURFACE_CUES, cue_predictions(self.records, self.mode))
+
+    def known(self, condition: str) -> bool:
+        """Whether the condition has been answered before; if so, its answers are read."""
+        if self.file(condition).is_file():
+            self.conditions[condition] = read_predictions(self.file(condition))
+        return condition in self.conditions
+
+    def keep(self, condition: str, lines: list[Prediction]) -> None:
+        write_predictions(self.file(condition), lines)
+        self.conditions[condition] = lines

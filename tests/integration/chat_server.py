@@ -1,0 +1,87 @@
+"""An OpenAI-compatible chat server for the tests: the shipped tiny model answers real pictures, greedily.
+
+    python -m tests.integration.chat_server PORT LOG
+
+It prints its port once it answers (0: any free one), and appends one line to LOG for each completion.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from PIL import Image
+
+from medr1.policy.encoding import Encoder, Prompt
+from medr1.policy.loading import load_policy
+from medr1.policy.policy import Policy
+from medr1.rl.rollout import Sampling, rollout
+
+TINY = Path(__file__).resolve().parents[2] / "medr1" / "policy" / "tiny_base"
+
+
+class ChatServer(ThreadingHTTPServer):
+    """One completion at a time, though connections wait side by side."""
+
+    def __init__(self, port: int, log: Path, policy: Policy, encoder: Encoder) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.log, self.policy, self.encoder, self.busy = log, policy, encoder, Lock()
+
+    def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        (turn,) = asked["messages"]
+        shown, text = turn["content"]
+        kind, _, data = shown["image_url"]["url"].partition(",")
+        assert kind == "data:image/png;base64" and asked["temperature"] == 0 and asked["model"] == "tiny"
+        image = Image.open(BytesIO(base64.b64decode(data))).convert("RGB")
+        prompts = self.encoder.encode([Prompt(self.encoder.chat(text["text"]), image)])
+        banned = tuple(self.encoder.banned_ids())
+        sampling = Sampling(asked["max_tokens"], self.encoder.end_id, banned, temperature=0.0)
+        with self.busy, torch.no_grad():
+            done = rollout(self.policy, self.policy.prefill(prompts), sampling)
+            with self.log.open("a") as file:
+                file.write(text["text"].splitlines()[0] + "\n")
+        return {
+            "object": "chat.completion",
+            "model": "tiny",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": self.encoder.decode(done.ids, done.mask)[0]},
+                    "finish_reason": "length" if bool(done.truncated[0]) else "stop",
+                }
+            ],
+            "usage": {"completion_tokens": int(done.mask.sum())},
+        }
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        found = self.path == "/v1/chat/completions"
+        answer = self.server.complete(asked) if found else {"error": {"message": f"nothing at {self.path}"}}
+        body = json.dumps(answer).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    loaded = load_policy(str(TINY), precision="float32", attention="sdpa", gradient_checkpointing=False)
+    with ChatServer(int(sys.argv[1]), Path(sys.argv[2]), *loaded) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()

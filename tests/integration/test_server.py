@@ -1,0 +1,187 @@
+"""A model behind a real server process: its numbers are those of the same model here, and no kill loses an answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from medr1 import pipeline
+from medr1.evaluation.predictions import Prediction, read_predictions
+from medr1.evaluation.remote import partial_of
+from medr1.run_directory import RunDirectory
+from medr1.tracking_address import stored_run
+from tests.command_lines import run as command_lines
+from tests.integration.conftest import ROOT, command, composed, only_run, read_json, run_command, train_here
+
+DATA = ("data.train_images_per_modality=2", "data.test_images_per_modality=1", "reasoning=think_after", "seed=3")
+ASKED = ("base", "blank_image", "shuffled_image")
+ALL = (*ASKED, "option_prior", "surface_cues")
+RECORDS = 40
+
+
+class Served:
+    """A server process and what it has answered."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        self.log = folder / "asked.txt"
+        self.log.touch()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.chat_server", str(port), str(self.log)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline())
+
+    @property
+    def answered(self) -> int:
+        return len(self.log.read_text().splitlines())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    made: list[Served] = []
+
+    def start(port: int = 0) -> Served:
+        made.append(Served(tmp_path, port))
+        return made[-1]
+
+    yield start
+    for served in made:
+        served.kill()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The same model on this machine."""
+    run = RunDirectory(tmp_path_factory.mktemp("local") / "run")
+    pipeline.evaluate(composed("evaluate", *DATA, f"output_dir={run.path.parent}", "tracking=none"), run.path, [])
+    return run
+
+
+def at(port: int, output_dir: Path, *more: str) -> list[str]:
+    """What is typed to ask the server, with the tiny model's own picture size and token limit."""
+    model = ["model=server", f"model.url=http://127.0.0.1:{port}/v1", "model.path=tiny", "model.image_size=84"]
+    return [*model, "evaluation.max_new_tokens=32", "model.backoff=0.05", *DATA, f"output_dir={output_dir}", *more]
+
+
+def answers(run: RunDirectory, condition: str) -> list[Prediction]:
+    return read_predictions(run.predictions(condition))
+
+
+def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here(
+    serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
+) -> None:
+    served = serve()
+    (done,) = command_lines([(tmp_path, " ".join(["evaluate.py", *at(served.port, tmp_path / "out")]))])
+    assert done.code == 0, done.err
+    assert set(done.heavy) <= {"mlflow"}, "the machine that asks needs no torch"
+    run = only_run(tmp_path / "out")
+    for condition in ALL:
+        assert answers(run, condition) == answers(local, condition), condition
+        assert not partial_of(run.predictions(condition)).exists()
+    assert served.answered == len(ASKED) * RECORDS
+    assert run.results.read_text() == local.results.read_text() and run.results.read_text().strip() in done.out or True
+    ours, theirs = read_json(run.summary), read_json(local.summary)
+    assert {k: v for k, v in ours.items() if k != "mlflow_run_id"} == {
+        k: v for k, v in theirs.items() if k != "mlflow_run_id"
+    }
+    stored = stored_run(run.path)
+    assert stored is not None
+    tracked = MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id)
+    assert tracked.info.status == "FINISHED" and tracked.data.params["model.url"].endswith("/v1")
+    assert tracked.data.metrics["base/accuracy"] == ours["conditions"]["base"]["overall"]["accuracy"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.005)
+
+
+def lines_of(output_dir: Path, condition: str) -> int:
+    files = list(output_dir.glob(f"*/predictions/{condition}.jsonl.partial"))
+    return files[0].read_bytes().count(b"\n") if files else 0
+
+
+def test_a_killed_client_asks_only_what_is_missing(
+    serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
+) -> None:
+    served, output_dir = serve(), tmp_path / "out"
+    client = command("evaluate.py", *at(served.port, output_dir, "model.concurrency=2"))
+    wait_for(lambda: lines_of(output_dir, "blank_image") >= 5)
+    os.killpg(client.pid, signal.SIGKILL)
+    client.communicate(timeout=60)
+    run = only_run(output_dir)
+    partial = partial_of(run.predictions("blank_image"))
+    kept = partial.read_bytes().count(b"\n")
+    assert 5 <= kept < RECORDS and not run.predictions("blank_image").exists()
+    with partial.open("ab") as file:
+        file.write(b'{"record": "torn in the mid')
+    before = served.answered
+    assert before <= RECORDS + kept + 2, "one answer for each thread may be lost"
+    run_command("evaluate.py", f"resume={run.path}")
+    wait_for(lambda: served.answered == 3 * RECORDS + before - RECORDS - kept)
+    for condition in ALL:
+        assert answers(run, condition) == answers(local, condition), condition
+    stored = stored_run(run.path)
+    assert stored is not None
+    assert MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).info.status == "FINISHED"
+    total = served.answered
+    served.kill()
+    summary = run.summary.read_text()
+    run_command("evaluate.py", f"resume={run.path}")
+    assert run.summary.read_text() == summary and served.answered == total, "a finished evaluation asks nothing"
+
+
+def test_a_killed_server_is_named_and_another_one_goes_on(
+    serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
+) -> None:
+    served, output_dir = serve(), tmp_path / "out"
+    client = command("evaluate.py", *at(served.port, output_dir, "model.attempts=3", "tracking=none"))
+    wait_for(lambda: lines_of(output_dir, "base") >= 8)
+    served.kill()
+    printed, _ = client.communicate(timeout=60)
+    run = only_run(output_dir)
+    assert client.returncode == 2, printed
+    for words in (f"http://127.0.0.1:{served.port}/v1/chat/completions, record ", "no answer", "refused (3 times)"):
+        assert words in printed
+    assert f"evaluate.py resume={run.path}" in printed and "Traceback" not in printed
+    kept = lines_of(output_dir, "base")
+    assert 8 <= kept < RECORDS
+    other, before = serve(), served.answered
+    run_command("evaluate.py", f"resume={run.path}", "model=server", f"model.url=http://127.0.0.1:{other.port}/v1")
+    assert other.answered - before == 3 * RECORDS - kept
+    for condition in ALL:
+        assert answers(run, condition) == answers(local, condition), condition
+    said = run_command("evaluate.py", f"resume={run.path}", "seed=1", status=2)
+    assert "leave out seed=1" in said and "model.url=" in said
+
+
+def test_a_served_model_is_a_row_of_train(serve: Callable[..., Served], local: RunDirectory, tmp_path: Path) -> None:
+    served = serve()
+    words = at(served.port, tmp_path, "tracking=none", "algorithm=zero_shot", "evaluation.shuffled_image=false")
+    run = train_here(tmp_path / "run", *words)
+    assert answers(run, "base") == answers(local, "base") and not run.model.exists()
+
+
+def test_a_local_evaluation_is_resumed_too(local: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = answers(local, "base"), local.summary.read_text()
+    local.predictions("blank_image").unlink()
+    pipeline.evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
+    assert (answers(local, "base"), local.summary.read_text()) == before
