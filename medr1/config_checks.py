@@ -174,8 +174,8 @@ def _check_root(cfg: DictConfig) -> None:
 def _check_training(cfg: DictConfig) -> None:
     if is_server(cfg) and cfg.algorithm.name != "zero_shot":
         raise ConfigError(
-            f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use algorithm=zero_shot, or "
-            "evaluate.py"
+            f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use "
+            "algorithm=zero_shot, or evaluate.py"
         )
     if cfg.data.name == "omnimedvqa" and cfg.data.split == Split.test_only:
         raise ConfigError("data.split=test_only leaves nothing to train on; use evaluate.py, or another data.split")
