@@ -31,7 +31,7 @@ from medr1.evaluation.shown import Picture
 from medr1.pipeline_outcome import evaluation, log_start, report, start_tracker
 from medr1.pipeline_server import ask_server
 from medr1.policy.encoding import Encoder
-from medr1.policy.loading import ADAPTER_CONFIG, choose_trained, load_policy, save_policy
+from medr1.policy.loading import choose_trained, load_policy, save_policy
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import build_tiny_policy
 from medr1.reasoning import ReasoningMode
@@ -91,7 +91,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         shared = {item.name: stored[item.name] for item in fields(CommonConfig)}
         cfg = OmegaConf.create({**shared, "run": str(finished.path), "output_dir": output_dir, "tracking": uri})
         cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
-        path, adapter = _trained_paths(cfg, finished.trained_model())
+        path, adapter = finished.weights(str(cfg.model.path))
         condition = Condition.TRAINED
     _quieten()
     pl.seed_everything(cfg.seed, verbose=False)
@@ -137,7 +137,7 @@ def _train_and_answer(
             return {}
         _store_model(policy, encoder, run)
     # From the files, not from memory: what is evaluated is what evaluate.py will find.
-    path, adapter = _trained_paths(cfg, run.model)
+    path, adapter = run.weights(str(cfg.model.path))
     policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
     policy.to(_device(cfg))
     answers.ask(policy, encoder, Condition.TRAINED)
@@ -239,11 +239,6 @@ def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory) -> None:
         shutil.rmtree(partial)
     save_policy(policy, encoder, partial)
     partial.rename(run.model)
-
-
-def _trained_paths(cfg: DictConfig, model: Path) -> tuple[str, Path | None]:
-    """What a trained model is loaded from: itself, or the base with the adapter that was stored in its place."""
-    return (str(cfg.model.path), model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
 
 
 def _loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:

@@ -81,6 +81,12 @@ def target_text(mode: ReasoningMode, answer: str, rationale: str = "") -> str:
             return answer_block + think_block
 
 
+def answer_place(text: str) -> int | None:
+    """Where the letter stands in ``text``: that of its one answer block, or None, as ``parse`` reads it."""
+    blocks = list(_ANSWER_BLOCK.finditer(text))
+    return blocks[0].start("letter") if len(blocks) == 1 == text.count("<answer>") else None
+
+
 def parse(text: str, mode: ReasoningMode, letters: Iterable[str]) -> Parsed:
     """Reads one completion (without special tokens).
 

@@ -21,6 +21,7 @@ from yaml import YAMLError
 from medr1.config import SCHEMAS
 from medr1.errors import CheckpointError, ConfigError
 
+ADAPTER_CONFIG = "adapter_config.json"  # by it PEFT knows an adapter
 _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hydra-core", "omegaconf")
 
 
@@ -156,6 +157,15 @@ class RunDirectory:
         if not self.model.is_dir():
             raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
         return self.model
+
+    def weights(self, base: str) -> tuple[str, Path | None]:
+        """What the trained model is loaded from: itself, or ``base`` and the adapter that was stored in its place.
+
+        Raises:
+            CheckpointError: training has not ended.
+        """
+        model = self.trained_model()
+        return (base, model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
 
 
 def _typed(stored: Any, schema: type) -> DictConfig:

@@ -76,8 +76,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
     return Path(target)
 
 
-def read_rgb(root: Path, relative: str, max_pixels: int) -> Image.Image:
-    """Decodes one file completely, as RGB in its own size.
+def read_rgb(root: Path, relative: str, max_pixels: int, limit: str = "data.max_image_pixels") -> Image.Image:
+    """Decodes one file completely, as RGB in its own size. ``limit`` is what the user calls ``max_pixels``.
 
     Raises:
         BadRecord: PATH_LEAVES_ROOT, NO_IMAGE, IMAGE_TOO_LARGE (known from the header, nothing is decoded) or
@@ -96,12 +96,12 @@ def read_rgb(root: Path, relative: str, max_pixels: int) -> Image.Image:
         with Image.open(path) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
-                raise refuse(Reason.IMAGE_TOO_LARGE, _too_large(f"{image.width} x {image.height}", max_pixels))
+                raise refuse(Reason.IMAGE_TOO_LARGE, _too_large(f"{image.width} x {image.height}", max_pixels, limit))
             image.load()
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own, fixed limit, met while the header was read.
-        raise refuse(Reason.IMAGE_TOO_LARGE, _too_large(str(error), max_pixels)) from error
+        raise refuse(Reason.IMAGE_TOO_LARGE, _too_large(str(error), max_pixels, limit)) from error
     except _DECODER_ERRORS as error:
         raise refuse(Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
 
@@ -120,5 +120,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _too_large(what: str, max_pixels: int) -> str:
-    return f"is too large: {what}; the limit is {max_pixels} pixels (data.max_image_pixels)"
+def _too_large(what: str, max_pixels: int, limit: str) -> str:
+    return f"is too large: {what}; the limit is {max_pixels} pixels ({limit})"

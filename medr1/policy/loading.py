@@ -18,7 +18,7 @@ from medr1.policy.encoding import IMAGE_TOKEN, Encoder
 from medr1.policy.policy import Policy
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _LORA_TARGETS = {
@@ -89,7 +89,7 @@ def _adapted(model: nn.Module, directory: Path) -> PeftModel:
     with safe_open(weights, "pt") as file:
         odd = set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if odd:
-        raise CheckpointError(f"{directory}: its weights are not those of its {ADAPTER_CONFIG}, first {min(odd)}")
+        raise CheckpointError(f"{directory}: its weights are not those of its {_ADAPTER_CONFIG}, first {min(odd)}")
     return adapted
 
 

@@ -1,0 +1,25 @@
+"""The config of a command, composed without its command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from medr1.config import register
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def model_names() -> list[str]:
+    """What ``model=`` can be, but for ``hf``, which is no model yet."""
+    return sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "hf")
+
+
+def evaluation_config(overrides: Sequence[str]) -> DictConfig:
+    """As ``python evaluate.py`` with these overrides has it."""
+    register()
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose("evaluate", list(overrides))
