@@ -42,6 +42,7 @@ HELP = {
     "evaluate": """Evaluate a run, a checkpoint or a plain base model on the test records of all modalities.
 
   python evaluate.py run=RUN_DIR                        the numbers of a finished run, again
+  python evaluate.py run=RUN_DIR export=DIR             its model, for transformers alone
   python evaluate.py sweep=SWEEP_DIR                    the tables and the report of a sweep, again
   python evaluate.py audit=DIR                          leaks, blind scores, cues of question files
   python evaluate.py reasoning=no_think                 the model as it is: the zero-shot row
@@ -111,6 +112,15 @@ def _evaluate(cfg: DictConfig) -> None:
 
             audit_files(cfg, run_directory())
             return
+        if cfg.export is not None:
+            if cfg.run is None:
+                raise ConfigError(f"export={cfg.export} needs run=RUN_DIR, the run whose model is exported")
+            from medr1.pipeline_export import export_run
+
+            export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge)
+            return
+        if not cfg.merge:
+            raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         overrides = list(HydraConfig.get().overrides.task)
         chosen = cfg if cfg.resume is None else _resumed(cfg, overrides)
         if chosen.run is None:

@@ -326,12 +326,15 @@ class TrainConfig(CommonConfig):
 class EvaluateConfig(CommonConfig):
     """``python evaluate.py``. ``run`` evaluates a finished run again, ``sweep`` makes the tables of a sweep again,
     ``audit`` examines the question files of a place, ``resume`` continues an evaluation that was stopped; without any
-    the model stands for itself (zero-shot)."""
+    the model stands for itself (zero-shot). ``export`` writes the model of ``run`` into a new directory, with ``merge``
+    as one checkpoint, without as a LoRA adapter."""
 
     resume: str | None = None
     run: str | None = None
     sweep: str | None = None
     audit: str | None = None
+    export: str | None = None
+    merge: bool = True
 
 
 SCHEMAS: dict[tuple[str | None, str], type] = {

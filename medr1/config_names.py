@@ -26,9 +26,19 @@ def run_directory(output_dir: str, given: str | None, *parts: Any) -> str:
     return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))}")
 
 
-def evaluate_directory(output_dir: str, resume: str | None, sweep: str | None, audit: str | None, *parts: Any) -> str:
-    """The directory of an evaluation: its own when it is resumed, the sweep's, or a new one named by what is done."""
-    return run_directory(output_dir, resume or sweep, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
+def evaluate_directory(
+    output_dir: str,
+    resume: str | None,
+    sweep: str | None,
+    audit: str | None,
+    export: str | None,
+    run: str | None,
+    *parts: Any,
+) -> str:
+    """The directory of an evaluation: its own when it is resumed, the sweep's, the exported run's, or a new one named by
+    what is done."""
+    own = resume or sweep or (run if export and run and Path(run).is_dir() else None)
+    return run_directory(output_dir, own, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
 
 
 def job_name(cfg: DictConfig) -> str:

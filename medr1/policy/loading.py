@@ -11,7 +11,13 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen2VLImageProcessorPil,
+)
 
 from medr1.errors import CheckpointError
 from medr1.policy.encoding import IMAGE_TOKEN, Encoder
@@ -131,3 +137,18 @@ def save_policy(policy: Policy, encoder: Encoder, directory: Path) -> None:
     if not isinstance(policy.model, PeftModel):
         encoder.tokenizer.save_pretrained(directory)
         encoder.image_processor.save_pretrained(directory)
+
+
+def export_policy(policy: Policy, encoder: Encoder, directory: Path, max_new_tokens: int) -> None:
+    """Writes a plain checkpoint, with any adapter merged into the base, whose own generation settings decode as medr1
+    does: greedily, to the end token, and never a token of pictures or turns. The policy is used up."""
+    if isinstance(policy.model, PeftModel):
+        policy.model = policy.model.merge_and_unload()
+    policy.model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.end_id,
+        pad_token_id=encoder.tokenizer.pad_token_id,
+        suppress_tokens=encoder.banned_ids(),
+    )
+    save_policy(policy, encoder, directory)

@@ -78,6 +78,8 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py resume=nowhere": ["nowhere is no run directory", "config.yaml"],
     "evaluate.py resume=a run=b": ["resume=, run= are different commands"],
     "evaluate.py modality=xay": ["Did you mean 'xray'"],
+    "evaluate.py export=out": ["export=out needs run="],
+    "evaluate.py merge=false": ["merge=false is a setting of export=DIR"],
     "evaluate.py trainer.steps=3": ["'trainer.steps'"],
 }
 HELP = ["train.py --help", "evaluate.py -h"]
