@@ -35,8 +35,8 @@ def evaluate_directory(
     run: str | None,
     *parts: Any,
 ) -> str:
-    """The directory of an evaluation: its own when it is resumed, the sweep's, the exported run's, or a new one named by
-    what is done."""
+    """The directory of an evaluation: its own when resumed, the sweep's, the exported run's, or a new one named by what
+    is done."""
     own = resume or sweep or (run if export and run and Path(run).is_dir() else None)
     return run_directory(output_dir, own, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
 

@@ -67,7 +67,7 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py model=server model.url=127.0.0.1:8000 model.path=n": ["model.url=127.0.0.1:8000", "use http://HOST"],
     "evaluate.py model=server model.url=http://h:99999/v1 model.path=n": ["http://h:99999", "range"],
     "evaluate.py model=server model.url=http://me:pw@h/v1 model.path=n": ["no name and password", "use http://HOST"],
-    "evaluate.py model=server model.url=http://h/v1?k=1 model.path=n": ["neither ? nor #"],
+    "evaluate.py model=server model.url=http://h/v1?k model.path=n": ["neither ? nor #"],
     "evaluate.py model=server model.url=http://h/v1/chat/completions model.path=n": ["leave out /chat/completions"],
     "evaluate.py model=server model.url=http://h/v1 model.path=n model.api_key_variable=LANG": [
         "in the clear",
