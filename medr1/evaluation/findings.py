@@ -110,6 +110,12 @@ def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
         yield f"Not shown to be better than a guess: {_listed(items)}."
     better = [s for s in subjects if s.accuracy.low > s.chance]
     for condition, (lead, short) in _BLIND.items():
+        alone = [s for s in guesses if condition in s.controls and _beats_a_guess(s.controls[condition], s)]
+        if alone:
+            yield (
+                f"Without the image, {lead} does better than {_listed(_beside(alone, condition, short))}: a high score "
+                "there would be no evidence that the image was used."
+            )
         asked = [s for s in better if condition in s.controls]
         reached = [s for s in asked if s.controls[condition] >= s.accuracy.low]
         below = [s for s in asked if s.controls[condition] < s.accuracy.low]
@@ -122,6 +128,10 @@ def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
             yield f"Without the image, {lead} stays below {_listed(_beside(below, condition, short))}."
     for condition, says in _OTHER_PICTURE.items():
         yield from _other_picture([s for s in better if condition in s.controls], condition, says)
+
+
+def _beats_a_guess(accuracy: float, subject: _Subject) -> bool:
+    return wilson(round(accuracy * subject.n), subject.n).low > subject.chance
 
 
 def _other_picture(asked: Sequence[_Subject], condition: str, says: _OtherPicture) -> Iterator[str]:

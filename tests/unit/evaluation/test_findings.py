@@ -107,12 +107,21 @@ def test_cells_of_unequal_size_are_as_uncertain_as_the_smaller_one_makes_them() 
     assert "not shown to be better than a guess" in one(said(replace(matrix, cells=cells)), "empty picture")
 
 
-def test_controls_say_nothing_about_a_score_that_is_a_guess() -> None:
-    sentences = said(square("grpo", 0.255, 0.25, option_prior=0.9, blank_image=0.25))
+def test_an_empty_picture_says_nothing_about_a_score_that_is_a_guess() -> None:
+    sentences = said(square("grpo", 0.255, 0.25, blank_image=0.25))
     assert (
         sentences[0] == "Not shown to be better than a guess: the diagonal of grpo (25.5 % [24.5, 26.5], guess 25.0 %)."
     )
-    assert not [s for s in sentences if "prior" in s or "picture" in s]
+    assert not [s for s in sentences if "picture" in s]
+
+
+def test_a_control_that_knows_the_answers_is_told_even_beside_a_guess() -> None:
+    sentences = said(square("grpo", 0.255, 0.25, option_prior=0.9, surface_cues=0.26))
+    assert one(sentences, "option prior") == (
+        "Without the image, the option prior of the same training records does better than the diagonal of grpo "
+        "(25.5 % [24.5, 26.5], prior 90.0 %): a high score there would be no evidence that the image was used."
+    )
+    assert not [s for s in sentences if "capitals" in s]
 
 
 def test_a_single_row_is_judged_by_its_own_column() -> None:
