@@ -69,7 +69,7 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py model=server model.url=http://me:pw@h/v1 model.path=n": ["no name and password", "use http://HOST"],
     "evaluate.py model=server model.url=http://h/v1?k model.path=n": ["neither ? nor #"],
     "evaluate.py model=server model.url=http://h/v1/chat/completions model.path=n": ["leave out /chat/completions"],
-    "evaluate.py model=server model.url=http://h/v1 model.path=n model.api_key_variable=LANG": [
+    "evaluate.py model=server model.url=http://h/v1 model.path=n model.api_key_variable=PATH": [
         "in the clear",
         "https",
     ],
