@@ -133,10 +133,8 @@ def test_a_killed_client_asks_only_what_is_missing(
     assert 5 <= kept < RECORDS and not run.predictions("blank_image").exists()
     with partial.open("ab") as file:
         file.write(b'{"record": "torn in the mid')
-    before = served.answered
-    assert before <= RECORDS + kept + 2, "one answer for each thread may be lost"
     run_command("evaluate.py", f"resume={run.path}")
-    wait_for(lambda: served.answered == 3 * RECORDS + before - RECORDS - kept)
+    assert 0 <= served.answered - 3 * RECORDS <= 2, "one answer for each thread may be lost"
     for condition in ALL:
         assert answers(run, condition) == answers(local, condition), condition
     stored = stored_run(run.path)
