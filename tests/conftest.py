@@ -33,6 +33,11 @@ Build = Callable[..., tuple[Policy, Encoder]]
 MakePrompts = Callable[..., list[Prompt]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start whole runs come first, sweeps before all, so that no core waits for them at the end."""
+    items.sort(key=lambda item: ("integration/test_sweep" not in item.nodeid, "integration/" not in item.nodeid))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
