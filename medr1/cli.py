@@ -87,6 +87,10 @@ def _train(cfg: DictConfig) -> None:
     with _one_message():
         overrides = list(HydraConfig.get().overrides.task)
         others = [o for o in overrides if not o.startswith("resume=")]
+        if launcher := HydraConfig.get().runtime.choices.get("launcher"):
+            raise ConfigError(
+                f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run here"
+            )
         if cfg.resume is None:
             check(cfg)
         elif others:

@@ -242,7 +242,8 @@ class ZeroShotConfig(AlgorithmConfig):
 
 @dataclass
 class TrainerConfig:
-    """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices.
+    """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices; where
+    ``steps`` is null, as many as ``epochs`` passes over the training records take.
 
     ``token_budget``: how many tokens of prompts and completions a device holds at once; a step that is larger goes
     through in parts, with the same result. 0: the whole step at once, which encodes each prompt once only.
@@ -253,7 +254,8 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    steps: int = MISSING
+    steps: int | None = MISSING
+    epochs: float | None = None
     prompts_per_step: int = MISSING
     token_budget: int = 0
     checkpoint_every: int = 25

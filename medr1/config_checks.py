@@ -92,6 +92,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "reward.accuracy": (0, 1000),
     "reward.format": (0, 1000),
     "trainer.steps": (1, 1e9),
+    "trainer.epochs": (1e-6, 1e6),
     "trainer.prompts_per_step": (1, 1e6),
     "trainer.token_budget": (0, 1e9),
     "trainer.devices": (1, 4096),
@@ -183,6 +184,10 @@ def _check_training(cfg: DictConfig) -> None:
         raise ConfigError(
             f"trainer.prompts_per_step={cfg.trainer.prompts_per_step} cannot be shared evenly by "
             f"{cfg.trainer.devices * cfg.trainer.num_nodes} processes"
+        )
+    if cfg.trainer.steps is None and cfg.trainer.epochs is None:
+        raise ConfigError(
+            "trainer.steps=null: give trainer.epochs, passes over the training records, or a number of steps"
         )
     if cfg.algorithm.name == "pretrain" and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
         raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")

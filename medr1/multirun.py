@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 _TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 # Overrides that say where and how, not what: they do not make another sweep.
-_PLACE = ("sweep", "output_dir", "tracking", "hydra")
+_PLACE = ("sweep", "launcher", "output_dir", "tracking", "hydra")
 
 
 _open_parents: list[Tracker] = []
@@ -80,6 +81,8 @@ class SweepCallback(Callback):
         with _loud():
             directory = plan(config)
             self._open(config, directory)
+        if "submitit_folder" in config.hydra.launcher:  # what its jobs print stays in their own logs
+            threading.Thread(target=watch, args=(directory,), daemon=True).start()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Tables, figures and report of what is there; the exit status says whether something is missing."""
@@ -168,6 +171,20 @@ def _say(directory: SweepDirectory, jobs: Sequence[Job]) -> None:
     print(f"{len(jobs)} runs in {directory.path}: {done} finished before, {begun} to be continued")
 
 
+def watch(directory: SweepDirectory, every: float = 5.0) -> None:
+    """Says what becomes of runs that are started out of sight, until all are done; looks every so many seconds."""
+    wanted = directory.read().wanted
+    before = directory.states(wanted)
+    while {State.WAITING, State.INTERRUPTED} & set(before.values()):
+        time.sleep(every)
+        states = directory.states(wanted)
+        done = list(states.values()).count(State.FINISHED)
+        for name in (name for name in wanted if states[name] != before[name]):
+            word = "started" if states[name] == State.INTERRUPTED else states[name].value
+            print(f"{name}: {word}; {done} of {len(states)} done", flush=True)
+        before = states
+
+
 def run_job(cfg: DictConfig) -> None:
     """One run of the sweep, unless it is finished: the command line of a single run, in a process of its own.
 
@@ -189,11 +206,9 @@ def run_job(cfg: DictConfig) -> None:
         print(f"{number} {name}: left out, because another run has failed")
         return
     where = [f"hydra.run.dir={_quoted(run.path)}", "hydra.mode=RUN"]
-    command = [f"resume={_quoted(run.path)}"] if run.config.is_file() else [*settings.overrides.task, *where]
-    parallel = _parallel(settings.launcher)
-    environment = dict(os.environ)
-    if parallel > 1:  # or each run would start as many threads as there are cores
-        environment.setdefault("OMP_NUM_THREADS", str(cores(parallel)))
+    given = [override for override in settings.overrides.task if not override.startswith("launcher=")]
+    command = [f"resume={_quoted(run.path)}"] if run.config.is_file() else [*given, *where]
+    environment = _environment(settings.launcher)
     print(f"{number} {name}: {'continued' if run.config.is_file() else 'started'}", flush=True)
     start = time.monotonic()
     run.path.mkdir(parents=True, exist_ok=True)
@@ -215,7 +230,9 @@ def run_job(cfg: DictConfig) -> None:
     write_json(run.timing, {"seconds": seconds})
     states = list(directory.states(manifest.wanted).values())
     took = [s for job in manifest.wanted if (s := directory.seconds(job)) is not None]
-    left = time_left(took, len(states) - states.count(State.FINISHED) - states.count(State.FAILED), parallel)
+    left = time_left(
+        took, len(states) - states.count(State.FINISHED) - states.count(State.FAILED), _parallel(settings.launcher)
+    )
     about = f", about {left / 60:.0f} min left" if left else ""
     done = f"{states.count(State.FINISHED)} of {len(states)} done{about}"
     print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; {done}", flush=True)
@@ -229,9 +246,21 @@ def _score(summary: Path) -> str:
 
 
 def _parallel(launcher: DictConfig) -> int:
-    """How many runs the launcher has side by side on this machine, as far as it says."""
-    jobs = int(launcher.get("n_jobs") or 1)
+    """How many runs the launcher has side by side, as far as it says."""
+    jobs = int(launcher.get("n_jobs") or launcher.get("array_parallelism") or 1)
     return jobs if jobs > 0 else os.cpu_count() or 1
+
+
+def _environment(launcher: DictConfig) -> dict[str, str]:
+    """The environment of a run.
+
+    Inside a job of SLURM, Lightning would expect SLURM to start a process for each device; it starts them itself where
+    it does not see the number of tasks.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_NTASKS")}
+    if "n_jobs" in launcher and _parallel(launcher) > 1:  # or each run would start as many threads as there are cores
+        environment.setdefault("OMP_NUM_THREADS", str(cores(_parallel(launcher))))
+    return environment
 
 
 def _quoted(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import transformers
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -60,6 +61,7 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
     _quieten()
     pl.seed_everything(cfg.seed, verbose=False)
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    _count_steps(cfg, len(data.train))
     first = _is_first_process()
     if first:
         for message in data.messages:
@@ -143,6 +145,14 @@ def _train_and_answer(
     answers.ask(policy, encoder, Condition.TRAINED)
     _ask_controls(cfg, answers, policy, encoder, data)
     return answers.conditions
+
+
+def _count_steps(cfg: DictConfig, records: int) -> None:
+    """Steps for a config that gives epochs; the stored config, by which a run is resumed, has them."""
+    if cfg.trainer.steps is None:
+        with read_write(cfg):
+            cfg.trainer.steps = math.ceil(cfg.trainer.epochs * records / cfg.trainer.prompts_per_step)
+        log.info(f"{cfg.trainer.epochs:g} epochs of {records:,} records are {cfg.trainer.steps:,} steps")
 
 
 def _fit(

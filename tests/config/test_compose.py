@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -17,20 +19,24 @@ from medr1.config_checks import check
 from medr1.config_choices import ReleasedAxis
 from medr1.config_names import job_name
 from medr1.data.omnimedvqa_files import SplitAxis
+from medr1.errors import ConfigError
 from medr1.reasoning import ReasoningMode
 from medr1.records import Modality, QuestionType
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 SHARED = ("model", "data", "modality", "question_type", "reasoning", "tracking")
-_WITHOUT_SCHEMA = {"budget", "debug", "experiment"}  # they change what others hold
+_WITHOUT_SCHEMA = {"budget", "debug", "experiment", "launcher"}  # they change what others hold
+PAPER = sorted(path.stem for path in CONF.glob("experiment/paper*.yaml"))
 # What a choice cannot know by itself, see conf/model/hf.yaml and conf/data/omnimedvqa.yaml.
 SERVER = ["model.url=http://127.0.0.1:8000/v1", "model.path=name"]
 NEEDED = {
     ("model", "hf"): ["model.path=somewhere"],
     ("model", "server"): SERVER,
     ("data", "omnimedvqa"): [f"data.root={CONF}"],
+    **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
 }
+PLUGINS = {"local": "joblib", "slurm": "submitit", "ray": "ray"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,6 +89,9 @@ def test_every_shared_choice_composes(chosen: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("group", "name"), [file for file in FILES if file[0] not in SHARED])
 def test_every_choice_of_training_composes(group: str, name: str) -> None:
+    plugin = PLUGINS[name] if group == "launcher" else None
+    if plugin and importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+        pytest.skip(f"hydra-{plugin}-launcher is not installed")
     assert_composes("train", {group: name}, TrainConfig)
 
 
@@ -203,6 +212,31 @@ def test_every_sweep_composes_and_varies_its_rows(name: str) -> None:
     for key, values in axes.items():
         for value in str(values).split(","):
             check(compose("train", overrides=[f"sweep={name}", f"{key}={value}"]))
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name != "paper"])
+def test_every_table_of_the_paper_is_its_recipe_over_the_rows_of_a_sweep(name: str) -> None:
+    words = [f"experiment={name}", f"data.root={CONF}"]
+    cfg = compose("train", overrides=words, return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN and cfg.sweep.name == name
+    axes = {key: str(value).split(",") for key, value in cfg.hydra.sweeper.params.items()}
+    assert cfg.sweep.rows in axes and set(axes["algorithm"]) <= {"sft", "medr1_legacy", "zero_shot"}
+    recipe = compose("train", overrides=["experiment=paper", f"data.root={CONF}"])
+    for chosen in itertools.product(*axes.values()):
+        run = compose("train", overrides=[*words, *map("=".join, zip(axes, chosen, strict=True))])
+        check(run)
+        assert run.trainer == recipe.trainer and run.trainer.steps is None and run.trainer.epochs == 1
+        assert run.data.axis == ("question_type" if cfg.sweep.rows == "question_type" else "modality")
+
+
+def test_steps_given_by_hand_go_before_epochs() -> None:
+    words = ["experiment=paper", f"data.root={CONF}", "trainer.steps=7"]
+    assert compose("train", overrides=words).trainer.steps == 7
+
+
+def test_neither_steps_nor_epochs_is_refused() -> None:
+    with pytest.raises(ConfigError, match="epochs"):
+        check(compose("train", overrides=["trainer.steps=null"]))
 
 
 def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
