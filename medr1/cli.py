@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,9 @@ HELP = {
   python evaluate.py model=hf model.path=DIR data=omnimedvqa data.root=DIR data.split=test_only
 """,
 }
+
+# Groups of conf/ that mean nothing to evaluate.py.
+TRAINING_ONLY = ("algorithm", "budget", "debug", "experiment", "launcher", "reward", "trainer")
 
 register()  # here, because the workers of parallel launchers compose configs too and import no more than this
 
@@ -166,11 +170,18 @@ def help_text(command: str) -> str:
     """What can be chosen, on one screen, read from conf/ itself."""
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
     if command == "evaluate":
-        groups = [g for g in groups if g not in ("algorithm", "budget", "debug", "experiment", "reward", "trainer")]
+        groups = [
+            g
+            for g in groups
+            if g not in ("algorithm", "budget", "debug", "experiment", "launcher", "reward", "trainer")
+        ]
     names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
     if command == "train":
         names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-    choices = "\n".join(f"  {group + '=':15}{' | '.join(names[group])}" for group in names)
+    choices = "\n".join(
+        textwrap.fill(f"  {group + '=':15}{' | '.join(names[group])}", 100, subsequent_indent=" " * 17)
+        for group in names
+    )
     return (
         HELP[command]
         + f"""

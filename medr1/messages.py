@@ -18,8 +18,10 @@ def explain(error: Exception, schema: type) -> str:
     if cause is not None and str(cause).strip() not in message:
         message = f"{message}\n{str(cause).strip()}"
     if missing := re.search(r"Could not find 'hydra/launcher/(\w+)'", message):
-        extra = "ray" if missing[1].startswith("ray") else "launchers"
-        return f'hydra/launcher={missing[1]} is not installed: pip install -e ".[{extra}]"'
+        return (
+            f"hydra/launcher={missing[1]} is no launcher, or is not installed: "
+            'pip install -e ".[launchers]" has joblib, submitit_local and submitit_slurm, ".[ray]" has ray'
+        )
     if isinstance(error, MissingConfigException) and error.options:
         wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
         return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"

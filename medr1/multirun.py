@@ -76,13 +76,21 @@ class SweepCallback(Callback):
         """Composes and checks all runs before the first one starts, names the sweep, opens its run in MLflow."""
         # The workers of some launchers start elsewhere, where only what is installed can be imported.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_TRAIN.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         for name in ("hydra", "mlflow", "alembic"):  # the sweep says itself what it starts
             logging.getLogger(name).setLevel(logging.WARNING)
         with _loud():
             directory = plan(config)
             self._open(config, directory)
+        if _on_other_machines(config.hydra.launcher) and str(config.tracking.uri).startswith("sqlite:"):
+            print(
+                "warning: several machines can damage a SQLite file on a network disk; safer is a server: "
+                "tracking.uri=http://HOST:5000",
+                file=sys.stderr,
+            )
         if "submitit_folder" in config.hydra.launcher:  # what its jobs print stays in their own logs
-            threading.Thread(target=watch, args=(directory,), daemon=True).start()
+            states = directory.states(directory.read().wanted)
+            threading.Thread(target=watch, args=(directory, states), daemon=True).start()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Tables, figures and report of what is there; the exit status says whether something is missing."""
@@ -138,7 +146,8 @@ def plan(config: DictConfig) -> SweepDirectory:
         else:
             lists[key] = [str(override.get_value_element_as_str())]
     title = config.sweep.name or "-".join(["multirun", *varied])
-    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in (*varied, "seed") and k.split(".")[0] not in _PLACE]
+    named = [k for k, v in lists.items() if k.split(".")[0] in _PLACE or v == [title]]  # an experiment names its sweep
+    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in (*varied, *named, "seed")]
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
     loader = GlobalHydra.instance().config_loader()
     jobs = []
@@ -171,18 +180,15 @@ def _say(directory: SweepDirectory, jobs: Sequence[Job]) -> None:
     print(f"{len(jobs)} runs in {directory.path}: {done} finished before, {begun} to be continued")
 
 
-def watch(directory: SweepDirectory, every: float = 5.0) -> None:
+def watch(directory: SweepDirectory, states: dict[str, State], every: float = 5.0) -> None:
     """Says what becomes of runs that are started out of sight, until all are done; looks every so many seconds."""
-    wanted = directory.read().wanted
-    before = directory.states(wanted)
-    while {State.WAITING, State.INTERRUPTED} & set(before.values()):
+    while {State.WAITING, State.INTERRUPTED} & set(states.values()):
         time.sleep(every)
-        states = directory.states(wanted)
+        before, states = states, directory.states(states)
         done = list(states.values()).count(State.FINISHED)
-        for name in (name for name in wanted if states[name] != before[name]):
+        for name in (name for name in states if states[name] != before[name]):
             word = "started" if states[name] == State.INTERRUPTED else states[name].value
             print(f"{name}: {word}; {done} of {len(states)} done", flush=True)
-        before = states
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -208,7 +214,7 @@ def run_job(cfg: DictConfig) -> None:
     where = [f"hydra.run.dir={_quoted(run.path)}", "hydra.mode=RUN"]
     given = [override for override in settings.overrides.task if not override.startswith("launcher=")]
     command = [f"resume={_quoted(run.path)}"] if run.config.is_file() else [*given, *where]
-    environment = _environment(settings.launcher)
+    environment = run_environment(settings.launcher)
     print(f"{number} {name}: {'continued' if run.config.is_file() else 'started'}", flush=True)
     start = time.monotonic()
     run.path.mkdir(parents=True, exist_ok=True)
@@ -251,7 +257,11 @@ def _parallel(launcher: DictConfig) -> int:
     return jobs if jobs > 0 else os.cpu_count() or 1
 
 
-def _environment(launcher: DictConfig) -> dict[str, str]:
+def _on_other_machines(launcher: DictConfig) -> bool:
+    return "partition" in launcher or OmegaConf.select(launcher, "ray.init.address") is not None
+
+
+def run_environment(launcher: DictConfig) -> dict[str, str]:
     """The environment of a run.
 
     Inside a job of SLURM, Lightning would expect SLURM to start a process for each device; it starts them itself where

@@ -55,8 +55,8 @@ def children(sweep: SweepDirectory) -> dict[str, str]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepDirectory, str]:
     """Four runs, two at a time in the processes of joblib."""
     output_dir = tmp_path_factory.mktemp("joblib")
-    words = launcher("joblib", "hydra.launcher.n_jobs=2")
-    printed = run_command("train.py", *SWEEP, *words, f"output_dir={output_dir}")
+    launcher("joblib")
+    printed = run_command("train.py", *SWEEP, "launcher=local", f"output_dir={output_dir}")
     return only_sweep(output_dir), printed
 
 
@@ -66,6 +66,7 @@ def test_parallel_runs_are_all_there_once(undisturbed: tuple[SweepDirectory, str
     assert len(names) == 4 and set(sweep.states(names).values()) == {State.FINISHED}
     assert children(sweep) == dict.fromkeys(names, "FINISHED")
     assert "4 of 4 done" in printed
+    assert "launcher" not in sweep.path.name, "how runs are started makes no other sweep"
     bases = [sweep.run(name).predictions("base").read_bytes() for name in names]
     assert len(list((sweep.path / "base").glob("*.jsonl"))) == 1 and len(set(bases)) == 1
 
