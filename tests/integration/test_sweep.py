@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,25 @@ def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_ask
     assert "Traceback (most recent call last)" in log and "foo" in log
     assert "Traceback (most recent call last)" in (sweep.report / "report.html").read_text()
     assert json.loads(sweep.run(failed).failure.read_text())["status"] == 1
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_the_launchers_of_a_cluster_where_there_is_one(
+    name: str, undisturbed: tuple[SweepDirectory, str], tmp_path: Path
+) -> None:
+    launcher("ray" if name == "ray" else "submitit_slurm")
+    small = ("cpus_per_task=1", "mem_gb=2", "gpus_per_node=null", "timeout_min=10") if name == "slurm" else ()
+    if name == "slurm" and (not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode):
+        pytest.skip("no SLURM controller answers here")
+    words = (f"launcher={name}", *(f"hydra.launcher.{setting}" for setting in small))
+    printed = run_command("train.py", *SWEEP, *words, f"output_dir={tmp_path}")
+    sweep, peace = only_sweep(tmp_path), undisturbed[0]
+    names = sweep.read().wanted
+    assert names == peace.read().wanted and children(sweep) == dict.fromkeys(names, "FINISHED")
+    assert all(run in printed for run in names), "what becomes of each run is told here"
+    for run in names:
+        ours, theirs = (s.run(run).predictions("trained") for s in (sweep, peace))
+        assert read_predictions(ours) == read_predictions(theirs)
 
 
 def test_two_processes_do_not_work_on_one_run(undisturbed: tuple[SweepDirectory, str]) -> None:
