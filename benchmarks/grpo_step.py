@@ -81,7 +81,7 @@ class Ours:
         )
 
     def batch(self, step: int) -> RolloutBatch:
-        return RolloutBatch(step, 0, self.records, self.encoder.encode(self.prompts))
+        return RolloutBatch(step, list(range(len(self.records))), self.records, self.encoder.encode(self.prompts))
 
     def loss(self, sampled: dict[str, Any]) -> tuple[float, float]:
         """Loss and gradient norm on the peer's completions and advantages."""

@@ -18,6 +18,7 @@ from medr1 import config_names
 from medr1.config_choices import (
     Aggregation,
     Attention,
+    Distribution,
     KLEstimator,
     LoraTargets,
     OnBadRecord,
@@ -253,7 +254,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: Distribution = Distribution.auto
     steps: int | None = MISSING
     epochs: float | None = None
     prompts_per_step: int = MISSING

@@ -12,6 +12,14 @@ class Tuning(StrEnum):
     lora = "lora"
 
 
+class Distribution(StrEnum):
+    """How several processes share a training: the whole model in each (ddp), or a shard of it in each (fsdp)."""
+
+    auto = "auto"
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 class Precision(StrEnum):
     """Precision of the weights and the arithmetic."""
 

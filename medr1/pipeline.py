@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import shutil
+import signal
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +20,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf, read_write
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from medr1.algorithms import build_algorithm
 from medr1.config import CommonConfig, EvaluateConfig, TrainConfig
@@ -41,6 +44,7 @@ from medr1.sweep import sweep_of
 from medr1.tracking import AnyTracker, NullTracker
 from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
+from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.grpo import GRPOModule
 from medr1.training.order import Steps
 
@@ -134,10 +138,10 @@ def _train_and_answer(
         choose_trained(
             policy, freeze_vision=cfg.model.freeze_vision, lora=lora if cfg.model.tuning == Tuning.lora else None
         )
-        _fit(cfg, run, data, policy, encoder, tracker, answers.load)
+        state = _fit(cfg, run, data, policy, encoder, tracker, answers.load)
         if not first:
             return {}
-        _store_model(policy, encoder, run)
+        _store_model(policy, encoder, run, state)
     # From the files, not from memory: what is evaluated is what evaluate.py will find.
     path, adapter = run.weights(str(cfg.model.path))
     policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
@@ -163,7 +167,8 @@ def _fit(
     encoder: Encoder,
     tracker: AnyTracker,
     load: Load,
-) -> None:
+) -> Mapping[str, Tensor] | None:
+    """Trains. Returns the weights of the trained model where the policy itself holds shards of them."""
     steps = int(cfg.trainer.steps)
     callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.log_every)]
     module, make = build_algorithm(cfg, data, policy, encoder, load)
@@ -180,11 +185,12 @@ def _fit(
             enable_version_counter=False,
         )
     )
+    strategy = build_strategy(cfg.trainer.strategy)
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
-        strategy=cfg.trainer.strategy,
+        strategy=strategy,
         max_steps=steps * updates,
         limit_train_batches=steps,
         max_epochs=1,
@@ -198,7 +204,13 @@ def _fit(
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
-    trainer.fit(module, Steps(make, trainer, steps, updates), ckpt_path=checkpoint)
+    try:
+        trainer.fit(module, Steps(make, trainer, steps, updates), ckpt_path=checkpoint)
+    except BaseException:
+        if trainer.strategy.launcher is not None:  # the processes it has started would wait for this one
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        raise
+    return strategy.whole_state if isinstance(strategy, ShardedStrategy) else None
 
 
 def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> Answers:
@@ -242,12 +254,12 @@ def _ask_controls(cfg: DictConfig, answers: Answers, policy: Policy, encoder: En
     answers.ask_blind(data.train)
 
 
-def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory) -> None:
+def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory, state: Mapping[str, Tensor] | None) -> None:
     """Writes the trained weights in one step: model/ is there whole or not at all."""
     partial = run.path / ".model.partial"
     if partial.exists():
         shutil.rmtree(partial)
-    save_policy(policy, encoder, partial)
+    save_policy(policy, encoder, partial, state)
     partial.rename(run.model)
 
 

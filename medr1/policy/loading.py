@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -130,10 +131,13 @@ def reference_of(policy: Policy) -> Policy | None:
     return frozen
 
 
-def save_policy(policy: Policy, encoder: Encoder, directory: Path) -> None:
-    """Writes what was trained as Hugging Face or PEFT reads it: a whole checkpoint, or an adapter alone."""
+def save_policy(policy: Policy, encoder: Encoder, directory: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes what was trained as Hugging Face or PEFT reads it: a whole checkpoint, or an adapter alone.
+
+    ``state``: the weights of the model inside, where the policy itself holds shards.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(directory)
+    policy.model.save_pretrained(directory, state_dict=state)
     if not isinstance(policy.model, PeftModel):
         encoder.tokenizer.save_pretrained(directory)
         encoder.image_processor.save_pretrained(directory)

@@ -93,6 +93,7 @@ def rollout(
             decoder.select(going)
             places, token, going = places[going], token[going], going[going]
         hidden = decoder.step(token)
-    longest = int(mask.sum(-1).max())
+    # Two at least: what is scored then runs the model after the prompt on every process, or on none.
+    longest = max(2, int(mask.sum(-1).max()))
     ended = (ids == sampling.end_id) & mask
     return Completions(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], ~ended.any(-1))

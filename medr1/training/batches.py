@@ -46,13 +46,13 @@ class RecordBatches:
     def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
         records, first, prompts = self._part(step, rank, world_size)
 
-        def spare(turn: int, size: int) -> RolloutBatch:
-            """Other records, drawn at random; no two processes and no two turns of a step draw the same numbers."""
-            rng = np.random.default_rng((self.seed, step, turn, rank, 1))
-            drawn = [self.records[int(i)] for i in rng.integers(len(self.records), size=size)]
-            return RolloutBatch(step, first, drawn, self._encode(drawn))
+        def spare(turn: int, places: list[int]) -> RolloutBatch:
+            """Other records, drawn at random for each place: a matter of seed, step, turn and place alone."""
+            draws = [np.random.default_rng((self.seed, step, turn, place, 1)) for place in places]
+            drawn = [self.records[int(rng.integers(len(self.records)))] for rng in draws]
+            return RolloutBatch(step, places, drawn, self._encode(drawn))
 
-        return RolloutBatch(step, first, records, prompts, spare)
+        return RolloutBatch(step, list(range(first, first + len(records))), records, prompts, spare)
 
     def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
         records, _, prompts = self._part(step, rank, world_size)

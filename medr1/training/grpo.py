@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medr1.policy.encoding import Encoder
 from medr1.policy.policy import Policy
+from medr1.policy.sharding import close, is_sharded, whole
 from medr1.reasoning import ReasoningMode
 from medr1.records import Record
 from medr1.rewards.rules import Rewards, score_completions
@@ -23,18 +24,18 @@ from medr1.rl.logprobs import Scores, completion_hidden, score
 from medr1.rl.objective import Loss, Objective, Total, grpo_loss
 from medr1.rl.rollout import Sampling, rollout
 from medr1.tensors import Completions, Prefix, PromptBatch
-from medr1.training.optimization import build_optimizer, check_state, micro_batches, summed, take_step
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, most, pieces, summed, take_step
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """The prompts of one step on one process. ``first`` is the place of the first of them in the global batch."""
+    """The prompts of one step on one process, and the place of each in the global batch."""
 
     step: int
-    first: int
+    places: list[int]
     records: list[Record]
     prompts: PromptBatch
-    spare: Callable[[int, int], RolloutBatch] | None = None  # (round, n) -> n more prompts, for dynamic sampling
+    spare: Callable[[int, list[int]], RolloutBatch] | None = None  # (turn, places) -> others for them, to replace these
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,11 @@ class GRPOModule(pl.LightningModule):
         self._reference = (reference,)
         self.sampled: Sampled | None = None
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policy, and the reference where it is a copy."""
+        return (self.policy, *(copy for copy in self._reference if copy is not None))
+
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = build_optimizer(self.policy.parameters(), **self.settings.optimizer)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -112,7 +118,7 @@ class GRPOModule(pl.LightningModule):
         return replace(batch, prompts=batch.prompts.to(device))
 
     def on_fit_start(self) -> None:
-        if self._reference[0] is not None:
+        if self._reference[0] is not None and not is_sharded(self._reference[0]):
             self._reference[0].to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -123,7 +129,9 @@ class GRPOModule(pl.LightningModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         s, start = self.settings, time.perf_counter()
-        records, parts, rewards, flat = self._sample(batch)
+        with whole(self.policy):
+            records, parts, rewards, flat = self._sample(batch)
+        parts = self._as_many_as_others(parts)
         total_reward = torch.tensor(rewards.total, device=self.device)
         advantages = group_advantages(total_reward, s.group_size, s.reward_scaling, self._batch_std(total_reward))
         rolled = time.perf_counter()
@@ -151,15 +159,17 @@ class GRPOModule(pl.LightningModule):
         texts = [text for part in parts for text in part.texts]
         self.sampled = Sampled(batch.step, records, texts, rewards, advantages.tolist())
         lengths = torch.cat([p.completions.mask.sum(1) for p in parts]).float()
-        counted = torch.stack([p.mask.sum() for p in parts]).sum().clamp_min(1)
+        # Of a sum over all processes, what makes of each one's summand a share whose mean over them is the sum.
+        world = self.trainer.world_size
+        counted, generated = max(total.tokens, 1.0) / world, summed(self, lengths.sum()) / world
         self._log(
             {
                 "train/reward": total_reward.mean(),
                 **{f"train/reward/{name}": torch.tensor(values).mean() for name, values in rewards.parts.items()},
-                "train/loss": torch.stack([loss.loss for loss, _ in curves]).sum() * self.trainer.world_size,
+                "train/loss": torch.stack([loss.loss for loss, _ in curves]).sum() * world,
                 "train/kl": torch.stack([loss.kl for loss, _ in curves]).sum() / counted,
                 "train/clipped": torch.stack([loss.clipped for loss, _ in curves]).sum() / counted,
-                "train/entropy": torch.stack([entropy for _, entropy in curves]).sum() / lengths.sum(),
+                "train/entropy": torch.stack([entropy for _, entropy in curves]).sum() / generated,
                 "train/completion_length": lengths.mean(),
                 "train/truncated": torch.cat([p.completions.truncated for p in parts]).float().mean(),
                 "train/zero_variance_groups": flat,
@@ -179,23 +189,33 @@ class GRPOModule(pl.LightningModule):
         earned the same make way for others. What is still without variance then stays.
         """
         s = self.settings
-        records, parts = batch.records, self._rollouts(batch, 0)
+        records, places, parts = batch.records, batch.places, self._rollouts(batch, 0)
         rewards = self._rewards(records, parts)
         flat = zero_variance(torch.tensor(rewards.total), s.group_size)
         share = flat.float().mean()
         for turn in range(1, s.dynamic_sampling + 1):
             if batch.spare is None or not flat.any():
                 break
-            spare = self.transfer_batch_to_device(batch.spare(turn, int(flat.sum())), self.device, 0)
+            free = [place for place, gone in zip(places, flat.tolist(), strict=True) if gone]
+            spare = self.transfer_batch_to_device(batch.spare(turn, free), self.device, 0)
             kept = []
             for part, gone in zip(parts, torch.split(flat, [p.prompts.ids.shape[0] for p in parts]), strict=True):
                 rows = (~gone).nonzero().flatten().tolist()
                 kept += [part if len(rows) == len(gone) else part.select(rows, s.group_size)] if rows else []
             records = [r for r, gone in zip(records, flat.tolist(), strict=True) if not gone] + spare.records
+            places = [place for place in places if place not in free] + spare.places
             parts = kept + self._rollouts(spare, turn)
             rewards = self._rewards(records, parts)
             flat = zero_variance(torch.tensor(rewards.total), s.group_size)
         return records, parts, rewards, share
+
+    def _as_many_as_others(self, parts: list[Part]) -> list[Part]:
+        """Where the policy is in shards: the parts cut further, until there are as many as on any process."""
+        if not is_sharded(self.policy):
+            return parts
+        cut = pieces([part.prompts.ids.shape[0] for part in parts], most(self, len(parts)))
+        size = self.settings.group_size
+        return [part.select(rows, size) for part, each in zip(parts, cut, strict=True) for rows in each]
 
     def _rewards(self, records: list[Record], parts: list[Part]) -> Rewards:
         s = self.settings
@@ -210,7 +230,7 @@ class GRPOModule(pl.LightningModule):
         uniforms, parts = self._uniforms(batch, turn), []
         for rows in chosen:
             prompts = self.policy.look(batch.prompts.select(rows))
-            keep = len(chosen) == 1 and not self.policy.recomputes
+            keep = len(chosen) == 1 and not self.policy.recomputes and not is_sharded(self.policy)
             with nullcontext() if keep else torch.no_grad():
                 prefix = self.policy.prefill(prompts)
             draws = uniforms[rows[0] * s.group_size : (rows[-1] + 1) * s.group_size]
@@ -225,8 +245,7 @@ class GRPOModule(pl.LightningModule):
         and the turn."""
         s = self.settings
         shape = (s.group_size, s.sampling.max_new_tokens)
-        places = range(batch.first, batch.first + len(batch.records))
-        draws = [np.random.default_rng((s.seed, batch.step, place, turn)).random(shape) for place in places]
+        draws = [np.random.default_rng((s.seed, batch.step, place, turn)).random(shape) for place in batch.places]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
 
     def _scores(self, model: Policy, prompts: PromptBatch, completions: Completions, prefix: Prefix | None) -> Scores:
@@ -244,7 +263,9 @@ class GRPOModule(pl.LightningModule):
             return None
         model = self._reference[0] or self.policy
         with model.without_adapter():
-            return self._scores(model, part.prompts, part.completions, None).logprobs
+            logprobs = self._scores(model, part.prompts, part.completions, None).logprobs
+        close(model)
+        return logprobs
 
     def _batch_std(self, rewards: Tensor) -> Tensor:
         """Of the rewards of all processes."""

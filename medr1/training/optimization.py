@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from medr1.errors import CheckpointError
+from medr1.policy.sharding import gathered
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float, schedule: str) -> float:
@@ -60,6 +61,21 @@ def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return parts
 
 
+def pieces(sizes: Sequence[int], count: int) -> list[list[list[int]]]:
+    """For each of several parts, the rows of the pieces it is cut into, so that there are ``count`` pieces in all.
+
+    A shard is gathered and reduced by all processes at once, so all must run as many forward and backward passes.
+    ``count`` lies between the number of parts and the sum of their ``sizes``.
+    """
+    cut = [[list(range(size))] for size in sizes]
+    for _ in range(count - len(sizes)):
+        longest = max((piece for part in cut for piece in part), key=len)
+        part = next(part for part in cut if longest in part)
+        at, half = part.index(longest), len(longest) // 2
+        part[at : at + 1] = [longest[:half], longest[half:]]
+    return cut
+
+
 def take_step(module: pl.LightningModule, losses: Iterable[Tensor], parts: int, max_grad_norm: float) -> Tensor:
     """Backward through ``parts`` losses one after the other, clip, step, schedule. Returns the norm before clipping.
 
@@ -74,7 +90,7 @@ def take_step(module: pl.LightningModule, losses: Iterable[Tensor], parts: int, 
         with _unsynchronized(module) if index < parts - 1 else nullcontext():
             module.manual_backward(loss * module.trainer.world_size)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    norm = gathered(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
     optimizer.step()
     scheduler.step()
     return norm
@@ -87,8 +103,16 @@ def _unsynchronized(module: pl.LightningModule) -> AbstractContextManager[Any]:
 
 def summed(module: pl.LightningModule, value: Tensor) -> Tensor:
     """The sum of a scalar over all processes."""
-    gathered = module.all_gather(value.detach()) if module.trainer.world_size > 1 else value.detach()
-    return torch.as_tensor(gathered).sum()
+    return _of_all(module, value).sum()
+
+
+def most(module: pl.LightningModule, number: int) -> int:
+    """The largest of the processes' numbers."""
+    return int(_of_all(module, torch.tensor(number, device=module.device)).max())
+
+
+def _of_all(module: pl.LightningModule, value: Tensor) -> Tensor:
+    return torch.as_tensor(module.all_gather(value.detach()) if module.trainer.world_size > 1 else value.detach())
 
 
 def check_state(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from medr1.policy.policy import Policy
+from medr1.policy.sharding import is_sharded
 from medr1.rl.logprobs import completion_hidden, score
 from medr1.tensors import PromptBatch, Targets
-from medr1.training.optimization import build_optimizer, check_state, micro_batches, summed, take_step
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, most, pieces, summed, take_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class SFTModule(pl.LightningModule):
         self.policy, self.optimizer_settings, self.max_grad_norm = policy, optimizer, max_grad_norm
         self.token_budget = token_budget
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        return (self.policy,)
+
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = build_optimizer(self.policy.parameters(), **self.optimizer_settings)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -55,9 +60,12 @@ class SFTModule(pl.LightningModule):
 
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
         start, targets = time.perf_counter(), batch.targets
-        size = summed(self, (targets.weights * targets.mask).sum())
+        size, length = summed(self, (targets.weights * targets.mask).sum()), summed(self, targets.mask.sum())
         tokens = batch.prompts.mask.sum(1) + targets.mask.sum(1)
         parts = micro_batches(tokens.tolist(), self.token_budget)
+        if is_sharded(self.policy):
+            cut = pieces([len(part) for part in parts], most(self, len(parts)))
+            parts = [[part[row] for row in rows] for part, each in zip(parts, cut, strict=True) for rows in each]
         done: list[tuple[Tensor, Tensor]] = []  # loss and entropy of each part
 
         def losses() -> Iterator[Tensor]:
@@ -69,7 +77,7 @@ class SFTModule(pl.LightningModule):
         norm = take_step(self, losses(), len(parts), self.max_grad_norm)
         values = {
             "train/loss": torch.stack([loss for loss, _ in done]).sum() * self.trainer.world_size,
-            "train/entropy": torch.stack([entropy for _, entropy in done]).sum() / targets.mask.sum(),
+            "train/entropy": torch.stack([entropy for _, entropy in done]).sum() * self.trainer.world_size / length,
             "train/completion_length": targets.mask.sum(1).float().mean(),
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(self.lr_schedulers().get_last_lr()[0]),  # type: ignore[union-attr]
