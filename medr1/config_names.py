@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -15,13 +16,24 @@ from omegaconf import DictConfig, OmegaConf
 # What a run's numbers do not depend on: where it is written and tracked, and how often.
 _INDIFFERENT = ("hydra", "output_dir", "tracking", "sweep", "resume")
 _INDIFFERENT_WITHIN = {"trainer": ("checkpoint_every", "log_every"), "data": ("cache_dir",)}
+# What tells a process of a launcher its number; Lightning knows its processes by the same.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")
 _PACKAGE = str(Path(__file__).parent)
 
 
 def run_directory(output_dir: str, given: str | None, *parts: Any) -> str:
-    """The directory of a job: the one given (a run that is resumed), or a new one named by time and settings."""
-    if given:
-        return str(Path(given).absolute())
+    """The directory of a training: the one given (a run that is resumed), or a new one named by time and settings.
+
+    Where torchrun or SLURM starts all processes of a run, only the first one has a new directory. The others write
+    nothing, and their clocks would name another one.
+    """
+    others = any(os.environ.get(name, "0").strip("0") for name in _RANKS)
+    if given or others:
+        return str(Path(given or output_dir).absolute())
+    return _new_directory(output_dir, *parts)
+
+
+def _new_directory(output_dir: str, *parts: Any) -> str:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))}")
 
@@ -38,7 +50,9 @@ def evaluate_directory(
     """The directory of an evaluation: its own when resumed, the sweep's, the exported run's, or a new one named by what
     is done."""
     own = resume or sweep or (run if export and run and Path(run).is_dir() else None)
-    return run_directory(output_dir, own, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
+    if own:
+        return str(Path(own).absolute())
+    return _new_directory(output_dir, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
 
 
 def job_name(cfg: DictConfig) -> str:

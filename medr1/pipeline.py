@@ -75,7 +75,7 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
     with start_tracker(cfg, run, resumed) if first else NullTracker() as tracker:
         if first:
             log_start(tracker, cfg, run, data)
-        conditions = _train_and_answer(cfg, run, data, tracker)
+        conditions = _train_and_answer(cfg, run, data, tracker, resumed)
         if first:
             report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
     if first:  # not before MLflow knows: what a sweep takes for finished it never touches again
@@ -111,12 +111,18 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
 
 
 def _train_and_answer(
-    cfg: DictConfig, run: RunDirectory, data: Dataset, tracker: AnyTracker
+    cfg: DictConfig, run: RunDirectory, data: Dataset, tracker: AnyTracker, resumed: bool
 ) -> dict[str, list[Prediction]]:
-    """Base answers, training, and the trained model's answers; whatever is there already is not done again."""
+    """Base answers, training, and the trained model's answers; whatever is there already is not done again.
+
+    All processes train, and the first one asks.
+    """
+    first, trained = _is_first_process(), resumed and run.model.is_dir()
+    if not first and (trained or is_server(cfg) or cfg.algorithm.name == "zero_shot"):
+        return {}
     answers = _answers(cfg, run, data)
-    first = _is_first_process()
-    answers.known(Condition.BASE)
+    if first:
+        answers.known(Condition.BASE)
     pretraining = cfg.algorithm.name == "pretrain"
     if is_server(cfg):
         return ask_server(cfg, run, data)
@@ -125,7 +131,7 @@ def _train_and_answer(
         _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
         _ask_controls(cfg, answers, policy, encoder, data)
         return answers.conditions
-    if run.model.is_dir():
+    if trained:
         log.info("training has ended before; its model is read from %s", run.model)
     else:
         if pretraining:
@@ -134,11 +140,13 @@ def _train_and_answer(
             policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=True))
         if first and not pretraining:
             _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
+        pl.seed_everything(cfg.seed, verbose=False)  # new adapters are the same in every process, and after a resume
         lora = (cfg.model.lora.rank, cfg.model.lora.alpha, str(cfg.model.lora.targets))
         choose_trained(
             policy, freeze_vision=cfg.model.freeze_vision, lora=lora if cfg.model.tuning == Tuning.lora else None
         )
-        state = _fit(cfg, run, data, policy, encoder, tracker, answers.load)
+        checkpoint = run.latest_checkpoint() if resumed else None
+        state = _fit(cfg, run, data, policy, encoder, tracker, answers.load, checkpoint)
         if not first:
             return {}
         _store_model(policy, encoder, run, state)
@@ -167,6 +175,7 @@ def _fit(
     encoder: Encoder,
     tracker: AnyTracker,
     load: Load,
+    checkpoint: Path | None,
 ) -> Mapping[str, Tensor] | None:
     """Trains. Returns the weights of the trained model where the policy itself holds shards of them."""
     steps = int(cfg.trainer.steps)
@@ -201,7 +210,6 @@ def _fit(
         use_distributed_sampler=False,
         default_root_dir=run.path,
     )
-    checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
     try:

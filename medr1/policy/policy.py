@@ -97,8 +97,8 @@ class Policy(nn.Module):
         The way for gradient checkpointing: the language model runs over the prompt G times, the picture still once.
         """
         group_size = ids.shape[0] // prompts.ids.shape[0]
-        completion = self.core.get_input_embeddings()(ids)
-        embeddings = torch.cat([self.embed(prompts).repeat_interleave(group_size, 0), completion], dim=1)
+        before = self.embed(prompts).repeat_interleave(group_size, 0)
+        embeddings = torch.cat([before, self.core.get_input_embeddings()(ids)], dim=1)
         start = prompts.next_position.repeat_interleave(group_size, 0)
         after = (start[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
         with self._checkpointing():

@@ -43,17 +43,17 @@ def whole(policy: Policy) -> Iterator[None]:
     for group in groups:
         group.unshard()
     # FSDP's hooks would give a layer back after each token.
-    hooks = [(g, g._forward_pre_hooks.copy(), g._forward_hooks.copy()) for g in groups]  # type: ignore[attr-defined]
-    for group, before, after in hooks:
-        group._forward_pre_hooks.clear()  # type: ignore[attr-defined]
-        group._forward_hooks.clear()  # type: ignore[attr-defined]
+    hooks = [(g, g._forward_pre_hooks.copy(), g._forward_hooks.copy()) for g in groups]
+    for group in groups:
+        group._forward_pre_hooks.clear()
+        group._forward_hooks.clear()
     try:
         with torch.no_grad():
             yield
     finally:
         for group, before, after in hooks:
-            group._forward_pre_hooks.update(before)  # type: ignore[attr-defined]
-            group._forward_hooks.update(after)  # type: ignore[attr-defined]
+            group._forward_pre_hooks.update(before)
+            group._forward_hooks.update(after)
         close(policy)
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one run together, as torchrun or SLURM start them, without importing torch for each."""
+"""Several processes that train one run together, as torchrun starts them, without importing torch for each."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ _context.set_forkserver_preload(["tests.integration.conftest"])
 
 
 class Watched(NamedTuple):
-    """What a run computed at each step: its curves, and the texts and rewards of its completions by record."""
+    """What a run computed: its curves; at each step the record, text and reward of each completion, sorted; for each
+    rank the share of the weights that it held, and whether it had fewer parts than another one."""
 
     curves: list[dict[str, float]]
-    completions: list[list[tuple[str, str, float]]]
+    completions: list[list[list[Any]]]
+    held: list[float]
+    cut: list[bool]
 
 
-def start(count: int, run_dir: Path, *overrides: str, resume: bool = False) -> list[BaseProcess]:
-    """Starts ``count`` processes that train in ``run_dir``, or go on there."""
+def start(
+    count: int, run_dir: Path, *overrides: str, resume: bool = False, fail: int | None = None
+) -> list[BaseProcess]:
+    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run_dir.mkdir(parents=True, exist_ok=True)
-    together = []
+    together: list[BaseProcess] = []
     for rank in range(count):
-        process = _context.Process(target=_one, args=(rank, count, port, run_dir, overrides, resume))
+        process = _context.Process(target=_one, args=(rank, count, port, run_dir, overrides, resume, rank == fail))
         process.start()
         together.append(process)
     return together
@@ -51,53 +56,71 @@ def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = Fa
     """Trains to the end, and reads what was watched."""
     codes = end(start(count, run_dir, *overrides, resume=resume))
     assert codes == [0] * count, "".join(log.read_text() for log in sorted(run_dir.glob("rank*.log")))
-    curves = [json.loads(line) for line in (run_dir / "curves.jsonl").read_text().splitlines()]
-    ranks = [[json.loads(line) for line in file.read_text().splitlines()] for file in run_dir.glob("sampled*.jsonl")]
-    return Watched(curves, [sorted(tuple(c) for rank in step for c in rank) for step in zip(*ranks, strict=True)])
+    ranks = [_lines(run_dir / f"rank{rank}.jsonl") for rank in range(count)]
+    together = [sorted(c for part in step for c in part["completions"]) for step in zip(*ranks, strict=True)]
+    return Watched(
+        [values for values in _lines(run_dir / "curves.jsonl") if "train/loss" in values],
+        together,
+        [steps[-1]["held"] for steps in ranks],
+        [any(step["cut"] for step in steps) for steps in ranks],
+    )
 
 
-def _one(rank: int, count: int, port: int, run_dir: Path, overrides: tuple[str, ...], resume: bool) -> None:
+def _one(rank: int, count: int, port: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, fail: bool) -> None:
     with (run_dir / f"rank{rank}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         if count > 1:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "GROUP_RANK": "0",
-                "LOCAL_WORLD_SIZE": str(count),
-            }
-            os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+            os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         try:
-            _train(rank, run_dir, overrides, resume)
+            _train(rank, run_dir, overrides, resume, fail)
         except BaseException:
             traceback.print_exc()
             log.flush()
             os._exit(1)  # as a process that dies: without waiting for anybody
+        import time; open("/tmp/h1_cpu","a").write(f"{time.process_time()} {run_dir}\n")
         sys.stdout.flush()
 
 
-def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool) -> None:
+def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, fail: bool) -> None:
     import torch
     from pytorch_lightning.utilities import rank_zero_only
+    from torch.distributed.tensor import DTensor
 
     from medr1 import pipeline
     from medr1.tracking import NullTracker
-    from medr1.training.grpo import GRPOModule
+    from medr1.training import grpo, sft
     from tests.integration.conftest import composed
 
     torch.set_num_threads(1)
     rank_zero_only.rank = rank  # pytorch_lightning reads it when it is imported, which was before this process
+    cut: list[bool] = []
+    pieces = grpo.pieces
 
-    def sampled(module: GRPOModule, *rest: Any) -> None:
-        s = module.sampled
-        assert s is not None
-        each = [record.id for record in s.records for _ in range(module.settings.group_size)]
-        _append(run_dir / f"sampled{rank}.jsonl", list(zip(each, s.texts, s.rewards.total, strict=True)))
+    def watched_pieces(sizes: list[int], count: int) -> list[list[list[int]]]:
+        cut.append(len(sizes) < count)
+        return pieces(sizes, count)
 
-    GRPOModule.on_train_batch_end = sampled  # type: ignore[method-assign,assignment]
-    NullTracker.metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", values)  # type: ignore[method-assign,misc]
+    def after_a_step(module: Any, *_: Any) -> None:
+        found, sampled = [], getattr(module, "sampled", None)
+        if sampled is not None:
+            each = [record.id for record in sampled.records for _ in range(module.settings.group_size)]
+            found = list(zip(each, sampled.texts, sampled.rewards.total, strict=True))
+        weights = [p for policy in module.policies for p in policy.parameters()]
+        own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights)
+        seen = {"completions": found, "held": own / sum(p.numel() for p in weights), "cut": cut == [True]}
+        cut.clear()
+        _append(run_dir / f"rank{rank}.jsonl", seen)
+        if fail:
+            raise OSError("the network is gone")
+
+    for module in (grpo, sft):
+        module.pieces = watched_pieces  # type: ignore[attr-defined]
+    for kind in (grpo.GRPOModule, sft.SFTModule):
+        kind.on_train_batch_end = after_a_step  # type: ignore[method-assign,assignment]
+    NullTracker.metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", dict(values))  # type: ignore[method-assign]
     given = (f"resume={run_dir / 'run'}",) if resume else overrides
     pipeline.train(composed("train", *given), run_dir / "run", list(given))
 
@@ -105,3 +128,7 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool) -
 def _append(path: Path, value: Any) -> None:
     with path.open("a") as file:
         file.write(json.dumps(value) + "\n")
+
+
+def _lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,145 @@
+"""Several processes give one process's update, and one process's files; killed together, they go on together."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.integration.conftest import only_run, run_command
+from tests.integration.processes import Watched, end, start, train_together
+
+SETTINGS = (
+    "debug=quick",
+    "modality=ct",
+    "reasoning=no_think",
+    "trainer.accelerator=cpu",
+    "trainer.steps=3",
+    "trainer.checkpoint_every=1",
+    "evaluation.limit=1",
+    "evaluation.blank_image=false",
+    "evaluation.shuffled_image=false",
+    "tracking=none",
+    # Adam makes a step of full size even of a gradient that is zero but for rounding, as that of a key's bias: at a
+    # larger rate such steps would in time turn a completion.
+    "algorithm.learning_rate=1e-5",
+)
+KINDS: dict[str, tuple[str, ...]] = {
+    "full": ("algorithm.objective.reward_scaling=batch",),
+    "lora": ("model.tuning=lora", "model.gradient_checkpointing=true"),
+    "sft": ("algorithm=sft",),
+    "dynamic": ("algorithm=dapo", "algorithm.group_size=2", "algorithm.dynamic_sampling=3"),
+}
+Ran = tuple[Watched, Path]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """(kind, strategy, processes, token budget) -> the run; the same twice is one."""
+    place = tmp_path_factory.mktemp("distributed")
+
+    @cache
+    def run(kind: str, strategy: str = "single", count: int = 1, budget: int = 0) -> Ran:
+        here = place / f"{kind}-{strategy}-{count}-{budget}"
+        return train_together(count, here, *overrides(kind, strategy, count, budget)), here / "run"
+
+    return run
+
+
+def overrides(kind: str, strategy: str, count: int, budget: int) -> tuple[str, ...]:
+    shared = (f"trainer={strategy}", f"trainer.devices={count}", f"trainer.token_budget={budget}")
+    return (*SETTINGS, *KINDS[kind], *shared)
+
+
+def stored(run: Path, file: str) -> dict[str, Tensor]:
+    """The tensors of the one file of that name below ``run``."""
+    (found,) = run.glob(file)
+    return load_file(found)
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+    return sum(float((a[k].double() - b[k].double()).square().sum()) for k in a) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy", "count", "budget"),
+    [
+        ("full", "fsdp", 2, 622),
+        ("full", "ddp", 4, 0),
+        ("lora", "fsdp", 4, 0),
+        ("sft", "fsdp", 2, 118),
+        ("sft", "ddp", 2, 118),
+        ("dynamic", "fsdp", 2, 0),
+    ],
+)
+def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int, budget: int, ran: object) -> None:
+    """Float32 sums in another order differ by 1e-7 of their size; three steps and their sums make it 1e-5."""
+    one, alone = ran(kind)  # type: ignore[operator]
+    several, together = ran(kind, strategy, count, budget)  # type: ignore[operator]
+    assert several.completions == one.completions
+    assert len(several.curves) == len(one.curves) == 3
+    for mine, theirs in zip(several.curves, one.curves, strict=True):
+        values = {k: v for k, v in theirs.items() if not k.startswith("time/")}
+        # A divergence of almost nothing is the square of a difference of two almost equal numbers.
+        assert {k: mine[k] for k in values} == pytest.approx(values, rel=1e-4, abs=1e-6)
+    moments = [
+        {k: v for k, v in stored(run, "checkpoints/*/optimizer.safetensors").items() if k.endswith("exp_avg")}
+        for run in (alone, together)
+    ]
+    assert distance(*moments) < 1e-5 * distance(moments[0], {k: 0 * v for k, v in moments[0].items()})
+    for file in ("model/*model.safetensors", "checkpoints/*/model.safetensors"):
+        assert distance(stored(alone, file), stored(together, file)) < 1e-5
+    names = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run in (alone, together)]
+    assert names[0] == names[1]
+    assert several.held == pytest.approx([1 / count if strategy == "fsdp" else 1.0] * count, abs=0.02)
+    # With these budgets, each of the two has fewer parts than the other in one of the steps.
+    assert several.cut == [strategy == "fsdp" and budget > 0] * count
+
+
+@pytest.mark.parametrize(("kind", "strategy", "count", "budget"), [("full", "fsdp", 2, 622), ("full", "ddp", 4, 0)])
+def test_killed_and_resumed_equals_uninterrupted(
+    kind: str, strategy: str, count: int, budget: int, ran: object, tmp_path: Path
+) -> None:
+    killed = start(count, tmp_path, *overrides(kind, strategy, count, budget))
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/checkpoints/step=[12].ckpt/state.json")):
+        assert time.monotonic() < deadline, (tmp_path / "rank0.log").read_text()
+        time.sleep(0.01)
+    for process in killed:
+        process.kill()
+    assert end(killed) == [-9] * count and not (tmp_path / "run" / "model").exists()
+    train_together(count, tmp_path, resume=True)
+    _, peace = ran(kind, strategy, count, budget)  # type: ignore[operator]
+    for file in (
+        "model/model.safetensors",
+        *(f"checkpoints/step=3.ckpt/{name}.safetensors" for name in ("model", "optimizer")),
+    ):
+        a, b = stored(peace, file), stored(tmp_path / "run", file)
+        assert a.keys() == b.keys() and all(
+            torch.equal(a[k], b[k]) for k in a if not k.startswith(("loops", "callbacks"))
+        )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_that_fails_ends_all(strategy: str, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    codes = end(start(2, tmp_path, *overrides("sft", strategy, 2, 0), fail=1))
+    assert codes == [1, 1] and time.monotonic() - begun < 100
+    assert "OSError: the network is gone" in (tmp_path / "rank1.log").read_text()
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "finished.json").exists()
+
+
+def test_the_command_starts_its_processes_itself(tmp_path: Path, ran: object) -> None:
+    run_command("train.py", *overrides("full", "fsdp", 2, 0), f"output_dir={tmp_path}")
+    _, alone = ran("full")  # type: ignore[operator]
+    run = only_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [run.path.name]
+    assert distance(stored(alone, "model/model.safetensors"), stored(run.path, "model/model.safetensors")) < 1e-5
+    assert json.loads(run.finished.read_text()) == {"summary": "summary.json"}
