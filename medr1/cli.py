@@ -101,6 +101,7 @@ def _train(cfg: DictConfig) -> None:
             raise ConfigError(f"resume= continues a run with its own stored config; leave out {', '.join(others)}")
         else:
             RunDirectory(run_directory()).stored_config(TrainConfig)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
         from medr1 import pipeline
 
         pipeline.train(cfg, run_directory(), overrides)

@@ -24,12 +24,13 @@ _PACKAGE = str(Path(__file__).parent)
 def run_directory(output_dir: str, given: str | None, *parts: Any) -> str:
     """The directory of a training: the one given (a run that is resumed), or a new one named by time and settings.
 
-    Where torchrun or SLURM starts all processes of a run, only the first one has a new directory. The others write
-    nothing, and their clocks would name another one.
+    Where torchrun or SLURM starts all processes of a run, only the first one has a new directory: by their clocks the
+    others would name another one, and all that they write is their log.
     """
-    others = any(os.environ.get(name, "0").strip("0") for name in _RANKS)
-    if given or others:
-        return str(Path(given or output_dir).absolute())
+    if given:
+        return str(Path(given).absolute())
+    if any(os.environ.get(name, "0").strip("0") for name in _RANKS):
+        return str(Path(output_dir).absolute() / ".processes")
     return _new_directory(output_dir, *parts)
 
 

@@ -300,6 +300,7 @@ def _quieten() -> None:
         ".*ModelCheckpoint with manual optimization.*",  # checkpoints are of the state after the step, as they should
         ".*does not have many workers.*",
         ".*LeafSpec.*",
+        ".*functional.all_gather is deprecated.*",  # which Lightning calls
         ".*Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -29,7 +29,7 @@ def build_strategy(distribution: Distribution) -> Strategy | str:
         return ShardedStrategy(timeout=_PATIENCE)
     # With the search for unused parameters, DDP keeps the buckets of its first step. Otherwise it cuts them anew after
     # that step, sums in another order, and a resumed run of more than two processes differs from one left in peace.
-    return DDPStrategy(find_unused_parameters=True, timeout=_PATIENCE)
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True, timeout=_PATIENCE)
 
 
 class ShardedStrategy(DDPStrategy):

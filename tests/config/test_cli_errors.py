@@ -24,6 +24,7 @@ from tests.command_lines import ROOT, Answer, run
 TYPED: dict[str, list[str]] = {
     # Names
     "modality=xay": ["modality/xay", "Did you mean 'xray'", "ct, der, fp"],
+    "trainer.strategy=fsd": ["trainer.strategy", "Did you mean 'fsdp'"],
     "reasoning=think_befor": ["Did you mean 'think_before'"],
     "model=qwen2_vl2b": ["Did you mean 'qwen2_vl_2b'"],
     "experiment=tiny_bse": ["Did you mean 'tiny_base'"],

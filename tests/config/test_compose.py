@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from medr1.config import SCHEMAS, SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
 from medr1.config_checks import check
 from medr1.config_choices import ReleasedAxis
-from medr1.config_names import job_name
+from medr1.config_names import job_name, run_directory
 from medr1.data.omnimedvqa_files import SplitAxis
 from medr1.errors import ConfigError
 from medr1.reasoning import ReasoningMode
@@ -249,3 +249,16 @@ def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
     for other in ("seed=1", "trainer.steps=3", "evaluation.limit=5", "algorithm.learning_rate=1", "data.shortcut=0.5"):
         assert name(other) != plain, other
     assert name("modality=ct").startswith("grpo_ct_all_think_before_seed0-")
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_only_the_first_process_of_a_launcher_names_a_directory(
+    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def directory(rank: int, given: str | None = None) -> Path:
+        monkeypatch.setenv(variable, str(rank))
+        return Path(run_directory(str(tmp_path), given, "sft", "tiny"))
+
+    assert directory(0).name.endswith("_sft_tiny") and directory(0).parent == tmp_path
+    assert directory(1) == directory(10) == tmp_path / ".processes"
+    assert directory(1, str(tmp_path / "run")) == tmp_path / "run"

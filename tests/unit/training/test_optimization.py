@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medr1.errors import CheckpointError
-from medr1.training.optimization import build_optimizer, check_state, micro_batches, rate_factor
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, pieces, rate_factor
 
 SCHEDULES = ["constant", "linear", "cosine"]
 
@@ -88,3 +88,14 @@ def test_micro_batches_hold_every_item_once_in_order_and_fit(sizes: list[int], b
     assert all(len(part) == 1 or sum(sizes[i] for i in part) <= budget for part in parts)
     for part, following in pairwise(parts):  # none could have been joined to the one before
         assert sum(sizes[i] for i in part) + sizes[following[0]] > budget
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 40))
+def test_parts_are_cut_into_as_many_pieces_as_asked_for(sizes: list[int], more: int) -> None:
+    count = min(len(sizes) + more, sum(sizes))
+    cut = pieces(sizes, count)
+    assert sum(map(len, cut)) == count
+    for size, part in zip(sizes, cut, strict=True):
+        assert [row for piece in part for row in piece] == list(range(size)) and all(part)
+    if more == 0:
+        assert all(len(part) == 1 for part in cut)
