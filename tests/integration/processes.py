@@ -80,9 +80,6 @@ def _one(rank: int, count: int, port: int, run_dir: Path, overrides: tuple[str, 
             traceback.print_exc()
             log.flush()
             os._exit(1)  # as a process that dies: without waiting for anybody
-        import time
-
-        open("/tmp/h1_cpu", "a").write(f"{time.process_time()} {run_dir}\n")
         sys.stdout.flush()
 
 
