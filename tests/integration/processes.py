@@ -34,6 +34,8 @@ def start(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run_dir.mkdir(parents=True, exist_ok=True)
+    for left in run_dir.glob("*.jsonl"):  # by processes that were killed
+        left.unlink()
     together: list[BaseProcess] = []
     for rank in range(count):
         process = _context.Process(target=_one, args=(rank, count, port, run_dir, overrides, resume, rank == fail))

@@ -36,7 +36,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "full": ("algorithm.objective.reward_scaling=batch",),
     "lora": ("model.tuning=lora", "model.gradient_checkpointing=true"),
     "sft": ("algorithm=sft",),
-    "dynamic": ("algorithm=dapo", "algorithm.group_size=2", "algorithm.dynamic_sampling=3"),
+    "dynamic": (
+        "algorithm=dapo",
+        "algorithm.group_size=4",
+        "algorithm.dynamic_sampling=2",
+        "trainer.prompts_per_step=8",
+    ),
 }
 Ran = tuple[Watched, Path]
 
