@@ -128,16 +128,18 @@ def _picture(image: str | Path, window: tuple[float, float] | None, frame: int |
 def _load(choice: ModelChoice) -> Model:
     import torch
 
-    from medr1.policy.loading import load_policy
+    from medr1.policy.loading import attention_for, load_policy
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy, encoder = load_policy(
         choice.path,
         precision=choice.precision,
-        attention=choice.attention,
+        attention=attention_for(choice.attention, choice.precision, device),
         gradient_checkpointing=False,
         adapter=choice.adapter,
+        image_size=choice.image_size,
     )
-    return Model(choice, policy.to("cuda" if torch.cuda.is_available() else "cpu"), encoder)
+    return Model(choice, policy.to(device), encoder)
 
 
 def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str, str]) -> Answer:

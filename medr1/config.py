@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from medr1 import config_names
+from medr1 import config_resolvers
 from medr1.config_choices import (
     Aggregation,
     Attention,
@@ -36,7 +36,6 @@ from medr1.config_choices import (
 ALL = "all"
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-PATCH = 28  # pixels of one image token of the Qwen-VL families: 14 x 14 patches, merged 2 x 2
 
 
 @dataclass
@@ -62,13 +61,15 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    """One checkpoint in the format of Hugging Face: a directory or a hub id."""
+    """One checkpoint in the format of Hugging Face: a directory or a hub id. ``image_token``: pixels of the side of one
+    image token, of which ``image_size`` is a multiple."""
 
     name: str = MISSING
     path: str = MISSING
+    image_token: int = 28
     image_size: int = MISSING
     precision: Precision = Precision.float32
-    attention: Attention = Attention.sdpa
+    attention: Attention = Attention.auto
     gradient_checkpointing: bool = False
     freeze_vision: bool = False
     tuning: Tuning = Tuning.full
@@ -365,13 +366,7 @@ def register() -> None:
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
-    OmegaConf.register_new_resolver("job_name", lambda *, _root_: config_names.job_name(_root_), replace=True)
-    OmegaConf.register_new_resolver("run_directory", config_names.run_directory, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("evaluate_directory", config_names.evaluate_directory, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
-    OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)
-    OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
-    OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)
+    config_resolvers.register()
 
 
 def register_sweeps() -> None:

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import ALL, LOOPBACK, PATCH, ServerConfig
-from medr1.config_choices import LoraTargets, Split, Tuning
+from medr1.config import ALL, LOOPBACK, ServerConfig
+from medr1.config_choices import Attention, LoraTargets, Precision, Split, Tuning
+from medr1.config_pictures import fitting
 from medr1.errors import ConfigError
 from medr1.reasoning import ReasoningMode
 from medr1.records import Modality, QuestionType
@@ -28,16 +29,21 @@ def check(cfg: DictConfig) -> None:
     _check_keys(cfg)
     _check_names(cfg)
     _check_ranges(cfg)
-    size = int(cfg.data.image_size)
-    if size % PATCH or size <= 0:
-        near = max(PATCH, round(size / PATCH) * PATCH)
-        raise ConfigError(
-            f"data.image_size={size}: pictures are cut into {PATCH} x {PATCH} pixel tokens; use data.image_size={near}"
-        )
     if is_server(cfg):
         _check_server(cfg.model)
     if OmegaConf.is_missing(cfg.model, "path"):
         raise ConfigError(f"model={cfg.model.name} needs model.path=DIRECTORY_OR_HUB_ID")
+    size, token = int(cfg.data.image_size), int(cfg.model.image_token)
+    if size % token or size <= 0:
+        raise ConfigError(
+            f"data.image_size={size}: pictures are cut into {token} x {token} pixel tokens (model.image_token); "
+            f"use data.image_size={fitting(size, token)}"
+        )
+    if cfg.model.attention == Attention.flash_attention_2 and cfg.model.precision == Precision.float32:
+        raise ConfigError(
+            "model.attention=flash_attention_2 computes in half precision only; use model.precision=bfloat16, or "
+            "model.attention=sdpa"
+        )
     if cfg.data.name == "omnimedvqa":
         _check_root(cfg)
     if "trainer" in cfg:
@@ -105,6 +111,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "evaluation.max_new_tokens": (1, 100_000),
     "evaluation.limit": (1, 1e9),
     "model.lora.rank": (1, 4096),
+    "model.image_token": (1, 1024),
     "model.concurrency": (1, 1024),
     "model.timeout": (0.1, 86_400),
     "model.attempts": (1, 100),

@@ -28,8 +28,9 @@ class Precision(StrEnum):
 
 
 class Attention(StrEnum):
-    """Attention implementation of transformers."""
+    """Attention implementation of transformers; ``auto`` is the fastest that machine and precision allow."""
 
+    auto = "auto"
     sdpa = "sdpa"
     eager = "eager"
     flash_attention_2 = "flash_attention_2"

@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from medr1.config import PATCH, TrainConfig
+from medr1.config import TrainConfig
 from medr1.config_compose import evaluation_config, model_names
+from medr1.config_pictures import fitting, known_image_token
 from medr1.errors import CheckpointError, ConfigError
 from medr1.reasoning import ReasoningMode
 from medr1.run_directory import ADAPTER_CONFIG, RunDirectory, read_json
@@ -67,9 +68,10 @@ def choose(
             raise ConfigError(f"reasoning {mode!r}: use one of {', '.join(ReasoningMode)}")
         choice = replace(choice, mode=ReasoningMode(mode))
     if image_size is not None:
-        if image_size <= 0 or image_size % PATCH:
-            near = max(PATCH, round(image_size / PATCH) * PATCH)
-            raise ConfigError(f"image_size {image_size}: pictures are cut into tokens of {PATCH} pixels; use {near}")
+        token = known_image_token(choice.path) or 1  # 1: unknown before it is loaded, and checked then
+        if image_size <= 0 or image_size % token:
+            near = fitting(image_size, token)
+            raise ConfigError(f"image_size {image_size}: pictures are cut into tokens of {token} pixels; use {near}")
         choice = replace(choice, image_size=image_size)
     if max_new_tokens is not None:
         if max_new_tokens < 1:

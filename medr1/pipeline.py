@@ -35,7 +35,7 @@ from medr1.evaluation.shown import Picture
 from medr1.pipeline_outcome import evaluation, log_start, report, start_tracker
 from medr1.pipeline_server import ask_server
 from medr1.policy.encoding import Encoder
-from medr1.policy.loading import choose_trained, load_policy, save_policy
+from medr1.policy.loading import attention_for, choose_trained, load_policy, save_policy
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import build_tiny_policy
 from medr1.reasoning import ReasoningMode
@@ -71,7 +71,8 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
         for message in data.messages:
             log.info(message)
         if not resumed:
-            run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts})
+            facts = {"data_fingerprint": data.fingerprint, "data": data.facts, "attention": _attention(cfg)}
+            run.begin(cfg, overrides, facts)
     with start_tracker(cfg, run, resumed) if first else NullTracker() as tracker:
         if first:
             log_start(tracker, cfg, run, data)
@@ -101,7 +102,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         condition = Condition.TRAINED
     _quieten()
     pl.seed_everything(cfg.seed, verbose=False)
-    with evaluation(cfg, run, overrides, resumed) as (data, tracker):
+    with evaluation(cfg, run, overrides, resumed, {"attention": _attention(cfg)}) as (data, tracker):
         policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
         policy.to(_device(cfg))
         answers = _answers(cfg, run, data)
@@ -240,9 +241,10 @@ def _ask_base(
     if sweep is None:
         answers.ask(policy, encoder, Condition.BASE)
         return
-    model = {key: str(cfg.model[key]) for key in ("path", "precision", "attention")}
     asked = {
-        **model,
+        "path": str(cfg.model.path),
+        "precision": str(cfg.model.precision),
+        "attention": _attention(cfg),
         **cfg.evaluation,
         "mode": cfg.reasoning.mode,
         "size": cfg.data.image_size,
@@ -274,9 +276,17 @@ def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory, state: Map
 def _loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
     return {
         "precision": str(cfg.model.precision),
-        "attention": str(cfg.model.attention),
+        "attention": _attention(cfg),
         "gradient_checkpointing": training and cfg.model.gradient_checkpointing,
+        "image_size": int(cfg.data.image_size),
     }
+
+
+def _attention(cfg: DictConfig) -> str | None:
+    """What ``model.attention`` means on this machine; None for a model elsewhere."""
+    if is_server(cfg):
+        return None
+    return attention_for(str(cfg.model.attention), str(cfg.model.precision), _device(cfg))
 
 
 def _device(cfg: DictConfig) -> torch.device:

@@ -6,12 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from medr1.config import TrainConfig
 from medr1.errors import ConfigError
 from medr1.model_choice import HOW_TO_ASK, ModelChoice
-from medr1.policy.loading import export_policy, load_policy
+from medr1.policy.loading import attention_for, export_policy, load_policy
 from medr1.reporting.model_card import model_card
 from medr1.run_directory import RunDirectory, read_json, write_json, write_text
 
@@ -44,9 +45,10 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
             policy, encoder = load_policy(
                 choice.path,
                 precision=choice.precision,
-                attention=choice.attention,
+                attention=attention_for(choice.attention, choice.precision, torch.device("cpu")),
                 gradient_checkpointing=False,
                 adapter=choice.adapter,
+                image_size=choice.image_size,
             )
             export_policy(policy, encoder, partial, choice.max_new_tokens)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -34,9 +35,10 @@ _METRIC_PREFIX = {
 
 @contextmanager
 def evaluation(
-    cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool
+    cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool, facts: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[Dataset, AnyTracker]]:
-    """The data, and a run that is begun or continued, held and tracked until the block ends.
+    """The data, and a run that is begun or continued, held and tracked until the block ends. ``facts``: what else its
+    environment.json shall say.
 
     Raises:
         ConfigError: the place holds another run, is being worked on, or was begun with data that has changed since.
@@ -46,7 +48,7 @@ def evaluation(
         for message in data.messages:
             log.info(message)
         if not resumed:
-            run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts})
+            run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **(facts or {})})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this evaluation began; start a new one")
         with start_tracker(cfg, run, resumed) as tracker:

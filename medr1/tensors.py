@@ -21,8 +21,9 @@ class PromptBatch:
 
     ids [B, P] and mask [B, P]; positions [3, B, P], explicit M-RoPE; next_position [B], the position of the first
     completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3]; shown, the
-    index of each prompt's picture, or None: prompts on one picture share its encoding. features, one [tokens, H] for
-    each picture once a vision tower that nobody trains has seen it: whoever has it need not look again.
+    index of each prompt's picture, or None: prompts on one picture share its encoding. features, one
+    [levels, tokens, H] for each picture once a vision tower that nobody trains has seen it: whoever has it need not
+    look again. The first level goes into the embeddings, any others into the first layers (DeepStack).
     """
 
     ids: Tensor

@@ -15,9 +15,13 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from medr1.policy.encoding import Encoder, Prompt
+from medr1.policy.loading import FAMILIES
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer
 
@@ -25,7 +29,6 @@ from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer
 settings.register_profile("medr1", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("medr1")
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 WORDS = ["Which organ does the picture show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
 HIDDEN = 48
 
@@ -73,19 +76,31 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
             "vision_start_token_id": ids["<|vision_start|>"],
             "vision_end_token_id": ids["<|vision_end|>"],
         }
+        pictures = build_image_processor()
         if family == "qwen2_vl":  # tied, as the 2B checkpoint of the paper is
             vision = {"depth": 2, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2}
             model = Qwen2VLForConditionalGeneration(
                 Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
             )
-        else:
+        elif family == "qwen2_5_vl":
             vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
             vision |= {"out_hidden_size": HIDDEN, "window_size": 56, "fullatt_block_indexes": [1]}
             model = Qwen2_5_VLForConditionalGeneration(
                 Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special)
             )
+        else:  # as in its checkpoints: heads of a width of their own, more layers than those that are shown pictures
+            rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+            rope |= {"mrope_interleaved": True}
+            text |= {"num_hidden_layers": 3, "head_dim": 16, "rope_parameters": rope}
+            vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": HIDDEN}
+            vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+            model = Qwen3VLForConditionalGeneration(
+                Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special)
+            )
+            half = [0.5, 0.5, 0.5]
+            pictures = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)
         randomise(model, seed)
-        return Policy(model), Encoder(tokenizer, build_image_processor(), model.model.get_rope_index)
+        return Policy(model), Encoder(tokenizer, pictures, model.model.get_rope_index)
 
     return make
 
@@ -120,7 +135,8 @@ def make_prompts() -> MakePrompts:
             text = "lung knee " * int(rng.integers(1, 6)) + f"number {i}?"
             picture = None
             if size is not None:
-                pixels = rng.integers(0, 256, (size[1] * 28, size[0] * 28, 3), dtype=np.uint8)
+                side = encoder.image_token
+                pixels = rng.integers(0, 256, (size[1] * side, size[0] * side, 3), dtype=np.uint8)
                 picture = Image.fromarray(pixels)
             prompts.append(Prompt(encoder.chat(text, with_image=size is not None), picture))
         return prompts

@@ -137,7 +137,7 @@ class PolicyDecoder:
         with self._attention():
             out = self._model.model.language_model(
                 inputs_embeds=self._model.get_input_embeddings()(ids.unsqueeze(1)),
-                attention_mask={"full_attention": None},
+                attention_mask=None,  # the attention above knows what is padding
                 position_ids=self._position.view(1, -1, 1).expand(3, -1, -1),
                 past_key_values=Cache(layers=list(self._layers)),
                 use_cache=True,

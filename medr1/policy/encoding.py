@@ -44,6 +44,11 @@ class Encoder:
     def end_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def image_token(self) -> int:
+        """Pixels of the side of one image token."""
+        return int(self.image_processor.patch_size) * int(self.image_processor.merge_size)
+
     def chat(self, content: str, with_image: bool = True) -> str:
         """The chat text of one user turn up to where the assistant begins."""
         parts: list[dict[str, str]] = [{"type": "image"}] if with_image else []
@@ -63,14 +68,21 @@ class Encoder:
 
         Raises:
             DataError: a text that has not exactly one place for its picture. Unnoticed, the picture of one prompt
-                would move into the place of the next.
+                would move into the place of the next. Or a picture that is no whole number of image tokens.
         """
         images = {id(p.image): p.image for p in prompts if p.image is not None}
         place = {key: index for index, key in enumerate(images)}
         shown = tuple(None if p.image is None else place[id(p.image)] for p in prompts)
         pixels = grids = None
         if images:
-            features = self.image_processor(images=list(images.values()), return_tensors="pt")
+            for image in images.values():
+                if image.width % self.image_token or image.height % self.image_token:
+                    raise DataError(
+                        f"a picture of {image.width} x {image.height} pixels cannot be cut into tokens of "
+                        f"{self.image_token} x {self.image_token}; choose another image_size"
+                    )
+            # As large as it was made: the limits of some checkpoints (Qwen3-VL: at least 256 x 256) would change it.
+            features = self.image_processor(images=list(images.values()), do_resize=False, return_tensors="pt")
             pixels, grids = features["pixel_values"], features["image_grid_thw"]
         texts = []
         for prompt in prompts:

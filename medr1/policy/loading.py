@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,32 +20,42 @@ from transformers import (
     GenerationConfig,
     Qwen2VLImageProcessorPil,
 )
+from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from medr1.errors import CheckpointError
 from medr1.policy.encoding import IMAGE_TOKEN, Encoder
 from medr1.policy.policy import Policy
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _LORA_TARGETS = {
     "language": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-    "vision": r".*visual\.blocks.*\.(qkv|proj|fc1|fc2|gate_proj|up_proj|down_proj)",
+    "vision": r".*visual\.blocks.*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)",
 }
 _LORA_TARGETS["both"] = rf"({_LORA_TARGETS['language']}|{_LORA_TARGETS['vision']})"
 
 
 def load_policy(
-    path: str, *, precision: str, attention: str, gradient_checkpointing: bool, adapter: Path | None = None
+    path: str,
+    *,
+    precision: str,
+    attention: str,
+    gradient_checkpointing: bool,
+    adapter: Path | None = None,
+    image_size: int | None = None,
 ) -> tuple[Policy, Encoder]:
     """A checkpoint (directory or hub id), with a trained adapter on it if one is given.
+
+    ``attention`` as ``attention_for`` gives it; ``image_size``: the side of the pictures that it will be shown.
 
     Only safetensors are read and no code from the checkpoint is run. The generation settings that checkpoints ship
     (Qwen2.5-VL: top_k = 1) have no effect: medr1 decodes by itself.
 
     Raises:
-        CheckpointError: missing, damaged, of another family, or without safetensors.
+        CheckpointError: missing, damaged, of another family, without safetensors, or not made for such pictures.
     """
     if (Path(path).is_absolute() or path.startswith(".")) and not (Path(path) / "config.json").is_file():
         raise CheckpointError(f"model.path={path}: no config.json there; give a checkpoint directory or a hub id")
@@ -53,8 +64,16 @@ def load_policy(
     except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(f"model.path={path}: its configuration cannot be read: {error}") from error
     if config.model_type not in FAMILIES:
+        what = f"model.path={path} is a {config.model_type!r} checkpoint"
+        dense = "a mixture of experts; medr1 knows only the dense models of its family, such as Qwen3-VL-8B-Instruct"
+        others = f"medr1 trains {', '.join(FAMILIES)}"
+        raise CheckpointError(f"{what}, {dense}" if "moe" in config.model_type else f"{what}; {others}")
+    patches = (config.vision_config.patch_size, config.vision_config.spatial_merge_size)
+    token = patches[0] * patches[1]
+    if image_size is not None and image_size % token:
         raise CheckpointError(
-            f"model.path={path} is a {config.model_type!r} checkpoint; medr1 trains {' and '.join(FAMILIES)}"
+            f"model.path={path} cuts pictures into {token} x {token} pixel tokens, and {image_size} is no multiple; "
+            f"use an image_size of {max(token, round(image_size / token) * token)} (and model.image_token={token})"
         )
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -67,6 +86,8 @@ def load_policy(
         )
         model, report = loaded  # as output_loading_info asks for
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left")
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = _processors_chat_template(path)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
         whole: nn.Module = model if adapter is None else _adapted(model, adapter)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -75,6 +96,12 @@ def load_policy(
         raise CheckpointError(f"model.path={path}: the checkpoint lacks {len(lost)} weights, first {lost[0]}")
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id or tokenizer.chat_template is None:
         raise CheckpointError(f"model.path={path}: its tokenizer has no {IMAGE_TOKEN} or no chat template")
+    if (image_processor.patch_size, image_processor.merge_size) != patches:
+        raise CheckpointError(
+            f"model.path={path}: its image processor makes patches of {image_processor.patch_size} pixels, merged by "
+            f"{image_processor.merge_size}, but its config.json says {patches[0]} and {patches[1]}; take the "
+            "preprocessor_config.json of the model it was made from"
+        )
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     policy = Policy(whole, recomputes=gradient_checkpointing)
@@ -84,7 +111,32 @@ def load_policy(
             f"model.path={path} has layers of {', '.join(sorted(kinds))}; set use_sliding_window to false in its "
             "config.json, as Qwen's own checkpoints have it, or take another checkpoint"
         )
-    return policy, Encoder(tokenizer, image_processor, policy.core.model.get_rope_index)
+    encoder = Encoder(tokenizer, image_processor, policy.core.model.get_rope_index)
+    if encoder.chat("").rstrip().endswith("<think>"):
+        raise CheckpointError(
+            f"model.path={path}: its chat template begins every answer with <think>, which leaves no choice of where "
+            "to reason; take the Instruct checkpoint and not the Thinking one"
+        )
+    return policy, encoder
+
+
+def attention_for(attention: str, precision: str, device: torch.device) -> str:
+    """transformers' name of an attention implementation; ``auto`` becomes the fastest that is there.
+
+    FlashAttention 2 wants half precision and an Ampere GPU or newer. It takes all masks that medr1 makes: they say
+    what is padding, [rows, length], and transformers leaves that out; the decoder has an attention of its own.
+    """
+    if attention != "auto":
+        return attention
+    if device.type != "cuda" or precision == "float32" or not is_flash_attn_2_available():
+        return "sdpa"
+    return "flash_attention_2" if torch.cuda.get_device_capability(device)[0] >= 8 else "sdpa"
+
+
+def _processors_chat_template(path: str) -> str | None:
+    """Checkpoints saved by older versions keep the template beside the tokenizer, in the processor's own file."""
+    file = cached_file(path, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+    return None if file is None else str(json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"])
 
 
 def _adapted(model: nn.Module, directory: Path) -> PeftModel:

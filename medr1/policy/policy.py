@@ -1,4 +1,4 @@
-"""The policy: what RL and evaluation need of a Qwen2-VL-like model: ``prefill``, ``extend`` and ``decoder``."""
+"""The policy: what RL and evaluation need of a Qwen-VL model: ``prefill``, ``extend`` and ``decoder``."""
 
 from __future__ import annotations
 
@@ -42,15 +42,22 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def embed(self, prompts: PromptBatch) -> Tensor:
-        """Token embeddings [B, P, H] with the picture features in their places."""
-        embeddings: Tensor = self.core.get_input_embeddings()(prompts.ids)
+    def embed(self, prompts: PromptBatch, group_size: int = 1) -> dict[str, Any]:
+        """What the language model takes of the prompts, each ``group_size`` times in R = B*G rows, its pictures once.
+
+        inputs_embeds [R, P, H], with the picture features in their places. With DeepStack (Qwen3-VL) also these places,
+        visual_pos_masks [R, P], and deepstack_visual_embeds: what its first layers add there, [places, H] for each.
+        """
+        ids = prompts.ids.repeat_interleave(group_size, 0)
+        embeddings: Tensor = self.core.get_input_embeddings()(ids)
         if prompts.pixels is None:
-            return embeddings
+            return {"inputs_embeds": embeddings}
         features = prompts.features or self._features(prompts)
-        shown = torch.cat([features[i] for i in prompts.shown if i is not None]).to(embeddings.dtype)
-        places = (prompts.ids == self.core.config.image_token_id).unsqueeze(-1)
-        return embeddings.masked_scatter(places, shown)
+        each = [features[i] for i in prompts.shown if i is not None for _ in range(group_size)]
+        shown, *deeper = torch.cat(each, dim=1).to(embeddings.dtype)
+        places = ids == self.core.config.image_token_id
+        inputs = {"inputs_embeds": embeddings.masked_scatter(places.unsqueeze(-1), shown)}
+        return inputs | {"visual_pos_masks": places, "deepstack_visual_embeds": deeper} if deeper else inputs
 
     def look(self, prompts: PromptBatch) -> PromptBatch:
         """Where training leaves the vision tower as it is: the prompts with their pictures seen, once for rollout,
@@ -61,12 +68,13 @@ class Policy(nn.Module):
             return replace(prompts, features=self._features(prompts))
 
     def _features(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
-        seen = self.core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True).pooler_output
-        return tuple(seen)
+        seen = self.core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True)
+        levels = zip(seen.pooler_output, *getattr(seen, "deepstack_features", ()), strict=True)
+        return tuple(torch.stack(level) for level in levels)
 
     def prefill(self, prompts: PromptBatch) -> Prefix:
         out = self.core.model.language_model(
-            inputs_embeds=self.embed(prompts),
+            **self.embed(prompts),
             attention_mask=prompts.mask.long(),
             position_ids=prompts.positions,
             past_key_values=DynamicCache(),
@@ -97,13 +105,16 @@ class Policy(nn.Module):
         The way for gradient checkpointing: the language model runs over the prompt G times, the picture still once.
         """
         group_size = ids.shape[0] // prompts.ids.shape[0]
-        before = self.embed(prompts).repeat_interleave(group_size, 0)
-        embeddings = torch.cat([before, self.core.get_input_embeddings()(ids)], dim=1)
+        inputs = self.embed(prompts, group_size)
+        completion = self.core.get_input_embeddings()(ids)
+        inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], completion], dim=1)
+        if "visual_pos_masks" in inputs:  # no picture in a completion
+            inputs["visual_pos_masks"] = nn.functional.pad(inputs["visual_pos_masks"], (0, ids.shape[1]))
         start = prompts.next_position.repeat_interleave(group_size, 0)
         after = (start[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
         with self._checkpointing():
             out = self.core.model.language_model(
-                inputs_embeds=embeddings,
+                **inputs,
                 attention_mask=torch.cat([prompts.mask.repeat_interleave(group_size, 0), mask], dim=1).long(),
                 position_ids=torch.cat([prompts.positions.repeat_interleave(group_size, 1), after], dim=2),
                 use_cache=False,

@@ -86,7 +86,7 @@ content = [{{"type": "image"}}, {{"type": "text", "text": question}}]
 text = tokenizer.apply_chat_template(
     [{{"role": "user", "content": content}}], tokenize=False, add_generation_prompt=True
 )
-picture = pictures(images=[image], return_tensors="pt")
+picture = pictures(images=[image], do_resize=False, return_tensors="pt")
 tokens = int(picture["image_grid_thw"].prod()) // pictures.merge_size**2
 text = text.replace("<|image_pad|>", "<|image_pad|>" * tokens)
 prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)

@@ -14,6 +14,7 @@ from medr1.policy.encoding import IMAGE_TOKEN, Encoder, Prompt
 from medr1.policy.tiny import SPECIAL, TAGS, build_image_processor, build_tokenizer
 from medr1.reasoning import ReasoningMode, instruction, target_text
 from medr1.records import Modality, QuestionType, Record
+from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (5, 3), (1, 3)]
 TOKENIZER = build_tokenizer(["lung liver knee"], 320)
@@ -34,7 +35,7 @@ def no_rope(*_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
 ENCODER = Encoder(TOKENIZER, build_image_processor(), no_rope)
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(params=FAMILIES)
 def pair(request, tiny):
     return tiny(request.param)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medr1.errors import CheckpointError
+from medr1.policy import loading
 from medr1.policy.encoding import Encoder
-from medr1.policy.loading import choose_trained, load_policy, reference_of, save_policy
+from medr1.policy.loading import attention_for, choose_trained, load_policy, reference_of, save_policy
 from medr1.policy.policy import Policy
 from medr1.rl.rollout import Sampling, rollout
+from medr1.training.optimization import build_optimizer
+from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (3, 2)]
+OPTIMIZER: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "schedule": "constant", "warmup_fraction": 0.0}
+OPTIMIZER |= {"steps": 1, "adam_beta2": 0.999}
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 Damage = Callable[[Path], object]
 
@@ -33,7 +39,7 @@ def logits(policy: Policy, encoder: Encoder, make_prompts) -> Tensor:
     return policy.logits(policy.prefill(encoder.encode(make_prompts(encoder, SIZES))).hidden)
 
 
-@pytest.fixture(scope="session", params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="session", params=FAMILIES)
 def saved(request, build, tmp_path_factory) -> tuple[Path, Policy, Encoder]:
     """A checkpoint in the hub's format and the policy it was made from."""
     policy, encoder = build(request.param, seed=5)
@@ -70,28 +76,37 @@ def test_a_checkpoint_comes_back_as_it_was(saved, make_prompts) -> None:
 
 
 @torch.no_grad()
-def test_the_flat_config_of_the_released_checkpoints_reads_the_same(saved, tmp_path, make_prompts) -> None:
-    """transformers nests the text model's settings today; the hub's files have them at the top."""
+def test_the_config_of_the_released_checkpoints_reads_the_same(saved, tmp_path, make_prompts) -> None:
+    """transformers nests the text model's settings today; the files of Qwen2-VL and Qwen2.5-VL on the hub have them at
+    the top. All have an older form of the rotary embedding's, and Qwen3-VL's another name of the vision tower."""
     path, policy, encoder = saved
     shutil.copytree(path, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     text = config.pop("text_config")
     rope = text.pop("rope_parameters")
-    text |= {
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(text | config))
+    text["rope_theta"] = rope.pop("rope_theta")
+    if config["model_type"] == "qwen3_vl":
+        text["rope_scaling"] = rope
+        config["text_config"] = text
+        config["vision_config"]["model_type"] = "qwen3_vl"
+    else:
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+        config = text | config
+    (tmp_path / "config.json").write_text(json.dumps(config))
     again, its_encoder = load(tmp_path)
     assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, encoder, make_prompts))
 
 
-def edit_config(**changes: object) -> Damage:
+def edit_json(name: str, **changes: object) -> Damage:
     def apply(path: Path) -> None:
-        config = json.loads((path / "config.json").read_text()) | changes
-        (path / "config.json").write_text(json.dumps(config))
+        content = json.loads((path / name).read_text()) | changes
+        (path / name).write_text(json.dumps(content))
 
     return apply
+
+
+def edit_config(**changes: object) -> Damage:
+    return edit_json("config.json", **changes)
 
 
 def edit_weights(name: str, change: Callable[[dict[str, Tensor]], object]) -> Damage:
@@ -101,6 +116,12 @@ def edit_weights(name: str, change: Callable[[dict[str, Tensor]], object]) -> Da
         save_file(weights, path / name, metadata={"format": "pt"})
 
     return apply
+
+
+def final_norm(weights: dict[str, Tensor]) -> str:
+    """Named as the hub's files name it: model.norm.weight, or model.language_model.norm.weight."""
+    (name,) = (name for name in weights if name.endswith("model.norm.weight"))
+    return name
 
 
 def as_pickle(name: str, pickle: str) -> Damage:
@@ -132,8 +153,9 @@ def remove(pattern: str) -> Damage:
         pytest.param(edit_config(image_token_id=5), "tokenizer has no", id="tokenizer of another model"),
         pytest.param(
             lambda path: edit_config(
-                text_config=json.loads((path / "config.json").read_text())["text_config"]
-                | {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
+                text_config=(text := json.loads((path / "config.json").read_text())["text_config"])
+                | {"layer_types": ["full_attention"] * (text["num_hidden_layers"] - 1) + ["sliding_attention"]}
+                | {"sliding_window": 8}
             )(path),
             "layers of sliding_attention; set use_sliding_window to false",
             id="sliding window",
@@ -145,9 +167,9 @@ def remove(pattern: str) -> Damage:
         pytest.param(cut(WEIGHTS, -16), "cannot be loaded", id="weights cut"),
         pytest.param(remove(WEIGHTS), "no file named model.safetensors", id="no weights"),
         pytest.param(as_pickle(WEIGHTS, "pytorch_model.bin"), "no file named model.safetensors", id="pickle"),
-        pytest.param(edit_weights(WEIGHTS, lambda w: w.pop("model.norm.weight")), "lacks 1", id="lost"),
+        pytest.param(edit_weights(WEIGHTS, lambda w: w.pop(final_norm(w))), "lacks 1", id="lost"),
         pytest.param(
-            edit_weights(WEIGHTS, lambda w: w.update({"model.norm.weight": torch.ones(3)})),
+            edit_weights(WEIGHTS, lambda w: w.update({final_norm(w): torch.ones(3)})),
             "cannot be loaded",
             id="another shape",
         ),
@@ -155,6 +177,13 @@ def remove(pattern: str) -> Damage:
         pytest.param(write("tokenizer.json", "{}"), "cannot be loaded", id="damaged tokenizer"),
         pytest.param(remove("chat_template.jinja"), "no chat template", id="no chat template"),
         pytest.param(remove("preprocessor_config.json"), "image processor", id="no image processor"),
+        pytest.param(edit_json("preprocessor_config.json", merge_size=1), "merged by 1, but", id="other patches"),
+        pytest.param(edit_config(model_type="qwen3_vl_moe"), "mixture of experts; medr1 knows only", id="experts"),
+        pytest.param(
+            lambda path: write("chat_template.jinja", (path / "chat_template.jinja").read_text() + "<think>\n")(path),
+            "begins every answer with <think>.* take the Instruct checkpoint",
+            id="thinking",
+        ),
     ],
 )
 def test_damaged_and_foreign_checkpoints_are_refused(saved, tmp_path, damage: Damage, message: str) -> None:
@@ -207,6 +236,41 @@ def test_shipped_generation_settings_change_nothing(saved, tmp_path, make_prompt
     assert all(len({tuple(row.tolist()) for row in group}) == 4 for group in results[1].ids.view(3, 4, -1))
 
 
+def test_the_chat_template_of_older_checkpoints_is_found_beside_the_processor(saved, tmp_path) -> None:
+    path, _, encoder = saved
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    template = (tmp_path / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load(tmp_path)[1].chat("Which organ?") == encoder.chat("Which organ?")
+
+
+def test_pictures_that_are_no_whole_number_of_tokens_are_refused_before_the_weights_are_read(saved, tmp_path) -> None:
+    path, _, encoder = saved
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / WEIGHTS).unlink()
+    token = {"qwen3_vl": 32}.get(path.name, 28)
+    assert encoder.image_token == token
+    given: dict[str, Any] = {"precision": "float32", "attention": "sdpa", "gradient_checkpointing": False}
+    near = {28: 392, 32: 384}[token]
+    with pytest.raises(CheckpointError, match=f"image_size of {near} .*image_token={token}"):
+        load_policy(str(tmp_path), image_size=388, **given)
+    with pytest.raises(CheckpointError, match="no file named"):
+        load_policy(str(tmp_path), image_size=2 * token, **given)
+
+
+def test_attention_is_the_fastest_that_machine_and_precision_allow(monkeypatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: False)
+    assert attention_for("auto", "bfloat16", gpu) == attention_for("auto", "bfloat16", cpu) == "sdpa"
+    assert attention_for("eager", "bfloat16", gpu) == "eager"
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
+    for capability, found in (((7, 5), "sdpa"), ((8, 0), "flash_attention_2"), ((9, 0), "flash_attention_2")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert attention_for("auto", "bfloat16", gpu) == found
+    assert attention_for("auto", "float32", gpu) == attention_for("auto", "bfloat16", cpu) == "sdpa"
+
+
 def test_full_tuning_trains_everything(saved) -> None:
     policy, _ = load(saved[0])
     choose_trained(policy, freeze_vision=False, lora=None)
@@ -224,8 +288,13 @@ def test_lora_trains_adapters_alone_in_the_half_that_was_asked_for(saved, target
         halves == {"language": {"language_model"}, "vision": {"visual"}, "both": {"language_model", "visual"}}[targets]
     )
     assert set(policy.trained_state("policy.")) == {f"policy.{name}" for name in trained}
-    if targets != "vision":  # every linear layer of both decoder layers, A and B
-        assert sum("language_model" in name for name in trained) == 2 * 7 * 2
+    # Every linear layer of the decoder layers and of the blocks of the vision tower, A and B.
+    adapted = {name.split(".lora_")[0].split("base_model.model.")[1] for name in trained}
+    core = load(saved[0])[0].core
+    linear = {name for name, module in core.named_modules() if isinstance(module, torch.nn.Linear)}
+    parts = {"language": ("language_model",), "vision": ("visual.blocks",), "both": ("language_model", "visual.blocks")}
+    assert adapted == {name for name in linear if any(part in name for part in parts[targets])}
+    assert len(trained) == 2 * len(adapted)
 
 
 @torch.no_grad()
@@ -245,6 +314,11 @@ def test_no_gradient_reaches_a_frozen_vision_tower(saved, make_prompts, lora) ->
     policy, encoder = load(saved[0])
     choose_trained(policy, freeze_vision=True, lora=lora)
     logits(policy, encoder, make_prompts).square().sum().backward()
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    optimizer, _ = build_optimizer(policy.parameters(), **OPTIMIZER)
+    optimizer.step()
+    changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and not any("visual" in name for name in changed)
     reached = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached and not any("visual" in name for name in reached)
     assert {name for name, p in policy.named_parameters() if "visual" in name and p.requires_grad} == set()

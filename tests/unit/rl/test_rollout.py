@@ -17,6 +17,7 @@ from medr1.policy.policy import Policy
 from medr1.rl.logprobs import completion_hidden, score
 from medr1.rl.rollout import Sampling, draw, rollout, truncated_log_probs
 from medr1.tensors import Completions, Prefix
+from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (5, 3), (1, 3), (3, 3), None]
 
@@ -115,7 +116,7 @@ def test_sampling_without_uniforms_is_refused(tiny, make_prompts) -> None:
         rollout(policy, prefix, sampling())
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate_of_transformers_on_100_prompts(build, make_prompts, family: str) -> None:
     policy, encoder = build(family)
     rng = np.random.default_rng(1)
@@ -162,7 +163,7 @@ class Case:
     completions: Completions
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(params=FAMILIES)
 def case(request, tiny, make_prompts) -> Case:
     policy, encoder = tiny(request.param)
     prefix = policy.prefill(encoder.encode(make_prompts(encoder, SIZES)))
