@@ -14,10 +14,11 @@ base = "."  # this directory
 model = AutoModelForImageTextToText.from_pretrained(base).eval()""",
     True: """\
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 
 base = "BASE"  # the base model: a directory or hub id
 model = AutoModelForImageTextToText.from_pretrained(base)
+model.generation_config = GenerationConfig()  # the base's own may penalise repetitions
 model = PeftModel.from_pretrained(model, ".").eval()  # this directory""",
 }
 

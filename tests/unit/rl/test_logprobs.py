@@ -228,6 +228,33 @@ def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, row
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_that_were_looked_at_need_not_be_seen_again(build, make_prompts, family: str) -> None:
+    """Nor can they be: what is known of them is all that is used, whatever way the prompts go and whoever is left."""
+    policy, encoder = build(family)
+    choose_trained(policy, freeze_vision=True, lora=None)
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    looked = policy.look(prompts)
+    assert looked.features is not None and {f.shape[0] for f in looked.features} == {3 if family == "qwen3_vl" else 1}
+    gone = replace(looked, pixels=torch.full_like(prompts.pixels, torch.nan))
+    ids, mask = completions(len(SIZES) * GROUP, 4)
+    for way in (shared, recomputed):
+        expected = way(policy, prompts, ids, mask)[mask]
+        torch.testing.assert_close(way(policy, gone, ids, mask)[mask], expected, **TOLERANCE)
+        rows = [3, 0]
+        some, keep = gone.select(rows), mask.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1)
+        found = way(policy, some, ids.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1), keep)[keep]
+        expected = way(policy, prompts, ids, mask).view(len(SIZES), GROUP, 4, -1)[rows].flatten(0, 1)[keep]
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+    for level in range(looked.features[0].shape[0]):
+        other = tuple(f.index_copy(0, torch.tensor([level]), f[level].flip(0)[None]) for f in looked.features)
+        moved = (
+            shared(policy, replace(looked, features=other), ids, mask)[mask] - shared(policy, looked, ids, mask)[mask]
+        )
+        assert moved.abs().max() > 1e-2, level
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", ["shared", "recomputed"])
 def test_rope_deltas_left_over_in_the_model_change_nothing(build, make_prompts, way: str) -> None:
     policy, encoder = build("qwen2_vl")
