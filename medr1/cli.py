@@ -179,10 +179,8 @@ def help_text(command: str) -> str:
     names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
     if command == "train":
         names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-    choices = "\n".join(
-        textwrap.fill(f"  {group + '=':15}{' | '.join(names[group])}", 100, subsequent_indent=" " * 17)
-        for group in names
-    )
+    rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # a bar stays at the end of its line
+    choices = "\n".join(textwrap.fill(row, 100, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
     return (
         HELP[command]
         + f"""

@@ -107,6 +107,9 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "data.image_size=1": ["data.image_size=1", "use data.image_size=28"],
     "data.image_size=0": ["data.image_size=0", "use data.image_size=28"],
     "data.image_size=384": ["data.image_size=384", "use data.image_size=392"],
+    "model.image_token=32": ["data.image_size=84", "32 x 32", "model.image_token", "use data.image_size=96"],
+    "model.image_token=0": ["model.image_token=0", "between 1"],
+    "model.attention=flash_attention_2": ["half precision", "model.precision=bfloat16", "model.attention=sdpa"],
     "trainer.devices=3": ["trainer.prompts_per_step=16", "3 processes"],
     "trainer.devices=2 trainer.num_nodes=3": ["trainer.prompts_per_step=16", "6 processes"],
     "reward.accuracy=0 reward.format=0": ["reward.accuracy=0", "reward.format=0", "weight"],
@@ -176,8 +179,8 @@ _TRAINING_ONLY = {"algorithm", "budget", "debug", "experiment", "launcher", "rew
 
 @pytest.mark.parametrize(("line", "left_out"), [(HELP[0], set()), (HELP[1], _TRAINING_ONLY)])
 def test_help_lists_every_option_of_every_group(line: str, left_out: set[str], answers: dict[str, Answer]) -> None:
-    unwrapped = re.sub(r"\|\n +", "| ", answers[line].out)
-    shown = dict(re.findall(r"^ {2}(\w+)= +(.*)$", unwrapped, flags=re.MULTILINE))
+    unfolded = re.sub(r"\n {17}", " ", answers[line].out)
+    shown = dict(re.findall(r"^ {2}(\w+)= +(.*)$", unfolded, flags=re.MULTILINE))
     groups: dict[str, list[str]] = {}
     for path in sorted((ROOT / "conf").glob("*/*.yaml")):
         groups.setdefault(path.parent.name, []).append(path.stem)

@@ -160,12 +160,49 @@ def test_the_paper_in_sft() -> None:
     }
 
 
-@pytest.mark.parametrize("model", ["hf", "qwen2_vl_2b", "qwen2_5_vl_3b"])
+@pytest.mark.parametrize("model", ["hf", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_2b", "qwen3_vl_4b"])
 def test_full_tuning_of_a_real_model_has_the_papers_rates(model: str) -> None:
     recipe = compose("train", overrides=[f"model={model}"]).model.recipe
     found = values(recipe, "rl_learning_rate sft_learning_rate group_size max_new_tokens prompts_per_step")
     # Batch 2 on each device, accumulated twice.
     assert list(found.values()) == [1e-6, 2e-5, 4, 256, 4]
+
+
+NAMED = sorted(path.stem for path in (CONF / "model").glob("qwen*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_model_is_one_of_the_hub_and_its_pictures_fit_its_family(name: str) -> None:
+    cfg = compose("evaluate", overrides=[f"model={name}"])
+    family, size = name.rsplit("_", 1)
+    hub = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}[family]
+    assert cfg.model.path == f"Qwen/{hub}-{size.upper()}-Instruct"
+    assert (cfg.model.image_token, cfg.data.image_size) == ((32, 384) if family == "qwen3_vl" else (28, 392))
+    assert cfg.model.attention == "auto" and cfg.model.precision == "bfloat16"
+    large = int(size.removesuffix("b")) >= 7
+    assert cfg.model.tuning == ("lora" if large else "full")
+    assert cfg.model.recipe.rl_learning_rate == (1e-5 if large else 1e-6)
+
+
+def test_the_side_of_an_image_token_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """Of a directory as its config.json says, whatever it is called; elsewhere by the family in its name."""
+
+    def sizes(*overrides: str) -> tuple[int, int]:
+        cfg = compose("train" if "debug=quick" in overrides else "evaluate", overrides=list(overrides))
+        check(cfg)
+        return cfg.model.image_token, cfg.data.image_size
+
+    place = tmp_path / "qwen2-vl"
+    place.mkdir()
+    assert sizes("model=hf", f"model.path={place}") == (28, 392)
+    (place / "config.json").write_text('{"vision_config": {"patch_size": 16, "spatial_merge_size": 2}}')
+    assert sizes("model=hf", f"model.path={place}") == (32, 384)
+    assert sizes("model=qwen2_vl_2b", f"model.path={place}", "debug=quick") == (32, 96)
+    for model in (["model=hf"], ["model=server", SERVER[0]]):
+        assert sizes(*model, "model.path=somebody/Med-Qwen3-VL-8B") == (32, 384)
+        assert sizes(*model, "model.path=somebody/other") == (28, 392)
+        assert sizes(*model, "model.path=somebody/other", "model.image_token=1", "data.image_size=500") == (1, 500)
+    assert sizes("debug=quick") == (28, 84)
 
 
 def test_grpo_is_that_of_today_and_the_paper_is_another() -> None:

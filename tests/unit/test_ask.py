@@ -17,6 +17,8 @@ from medr1.data.picture_file import read_picture
 from medr1.errors import CheckpointError, ConfigError, DataError
 from medr1.evaluation.option_probabilities import _letter_ids
 from medr1.evaluation.predict import predict
+from medr1.model_choice import choose
+from medr1.policy.loading import save_policy
 from medr1.reasoning import ReasoningMode
 from tests.command_lines import ROOT
 
@@ -164,6 +166,19 @@ def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
         with pytest.raises(error) as raised:
             load(given, **arguments)  # type: ignore[arg-type]
         assert said in str(raised.value)
+
+
+def test_pictures_are_as_large_as_the_checkpoint_asked_wants_them(build, tmp_path: Path) -> None:
+    """Without --image-size, and without a name that tells the family."""
+    save_policy(*build("qwen3_vl"), tmp_path / "checkpoint")
+    model = load(tmp_path / "checkpoint", image_size=64, max_new_tokens=2)
+    assert load(tmp_path / "checkpoint").choice.image_size == 384 and model.choice.image_size == 64
+    Image.new("L", (30, 20)).save(tmp_path / "grey.png")
+    assert ask(model, tmp_path / "grey.png", QUESTION, OPTIONS).truncated
+    with pytest.raises(ConfigError, match="tokens of 32 pixels; use 96"):
+        load(tmp_path / "checkpoint", image_size=84)
+    assert choose("somebody/qwen3-vl-4b-med").image_size == 384
+    assert choose("somebody/med", image_size=64).image_size == 64  # of which nobody knows before it is loaded
 
 
 def test_a_cut_off_completion_says_so(records, tmp_path: Path) -> None:
