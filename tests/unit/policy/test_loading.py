@@ -180,7 +180,9 @@ def remove(pattern: str) -> Damage:
         pytest.param(edit_json("preprocessor_config.json", merge_size=1), "merged by 1, but", id="other patches"),
         pytest.param(edit_config(model_type="qwen3_vl_moe"), "mixture of experts; medr1 knows only", id="experts"),
         pytest.param(
-            lambda path: write("chat_template.jinja", (path / "chat_template.jinja").read_text() + "<think>\n")(path),
+            lambda path: write(
+                "chat_template.jinja", (path / "chat_template.jinja").read_text() + "{{ '<think>\\n' }}"
+            )(path),
             "begins every answer with <think>.* take the Instruct checkpoint",
             id="thinking",
         ),
