@@ -101,6 +101,8 @@ def _train(cfg: DictConfig) -> None:
             raise ConfigError(f"resume= continues a run with its own stored config; leave out {', '.join(others)}")
         else:
             RunDirectory(run_directory()).stored_config(TrainConfig)
+            if _sent():
+                return
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
         from medr1 import pipeline
 
@@ -132,6 +134,8 @@ def _evaluate(cfg: DictConfig) -> None:
             raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         overrides = list(HydraConfig.get().overrides.task)
         chosen = cfg if cfg.resume is None else _resumed(cfg, overrides)
+        if cfg.resume is not None and _sent():
+            return
         if chosen.run is None:
             check(chosen)
             if is_server(chosen):
@@ -142,6 +146,16 @@ def _evaluate(cfg: DictConfig) -> None:
         from medr1 import pipeline
 
         pipeline.evaluate(cfg, run_directory(), overrides)
+
+
+def _sent() -> bool:
+    """Whether all that the run lacked was what an MLflow server that was away had missed; that is sent then."""
+    run = RunDirectory(run_directory())
+    if not run.finished.is_file():
+        return False
+    from medr1.pipeline_outcome import send_rest
+
+    return send_rest(run)
 
 
 def _resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:

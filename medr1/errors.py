@@ -21,3 +21,7 @@ class CheckpointError(Medr1Error):
 
 class ServerError(Medr1Error):
     """A chat server that does not answer, or answers what cannot be used."""
+
+
+class TrackingError(Medr1Error):
+    """An MLflow server that does not answer when a run begins, or that refuses what it is sent."""

@@ -79,7 +79,7 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
         conditions = _train_and_answer(cfg, run, data, tracker, resumed)
         if first:
             report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
-    if first:  # not before MLflow knows: what a sweep takes for finished it never touches again
+    if first:  # not before MLflow knows, or it is kept what MLflow is to know: the rest is only to be sent
         write_json(run.finished, {"summary": run.summary.name})
 
 

@@ -19,6 +19,7 @@ from medr1.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.sweep import sweep_of
 from medr1.tracking import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.tracking_address import stored_run
+from medr1.tracking_outbox import send_unsent, unsent
 
 log = logging.getLogger(__name__)
 
@@ -123,4 +124,22 @@ def start_tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTrack
         run.path,
         tags={PARENT_TAG: parent.run_id} if parent else None,
         run_id=before.run_id if before else None,
+        remedy=f"python {'train' if 'trainer' in cfg else 'evaluate'}.py resume={run.path}",
     )
+
+
+def send_rest(run: RunDirectory) -> bool:
+    """Sends what a finished run has kept, because its MLflow server was away; whether that was all there was to do.
+
+    Raises:
+        TrackingError: the server is still away.
+    """
+    stored = stored_run(run.path)
+    if stored is None or not run.finished.is_file() or not unsent(run.path, stored):
+        return False
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with run.held():
+        sent = send_unsent(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
+    log.info("%s: %d calls that MLflow had missed are sent", run.path, sent)
+    return True

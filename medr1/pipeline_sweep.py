@@ -17,6 +17,7 @@ from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.evaluation.table_files import to_csv, to_dict
 from medr1.evaluation.tables import SweepRun, SweepTables
+from medr1.pipeline_outcome import send_rest
 from medr1.records import Record
 from medr1.reporting.matrix_text import render_matrices
 from medr1.reporting.rationale_section import rationale_section
@@ -25,8 +26,10 @@ from medr1.reporting.trend_section import trend_section
 from medr1.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.sweep import Manifest, State, SweepDirectory
 from medr1.tracking import Tracker
-from medr1.tracking_address import stored_run
+from medr1.tracking_address import stored_run, without_password
 from medr1.tracking_history import History
+
+log = logging.getLogger(__name__)
 
 _CURVES = ("train/reward", "train/completion_length", "train/loss")
 
@@ -44,9 +47,12 @@ def report_sweep(place: Path) -> None:
     finished = [name for name, state in states.items() if state == State.FINISHED]
     if not finished:
         raise DataError(f"{directory.path}: none of its {len(states)} runs is finished; see the job.log of each")
+    history = _history(directory)
+    if history is not None:  # the curves of the report come from MLflow
+        for name in finished:
+            send_rest(directory.run(name))
     runs = [_read(directory.run(name), manifest.jobs[name].axes) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
-    history = _history(directory)
     report = write_report(
         directory.report,
         title=manifest.title,
@@ -80,8 +86,26 @@ def _read(run: RunDirectory, axes: Mapping[str, str]) -> SweepRun:
 
 
 def _history(directory: SweepDirectory) -> History | None:
+    if stored_run(directory.path) is None:
+        return None
+    uri = _uri(directory)
+    history = History(uri)
+    if not history.there:
+        log.warning(
+            "MLflow at %s does not answer: the report has no curves; python evaluate.py sweep=%s makes it whole",
+            *(without_password(uri), directory.path),
+        )
+        return None
+    return history
+
+
+def _uri(directory: SweepDirectory) -> str:
+    """Where the sweep is tracked. Its own note leaves out a password, which the configs of its runs have."""
     stored = stored_run(directory.path)
-    return History(stored.uri) if stored else None
+    assert stored is not None
+    runs = [directory.run(name) for name in directory.read().jobs]
+    uris = [str(_config(run).tracking.uri) for run in runs if run.config.is_file()]
+    return next((uri for uri in uris if without_password(uri) == stored.uri), stored.uri)
 
 
 def _curves(run: RunDirectory, history: History | None) -> dict[str, list[tuple[int, float]]]:
@@ -139,7 +163,13 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
     if stored is None:
         return
     with Tracker.start(
-        stored.uri, stored.experiment, directory.path.name, directory.path, run_id=stored.run_id
+        _uri(directory),
+        stored.experiment,
+        directory.path.name,
+        directory.path,
+        run_id=stored.run_id,
+        remedy=f"python evaluate.py sweep={directory.path}",
+        must_answer=False,
     ) as tracker:
         numbers: dict[str, float] = {"finished": list(states.values()).count(State.FINISHED), "runs": len(states)}
         for matrix in tables.matrices:

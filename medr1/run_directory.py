@@ -56,7 +56,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> Path:
-        """There once nothing is left to do: trained, evaluated, reported and closed in MLflow."""
+        """There once nothing is left to do but to send MLflow what it has missed, if it was away: see ``unsent/``."""
         return self.path / "finished.json"
 
     @property

@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from medr1.errors import ConfigError
-from medr1.tracking_address import RUN_FILE, StoredRun, absolute_uri, without_password
-from medr1.tracking_table import CompletionsTable
+from medr1.errors import ConfigError, TrackingError
+from medr1.tracking_address import RUN_FILE, StoredRun, absolute_uri, stored_run, without_password
+from medr1.tracking_outbox import METRICS_A_BATCH, Outbox, be_brief, is_away, reason
+from medr1.tracking_table import TABLES_TAG, CompletionsTable, stored_rows
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -35,9 +36,8 @@ PARENT_TAG = "mlflow.parentRunId"
 
 _DIRECTORY_TAG = "run_directory"
 
-_VALUE_CHARS = 6000  # MLflow's limits: characters a parameter, parameters and metrics a batch
+_VALUE_CHARS = 6000  # MLflow's limits: characters a parameter, parameters a batch
 _PARAMS_A_BATCH = 100
-_METRICS_A_BATCH = 1000
 _FLUSH_SECONDS = 5.0
 _LOCK_SECONDS = 300.0
 # Opens the experiment in MLflow's view for model training (runs and charts) rather than the one for chat applications.
@@ -81,17 +81,17 @@ class NullTracker:
 class Tracker:
     """One run in MLflow. As a context manager it closes the run: FINISHED, KILLED by a signal, or FAILED."""
 
-    def __init__(self, client: MlflowClient, uri: str, run: Run, resumed: bool) -> None:
-        """Use ``start``."""
-        self.run_id: str = run.info.run_id
+    def __init__(self, outbox: Outbox, uri: str, stored: StoredRun, run: Run | None, table: CompletionsTable) -> None:
+        """Use ``start``. ``run`` is what MLflow has of a run that is resumed."""
+        self.run_id = stored.run_id
         self.uri = uri
-        self._client, self._resumed = client, resumed
-        self._experiment_id: str = run.info.experiment_id
+        self._outbox, self._completions = outbox, table
+        self._experiment_id = stored.experiment_id
         self._buffer: list[tuple[str, float, int, int]] = []
         self._flushed = time.monotonic()
         # The last step of each curve from before the run was resumed: the steps up to it are computed again.
-        self._logged = {metric.key: metric.step for metric in run.data.to_proto().metrics} if resumed else {}
-        self._completions = CompletionsTable(client, self.run_id, resumed)
+        self._logged = {metric.key: metric.step for metric in run.data.to_proto().metrics} if run else {}
+        self._params: dict[str, str] = dict(run.data.params) if run else {}
         self._status: Status | None = None
 
     @classmethod
@@ -103,56 +103,90 @@ class Tracker:
         run_dir: Path,
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        *,
+        remedy: str = "",
+        must_answer: bool = True,
     ) -> Tracker:
         """Begins a run, or continues ``run_id``, and writes its id to ``run_dir``/mlflow.json.
 
-        Any number of processes may start at once on one new SQLite file.
+        Any number of processes may start at once on one new SQLite file. A server may go away later: see ``Outbox``;
+        ``remedy`` is the command that sends what is left then. With ``must_answer=False`` it may be away already,
+        where a run is continued.
 
         Raises:
             ConfigError: the URI names no database or server, the experiment was deleted, the run does not exist.
+            TrackingError: the server does not answer.
         """
         uri, database = absolute_uri(uri)
+        place = without_password(uri)
         # A laboratory for medical data reports to nobody, unless its user wants it.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        if database is None:
-            client, experiment_id = _open(uri, experiment, None)
-        else:
-            from filelock import FileLock
+        be_brief()
+        try:
+            if database is None:
+                client, experiment_id = _open(uri, experiment, None)
+            else:
+                from filelock import FileLock
 
-            database.parent.mkdir(parents=True, exist_ok=True)
-            # MLflow creates its schema, and then the experiment, without a lock.
-            with FileLock(f"{database}.lock", timeout=_LOCK_SECONDS):
-                client, experiment_id = _open(uri, experiment, (database.parent / "mlartifacts").as_uri())
-        tags = {**(tags or {}), _DIRECTORY_TAG: str(run_dir)}
-        if run_id is None:
-            run = _begun(client, experiment_id, run_dir) or client.create_run(
-                experiment_id, tags=tags, run_name=run_name
-            )
-        else:
-            run = _existing(client, run_id, uri, run_dir)
-            client.update_run(run_id, status="RUNNING")
-        tracker = cls(client, uri, run, resumed=run_id is not None)
-        if run_id is not None:
-            tracker.tags(tags)
-        StoredRun(without_password(uri), experiment, tracker.run_id).write(run_dir)
-        return tracker
+                database.parent.mkdir(parents=True, exist_ok=True)
+                # MLflow creates its schema, and then the experiment, without a lock.
+                with FileLock(f"{database}.lock", timeout=_LOCK_SECONDS):
+                    client, experiment_id = _open(uri, experiment, (database.parent / "mlartifacts").as_uri())
+            tags = {**(tags or {}), _DIRECTORY_TAG: str(run_dir)}
+            if run_id is None:
+                new = _begun(client, experiment_id, run_dir) or client.create_run(
+                    experiment_id, tags=tags, run_name=run_name
+                )
+                stored, run = StoredRun(place, experiment, new.info.run_id, new.info.experiment_id), None
+                outbox = Outbox(client, stored.run_id, run_dir, place, remedy)
+                table = CompletionsTable(outbox, [], "[]")
+            else:
+                run = _existing(client, run_id, uri, run_dir)
+                stored = StoredRun(place, experiment, run_id, run.info.experiment_id)
+                outbox = Outbox(client, run_id, run_dir, place, remedy)
+                if outbox.kept:
+                    outbox.deliver()
+                    run = client.get_run(run_id)
+                table = CompletionsTable(outbox, stored_rows(client, run_id), run.data.tags.get(TABLES_TAG, "[]"))
+                client.update_run(run_id, status="RUNNING")
+                outbox.tags(tags)
+        except ImportError as error:
+            raise TrackingError(
+                f"tracking.uri={place}: {error}; for PostgreSQL: pip install 'medr1[postgres]'"
+            ) from error
+        except Exception as error:
+            if database is not None or not is_away(error):
+                raise
+            known = stored_run(run_dir)
+            if must_answer or run_id is None or known is None or not _is_server(uri):
+                raise TrackingError(
+                    f"MLflow at {place} does not answer ({reason(error)}): start it, correct tracking.uri, or use "
+                    "tracking=none"
+                ) from error
+            return cls._without_server(uri, known, run_dir, remedy, error)
+        stored.write(run_dir)
+        return cls(outbox, uri, stored, run, table)
+
+    @classmethod
+    def _without_server(cls, uri: str, stored: StoredRun, run_dir: Path, remedy: str, error: Exception) -> Tracker:
+        from mlflow.tracking import MlflowClient
+
+        outbox = Outbox(MlflowClient(tracking_uri=uri), stored.run_id, run_dir, without_password(uri), remedy)
+        outbox.lose(error)
+        return cls(outbox, uri, stored, None, CompletionsTable(outbox, [], "[]"))
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Logs a nested config under dotted names; a value beyond MLflow's limit is cut and marked with its hash.
 
         MLflow's parameters never change: what differs when a run is resumed stands in the tag ``resumed.<name>``.
         """
-        from mlflow.entities import Param
-
-        flat = _flatten(values)
-        if self._resumed:
-            known = self._client.get_run(self.run_id).data.params
-            self.tags({f"resumed.{key}": value for key, value in flat.items() if known.get(key, value) != value})
-            flat = {key: value for key, value in flat.items() if key not in known}
-        items = [Param(key, value) for key, value in flat.items()]
+        flat, known = _flatten(values), self._params
+        if changed := {f"resumed.{key}": value for key, value in flat.items() if known.get(key, value) != value}:
+            self.tags(changed)
+        items = [(key, value) for key, value in flat.items() if key not in known]
         for start in range(0, len(items), _PARAMS_A_BATCH):
-            self._client.log_batch(self.run_id, params=items[start : start + _PARAMS_A_BATCH])
+            self._outbox.params(dict(items[start : start + _PARAMS_A_BATCH]))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Adds one point to each curve; sent in batches, at the latest with the first point after five seconds.
@@ -164,30 +198,24 @@ class Tracker:
         for key, value in values.items():
             if key not in self._logged or step > self._logged[key]:
                 self._buffer.append((key, float(value), now, step))
-        if len(self._buffer) >= _METRICS_A_BATCH or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+        if len(self._buffer) >= METRICS_A_BATCH or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Sends all points; to be called before a checkpoint is relied on, so that no curve has a gap after a kill."""
-        from mlflow.entities import Metric
-
-        while self._buffer:
-            batch = [Metric(*point) for point in self._buffer[:_METRICS_A_BATCH]]
-            self._client.log_batch(self.run_id, metrics=batch)
-            del self._buffer[: len(batch)]
+        self._outbox.metrics(self._buffer)
+        self._buffer = []
         self._flushed = time.monotonic()
 
     def tags(self, values: Mapping[str, str]) -> None:
-        for key, value in values.items():
-            self._client.set_tag(self.run_id, key, value)
+        self._outbox.tags(values)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Stores a file, or a directory's content, under ``folder``."""
-        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        log(self.run_id, str(path), folder or None)
+        self._outbox.artifact(path, folder)
 
     def text(self, content: str, path: str) -> None:
-        self._client.log_text(self.run_id, content, path)
+        self._outbox.made_file(path, lambda file: file.write_text(content, encoding="utf-8"))
 
     def completions_table(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], step: int) -> None:
         """Appends sampled completions, each with its image, to the table that MLflow shows as completions.json.
@@ -200,14 +228,14 @@ class Tracker:
         """Sends what is buffered and closes the run; the first call decides the status."""
         self.flush()
         if self._status is None:
-            self._client.set_terminated(self.run_id, status)
+            self._outbox.end(status)
             self._status = status
 
     def ui_command(self) -> str:
         """The line that shows this run: the command that opens MLflow on the database, or the page on the server."""
         # Without the query MLflow shows its menu for chat applications.
         page = f"/#/experiments/{self._experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
-        if urlsplit(self.uri).scheme in ("http", "https"):
+        if _is_server(self.uri):
             return without_password(self.uri).rstrip("/") + page
         uri = shlex.quote(without_password(self.uri))
         return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000  # http://127.0.0.1:5000{page}"
@@ -231,6 +259,10 @@ class Tracker:
 
 
 AnyTracker = Tracker | NullTracker
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ class StoredRun:
     uri: str
     experiment: str
     run_id: str
+    # For the run's page while the server is away.
+    experiment_id: str = field(default="", compare=False)
 
     def write(self, run_dir: Path) -> None:
         """Stores it in the run directory, at once or not at all."""

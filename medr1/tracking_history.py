@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from medr1.tracking_address import StoredRun, without_password
+from medr1.tracking_outbox import answers, be_brief
 
 
 class History:
@@ -14,7 +15,13 @@ class History:
     def __init__(self, uri: str) -> None:
         from mlflow.tracking import MlflowClient
 
+        be_brief()
         self._uri, self._client = uri, MlflowClient(tracking_uri=uri)
+
+    @property
+    def there(self) -> bool:
+        """Whether it answers."""
+        return answers(lambda: self._client.search_experiments(max_results=1))
 
     def page(self, run: StoredRun) -> str:
         """Where MLflow shows the run: on its server, or where ``mlflow ui`` puts a database by default."""

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medr1.tracking_outbox import Outbox
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from PIL import Image
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 COMPLETIONS_FILE = "completions.json"
 
 # MLflow's interface knows by this tag which of a run's files are tables (mlflow.utils.mlflow_tags).
-_TABLES_TAG = "mlflow.loggedArtifacts"
+TABLES_TAG = "mlflow.loggedArtifacts"
 _IMAGES_FOLDER = "table_images/completions"
 _PREVIEW_PIXELS = 256  # the size of the previews that MLflow itself makes
 
@@ -28,10 +30,10 @@ _PREVIEW_PIXELS = 256  # the size of the previews that MLflow itself makes
 class CompletionsTable:
     """The table of one run; columns are ``step``, ``image`` and whatever the rows have."""
 
-    def __init__(self, client: MlflowClient, run_id: str, resumed: bool) -> None:
-        self._client, self._run_id, self._resumed = client, run_id, resumed
-        self._rows: list[dict[str, Any]] | None = None
-        self._earlier: set[int] = set()
+    def __init__(self, outbox: Outbox, rows: list[dict[str, Any]], tables: str) -> None:
+        """``rows`` and ``tables`` (a tag) are what MLflow has of a run that is resumed."""
+        self._outbox, self._rows, self._tables = outbox, rows, json.loads(tables)
+        self._earlier = {int(row["step"]) for row in rows}
         self._images: set[str] = set()
 
     def append(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], step: int) -> None:
@@ -42,31 +44,18 @@ class CompletionsTable:
         """
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows and {len(images)} images")
-        if self._rows is None:
-            self._rows = self._stored() if self._resumed else []
-            self._earlier = {int(row["step"]) for row in self._rows}
-            self._register()
+        table = {"path": COMPLETIONS_FILE, "type": "table"}
+        if table not in self._tables:
+            self._tables.append(table)
+            self._outbox.tags({TABLES_TAG: json.dumps(self._tables)})
         if step in self._earlier:
             return
         for row, image in zip(rows, images, strict=True):
             self._rows.append({"step": step, "image": self._image(image), **row})
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
-        table = {"columns": columns, "data": [[row.get(key) for key in columns] for row in self._rows]}
-        self._client.log_text(self._run_id, json.dumps(table, ensure_ascii=False), COMPLETIONS_FILE)
-
-    def _stored(self) -> list[dict[str, Any]]:
-        if COMPLETIONS_FILE not in {file.path for file in self._client.list_artifacts(self._run_id)}:
-            return []
-        with tempfile.TemporaryDirectory() as folder:
-            file = self._client.download_artifacts(self._run_id, COMPLETIONS_FILE, folder)
-            table = json.loads(Path(file).read_bytes())
-        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-
-    def _register(self) -> None:
-        known = json.loads(self._client.get_run(self._run_id).data.tags.get(_TABLES_TAG, "[]"))
-        table = {"path": COMPLETIONS_FILE, "type": "table"}
-        if table not in known:
-            self._client.set_tag(self._run_id, _TABLES_TAG, json.dumps([*known, table]))
+        content = {"columns": columns, "data": [[row.get(key) for key in columns] for row in self._rows]}
+        text = json.dumps(content, ensure_ascii=False)
+        self._outbox.made_file(COMPLETIONS_FILE, lambda file: file.write_text(text, encoding="utf-8"))
 
     def _image(self, image: Image.Image) -> dict[str, str]:
         digest = hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:32]
@@ -74,7 +63,17 @@ class CompletionsTable:
         if digest not in self._images:
             preview = image.convert("RGB")
             preview.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
-            self._client.log_image(self._run_id, image, f"{path}.png")
-            self._client.log_image(self._run_id, preview, f"{path}.webp")
+            self._outbox.made_file(f"{path}.png", image.save)
+            self._outbox.made_file(f"{path}.webp", preview.save)
             self._images.add(digest)
         return {"type": "image", "filepath": f"{path}.png", "compressed_filepath": f"{path}.webp"}
+
+
+def stored_rows(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:
+    """The rows of a run's table as MLflow has them."""
+    if COMPLETIONS_FILE not in {file.path for file in client.list_artifacts(run_id)}:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        file = client.download_artifacts(run_id, COMPLETIONS_FILE, folder)
+        table = json.loads(Path(file).read_bytes())
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]

@@ -195,8 +195,11 @@ def test_parameters_keep_their_whole_value_up_to_the_limit_of_mlflow(start: Call
 
 def test_metrics_go_out_in_batches(start: Callable[..., Tracker], uri: str) -> None:
     tracker, batches = start(), []
-    send = tracker._client.log_batch
-    tracker._client.log_batch = lambda *args, **more: (batches.append(len(more["metrics"])), send(*args, **more))
+    send = tracker._outbox._client.log_batch
+    tracker._outbox._client.log_batch = lambda *args, **more: (
+        batches.append(len(more["metrics"])),
+        send(*args, **more),
+    )
     begin = time.monotonic()
     for step in range(1100):
         tracker.metrics({"a": float(step), "b": 0.0}, step)
