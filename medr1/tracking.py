@@ -153,7 +153,7 @@ class Tracker:
                 outbox.tags(tags)
         except ImportError as error:
             raise TrackingError(
-                f"tracking.uri={place}: {error}; for PostgreSQL: pip install 'medr1[postgres]'"
+                f"tracking.uri={place}: {error}; PostgreSQL needs postgresql+psycopg2://... and psycopg2-binary"
             ) from error
         except Exception as error:
             if database is not None or not is_away(error):

@@ -10,11 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -22,6 +24,7 @@ from PIL import Image
 
 from medr1 import tracking_outbox
 from medr1.errors import TrackingError
+from medr1.pipeline_sweep import report_sweep
 from medr1.run_directory import RunDirectory
 from medr1.sweep import State, SweepDirectory
 from medr1.tracking import Tracker
@@ -157,6 +160,108 @@ def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server,
     assert {"summary.json", "results.md", "completions.json", "predictions"} <= server.files(stored.run_id)
     accuracy = read_json(run.summary)["conditions"]["trained"]["overall"]["accuracy"]
     assert found.data.metrics["eval/accuracy"] == accuracy
+
+
+def installed(program: str) -> str | None:
+    """A program of PostgreSQL; distributions keep them away from PATH, in a folder for each version."""
+    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    return shutil.which(program) or (str(places[-1]) if places else None)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """A cluster of its own, behind a socket in a folder that only its user can enter: the address of its database."""
+    initdb, postgres = installed("initdb"), installed("postgres")
+    if initdb is None or postgres is None:
+        pytest.skip("PostgreSQL is not installed (neither on PATH nor below /usr/lib/postgresql)")
+    if importlib.util.find_spec("psycopg2") is None:
+        pytest.skip('psycopg2 is not installed: pip install -e ".[postgres]"')
+    root = os.geteuid() == 0
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    if root and not names & {"postgres", "nobody"}:
+        pytest.skip("PostgreSQL does not run as root, and there is neither a user postgres nor nobody")
+    user = ("postgres" if "postgres" in names else "nobody") if root else None
+    # Not pytest's folder, which another user than root cannot enter.
+    folder = Path(tempfile.mkdtemp(prefix="medr1-pg-"))
+    if user is not None:
+        shutil.chown(folder, user)
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        with (folder / "log").open("ab") as log:
+            groups: Any = {"user": user, "extra_groups": []} if user else {}
+            return subprocess.Popen(words, cwd=folder, stdout=log, stderr=subprocess.STDOUT, **groups)
+
+    made = start(initdb, "-D", str(folder / "data"), "-A", "trust", "-U", "medr1", "-N").wait()
+    assert made == 0, (folder / "log").read_text()
+    options = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": "off"}
+    settings = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
+    process = start(postgres, "-D", str(folder / "data"), *settings)
+    try:
+        wait_for(lambda: "ready to accept connections" in (folder / "log").read_text())
+        yield f"postgresql+psycopg2://medr1@/postgres?host={folder}"
+    finally:
+        process.send_signal(signal.SIGINT)  # its fast shutdown
+        process.wait(timeout=60)
+        shutil.rmtree(folder)
+
+
+def test_four_runs_at_once_on_a_server_over_postgresql(
+    postgres: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip('hydra-joblib-launcher is not installed: pip install -e ".[launchers]"')
+    server = Server(tmp_path, postgres)
+    try:
+        words = ("-m", "modality=ct,mri", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=4")
+        few = ("trainer.steps=3", "evaluation.blank_image=false", "evaluation.shuffled_image=false")
+        where = (f"tracking.uri={server.uri}", f"output_dir={tmp_path / 'runs'}")
+        printed = run_command("train.py", *words, *SMALL, *few, *where)
+        assert "4 of 4 done" in printed
+        (manifest,) = tmp_path.glob("runs/*/sweep.json")
+        sweep = SweepDirectory(manifest.parent)
+        parent = stored_run(sweep.path)
+        assert parent is not None
+        found = server.client.search_runs([server.client.get_experiment_by_name("medr1").experiment_id])
+        assert len(found) == 5 and {run.info.status for run in found} == {"FINISHED"}, "the sweep and its four runs"
+        children = {run.info.run_id for run in found if run.data.tags.get("mlflow.parentRunId") == parent.run_id}
+        names = sweep.read().wanted
+        assert set(sweep.states(names).values()) == {State.FINISHED} and len(children) == 4
+        assert {stored.run_id for name in names if (stored := stored_run(sweep.run(name).path))} == children
+        for name in names:
+            check_child(server, sweep.run(name), tmp_path)
+        files = server.files(parent.run_id)
+        assert {"report.html", "matrices.json", "results.md", "figures"} <= files
+        assert all(run.info.artifact_uri.startswith("mlflow-artifacts:") for run in found), "none writes files itself"
+
+        server.kill()
+        (sweep.report / "report.html").unlink()
+        report_sweep(sweep.path)
+        assert (sweep.report / "report.html").is_file() and unsent(sweep.path, parent)
+        assert f"send them with: python evaluate.py sweep={sweep.path}" in caplog.text
+        server.start()
+        report_sweep(sweep.path)
+        assert not unsent(sweep.path, parent)
+        assert server.client.get_run(parent.run_id).info.status == "FINISHED"
+    finally:
+        server.kill()
+
+
+def check_child(server: Server, run: RunDirectory, tmp_path: Path) -> None:
+    """All that the run has on disk is on the server."""
+    stored = stored_run(run.path)
+    assert stored is not None and not unsent(run.path, stored)
+    tracked = server.client.get_run(stored.run_id)
+    for curve in ("train/reward", "train/loss", "train/completion_length"):
+        assert server.steps(stored.run_id, curve) == [0, 1, 2], curve
+    overall = read_json(run.summary)["conditions"]["trained"]["overall"]
+    assert tracked.data.metrics["eval/accuracy"] == overall["accuracy"]
+    assert {f"predictions/{name}.jsonl" for name in ("base", "trained")} <= server.files(stored.run_id, "predictions")
+    for name in ("summary.json", "results.md", "config.yaml", "completions.json"):
+        file = Path(server.client.download_artifacts(stored.run_id, name, str(tmp_path)))
+        if name != "completions.json":
+            assert file.read_bytes() == (run.path / name).read_bytes()
+        else:
+            assert {row[0] for row in read_json(file)["data"]} == {0, 2}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
