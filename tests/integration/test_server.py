@@ -19,7 +19,17 @@ from medr1.evaluation.remote import partial_of
 from medr1.run_directory import RunDirectory
 from medr1.tracking_address import stored_run
 from tests.command_lines import run as command_lines
-from tests.integration.conftest import ROOT, command, composed, only_run, read_json, run_command, train_here
+from tests.integration.conftest import (
+    MINI,
+    ROOT,
+    command,
+    composed,
+    needs_mini,
+    only_run,
+    read_json,
+    run_command,
+    train_here,
+)
 
 DATA = ("data.train_images_per_modality=2", "data.test_images_per_modality=1", "reasoning=think_after", "seed=3")
 ASKED = ("base", "blank_image", "shuffled_image")
@@ -183,3 +193,36 @@ def test_a_local_evaluation_is_resumed_too(local: RunDirectory, monkeypatch: pyt
     local.predictions("blank_image").unlink()
     pipeline.evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
     assert (answers(local, "base"), local.summary.read_text()) == before
+
+
+@needs_mini
+def test_two_hundred_real_questions_survive_a_killed_client_and_a_killed_server(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    real = ("data=omnimedvqa", f"data.root={MINI}", "evaluation.limit=8", "reasoning=no_think", "tracking=none")
+    few = ("evaluation.blank_image=false", "evaluation.shuffled_image=false", "data.image_size=84")
+    here = RunDirectory(tmp_path / "here" / "run")
+    pipeline.evaluate(composed("evaluate", *real, *few, f"output_dir={here.path.parent}"), here.path, [])
+    expected = answers(here, "base")
+    assert len(expected) >= 200 and len({line.modality for line in expected}) == 8
+
+    served, output_dir = serve(), tmp_path / "out"
+    model = ["model=server", "model.path=tiny", "model.image_size=84", "evaluation.max_new_tokens=32"]
+    where = [f"model.url=http://127.0.0.1:{served.port}/v1", "model.attempts=3", "model.backoff=0.05"]
+    client = command("evaluate.py", *model, *where, *real, *few, f"output_dir={output_dir}")
+    wait_for(lambda: lines_of(output_dir, "base") >= len(expected) // 4)
+    os.killpg(client.pid, signal.SIGKILL)
+    client.communicate(timeout=60)
+    run, first = only_run(output_dir), lines_of(output_dir, "base")
+    again = command("evaluate.py", f"resume={run.path}")
+    wait_for(lambda: lines_of(output_dir, "base") >= len(expected) // 2)
+    served.kill()
+    printed, _ = again.communicate(timeout=60)
+    assert again.returncode == 2 and f"evaluate.py resume={run.path}" in printed, printed
+    second = lines_of(output_dir, "base")
+    assert 0 < first < second < len(expected)
+    other, before = serve(), served.answered
+    run_command("evaluate.py", f"resume={run.path}", "model=server", f"model.url=http://127.0.0.1:{other.port}/v1")
+    assert other.answered - before == len(expected) - second, "each question is asked once, but for those under way"
+    assert answers(run, "base") == expected and len({line.record for line in expected}) == len(expected)
+    assert answers(run, "option_prior") == answers(here, "option_prior")
