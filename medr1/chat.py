@@ -150,7 +150,9 @@ class ChatServer:
             return _Failure(f"not a chat completion with its usage: {self._shown(_message(raw))}", again=False)
         if aside:  # the grammar is read from the whole completion
             return _Failure(
-                "the server takes the reasoning out of its answers; start it without a reasoning parser", False
+                "the server takes the reasoning out of its answers; start it without a reasoning parser (vLLM), or "
+                "give the checkpoint's tokenizer a response_template without reasoning (transformers serve; see README)",
+                again=False,
             )
         if not isinstance(text, str | None) or type(length) is not int or length < 0:
             return _Failure(f"content {text!r}, completion_tokens {length!r}: not a text and its length", again=False)

@@ -31,7 +31,7 @@ FOLDER = "unsent"
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # MLflow's own are minutes for a call, in which training would stand still. What the environment says goes before.
-_LIMITS = {_RETRIES: "2", _TIMEOUT: "30", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
+_LIMITS = {_RETRIES: "1", _TIMEOUT: "15"}
 _LOOK = {_RETRIES: "0", _TIMEOUT: "5"}
 _FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds between two looks for a server that is away
 _TRANSIENT = (408, 429, 500, 502, 503, 504)  # status codes: what MLflow's client itself takes for worth another try

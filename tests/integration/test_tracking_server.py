@@ -29,7 +29,7 @@ from medr1.run_directory import RunDirectory
 from medr1.sweep import State, SweepDirectory
 from medr1.tracking import Tracker
 from medr1.tracking_address import stored_run
-from medr1.tracking_outbox import unsent
+from medr1.tracking_outbox import send_unsent, unsent
 from tests.integration.conftest import command, only_run, read_json, run_command
 
 SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_per_modality=1", "evaluation.limit=1")
@@ -102,7 +102,11 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     with Tracker.start(server.uri, "tests", "r", tmp_path) as tracker:
         tracker.metrics({"a": 0.5}, 0)
         tracker.flush()
+        other = Tracker.start(server.uri, "tests", "other", tmp_path / "other")
+        other.params({"x": 1})
         server.kill()
+        other.params({"x": 2})  # which MLflow will refuse: a parameter never changes
+        caplog.clear()
         tracker.metrics({"a": 1.0}, 1)
         tracker.flush()
         tracker.metrics({"a": float("nan"), "b": float("inf")}, 2)
@@ -120,6 +124,11 @@ def test_a_server_that_comes_back_gets_what_it_missed(
         tracker.flush()
         assert not (tmp_path / "unsent").exists()
         assert len(caplog.messages) == 2 and "answers again" in caplog.messages[1]
+    other.finish()
+    stored = stored_run(tmp_path / "other")
+    assert stored is not None and unsent(tmp_path / "other", stored), "what MLflow refuses ends no run"
+    with pytest.raises(TrackingError, match=f"refuses what .*{stored.run_id}.jsonl holds .*param"):
+        send_unsent(server.uri, stored, tmp_path / "other")
     run = server.client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED" and run.data.params == {"x": "1"} and run.data.tags["t"] == "1"
     assert server.steps(tracker.run_id, "a") == [0, 1, 2, 3] and server.steps(tracker.run_id, "b") == [2]

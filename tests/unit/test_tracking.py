@@ -294,6 +294,33 @@ def test_what_cannot_be_continued_is_explained(start: Callable[..., Tracker], ur
     assert stored_run(tmp_path / "elsewhere") is None
 
 
+def test_what_was_kept_is_sent_once_by_the_next_process(
+    start: Callable[..., Tracker], uri: str, tmp_path: Path
+) -> None:
+    """As a process leaves it that was killed while its server was away, in the middle of a line."""
+    with start() as first:
+        first.metrics({"a": 0.0}, 0)
+    sent = client(uri).get_metric_history(first.run_id, "a")[0]
+    (tmp_path / "run" / "made.txt").write_text("made")
+    calls = [
+        {"do": "metrics", "points": [["a", 0.0, sent.timestamp, 0], ["a", 1.0, sent.timestamp + 1, 1]]},
+        {"do": "metrics", "points": [["a", 2.0, sent.timestamp + 2, 2]]},
+        {"do": "artifact", "path": "gone.txt", "folder": ""},
+        {"do": "artifact", "path": "made.txt", "folder": ""},
+        {"do": "end", "status": "KILLED", "time": 7},
+    ]
+    file = tmp_path / "run" / "unsent" / f"{first.run_id}.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(call) + "\n" for call in calls) + '{"do": "metr')
+    with start(run_id=first.run_id) as second:
+        for step in range(4):
+            second.metrics({"a": float(step)}, step)
+    assert not file.parent.exists()
+    assert points(uri, first.run_id, "a") == [(step, float(step)) for step in range(4)]
+    assert [f.path for f in client(uri).list_artifacts(first.run_id)] == ["made.txt"]
+    assert client(uri).get_run(first.run_id).info.status == "FINISHED"
+
+
 def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute_uri("sqlite:///runs/m.db") == (f"sqlite:///{tmp_path}/runs/m.db", tmp_path / "runs" / "m.db")
