@@ -151,7 +151,7 @@ class ChatServer:
         if aside:  # the grammar is read from the whole completion
             return _Failure(
                 "the server takes the reasoning out of its answers; start it without a reasoning parser (vLLM), or "
-                "give the checkpoint's tokenizer a response_template without reasoning (transformers serve; see README)",
+                "give the checkpoint's tokenizer a response_template without reasoning (transformers serve: README)",
                 again=False,
             )
         if not isinstance(text, str | None) or type(length) is not int or length < 0:
