@@ -27,22 +27,25 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, rows: int, like: Tensor, room: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
-        self._buffers = [like.new_empty(rows, like.shape[1], room, like.shape[3]) for _ in range(2)]
+        self.buffers = [like.new_empty(rows, like.shape[1], room, like.shape[3]) for _ in range(2)]
         self._show(0)
 
     def _show(self, length: int) -> None:
         self._length = length
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         end = self._length + key_states.shape[2]
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, self._length : end] = new
         self._show(end)
-        return self._buffers[0][:, :, :end], self._buffers[1][:, :, :end]
+        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
+
+    def skip(self, tokens: int) -> None:
+        self._show(self._length + tokens)
 
     def select(self, rows: Tensor) -> None:
-        self._buffers = [buffer[rows] for buffer in self._buffers]
+        self.buffers = [buffer[rows] for buffer in self.buffers]
         self._show(self._length)
 
 
@@ -145,6 +148,16 @@ class PolicyDecoder:
             )
         self._position = self._position + 1
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The rows' own keys and values, with the room that they have."""
+        return [buffer for layer in self._layers for buffer in layer.buffers]
+
+    def skip(self, tokens: int) -> None:
+        """As if so many tokens had been run: a plan needs the last step, which is the largest, and no other."""
+        for layer in self._layers:
+            layer.skip(tokens)
 
     @contextmanager
     def _attention(self) -> Iterator[None]:

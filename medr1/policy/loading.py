@@ -57,17 +57,7 @@ def load_policy(
     Raises:
         CheckpointError: missing, damaged, of another family, without safetensors, or not made for such pictures.
     """
-    if (Path(path).is_absolute() or path.startswith(".")) and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"model.path={path}: no config.json there; give a checkpoint directory or a hub id")
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"model.path={path}: its configuration cannot be read: {error}") from error
-    if config.model_type not in FAMILIES:
-        what = f"model.path={path} is a {config.model_type!r} checkpoint"
-        dense = "a mixture of experts; medr1 knows only the dense models of its family, such as Qwen3-VL-8B-Instruct"
-        others = f"medr1 trains {', '.join(FAMILIES)}"
-        raise CheckpointError(f"{what}, {dense}" if "moe" in config.model_type else f"{what}; {others}")
+    config = _read_config(path)
     patches = (config.vision_config.patch_size, config.vision_config.spatial_merge_size)
     token = patches[0] * patches[1]
     if image_size is not None and image_size % token:
@@ -137,6 +127,38 @@ def _processors_chat_template(path: str) -> str | None:
     """Checkpoints saved by older versions keep the template beside the tokenizer, in the processor's own file."""
     file = cached_file(path, "chat_template.json", _raise_exceptions_for_missing_entries=False)
     return None if file is None else str(json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"])
+
+
+def outline(path: str, *, precision: str, attention: str, gradient_checkpointing: bool) -> Policy:
+    """The policy of a checkpoint without its weights: the real class on the meta device. Of its files, config.json alone
+    is read.
+
+    Raises:
+        CheckpointError: no configuration there, or one of another family.
+    """
+    config = _read_config(path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=getattr(torch, precision), attn_implementation=attention, trust_remote_code=False
+        )
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return Policy(model, recomputes=gradient_checkpointing)
+
+
+def _read_config(path: str) -> Any:
+    if (Path(path).is_absolute() or path.startswith(".")) and not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"model.path={path}: no config.json there; give a checkpoint directory or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"model.path={path}: its configuration cannot be read: {error}") from error
+    if config.model_type not in FAMILIES:
+        what = f"model.path={path} is a {config.model_type!r} checkpoint"
+        dense = "a mixture of experts; medr1 knows only the dense models of its family, such as Qwen3-VL-8B-Instruct"
+        others = f"medr1 trains {', '.join(FAMILIES)}"
+        raise CheckpointError(f"{what}, {dense}" if "moe" in config.model_type else f"{what}; {others}")
+    return config
 
 
 def _adapted(model: nn.Module, directory: Path) -> PeftModel:
