@@ -317,13 +317,16 @@ class CommonConfig:
 
 @dataclass
 class TrainConfig(CommonConfig):
-    """``python train.py``. ``resume`` continues a run from its own stored config."""
+    """``python train.py``. ``resume`` continues a run from its own stored config. ``plan`` says what the run needs
+    instead of running it, on this machine or on a GPU of ``plan_memory`` GiB."""
 
     reward: RewardConfig = MISSING
     algorithm: AlgorithmConfig = MISSING
     trainer: TrainerConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
     resume: str | None = None
+    plan: bool = False
+    plan_memory: float | None = None
 
 
 @dataclass

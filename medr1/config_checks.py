@@ -104,6 +104,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.devices": (1, 4096),
     "trainer.checkpoint_every": (1, 1e9),
     "trainer.log_every": (1, 1e9),
+    "plan_memory": (0.001, 1e6),
     "algorithm.binding_steps": (0, 1e9),
     "algorithm.text_steps": (1, 1e9),
     "algorithm.ramp": (1, 1e9),
@@ -180,6 +181,11 @@ def _check_root(cfg: DictConfig) -> None:
 
 
 def _check_training(cfg: DictConfig) -> None:
+    if cfg.plan_memory is not None and not cfg.plan:
+        raise ConfigError(f"plan_memory={cfg.plan_memory:g} says for which GPU to plan; give plan=true too")
+    if cfg.plan and (is_server(cfg) or cfg.algorithm.name == "pretrain"):
+        what = "model=server loads no model here" if is_server(cfg) else "algorithm=pretrain makes the tiny base only"
+        raise ConfigError(f"{what}: there is nothing to plan; leave out plan=true")
     if is_server(cfg) and cfg.algorithm.name != "zero_shot":
         raise ConfigError(
             f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use "

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from medr1.config import register
+from medr1.config import register, register_sweeps
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -23,3 +23,11 @@ def evaluation_config(overrides: Sequence[str]) -> DictConfig:
     register()
     with initialize_config_dir(str(CONF), version_base=None):
         return compose("evaluate", list(overrides))
+
+
+def train_config(overrides: Sequence[str]) -> DictConfig:
+    """As ``python train.py`` with these overrides has it."""
+    register()
+    register_sweeps()
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose("train", list(overrides))

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # What a run's numbers do not depend on: where it is written and tracked, and how often.
-_INDIFFERENT = ("hydra", "output_dir", "tracking", "sweep", "resume")
+_INDIFFERENT = ("hydra", "output_dir", "tracking", "sweep", "resume", "plan", "plan_memory")
 _INDIFFERENT_WITHIN = {"trainer": ("checkpoint_every", "log_every"), "data": ("cache_dir",)}
 # What tells a process of a launcher its number; Lightning knows its processes by the same.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")

@@ -7,6 +7,7 @@ distributed training starts as it always does, and any launcher (one after the o
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -70,10 +71,22 @@ def _loud() -> Iterator[None]:
 
 
 class SweepCallback(Callback):
-    """Hydra calls it in every command; a single run passes by."""
+    """Hydra calls it in every command; a single run passes by, unless it is only planned."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A plan is made here, before Hydra makes a directory for the run."""
+        if config.plan:
+            with _loud():
+                _say_plans([("", _without_hydra(config))])
+            sys.exit(0)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Composes and checks all runs before the first one starts, names the sweep, opens its run in MLflow."""
+        if config.plan:
+            with _loud():
+                runs = [(" ".join(overrides), cfg) for _, overrides, cfg in _expanded(config, _lists(config)[0])]
+                _say_plans(runs)
+            sys.exit(0)
         # The workers of some launchers start elsewhere, where only what is installed can be imported.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_TRAIN.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -125,19 +138,48 @@ class SweepCallback(Callback):
         _open_parents.append(tracker)
 
 
-def plan(config: DictConfig) -> SweepDirectory:
-    """Writes the manifest of the sweep that ``config`` (of Hydra's multirun) asks for, and tells Hydra its directory.
+def _say_plans(runs: Sequence[tuple[str, DictConfig]]) -> None:
+    """The plan of each run.
 
     Raises:
-        ConfigError: a run of it is misconfigured; names the run's overrides.
+        ConfigError: some cannot fit; says of the last one of them what to change.
     """
-    given = list(config.hydra.overrides.task)
+    for _, cfg in runs:
+        if cfg.resume is not None:
+            raise ConfigError("plan=true plans a new run; leave out resume=")
+        check(cfg)
+    from medr1.pipeline_plan import plan as say_plan
+
+    refused: list[str] = []
+    for number, (overrides, cfg) in enumerate(runs, 1):
+        if len(runs) > 1:
+            print(f"\n[{number}/{len(runs)}] {overrides}", flush=True)
+        try:
+            say_plan(cfg)
+        except ConfigError as error:
+            if len(runs) == 1:
+                raise
+            print(f"error: {error}", flush=True)
+            refused.append(overrides)
+    if refused:
+        raise ConfigError(f"{len(refused)} of {len(runs)} runs cannot fit: " + "; ".join(refused))
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    cfg = copy.deepcopy(config)
+    with read_write(cfg), open_dict(cfg):
+        cfg.pop("hydra", None)
+    return cfg
+
+
+def _lists(config: DictConfig) -> tuple[dict[str, list[str]], list[str]]:
+    """The values of each override, of which the product is made, and the keys that vary."""
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
     assert isinstance(params, dict)
     # As Hydra's own sweeper has it: the values of the sweep's file first, those of the command line in their place.
     lists: dict[str, list[str]] = {}
     varied = [str(key) for key in params]
-    texts = [f"{key!s}={value!s}" for key, value in params.items()] + given
+    texts = [f"{key!s}={value!s}" for key, value in params.items()] + list(config.hydra.overrides.task)
     for override in OverridesParser.create().parse_overrides(texts):
         key = override.get_key_element()
         if override.is_sweep_override():
@@ -145,27 +187,49 @@ def plan(config: DictConfig) -> SweepDirectory:
             varied += [key] if key not in (*varied, "seed") else []
         else:
             lists[key] = [str(override.get_value_element_as_str())]
-    title = config.sweep.name or "-".join(["multirun", *varied])
-    named = [k for k, v in lists.items() if k.split(".")[0] in _PLACE or v == [title]]  # an experiment names its sweep
-    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in (*varied, *named, "seed")]
-    directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
+    return lists, varied
+
+
+def _expanded(
+    config: DictConfig, lists: dict[str, list[str]]
+) -> Iterator[tuple[dict[str, str], list[str], DictConfig]]:
+    """What each run chooses, its overrides and its config, checked.
+
+    Raises:
+        ConfigError: a run is misconfigured; names the run's overrides.
+    """
     loader = GlobalHydra.instance().config_loader()
-    jobs = []
     for values in itertools.product(*lists.values()):
         chosen = dict(zip(lists, values, strict=True))
         overrides = [f"{key}={value}" for key, value in chosen.items()]
-        cfg = loader.load_sweep_config(config, overrides)
-        with open_dict(cfg):
-            cfg.pop("hydra")
+        cfg = _without_hydra(loader.load_sweep_config(config, overrides))
         try:
             check(cfg)
         except ConfigError as error:
             raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-        # The seed is always an axis, so that a later command can add seeds to the same tables.
-        jobs.append(Job(job_name(cfg), {key: chosen[key] for key in varied} | {"seed": str(cfg.seed)}, overrides))
+        yield chosen, overrides, cfg
+
+
+def plan(config: DictConfig) -> SweepDirectory:
+    """Writes the manifest of the sweep that ``config`` (of Hydra's multirun) asks for, and tells Hydra its directory.
+
+    Raises:
+        ConfigError: a run of it is misconfigured; names the run's overrides.
+    """
+    lists, varied = _lists(config)
+    title = config.sweep.name or "-".join(["multirun", *varied])
+    named = [k for k, v in lists.items() if k.split(".")[0] in _PLACE or v == [title]]  # an experiment names its sweep
+    fixed = [f"{k}={v[0]}" for k, v in lists.items() if k not in (*varied, *named, "seed")]
+    directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
+    # The seed is always an axis, so that a later command can add seeds to the same tables.
+    jobs = [
+        Job(job_name(cfg), {key: chosen[key] for key in varied} | {"seed": str(cfg.seed)}, overrides)
+        for chosen, overrides, cfg in _expanded(config, lists)
+    ]
     by_name = {job.name: job for job in jobs}
     rows = config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed")
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
+    given = list(config.hydra.overrides.task)
     directory.add(Manifest(title, rows, columns, given, list(by_name), by_name))
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(directory.path)

@@ -33,6 +33,7 @@ from medr1.evaluation.answers import Answers
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.shown import Picture
 from medr1.pipeline_outcome import evaluation, log_start, report, start_tracker
+from medr1.pipeline_plan import refuse_what_cannot_fit
 from medr1.pipeline_server import ask_server
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import attention_for, choose_trained, load_policy, save_policy
@@ -70,6 +71,8 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
     if first:
         for message in data.messages:
             log.info(message)
+        if not resumed and not is_server(cfg) and cfg.algorithm.name != "pretrain":
+            refuse_what_cannot_fit(cfg, data)
         if not resumed:
             facts = {"data_fingerprint": data.fingerprint, "data": data.facts, "attention": _attention(cfg)}
             run.begin(cfg, overrides, facts)

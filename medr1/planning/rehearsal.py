@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,7 +67,8 @@ class Job:
     """What one device does in a step and in an evaluation.
 
     ``group_size`` 0: supervised. ``updates`` 0: nothing is trained. ``on_gpu``: the optimizer takes all weights at
-    once, as torch has it there, and not one after the other.
+    once, as torch has it there, and not one after the other. ``sharded``: the weights are in shards over several
+    devices, and no encoding is kept for the loss.
     """
 
     prompts: int
@@ -80,6 +81,7 @@ class Job:
     asked: int
     asked_lengths: Lengths
     on_gpu: bool
+    sharded: bool = False
 
     @property
     def row(self) -> int:
@@ -93,23 +95,27 @@ class Job:
 
 
 def rehearse(spec: ModelSpec, job: Job) -> Peaks:
-    """Bytes of each part at the peak of each phase, on one device.
+    """Bytes of each part at the peak of each phase of a run, on one device.
 
     Raises:
         CheckpointError: no configuration of the model, or nothing to train.
     """
-    peaks = _evaluated(spec, job)
+    return rehearse_answers(spec, job) | rehearse_step(spec, job)
+
+
+def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
+    """The phases of a step; none where nothing is trained."""
     if not job.updates:
-        return peaks
+        return {}
     policy = spec.build(training=True)
     stage = Stage(int(policy.core.config.get_text_config().vocab_size))
     with fused_attention(), stage:
         _Step(policy, job, stage).run()
     stage.peaks.pop("start", None)
-    return peaks | stage.peaks
+    return stage.peaks
 
 
-def _evaluated(spec: ModelSpec, job: Job) -> Peaks:
+def rehearse_answers(spec: ModelSpec, job: Job) -> Peaks:
     """Greedy answers. Whatever is held grows with the rows, each by the same, so two small batches tell of any."""
     policy = spec.build(training=False)
     sampling = Sampling(job.asked_lengths.completion, 0, (1,), temperature=0.0)
@@ -118,7 +124,7 @@ def _evaluated(spec: ModelSpec, job: Job) -> Peaks:
         stage = Stage(int(policy.core.config.get_text_config().vocab_size))
         stage.name(WEIGHTS, _held(policy))
         with fused_attention(), stage, stage.phase(EVALUATION):
-            prompts = made_prompts(policy, rows, job.asked_lengths)
+            prompts = _prompts(policy, rows, job.asked_lengths)
             with torch.no_grad():
                 prefix = policy.prefill(prompts)
             _decode(policy, prefix, sampling, 1, stage)
@@ -132,7 +138,7 @@ def _held(policy: Policy) -> list[Tensor]:
     return [*policy.parameters(), *policy.buffers()]
 
 
-def made_prompts(policy: Policy, rows: int, lengths: Lengths) -> PromptBatch:
+def _prompts(policy: Policy, rows: int, lengths: Lengths) -> PromptBatch:
     """Prompts of the given lengths, each with its own picture; all but the first are padded by one token, because
     padding needs a mask."""
     height, width = lengths.grid
@@ -212,7 +218,7 @@ class _Step:
         optimizer.step()
         self.stage.name(OPTIMIZER, [t for state in optimizer.state.values() for t in state.values()])
         self.stage.peaks.clear()
-        batch = made_prompts(self.policy, self.job.prompts, self.job.lengths)
+        batch = _prompts(self.policy, self.job.prompts, self.job.lengths)
         parts = self._rollouts(batch) if self.job.group_size else self._supervised(batch)
         if self.job.with_reference:
             with self.stage.phase("reference"):
@@ -236,7 +242,8 @@ class _Step:
         sampling, group_size = self.job.sampling, self.job.group_size
         assert sampling is not None
         chosen = micro_batches([self.job.row] * self.job.prompts, self.job.token_budget)
-        keep, parts = len(chosen) == 1 and not self.policy.recomputes, []
+        keep = len(chosen) == 1 and not self.policy.recomputes and not self.job.sharded
+        parts: list[_Part] = []
         with self.stage.phase("rollout"):
             for rows in chosen[:2]:
                 prompts = self.policy.look(batch.select(rows))
@@ -280,8 +287,3 @@ class _Step:
             loss = (scores.logprobs * part.completions.mask).sum()
             del scores
             yield loss
-
-
-def smaller(job: Job, processes: int) -> Job:
-    """One process's share of the same step."""
-    return replace(job, prompts=job.prompts // processes)

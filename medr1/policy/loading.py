@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -144,6 +145,22 @@ def outline(path: str, *, precision: str, attention: str, gradient_checkpointing
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Policy(model, recomputes=gradient_checkpointing)
+
+
+def local_tokenizer(path: str) -> Any | None:
+    """The tokenizer of a checkpoint, if its files are on this machine."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def has_weights(path: str) -> bool:
+    """Whether a checkpoint's weights are on this machine, so that to load it downloads nothing."""
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if Path(path).is_dir():
+        return any((Path(path) / name).is_file() for name in names)
+    return any(isinstance(try_to_load_from_cache(path, name), str) for name in names)
 
 
 def _read_config(path: str) -> Any:

@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"config"},
     {"rl", "policy", "data", "rewards", "chat"},
     {"training", "evaluation", "reporting", "tracking", "run_directory", "sweep"},
-    {"algorithms", "model_choice"},
+    {"algorithms", "model_choice", "planning"},
     {"pipeline"},
     {"messages"},
     {"multirun"},

@@ -1,0 +1,129 @@
+"""The plan's memory beside that of real training: ``python -m benchmarks.plan_against_measured``.
+
+Each setting is trained for two steps by ``train.py``'s own pipeline on this machine, from a checkpoint with random
+weights, in a process of its own. Two figures are measured there: the bytes of all living tensors, counted operation by
+operation, and the peak of the process's resident memory above what it was after all imports, which also has what
+libraries take for themselves. On a GPU the second is torch's own count of what was allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+
+from benchmarks.workload import SHAPES, save_checkpoint
+from medr1.config_checks import check
+from medr1.config_compose import train_config
+from medr1.planning.ledger import Ledger
+
+SETTINGS = {
+    "grpo, full": ["algorithm=grpo"],
+    "grpo, lora, checkpointing": ["algorithm=grpo", "model.tuning=lora", "model.gradient_checkpointing=true"],
+    "grpo, full, token_budget": ["algorithm=grpo", "trainer.token_budget=1200"],
+    "sft, full": ["algorithm=sft"],
+    "sft, lora, vision frozen": ["algorithm=sft", "model.tuning=lora", "model.freeze_vision=true"],
+}
+MIB = 2**20
+
+
+class Measurement(Ledger):
+    """A ledger of real tensors; weights come into being outside of any operation and are entered when first used."""
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self.enter(tensor)
+        return func(*args, **kwargs)
+
+
+def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]) -> list[str]:
+    """As they would stand behind ``python train.py``: two steps, few questions."""
+    return [
+        "model=hf",
+        f"model.path={checkpoint}",
+        f"data.image_size={image}",
+        f"trainer.accelerator={accelerator}",
+        *("model.precision=float32", "model.gradient_checkpointing=false", "model.recipe.max_new_tokens=32"),
+        *("trainer.steps=2", "trainer.prompts_per_step=4", "model.recipe.group_size=4", "tracking=none"),
+        *("data.train_images_per_modality=1", "data.test_images_per_modality=1"),
+        *("evaluation.limit=1", "evaluation.batch_size=2", "evaluation.blank_image=false"),
+        *("evaluation.shuffled_image=false", *setting),
+    ]
+
+
+def measure(given: list[str]) -> None:
+    """Trains in this process; prints the two peaks as JSON."""
+    from medr1 import pipeline
+
+    cfg = train_config(given)
+    check(cfg)
+    ledger = Measurement()
+    with tempfile.TemporaryDirectory() as scratch:
+        before = _resident("VmRSS")
+        with ledger:
+            pipeline.train(cfg, Path(scratch) / "run", given)
+    resident = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
+    print(json.dumps({"tensors": ledger.peak, "resident": resident}))
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split(f"{field}:")[1].split()[0]) * 1024 if status.exists() else 0
+
+
+def measured(given: list[str]) -> dict[str, int]:
+    """The two peaks of a training in a process of its own, because a peak is never taken back."""
+    command = [sys.executable, "-m", "benchmarks.plan_against_measured", "--measure", json.dumps(given)]
+    # Or small tensors stay with the allocator of the C library after their end.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    from medr1.pipeline_plan import foresee
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="reference")
+    parser.add_argument("--image", type=int, default=392, help="pixels of a side")
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="all, if none is given")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        measure(json.loads(given.measure))
+        return
+    print(f"{given.shape}, pictures of {given.image} pixels, float32, {given.device}; MiB")
+    print(f"{'setting':>28} {'plan':>8} {'tensors':>8} {'ratio':>6} {'process':>8} {'ratio':>6}   the plan's highest phase")
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(given.shape, Path(folder))
+        for name in given.setting or SETTINGS:
+            wanted = overrides(Path(folder), given.image, given.device, SETTINGS[name])
+            cfg = train_config(wanted)
+            check(cfg)
+            forecast = foresee(cfg)
+            real = measured(wanted)
+            tensors, resident = (forecast.peak / real[key] for key in ("tensors", "resident"))
+            print(
+                f"{name:>28} {forecast.peak / MIB:8.0f} {real['tensors'] / MIB:8.0f} {tensors:6.2f} "
+                f"{real['resident'] / MIB:8.0f} {resident:6.2f}   {forecast.highest}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
