@@ -95,7 +95,7 @@ def measured(given: list[str]) -> dict[str, int]:
 
 
 def main() -> None:
-    from medr1.pipeline_plan import foresee
+    from medr1.pipeline_forecast import foresee
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="reference")
@@ -108,7 +108,7 @@ def main() -> None:
         measure(json.loads(given.measure))
         return
     print(f"{given.shape}, pictures of {given.image} pixels, float32, {given.device}; MiB")
-    print(f"{'setting':>28} {'plan':>8} {'tensors':>8} {'ratio':>6} {'process':>8} {'ratio':>6}   the plan's highest phase")
+    print(f"{'setting':>28} {'plan':>8} {'tensors':>8} {'ratio':>6} {'process':>8} {'ratio':>6}   highest in the plan")
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(given.shape, Path(folder))
         for name in given.setting or SETTINGS:

@@ -39,6 +39,7 @@ SHAPES: dict[str, Shape | None] = {
     "tiny": None,  # model=tiny
     "reference": Shape(384, 8, 6, 6, 1024, 6, 192, 6),
     "2b": Shape(1536, 28, 12, 2, 8960, 32, 1280, 16, 151_936, True),
+    "7b": Shape(3584, 28, 28, 4, 18_944, 32, 1280, 16, 152_064),
 }
 
 
@@ -65,7 +66,7 @@ class Workload:
         return [question_text(r.question, r.options, ReasoningMode.THINK_AFTER) for r in self.records()]
 
 
-def save_checkpoint(shape: str, folder: Path) -> None:
+def save_checkpoint(shape: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """A checkpoint with random weights of the shape."""
     tokenizer = build_tokenizer(corpus(0), 768)
     sizes = SHAPES[shape]
@@ -75,7 +76,7 @@ def save_checkpoint(shape: str, folder: Path) -> None:
     if config.tie_word_embeddings:
         model.tie_weights()
     encoder = Encoder(tokenizer, build_image_processor(), model.model.get_rope_index)
-    save_policy(Policy(model), encoder, folder)
+    save_policy(Policy(model.to(dtype)), encoder, folder)
 
 
 def _config(s: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:

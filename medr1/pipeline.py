@@ -32,8 +32,8 @@ from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.evaluation.answers import Answers
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.shown import Picture
+from medr1.pipeline_forecast import refuse_what_cannot_fit
 from medr1.pipeline_outcome import evaluation, log_start, report, start_tracker
-from medr1.pipeline_plan import refuse_what_cannot_fit
 from medr1.pipeline_server import ask_server
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import attention_for, choose_trained, load_policy, save_policy
@@ -63,7 +63,7 @@ def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
 
 def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool) -> None:
     OmegaConf.set_readonly(cfg, True)
-    _quieten()
+    quieten()
     pl.seed_everything(cfg.seed, verbose=False)
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
     _count_steps(cfg, len(data.train))
@@ -103,7 +103,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
         path, adapter = finished.weights(str(cfg.model.path))
         condition = Condition.TRAINED
-    _quieten()
+    quieten()
     pl.seed_everything(cfg.seed, verbose=False)
     with evaluation(cfg, run, overrides, resumed, {"attention": _attention(cfg)}) as (data, tracker):
         policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
@@ -303,7 +303,7 @@ def _is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0) and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leaves to the terminal what the user asked for: what libraries say of settings chosen on purpose is dropped."""
     for name in ("pytorch_lightning", "mlflow", "alembic", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import ceil
 from statistics import median
 from typing import Any
 
@@ -16,69 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from medr1.algorithms import build_algorithm
-from medr1.config_choices import Tuning
 from medr1.data.pictures import picture_loader
 from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.errors import ConfigError
 from medr1.evaluation.predict import predict
-from medr1.planning.device import GIB, Device, find_device
-from medr1.planning.limits import Run, largest_budget, largest_group, need, remedies
+from medr1.pipeline import quieten
+from medr1.pipeline_forecast import device_of, foresee, refusal
+from medr1.planning.device import GIB, Device
+from medr1.planning.limits import Run, largest_budget, largest_group
 from medr1.planning.page import duration, memory_table, verdict
-from medr1.planning.rehearsal import Job, Lengths, ModelSpec, Peaks
-from medr1.policy.encoding import Encoder
-from medr1.policy.loading import choose_trained, has_weights, load_policy, local_tokenizer, outline
-from medr1.reasoning import ReasoningMode, question_text, target_text
-from medr1.records import Record
-from medr1.rl.rollout import Sampling
+from medr1.policy.loading import choose_trained, has_weights, load_policy
+from medr1.reasoning import ReasoningMode
 from medr1.training.order import Steps
 
-_LONGEST = 32  # texts that are counted in tokens: the longest in characters
-_CHARACTERS = 3  # to a token, where there is no tokenizer: fewer than English has, so that lengths are rather too large
-_TURN = 30  # tokens of a chat template around a question
 _PROBE_STEPS, _PROBE_SECONDS = 10, 60.0
 _SMALL = 100e6  # parameters of a model whose probe a CPU can afford
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """A run, its memory on each device, and where the lengths of its texts are from."""
-
-    run: Run
-    peaks: Peaks
-    lengths: str
-
-    @property
-    def peak(self) -> int:
-        return need(self.peaks)
-
-    @property
-    def highest(self) -> str:
-        return max(self.peaks, key=lambda name: sum(self.peaks[name].values()))
-
-
-def foresee(cfg: DictConfig, data: Dataset | None = None, device: Device | None = None) -> Forecast:
-    """The memory of the run that the config asks for, from the model's configuration and the records alone.
-
-    Raises:
-        CheckpointError: no configuration of the model. DataError: no data.
-    """
-    data = data or load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
-    device = device or _device(cfg)
-    run, lengths = _run(cfg, data, device)
-    return Forecast(run, run.answers() | run.step(), lengths)
-
-
-def refuse_what_cannot_fit(cfg: DictConfig, data: Dataset) -> None:
-    """Before weights are loaded onto a GPU. Where there is none, memory can be swapped, and nothing is refused.
-
-    Raises:
-        ConfigError: the run cannot fit; says what to change.
-    """
-    device = _device(cfg)
-    if device.on_gpu:
-        forecast = foresee(cfg, data, device)
-        if forecast.peak > device.room:
-            raise ConfigError(_refusal(forecast, device))
 
 
 def plan(cfg: DictConfig) -> None:
@@ -87,14 +37,15 @@ def plan(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the run cannot fit; says what to change.
     """
+    quieten()
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
-    device = _device(cfg)
+    device = device_of(cfg)
     forecast = foresee(cfg, data, device)
     run, job = forecast.run, forecast.run.job
     print(f"plan: {_title(cfg, run)}\n{forecast.lengths}\n\n{memory_table(forecast.peaks)}\n")
     print(verdict(forecast.peaks, device))
     if forecast.peak > device.room:
-        raise ConfigError(_refusal(forecast, device))
+        raise ConfigError(refusal(forecast, device))
     if job.group_size:
         print(f"largest algorithm.group_size that fits: {largest_group(run, device.room)}")
     if job.updates:
@@ -103,85 +54,6 @@ def plan(cfg: DictConfig) -> None:
         print(f"largest trainer.token_budget that fits: {says}")
     print(_amount(cfg, data))
     print(_time(cfg, data, run, device), flush=True)
-
-
-def _refusal(forecast: Forecast, device: Device) -> str:
-    found = remedies(forecast.run, device.room)
-    what = "; any of these makes it fit:\n  " + "\n  ".join(found) if found else "; take a smaller model or more devices"
-    return f"this run {verdict(forecast.peaks, device).replace('does not fit', 'cannot fit')}{what}"
-
-
-def _device(cfg: DictConfig) -> Device:
-    return find_device(str(cfg.trainer.accelerator), int(cfg.trainer.devices), cfg.plan_memory)
-
-
-def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
-    a, lora = cfg.algorithm, cfg.model.lora
-    spec = ModelSpec(
-        path=str(cfg.model.path),
-        precision=str(cfg.model.precision),
-        # Without its library the class cannot be made, and it keeps what torch's own attention keeps.
-        attention="eager" if cfg.model.attention == "eager" else "sdpa",
-        gradient_checkpointing=bool(cfg.model.gradient_checkpointing),
-        freeze_vision=bool(cfg.model.freeze_vision),
-        lora=(lora.rank, lora.alpha, str(lora.targets)) if cfg.model.tuning == Tuning.lora else None,
-    )
-    count, origin = _counter(spec.path)
-    grid, image = _grid(spec, int(cfg.data.image_size))
-    mode, test = ReasoningMode(cfg.reasoning.mode), limit_cells(data.test, cfg.evaluation.limit)
-    prompts = image + count(_questions(data.train, mode)) if data.train else 0
-    sampling = None
-    if "sampling" in a:
-        s = a.sampling
-        completion = int(s.max_new_tokens)
-        sampling = Sampling(completion, 0, (1,), temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
-    else:
-        rationale = bool(a.get("rationale", False))
-        completion = 1 + count(target_text(mode, r.answer, r.rationale if rationale else "") for r in data.train)
-    asked = image + count(_questions(test, mode))
-    job = Job(
-        prompts=int(cfg.trainer.prompts_per_step),
-        group_size=int(a.get("group_size", 0)),
-        lengths=Lengths(prompts, completion, grid),
-        token_budget=int(cfg.trainer.token_budget),
-        updates=0 if a.name == "zero_shot" else int(a.get("updates_per_rollout", 1)),
-        with_reference=sampling is not None and a.objective.beta > 0,
-        sampling=sampling,
-        asked=min(int(cfg.evaluation.batch_size), len(test)),
-        asked_lengths=Lengths(asked, int(cfg.evaluation.max_new_tokens), grid),
-        on_gpu=device.on_gpu,
-    )
-    longest = max(prompts, asked)
-    texts = f"prompts of at most {longest} tokens, {image} of them the picture; completions of at most {completion}; {origin}"
-    return Run(spec, job, int(cfg.trainer.devices) * int(cfg.trainer.num_nodes), str(cfg.trainer.strategy)), texts
-
-
-def _grid(spec: ModelSpec, size: int) -> tuple[tuple[int, int], int]:
-    """The sides of a picture in patches, and its tokens."""
-    policy = outline(spec.path, precision=spec.precision, attention=spec.attention, gradient_checkpointing=False)
-    vision = policy.core.config.vision_config
-    merge = int(vision.spatial_merge_size)
-    side = max(1, round(size / (vision.patch_size * merge)))
-    return (side * merge, side * merge), side * side
-
-
-def _questions(records: Iterable[Record], mode: ReasoningMode) -> list[str]:
-    return [question_text(r.question, r.options, mode) for r in records]
-
-
-def _counter(path: str) -> tuple[Callable[[Iterable[str]], int], str]:
-    """The length in tokens of the longest of some texts, and how it is known."""
-    tokenizer = local_tokenizer(path)
-    if tokenizer is None or tokenizer.chat_template is None:
-        return lambda texts: _TURN + ceil(max(map(len, texts)) / _CHARACTERS), "lengths estimated, no tokenizer is here"
-    encoder = Encoder(tokenizer, None, lambda *_: None)  # type: ignore[arg-type, return-value]
-
-    def count(texts: Iterable[str]) -> int:
-        longest = sorted(set(texts), key=len)[-_LONGEST:]
-        rows = tokenizer([encoder.chat(text) for text in longest], add_special_tokens=False)["input_ids"]
-        return max(map(len, rows))
-
-    return count, "lengths by the model's tokenizer"
 
 
 def _title(cfg: DictConfig, run: Run) -> str:
@@ -294,7 +166,7 @@ def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
     if not run.job.updates:
         return Probe(0.0, answer, 0.0, 0, _allocated(run))
     choose_trained(policy, freeze_vision=run.spec.freeze_vision, lora=run.spec.lora)
-    share = OmegaConf.merge(cfg, {"trainer": {"prompts_per_step": run.share.prompts}})
+    share: Any = OmegaConf.merge(cfg, {"trainer": {"prompts_per_step": run.share.prompts}})
     module, make = build_algorithm(share, data, policy, encoder, load)
     steps, watch = min(_PROBE_STEPS, int(cfg.trainer.steps)), _Stopwatch()
     with tempfile.TemporaryDirectory() as scratch:

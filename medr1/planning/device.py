@@ -28,12 +28,14 @@ class Device:
 def find_device(accelerator: str, processes: int, memory: float | None) -> Device:
     """The device of a run; ``memory`` in GiB stands for a GPU that need not be here."""
     if memory is not None:
-        return Device(f"a GPU of {memory:g} GiB", True, memory * GIB, int((memory * GIB - _CONTEXT) * _USABLE[True]), False)
+        return Device(
+            f"a GPU of {memory:g} GiB", True, memory * GIB, int((memory * GIB - _CONTEXT) * _USABLE[True]), False
+        )
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return Device(torch.cuda.get_device_name(), True, total, int(free * _USABLE[True]))
-    free, total = _main_memory()
-    return Device("CPU", False, total, int(free * _USABLE[False] / processes))
+    spare, all_of_it = _main_memory()
+    return Device("CPU", False, all_of_it, int(spare * _USABLE[False] / processes))
 
 
 def _main_memory() -> tuple[float, float]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -22,7 +21,7 @@ ACTIVATIONS, CACHES, LOGITS = "activations", "caches", "logits"
 PARTS = (WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER, ACTIVATIONS, CACHES, LOGITS)
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, every storage that an operation makes is entered, and struck out when its last tensor is gone.
 
     ``peaks`` has, for each phase, the bytes of each part at the moment when their sum was largest. A tensor that nobody
@@ -31,7 +30,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peaks: dict[str, Counter[str]] = {}
         self._vocabulary = vocabulary
         self._living: Counter[str] = Counter()

@@ -181,18 +181,22 @@ def _models(run: Run) -> Iterator[tuple[str, Run]]:
 
 def _together(run: Run) -> Iterator[tuple[str, Run]]:
     """More and more of what costs little; then one prompt at a time; at last, in full, over several devices."""
-    text, other, full = "", run, ("", run)
+    words: list[str] = []
+    other, in_full = run, ("", run)
     while (change := next(_models(other), None)) is not None:
-        text, other = f"{text} {change[0]}".strip(), change[1]
-        full = full if other.spec.lora else (text, other)
-        yield text, other
-    for text, other in (((text, other), full) if run.spec.lora is None else ((text, other),)):
-        one = replace(other, job=replace(other.job, token_budget=other.job.row))
-        text = f"{text} trainer.token_budget={other.job.row}".strip()
-        if other.spec.lora:
-            yield text, one
-            continue
+        words, other = [*words, change[0]], change[1]
+        yield " ".join(words), other
+        if other.spec.lora is None:
+            in_full = " ".join(words), other
+    yield _one_prompt(" ".join(words), other)
+    if run.spec.lora is None:
+        text, one = _one_prompt(*in_full)
         for processes in (2, 4, 8):
             if run.processes < processes and run.job.prompts % processes == 0:
                 sharded = replace(one, processes=processes, strategy="fsdp")
                 yield f"{text} trainer=fsdp trainer.devices={processes}", sharded
+
+
+def _one_prompt(text: str, run: Run) -> tuple[str, Run]:
+    budget = run.job.row
+    return f"{text} trainer.token_budget={budget}".strip(), replace(run, job=replace(run.job, token_budget=budget))

@@ -24,8 +24,8 @@ def verdict(peaks: Peaks, device: Device) -> str:
     highest = max(peaks, key=lambda name: sum(peaks[name].values()))
     says = "fits" if need(peaks) <= device.room else "does not fit"
     return (
-        f"{says}: {_gib(need(peaks))} GiB in {highest}, of {_gib(device.room)} GiB that tensors can have on {device.name} "
-        f"({_gib(device.total)} GiB in all)"
+        f"{says}: {_gib(need(peaks))} GiB in {highest}, of {_gib(device.room)} GiB that tensors can have on "
+        f"{device.name} ({_gib(device.total)} GiB in all)"
     )
 
 

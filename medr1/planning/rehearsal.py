@@ -1,4 +1,4 @@
-"""A step and an evaluation, rehearsed: the real model, rollout, scoring, backward pass and optimizer on the meta device.
+"""A step and an evaluation, rehearsed: the real model, rollout, scoring, backward and optimizer on the meta device.
 
 What is written here is the order in which ``medr1.training`` and ``medr1.evaluation`` do it, and what they hold
 meanwhile; the tensors are theirs. The worst case is taken: every prompt is as long as the longest, and no completion
@@ -213,7 +213,7 @@ class _Step:
         optimizer.param_groups[0]["foreach"] = self.job.on_gpu
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-            parameter.register_post_accumulate_grad_hook(self._name_gradient)
+            parameter.register_post_accumulate_grad_hook(self._name_gradient)  # type: ignore[no-untyped-call]
             self._name_gradient(parameter)
         optimizer.step()
         self.stage.name(OPTIMIZER, [t for state in optimizer.state.values() for t in state.values()])
@@ -228,7 +228,7 @@ class _Step:
             with self.stage.phase("update"):
                 optimizer.zero_grad()
                 for loss in self._losses(parts, update):
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     del loss
             with self.stage.phase("optimizer", OPTIMIZER):
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)

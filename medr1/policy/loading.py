@@ -131,7 +131,7 @@ def _processors_chat_template(path: str) -> str | None:
 
 
 def outline(path: str, *, precision: str, attention: str, gradient_checkpointing: bool) -> Policy:
-    """The policy of a checkpoint without its weights: the real class on the meta device. Of its files, config.json alone
+    """The policy of a checkpoint without its weights: the real class on the meta device. Of its files, only config.json
     is read.
 
     Raises:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks import gpu_training
 from tests.integration.conftest import ROOT
 
 SMALL = ("--shape", "tiny", "--image", "84", "--group", "4", "--new-tokens", "3", "--device", "cpu")
@@ -32,3 +33,20 @@ def test_both_sides_compute_the_same_and_are_timed() -> None:
     assert norm > 0.01 and abs(norm - their_norm) < 1e-4 * their_norm and abs(loss - their_loss) < 1e-4
     for line in ("rollout", "reference", "update", "step", "ideal", "memory"):
         assert re.search(rf"^ +{line} .*medr1.*TRL|^ +{line} .*ratio", output, re.MULTILINE), output
+
+
+def test_training_beside_its_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--shape", "tiny", "--image", "84", "--new-tokens", "3", "--steps", "2", "--device", "cpu")
+    monkeypatch.setattr(sys, "argv", ["gpu_training", *arguments, "data.test_images_per_modality=1"])
+    gpu_training.main()
+    printed = capsys.readouterr().out
+    for tuning in ("lora", "full"):
+        assert re.search(rf"^ +tiny +{tuning} +\d+\.\d+ +\d+% +0\.\d+", printed, re.MULTILINE), printed
+
+
+def test_without_a_gpu_it_says_what_it_would_measure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_training", "--device", "cpu"])
+    gpu_training.main()
+    assert "No GPU here" in capsys.readouterr().out

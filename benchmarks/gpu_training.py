@@ -1,0 +1,85 @@
+"""Training at the true shapes on a GPU, beside the plan: ``python -m benchmarks.gpu_training``.
+
+Qwen2-VL-2B and 7B with random weights in bfloat16, GRPO with 4 prompts x 4 completions of 256 tokens, pictures of
+392 x 392 pixels: real ones from ../shared/data/omnimedvqa-mini where they are, made ones otherwise. Each row is the
+plan's own probe, that is ten steps of train.py's module and one batch of answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.workload import SHAPES, save_checkpoint
+from medr1.config_checks import check
+from medr1.config_compose import CONF, train_config
+from medr1.data.source import load_dataset
+from medr1.pipeline import quieten
+from medr1.pipeline_forecast import foresee
+from medr1.pipeline_plan import probe
+
+TUNINGS = {"2b": ("lora", "full"), "7b": ("lora",), "tiny": ("lora", "full"), "reference": ("lora", "full")}
+IMAGES = CONF.parent.parent / "shared" / "data" / "omnimedvqa-mini"
+WITHOUT = (
+    "No GPU here, so nothing is measured. On one, this trains Qwen2-VL-2B's shape by GRPO with LoRA and in full, and "
+    "7B's with LoRA, all with random weights in bfloat16, and prints for each the steps a minute, the share of a step "
+    "that is rollout, and the peak of allocated memory beside the one that plan=true predicts. --shape tiny does the "
+    "same on a CPU, where memory is not measured."
+)
+
+
+def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) -> str:
+    """One setting, planned and run."""
+    images = [f"data.root={IMAGES}", "data=omnimedvqa"] if given.image == 392 and IMAGES.is_dir() else []
+    on_gpu = given.device == "cuda"
+    overrides = [
+        *("model=hf", f"model.path={checkpoint}", f"model.name={shape}", f"model.tuning={tuning}", *images),
+        *(f"data.image_size={given.image}", f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}", "tracking=none"),
+        *(f"trainer.steps={given.steps}", f"model.recipe.max_new_tokens={given.new_tokens}"),
+        *("evaluation.limit=1", "evaluation.batch_size=16", *given.override),
+    ]
+    cfg = train_config(overrides)
+    check(cfg)
+    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    forecast = foresee(cfg, data)
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    done = probe(cfg, data, forecast.run)
+    measured = f"{done.peak / 2**30:7.2f} {forecast.peak / done.peak:6.2f}" if done.peak else f"{'-':>7} {'-':>6}"
+    return (
+        f"{shape:>10} {tuning:>6} {60 / done.step:9.2f} {done.rollout:8.0%} {forecast.peak / 2**30:7.2f} {measured}"
+        f"   {data.fingerprint[:8] if images else 'made'}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="2b and 7b, if none is given")
+    parser.add_argument("--image", type=int, default=392, help="pixels of a side")
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("override", nargs="*", help="more settings, as for train.py")
+    given = parser.parse_args()
+    shapes = given.shape or ["2b", "7b"]
+    if given.device == "cpu" and not set(shapes) <= {"tiny", "reference"}:
+        print(WITHOUT)
+        return
+    quieten()
+    print(torch.cuda.get_device_name() if given.device == "cuda" else "CPU")
+    print(f"{'shape':>10} {'tuning':>6} {'steps/min':>9} {'rollout':>8} {'plan':>7} {'GiB':>7} {'ratio':>6}   images")
+    for shape in shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(shape, Path(folder), torch.bfloat16)
+            for tuning in TUNINGS[shape]:
+                print(row(Path(folder), shape, tuning, given), flush=True)
+
+
+if __name__ == "__main__":
+    main()

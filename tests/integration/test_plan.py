@@ -1,0 +1,94 @@
+"""``plan=true`` from the command line, and its memory against that of real training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plan_against_measured import Measurement, overrides
+from medr1 import pipeline
+from medr1.errors import ConfigError
+from medr1.pipeline_forecast import foresee, refuse_what_cannot_fit
+from medr1.pipeline_plan import plan
+from medr1.planning.device import GIB, find_device
+from tests.integration.conftest import ROOT, composed, run_command
+
+TINY = ROOT / "medr1" / "policy" / "tiny_base"
+# A GPU on which the tiny model can be asked and trained only with changes.
+SMALL = ("debug=quick", "algorithm=sft", "tracking=none", "evaluation.batch_size=4", "plan_memory=0.615")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ["algorithm=grpo"],
+        ["algorithm=grpo", "model.tuning=lora", "model.gradient_checkpointing=true", "trainer.token_budget=700"],
+        ["algorithm=sft", "model.freeze_vision=true"],
+    ],
+    ids=["grpo", "grpo-lora-checkpointing-budget", "sft-frozen-vision"],
+)
+def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> None:
+    """The pipeline of train.py, every tensor of it counted: answers, two steps, answers."""
+    given = overrides(TINY, 168, "cpu", setting)
+    cfg = composed("train", *given)
+    ledger = Measurement()
+    with ledger:
+        pipeline.train(cfg, tmp_path / "run", given)
+    assert foresee(composed("train", *given)).peak == pytest.approx(ledger.peak, rel=0.2)
+
+
+def test_what_cannot_fit_is_refused_with_what_helps(tmp_path: Path) -> None:
+    printed = run_command("train.py", *SMALL, "plan=true", f"output_dir={tmp_path / 'runs'}", status=2)
+    assert "does not fit" in printed and re.search(r"^weights +0\.006", printed, re.MULTILINE)
+    lines = re.findall(r"^  (\S+=.*)$", printed, re.MULTILINE)
+    assert len(lines) >= 2 and any(line.startswith("trainer.token_budget=") for line in lines)
+    room = find_device("auto", 1, 0.615).room
+    assert foresee(composed("train", *SMALL, "plan=true")).peak > room
+    for line in (lines[0], next(line for line in lines if line.startswith("trainer.token_budget="))):
+        assert foresee(composed("train", *SMALL, "plan=true", *line.split())).peak <= room, line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_several_runs_writes_nothing(tmp_path: Path) -> None:
+    printed = run_command(
+        *("train.py", "-m", "algorithm=zero_shot", "reasoning=no_think,think_after", "debug=quick", "plan=true"),
+        *("plan_memory=2", f"output_dir={tmp_path / 'runs'}"),
+    )
+    assert printed.count("plan: zero_shot of tiny") == 2 and "[2/2]" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_estimates_time_from_real_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    plan(composed("train", "plan=true", "debug=quick", "algorithm=sft", "trainer=cpu"))
+    printed = capsys.readouterr().out
+    assert "4 steps" in printed and "fits: " in printed
+    assert re.search(
+        r"^time: about \d+ s: 4 steps of .* \(from 4 steps and a batch of answers on this CPU\)", printed, re.M
+    )
+
+
+def test_a_gpu_refuses_before_anything_is_loaded() -> None:
+    cfg = composed("train", *SMALL, "plan=true")
+    with pytest.raises(ConfigError, match=r"cannot fit.*any of these(?s:.*)trainer\.token_budget="):
+        refuse_what_cannot_fit(cfg, pipeline.load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["plan_memory=24"], "give plan=true"),
+        (["plan=true", "algorithm=pretrain", "experiment=tiny_base"], "nothing to plan"),
+    ],
+)
+def test_a_plan_that_makes_no_sense(given: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed("train", *given)
+
+
+def test_memory_of_a_device() -> None:
+    here, other = find_device("cpu", 1, None), find_device("cpu", 1, 24.0)
+    assert 0 < here.room <= here.total and not here.on_gpu and here.is_here
+    assert 20 * GIB < other.room < 24 * GIB and other.on_gpu and not other.is_here
+    assert find_device("cpu", 2, None).room == pytest.approx(here.room / 2, rel=0.2)
