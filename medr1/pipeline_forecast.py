@@ -118,9 +118,10 @@ def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         asked_lengths=Lengths(asked, int(cfg.evaluation.max_new_tokens), grid),
         on_gpu=device.on_gpu,
     )
-    longest = max(prompts, asked)
-    texts = f"prompts of at most {longest} tokens, {image} of them the picture; completions of at most {completion}; "
-        f"{origin}"
+    texts = (
+        f"prompts of at most {max(prompts, asked)} tokens, {image} of them the picture; "
+        f"completions of at most {completion}; {origin}"
+    )
     return Run(spec, job, int(cfg.trainer.devices) * int(cfg.trainer.num_nodes), str(cfg.trainer.strategy)), texts
 
 
