@@ -22,7 +22,14 @@ from medr1.pipeline import quieten
 from medr1.pipeline_forecast import foresee
 from medr1.pipeline_plan import probe
 
-TUNINGS = {"2b": ("lora", "full"), "7b": ("lora",), "tiny": ("lora", "full"), "reference": ("lora", "full")}
+TUNINGS = {
+    "2b": ("lora", "full"),
+    "7b": ("lora",),
+    "tiny": ("lora", "full"),
+    "reference": ("lora", "full"),
+    "100m": ("lora", "full"),
+}
+SMALL = {"tiny", "reference", "100m"}
 IMAGES = CONF.parent.parent / "shared" / "data" / "omnimedvqa-mini"
 WITHOUT = (
     "No GPU here, so nothing is measured. On one, this trains Qwen2-VL-2B's shape by GRPO with LoRA and in full, and "
@@ -68,7 +75,7 @@ def main() -> None:
     parser.add_argument("override", nargs="*", help="more settings, as for train.py")
     given = parser.parse_args()
     shapes = given.shape or ["2b", "7b"]
-    if given.device == "cpu" and not set(shapes) <= {"tiny", "reference"}:
+    if given.device == "cpu" and not set(shapes) <= SMALL:
         print(WITHOUT)
         return
     quieten()

@@ -56,8 +56,8 @@ def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]
         *("model.precision=float32", "model.gradient_checkpointing=false", "model.recipe.max_new_tokens=32"),
         *("trainer.steps=2", "trainer.prompts_per_step=4", "model.recipe.group_size=4", "tracking=none"),
         *("data.train_images_per_modality=1", "data.test_images_per_modality=1"),
-        *("evaluation.limit=1", "evaluation.batch_size=2", "evaluation.blank_image=false"),
-        *("evaluation.shuffled_image=false", *setting),
+        *("evaluation.limit=1", "evaluation.batch_size=4", "evaluation.max_new_tokens=4"),
+        *("evaluation.blank_image=false", "evaluation.shuffled_image=false", *setting),
     ]
 
 

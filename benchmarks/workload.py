@@ -38,6 +38,7 @@ class Shape:
 SHAPES: dict[str, Shape | None] = {
     "tiny": None,  # model=tiny
     "reference": Shape(384, 8, 6, 6, 1024, 6, 192, 6),
+    "100m": Shape(768, 12, 12, 12, 2048, 12, 384, 6),
     "2b": Shape(1536, 28, 12, 2, 8960, 32, 1280, 16, 151_936, True),
     "7b": Shape(3584, 28, 28, 4, 18_944, 32, 1280, 16, 152_064),
 }
