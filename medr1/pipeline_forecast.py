@@ -17,6 +17,7 @@ from medr1.planning.page import verdict
 from medr1.planning.rehearsal import Job, Lengths, ModelSpec, Peaks
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import local_tokenizer, outline
+from medr1.policy.policy import Policy
 from medr1.reasoning import ReasoningMode, question_text, target_text
 from medr1.records import Record
 from medr1.rl.rollout import Sampling
@@ -127,11 +128,19 @@ def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
 
 def _grid(spec: ModelSpec, size: int) -> tuple[tuple[int, int], int]:
     """The sides of a picture in patches, and its tokens."""
-    policy = outline(spec.path, precision=spec.precision, attention=spec.attention, gradient_checkpointing=False)
-    vision = policy.core.config.vision_config
+    vision = _outline(spec).core.config.vision_config
     merge = int(vision.spatial_merge_size)
     side = max(1, round(size / (vision.patch_size * merge)))
     return (side * merge, side * merge), side * side
+
+
+def parameters(spec: ModelSpec) -> int:
+    """Of the model, without adapters."""
+    return sum(p.numel() for p in _outline(spec).parameters())
+
+
+def _outline(spec: ModelSpec) -> Policy:
+    return outline(spec.path, precision=spec.precision, attention=spec.attention, gradient_checkpointing=False)
 
 
 def _questions(records: Iterable[Record], mode: ReasoningMode) -> list[str]:

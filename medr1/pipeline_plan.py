@@ -19,7 +19,7 @@ from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.errors import ConfigError
 from medr1.evaluation.predict import predict
 from medr1.pipeline import quieten
-from medr1.pipeline_forecast import device_of, foresee, refusal
+from medr1.pipeline_forecast import device_of, foresee, parameters, refusal
 from medr1.planning.device import GIB, Device
 from medr1.planning.limits import Run, largest_budget, largest_group
 from medr1.planning.page import duration, memory_table, verdict
@@ -57,7 +57,7 @@ def plan(cfg: DictConfig) -> None:
 
 
 def _title(cfg: DictConfig, run: Run) -> str:
-    size = sum(p.numel() for p in run.spec.build(training=False).parameters())
+    size = parameters(run.spec)
     group = f" x {run.job.group_size} completions" if run.job.group_size else ""
     devices = f", {run.strategy} on {run.processes} devices" if run.processes > 1 else ""
     return (
@@ -93,7 +93,7 @@ class Probe:
 
 
 def _time(cfg: DictConfig, data: Dataset, run: Run, device: Device) -> str:
-    size = sum(p.numel() for p in run.spec.build(training=False).parameters())
+    size = parameters(run.spec)
     why = None
     if not device.is_here:
         why = "the device is not here"

@@ -48,14 +48,14 @@ def need(peaks: Peaks) -> int:
 
 
 def _trained(spec: ModelSpec) -> int:
-    parameters = spec.build(training=True).parameters()
+    parameters = spec.build().parameters()
     return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
 def _sharded(peaks: Peaks, spec: ModelSpec, processes: int) -> Peaks:
     """FSDP: weights, reference, gradients and the optimizer's state in shards; the rollout gathers all weights once,
     every other phase a group at a time, besides the root group (embeddings and head)."""
-    core = spec.build(training=True).core.model
+    core = spec.build().core.model
     blocks = [*core.language_model.layers, *core.visual.blocks]
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
     found: Peaks = {}

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,16 +41,15 @@ class ModelSpec:
     freeze_vision: bool
     lora: tuple[int, int, str] | None
 
-    def build(self, training: bool) -> Policy:
-        """The policy without its weights, as training or evaluation has it."""
+    def build(self) -> Policy:
+        """The policy without its weights, as training has it."""
         policy = outline(
             self.path,
             precision=self.precision,
             attention=self.attention,
-            gradient_checkpointing=training and self.gradient_checkpointing,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
-        if training:
-            choose_trained(policy, freeze_vision=self.freeze_vision, lora=self.lora)
+        choose_trained(policy, freeze_vision=self.freeze_vision, lora=self.lora)
         return policy
 
 
@@ -94,20 +94,15 @@ class Job:
         return len(micro_batches([self.row] * self.prompts, self.token_budget)[0])
 
 
-def rehearse(spec: ModelSpec, job: Job) -> Peaks:
-    """Bytes of each part at the peak of each phase of a run, on one device.
+def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
+    """Bytes of each part at the peak of each phase of a step, on one device; nothing where nothing is trained.
 
     Raises:
         CheckpointError: no configuration of the model, or nothing to train.
     """
-    return rehearse_answers(spec, job) | rehearse_step(spec, job)
-
-
-def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
-    """The phases of a step; none where nothing is trained."""
     if not job.updates:
         return {}
-    policy = spec.build(training=True)
+    policy = spec.build()
     stage = Stage(int(policy.core.config.get_text_config().vocab_size))
     with fused_attention(), stage:
         _Step(policy, job, stage).run()
@@ -117,21 +112,23 @@ def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
 
 def rehearse_answers(spec: ModelSpec, job: Job) -> Peaks:
     """Greedy answers. Whatever is held grows with the rows, each by the same, so two small batches tell of any."""
-    policy = spec.build(training=False)
-    sampling = Sampling(job.asked_lengths.completion, 0, (1,), temperature=0.0)
-    found = []
-    for rows in (2, 3):
-        stage = Stage(int(policy.core.config.get_text_config().vocab_size))
-        stage.name(WEIGHTS, _held(policy))
-        with fused_attention(), stage, stage.phase(EVALUATION):
-            prompts = _prompts(policy, rows, job.asked_lengths)
-            with torch.no_grad():
-                prefix = policy.prefill(prompts)
-            _decode(policy, prefix, sampling, 1, stage)
-        found.append(stage.peaks[EVALUATION])
-    few, more = found
+    few, more = (_answers(spec.path, spec.precision, spec.attention, job.asked_lengths, rows) for rows in (2, 3))
     each = {part: more[part] - few[part] for part in {*few, *more}}
     return {EVALUATION: Counter({part: few[part] + (job.asked - 2) * each[part] for part in each})}
+
+
+@lru_cache(maxsize=64)
+def _answers(path: str, precision: str, attention: str, lengths: Lengths, rows: int) -> Counter[str]:
+    policy = outline(path, precision=precision, attention=attention, gradient_checkpointing=False)
+    sampling = Sampling(lengths.completion, 0, (1,), temperature=0.0)
+    stage = Stage(int(policy.core.config.get_text_config().vocab_size))
+    stage.name(WEIGHTS, _held(policy))
+    with fused_attention(), stage, stage.phase(EVALUATION):
+        prompts = _prompts(policy, rows, lengths)
+        with torch.no_grad():
+            prefix = policy.prefill(prompts)
+        _decode(policy, prefix, sampling, 1, stage)
+    return stage.peaks[EVALUATION]
 
 
 def _held(policy: Policy) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +22,7 @@ class Stage(Ledger):  # type: ignore[no-untyped-call]
     lose theirs. Nothing is computed and no memory is taken.
     """
 
-    def __init__(self, vocabulary: int = 0) -> None:
-        super().__init__(vocabulary)
-        self._made: dict[Any, list[_Form]] = {}
+    _made: ClassVar[dict[Any, list[_Form]]] = {}  # of all stages: many rehearsals of one plan have the same operations
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
