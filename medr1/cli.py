@@ -38,6 +38,7 @@ HELP = {
                                                         real images, a real model
   python train.py sweep=cross_modality budget=quick     a table of runs; the same again continues it
   python train.py resume=RUN_DIR                        continue a run that was stopped
+  python train.py plan=true                             memory and time of a run, before it is loaded
   python train.py debug=quick                           the whole way in seconds
 """,
     "evaluate": """Evaluate a run, a checkpoint or a plain base model on the test records of all modalities.

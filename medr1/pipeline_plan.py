@@ -77,7 +77,7 @@ def _amount(cfg: DictConfig, data: Dataset) -> str:
     if cfg.algorithm.name == "zero_shot":
         return asked
     epochs = cfg.trainer.steps * cfg.trainer.prompts_per_step / len(data.train)
-    return f"{cfg.trainer.steps} steps, {epochs:.2g} times through {len(data.train)} training questions; {asked}"
+    return f"{cfg.trainer.steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions; {asked}"
 
 
 @dataclass(frozen=True, slots=True)
