@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from medr1.data.base_mixture import BaseMixture
 from medr1.data.pictures import Load
@@ -19,6 +20,13 @@ from medr1.rl.rollout import Sampling
 from medr1.training.batches import BaseBatches, RecordBatches
 from medr1.training.grpo import GRPOModule, GRPOSettings
 from medr1.training.sft import SFTModule
+
+
+def count_steps(cfg: DictConfig, records: int) -> None:
+    """Sets the steps of a config that gives epochs; the stored config, by which a run is resumed, has them."""
+    if cfg.trainer.steps is None:
+        with read_write(cfg):
+            cfg.trainer.steps = math.ceil(cfg.trainer.epochs * records / cfg.trainer.prompts_per_step)
 
 
 def build_algorithm(

@@ -38,7 +38,7 @@ HELP = {
                                                         real images, a real model
   python train.py sweep=cross_modality budget=quick     a table of runs; the same again continues it
   python train.py resume=RUN_DIR                        continue a run that was stopped
-  python train.py plan=true                             memory and time of a run, before it is loaded
+  python train.py plan=true                             memory and time of a run, beforehand
   python train.py debug=quick                           the whole way in seconds
 """,
     "evaluate": """Evaluate a run, a checkpoint or a plain base model on the test records of all modalities.
@@ -195,7 +195,7 @@ def help_text(command: str) -> str:
     if command == "train":
         names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
     rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # a bar stays at the end of its line
-    choices = "\n".join(textwrap.fill(row, 100, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
+    choices = "\n".join(textwrap.fill(row, 99, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
     return (
         HELP[command]
         + f"""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-import math
 import os
 import shutil
 import signal
@@ -17,12 +17,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import transformers
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from medr1.algorithms import build_algorithm
+from medr1.algorithms import build_algorithm, count_steps
 from medr1.config import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config_checks import is_server
 from medr1.config_choices import Tuning
@@ -66,7 +66,7 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
     quieten()
     pl.seed_everything(cfg.seed, verbose=False)
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
-    _count_steps(cfg, len(data.train))
+    count_steps(cfg, len(data.train))
     first = _is_first_process()
     if first:
         for message in data.messages:
@@ -106,7 +106,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     quieten()
     pl.seed_everything(cfg.seed, verbose=False)
     with evaluation(cfg, run, overrides, resumed, {"attention": _attention(cfg)}) as (data, tracker):
-        policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
+        policy, encoder = load_policy(path, adapter=adapter, **loading(cfg, training=False))
         policy.to(_device(cfg))
         answers = _answers(cfg, run, data)
         answers.ask(policy, encoder, condition)
@@ -131,7 +131,7 @@ def _train_and_answer(
     if is_server(cfg):
         return ask_server(cfg, run, data)
     if cfg.algorithm.name == "zero_shot":
-        policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=False))
+        policy, encoder = load_policy(str(cfg.model.path), **loading(cfg, training=False))
         _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
         _ask_controls(cfg, answers, policy, encoder, data)
         return answers.conditions
@@ -141,7 +141,7 @@ def _train_and_answer(
         if pretraining:
             policy, encoder = build_tiny_policy(corpus(cfg.seed), cfg.algorithm.vocab_size, cfg.seed)
         else:
-            policy, encoder = load_policy(str(cfg.model.path), **_loading(cfg, training=True))
+            policy, encoder = load_policy(str(cfg.model.path), **loading(cfg, training=True))
         if first and not pretraining:
             _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
         pl.seed_everything(cfg.seed, verbose=False)  # new adapters are the same in every process, and after a resume
@@ -154,21 +154,15 @@ def _train_and_answer(
         if not first:
             return {}
         _store_model(policy, encoder, run, state)
+        del policy, state
+        gc.collect()  # module and trainer, with the optimizer's state, refer to each other
     # From the files, not from memory: what is evaluated is what evaluate.py will find.
     path, adapter = run.weights(str(cfg.model.path))
-    policy, encoder = load_policy(path, adapter=adapter, **_loading(cfg, training=False))
+    policy, encoder = load_policy(path, adapter=adapter, **loading(cfg, training=False))
     policy.to(_device(cfg))
     answers.ask(policy, encoder, Condition.TRAINED)
     _ask_controls(cfg, answers, policy, encoder, data)
     return answers.conditions
-
-
-def _count_steps(cfg: DictConfig, records: int) -> None:
-    """Steps for a config that gives epochs; the stored config, by which a run is resumed, has them."""
-    if cfg.trainer.steps is None:
-        with read_write(cfg):
-            cfg.trainer.steps = math.ceil(cfg.trainer.epochs * records / cfg.trainer.prompts_per_step)
-        log.info(f"{cfg.trainer.epochs:g} epochs of {records:,} records are {cfg.trainer.steps:,} steps")
 
 
 def _fit(
@@ -276,7 +270,7 @@ def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory, state: Map
     partial.rename(run.model)
 
 
-def _loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
+def loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
     return {
         "precision": str(cfg.model.precision),
         "attention": _attention(cfg),

@@ -13,12 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from medr1.algorithms import build_algorithm
+from medr1.algorithms import build_algorithm, count_steps
 from medr1.data.pictures import picture_loader
 from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.errors import ConfigError
 from medr1.evaluation.predict import predict
-from medr1.pipeline import quieten
+from medr1.pipeline import loading, quieten
 from medr1.pipeline_forecast import device_of, foresee, parameters, refusal
 from medr1.planning.device import GIB, Device
 from medr1.planning.limits import Run, largest_budget, largest_group
@@ -39,6 +39,7 @@ def plan(cfg: DictConfig) -> None:
     """
     quieten()
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    count_steps(cfg, len(data.train))
     device = device_of(cfg)
     forecast = foresee(cfg, data, device)
     run, job = forecast.run, forecast.run.job
@@ -143,12 +144,7 @@ def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
     """Ten real steps, or as many as a minute has, and one batch of answers. Nothing is written."""
     pl.seed_everything(cfg.seed, verbose=False)
     load = picture_loader(int(cfg.data.image_size))
-    policy, encoder = load_policy(
-        run.spec.path,
-        precision=run.spec.precision,
-        attention=str(cfg.model.attention),
-        gradient_checkpointing=run.spec.gradient_checkpointing and bool(run.job.updates),
-    )
+    policy, encoder = load_policy(run.spec.path, **loading(cfg, training=bool(run.job.updates)))
     policy.to("cuda" if run.job.on_gpu else "cpu")
     questions = limit_cells(data.test, cfg.evaluation.limit)[: run.job.asked]
     start = time.perf_counter()

@@ -26,6 +26,7 @@ def test_our_side_runs_without_the_peer() -> None:
     assert json.loads(benchmark("--memory-of", "medr1").splitlines()[-1])["peak"] > 0
 
 
+@pytest.mark.long
 def test_both_sides_compute_the_same_and_are_timed() -> None:
     pytest.importorskip("trl", reason="the peer (the extra [bench]) is not installed")
     output = benchmark("--steps", "2")

@@ -112,6 +112,7 @@ def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int,
         assert several.cut == [True, False] if budget else any(several.cut) == (kind == "dynamic")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "strategy", "count", "budget"), [("full", "fsdp", 2, 615), ("full", "ddp", 4, 0)])
 def test_killed_and_resumed_equals_uninterrupted(
     kind: str, strategy: str, count: int, budget: int, ran: object, tmp_path: Path

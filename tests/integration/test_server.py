@@ -195,6 +195,7 @@ def test_a_local_evaluation_is_resumed_too(local: RunDirectory, monkeypatch: pyt
     assert (answers(local, "base"), local.summary.read_text()) == before
 
 
+@pytest.mark.long
 @needs_mini
 def test_two_hundred_real_questions_survive_a_killed_client_and_a_killed_server(
     serve: Callable[..., Served], tmp_path: Path

@@ -105,6 +105,7 @@ def test_a_longer_command_runs_only_what_is_not_finished(undisturbed: tuple[Swee
     assert {m["method"]: len(m["cells"]) for m in grown["matrices"]} == {"sft": 3, "grpo": 2}
 
 
+@pytest.mark.long
 def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(
     undisturbed: tuple[SweepDirectory, str], tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_ask
     assert json.loads(sweep.run(failed).failure.read_text())["status"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ray", "slurm"])
 def test_the_launchers_of_a_cluster_where_there_is_one(
     name: str, undisturbed: tuple[SweepDirectory, str], tmp_path: Path

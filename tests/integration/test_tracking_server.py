@@ -140,6 +140,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     assert [row[2] for row in rows["data"]] == ["A", "B"]
 
 
+@pytest.mark.long
 def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server, tmp_path: Path) -> None:
     process = command("train.py", *SMALL, "trainer.steps=8", f"tracking.uri={server.uri}", f"output_dir={tmp_path}")
     wait_for(lambda: bool(list(tmp_path.glob("*/checkpoints/step=2.ckpt/state.json"))))
@@ -214,6 +215,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_four_runs_at_once_on_a_server_over_postgresql(
     postgres: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

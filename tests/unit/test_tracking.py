@@ -14,14 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from medr1.errors import ConfigError
 from medr1.tracking import NullTracker, Tracker
 from medr1.tracking_address import RUN_FILE, StoredRun, absolute_uri, stored_run, without_password
 from medr1.tracking_history import History
-
-mlflow_tracking = pytest.importorskip("mlflow.tracking")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def start(uri: str, tmp_path: Path) -> Callable[..., Tracker]:
 
 
 def client(uri: str) -> Any:
-    return mlflow_tracking.MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=uri)
 
 
 def load_table(uri: str, run_id: str) -> Any:
