@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from medr1.errors import CheckpointError
 from medr1.policy.sharding import gathered
+from medr1.training.mixed_adamw import MixedPrecisionAdamW
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float, schedule: str) -> float:
@@ -41,7 +42,8 @@ def build_optimizer(
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW over what is trained, with a schedule that counts optimizer steps."""
     trained = [p for p in parameters if p.requires_grad]
-    optimizer = AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2))
+    kind = AdamW if all(p.dtype == torch.float32 for p in trained) else MixedPrecisionAdamW
+    optimizer = kind(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2))
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup_fraction, schedule))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from medr1.config import TrainConfig
 from medr1.data.phantoms import World, make_records
+from medr1.data.source import load_dataset
 from medr1.evaluation.metrics import metric_items, summarise
 from medr1.evaluation.predictions import read_predictions
 from medr1.evaluation.shown import others
@@ -172,3 +175,13 @@ def test_real_ultrasound_trains_and_all_real_test_questions_are_answered(tmp_pat
     answered = read_predictions(run.predictions("trained"))
     assert len(answered) == len(counted["test"])
     assert {p.image for p in answered} and len({p.modality for p in answered}) == 8
+
+
+@needs_mini
+def test_the_papers_recipe_counts_its_steps_by_epochs(tmp_path: Path) -> None:
+    words = ("experiment=paper", f"data.root={MINI}", "model=tiny", "modality=us", "reasoning=no_think")
+    few = ("trainer.prompts_per_step=4", "trainer.epochs=0.02", "evaluation.limit=1", "tracking=none")
+    cfg = train_here(tmp_path / "run", *words, *few).stored_config(TrainConfig)
+    records = len(load_dataset(cfg.data, "us", "all").train)
+    assert cfg.algorithm.name == "medr1_legacy" and records > 200
+    assert cfg.trainer.steps == math.ceil(0.02 * records / 4)

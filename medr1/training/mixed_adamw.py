@@ -1,0 +1,69 @@
+"""AdamW for weights in half precision, with what must not be rounded in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.adamw import adamw
+
+
+class MixedPrecisionAdamW(AdamW):
+    """AdamW with a float32 copy of each weight, and float32 moments, beside weights in bfloat16 or float16.
+
+    bfloat16 has eight significant bits: a weight of 0.02 moves in steps of 1e-4, and an update of 1e-6, the paper's
+    rate, would be rounded away every time; so would the second moment's decay. The copy collects such updates, and the
+    weight follows it. Costs 12 bytes a weight instead of 4. Weights in float32 need none of it and have plain AdamW.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """One weight at a time, so that only one gradient is there in float32."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["master"] = parameter.detach().to(torch.float32, copy=True)
+            state["exp_avg"] = torch.zeros_like(state["master"])
+            state["exp_avg_sq"] = torch.zeros_like(state["master"])
+        assert parameter.grad is not None
+        adamw(
+            [state["master"]],
+            [parameter.grad.float()],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            foreach=False,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        parameter.copy_(state["master"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch casts a state to its weight's type, which would round what is kept exact here."""
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, parameter in zip(indices, parameters, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if name != "step":
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
