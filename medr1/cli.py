@@ -186,11 +186,7 @@ def help_text(command: str) -> str:
     """What can be chosen, on one screen, read from conf/ itself."""
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
     if command == "evaluate":
-        groups = [
-            g
-            for g in groups
-            if g not in ("algorithm", "budget", "debug", "experiment", "launcher", "reward", "trainer")
-        ]
+        groups = [group for group in groups if group not in TRAINING_ONLY]
     names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
     if command == "train":
         names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
