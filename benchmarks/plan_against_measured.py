@@ -29,6 +29,7 @@ from medr1.planning.ledger import Ledger
 SETTINGS = {
     "grpo, full": ["algorithm=grpo"],
     "grpo, lora, checkpointing": ["algorithm=grpo", "model.tuning=lora", "model.gradient_checkpointing=true"],
+    "grpo, full, bfloat16": ["algorithm=grpo", "model.precision=bfloat16"],
     "grpo, full, token_budget": ["algorithm=grpo", "trainer.token_budget=1200"],
     "sft, full": ["algorithm=sft"],
     "sft, lora, vision frozen": ["algorithm=sft", "model.tuning=lora", "model.freeze_vision=true"],
@@ -107,7 +108,7 @@ def main() -> None:
     if given.measure:
         measure(json.loads(given.measure))
         return
-    print(f"{given.shape}, pictures of {given.image} pixels, float32, {given.device}; MiB")
+    print(f"{given.shape}, pictures of {given.image} pixels, float32 unless said, {given.device}; MiB")
     print(f"{'setting':>28} {'plan':>8} {'tensors':>8} {'ratio':>6} {'process':>8} {'ratio':>6}   highest in the plan")
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(given.shape, Path(folder))

@@ -67,6 +67,7 @@ def entry_point(command: str) -> None:
         register_sweeps()
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # read on import
     signal.signal(signal.SIGTERM, _interrupt)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(command))

@@ -89,7 +89,6 @@ class SweepCallback(Callback):
             sys.exit(0)
         # The workers of some launchers start elsewhere, where only what is installed can be imported.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_TRAIN.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         for name in ("hydra", "mlflow", "alembic"):  # the sweep says itself what it starts
             logging.getLogger(name).setLevel(logging.WARNING)
         with _loud():
