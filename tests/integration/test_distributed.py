@@ -83,7 +83,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         ("lora", "fsdp", 4, 0),
         ("sft", "fsdp", 2, 110),
         ("sft", "ddp", 2, 110),
-        ("dynamic", "fsdp", 2, 0),
+        pytest.param("dynamic", "fsdp", 2, 0, marks=pytest.mark.long),
     ],
 )
 def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int, budget: int, ran: object) -> None:
@@ -143,6 +143,7 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "finished.json").exists()
 
 
+@pytest.mark.long
 def test_the_command_starts_its_processes_itself(tmp_path: Path, ran: object) -> None:
     run_command("train.py", *overrides("full", "fsdp", 2, 0), f"output_dir={tmp_path}")
     _, alone = ran("full")  # type: ignore[operator]

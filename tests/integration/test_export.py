@@ -91,6 +91,7 @@ def test_the_card_says_what_it_is(adapted: RunDirectory, tmp_path: Path) -> None
         export_run(adapted, tmp_path / "export", merge=True)
 
 
+@pytest.mark.long
 def test_from_the_command_line_into_a_new_directory_or_not_at_all(
     finished: tuple[RunDirectory, str], tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_what_cannot_fit_is_refused_with_what_helps(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_plan_of_several_runs_writes_nothing(tmp_path: Path) -> None:
     printed = run_command(
         *("train.py", "-m", "algorithm=zero_shot", "reasoning=no_think,think_after", "debug=quick", "plan=true"),
@@ -76,6 +77,7 @@ def test_a_plan_estimates_time_from_real_steps(capsys: pytest.CaptureFixture[str
     )
 
 
+@pytest.mark.long
 def test_a_gpu_refuses_before_anything_is_loaded() -> None:
     cfg = composed("train", *SMALL, "plan=true")
     with pytest.raises(ConfigError, match="cannot fit") as refusal:

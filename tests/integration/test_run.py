@@ -142,6 +142,7 @@ def test_another_picture_is_shown_in_the_control_that_says_so(
     assert [p.text for p in own] != [p.text for p in shuffled]
 
 
+@pytest.mark.long
 def test_debug_quick_lora_adapter_is_evaluated_on_its_base(tmp_path: Path) -> None:
     run = train_here(
         tmp_path / "run", "debug=quick", "evaluation.limit=1", "tracking=none", "model.tuning=lora", "algorithm=sft"

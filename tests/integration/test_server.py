@@ -129,6 +129,7 @@ def lines_of(output_dir: Path, condition: str) -> int:
     return files[0].read_bytes().count(b"\n") if files else 0
 
 
+@pytest.mark.long
 def test_a_killed_client_asks_only_what_is_missing(
     serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_killed_client_asks_only_what_is_missing(
     assert run.summary.read_text() == summary and served.answered == total, "a finished evaluation asks nothing"
 
 
+@pytest.mark.long
 def test_a_killed_server_is_named_and_another_one_goes_on(
     serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
 ) -> None:

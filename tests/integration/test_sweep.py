@@ -132,6 +132,7 @@ def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(
             assert read_predictions(ours) == read_predictions(theirs), (waits, condition)
 
 
+@pytest.mark.long
 def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_asked(tmp_path: Path) -> None:
     """Lightning knows no accelerator of that name, which only the run itself finds out."""
     words = ("-m", "trainer.accelerator=foo,cpu", *SMALL, "tracking=none", f"output_dir={tmp_path}")
