@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, read_write
 
+from medr1.config_choices import Tuning
 from medr1.data.base_mixture import BaseMixture
 from medr1.data.pictures import Load
 from medr1.data.source import Dataset
@@ -27,6 +28,12 @@ def count_steps(cfg: DictConfig, records: int) -> None:
     if cfg.trainer.steps is None:
         with read_write(cfg):
             cfg.trainer.steps = math.ceil(cfg.trainer.epochs * records / cfg.trainer.prompts_per_step)
+
+
+def lora_of(cfg: DictConfig) -> tuple[int, int, str] | None:
+    """Rank, alpha and targets of the adapters that training makes, for ``choose_trained``; None in full tuning."""
+    lora = cfg.model.lora
+    return (lora.rank, lora.alpha, str(lora.targets)) if cfg.model.tuning == Tuning.lora else None
 
 
 def build_algorithm(

@@ -24,11 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from medr1 import multirun
 from medr1.config import SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
 from medr1.config_checks import check, is_server
+from medr1.config_compose import CONF
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.messages import explain
 from medr1.run_directory import RunDirectory
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = {
     "train": """Train a vision-language model on medical multiple-choice questions, evaluate it, log to MLflow.
 
@@ -67,7 +67,6 @@ def entry_point(command: str) -> None:
         register_sweeps()
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # read on import
     signal.signal(signal.SIGTERM, _interrupt)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(command))

@@ -14,20 +14,22 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def model_names() -> list[str]:
-    """What ``model=`` can be, but for ``hf``, which is no model yet."""
-    return sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "hf")
+    """What ``model=`` can be, but for ``hf`` and ``hf_lora``, which are no model yet."""
+    return sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in ("hf", "hf_lora"))
 
 
 def evaluation_config(overrides: Sequence[str]) -> DictConfig:
     """As ``python evaluate.py`` with these overrides has it."""
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        return compose("evaluate", list(overrides))
+    return _composed("evaluate", overrides)
 
 
 def train_config(overrides: Sequence[str]) -> DictConfig:
     """As ``python train.py`` with these overrides has it."""
-    register()
     register_sweeps()
+    return _composed("train", overrides)
+
+
+def _composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    register()
     with initialize_config_dir(str(CONF), version_base=None):
-        return compose("train", list(overrides))
+        return compose(command, list(overrides))

@@ -89,8 +89,7 @@ class SweepCallback(Callback):
             sys.exit(0)
         # The workers of some launchers start elsewhere, where only what is installed can be imported.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(_TRAIN.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        for name in ("hydra", "mlflow", "alembic"):  # the sweep says itself what it starts
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("hydra").setLevel(logging.WARNING)  # the sweep says itself what it starts
         with _loud():
             directory = plan(config)
             self._open(config, directory)

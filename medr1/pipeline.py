@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,21 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from medr1.algorithms import build_algorithm, count_steps
+from medr1.algorithms import build_algorithm, count_steps, lora_of
 from medr1.config import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config_checks import is_server
-from medr1.config_choices import Tuning
 from medr1.data.base_mixture import corpus
-from medr1.data.pictures import Load, picture_loader
-from medr1.data.source import Dataset, limit_cells, load_dataset
+from medr1.data.pictures import Load
+from medr1.data.source import Dataset, load_dataset
 from medr1.evaluation.answers import Answers
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.evaluation.shown import Picture
 from medr1.pipeline_forecast import refuse_what_cannot_fit
-from medr1.pipeline_outcome import evaluation, log_start, report, start_tracker
+from medr1.pipeline_outcome import ask_controls, asked, evaluation, log_start, report, start_tracker
 from medr1.pipeline_server import ask_server
 from medr1.policy.encoding import Encoder
 from medr1.policy.loading import attention_for, choose_trained, load_policy, save_policy
 from medr1.policy.policy import Policy
 from medr1.policy.tiny import build_tiny_policy
-from medr1.reasoning import ReasoningMode
 from medr1.run_directory import RunDirectory, write_json
 from medr1.sweep import sweep_of
 from medr1.tracking import AnyTracker, NullTracker
@@ -110,7 +108,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         policy.to(_device(cfg))
         answers = _answers(cfg, run, data)
         answers.ask(policy, encoder, condition)
-        _ask_controls(cfg, answers, policy, encoder, data)
+        ask_controls(cfg, answers, partial(answers.ask, policy, encoder), data)
         report(cfg, run, data, answers.conditions, tracker, 0)
 
 
@@ -133,7 +131,7 @@ def _train_and_answer(
     if cfg.algorithm.name == "zero_shot":
         policy, encoder = load_policy(str(cfg.model.path), **loading(cfg, training=False))
         _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
-        _ask_controls(cfg, answers, policy, encoder, data)
+        ask_controls(cfg, answers, partial(answers.ask, policy, encoder), data)
         return answers.conditions
     if trained:
         log.info("training has ended before; its model is read from %s", run.model)
@@ -145,10 +143,7 @@ def _train_and_answer(
         if first and not pretraining:
             _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
         pl.seed_everything(cfg.seed, verbose=False)  # new adapters are the same in every process, and after a resume
-        lora = (cfg.model.lora.rank, cfg.model.lora.alpha, str(cfg.model.lora.targets))
-        choose_trained(
-            policy, freeze_vision=cfg.model.freeze_vision, lora=lora if cfg.model.tuning == Tuning.lora else None
-        )
+        choose_trained(policy, freeze_vision=cfg.model.freeze_vision, lora=lora_of(cfg))
         checkpoint = run.latest_checkpoint() if resumed else None
         state = _fit(cfg, run, data, policy, encoder, tracker, answers.load, checkpoint)
         if not first:
@@ -161,7 +156,7 @@ def _train_and_answer(
     policy, encoder = load_policy(path, adapter=adapter, **loading(cfg, training=False))
     policy.to(_device(cfg))
     answers.ask(policy, encoder, Condition.TRAINED)
-    _ask_controls(cfg, answers, policy, encoder, data)
+    ask_controls(cfg, answers, partial(answers.ask, policy, encoder), data)
     return answers.conditions
 
 
@@ -220,14 +215,7 @@ def _fit(
 
 
 def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> Answers:
-    return Answers(
-        limit_cells(data.test, cfg.evaluation.limit),
-        ReasoningMode(cfg.reasoning.mode),
-        load=picture_loader(int(cfg.data.image_size)),
-        file=run.predictions,
-        batch_size=cfg.evaluation.batch_size,
-        max_new_tokens=cfg.evaluation.max_new_tokens,
-    )
+    return Answers(**asked(cfg, run, data), batch_size=cfg.evaluation.batch_size)
 
 
 def _ask_base(
@@ -238,7 +226,7 @@ def _ask_base(
     if sweep is None:
         answers.ask(policy, encoder, Condition.BASE)
         return
-    asked = {
+    question = {
         "path": str(cfg.model.path),
         "precision": str(cfg.model.precision),
         "attention": _attention(cfg),
@@ -247,18 +235,8 @@ def _ask_base(
         "size": cfg.data.image_size,
         "data": data.fingerprint,
     }
-    with sweep.shared_answers(asked) as shared:
+    with sweep.shared_answers(question) as shared:
         answers.ask_once(shared, policy, encoder, Condition.BASE)
-
-
-def _ask_controls(cfg: DictConfig, answers: Answers, policy: Policy, encoder: Encoder, data: Dataset) -> None:
-    """The policy with an empty picture and with another record's, the option prior of the training records, and the
-    cues of typography."""
-    if cfg.evaluation.blank_image:
-        answers.ask(policy, encoder, Condition.BLANK_IMAGE, Picture.BLANK)
-    if cfg.evaluation.shuffled_image:
-        answers.ask(policy, encoder, Condition.SHUFFLED_IMAGE, Picture.OTHER)
-    answers.ask_blind(data.train)
 
 
 def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory, state: Mapping[str, Tensor] | None) -> None:
@@ -299,7 +277,7 @@ def _is_first_process() -> bool:
 
 def quieten() -> None:
     """Leaves to the terminal what the user asked for: what libraries say of settings chosen on purpose is dropped."""
-    for name in ("pytorch_lightning", "mlflow", "alembic", "httpx"):
+    for name in ("pytorch_lightning", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*in eval mode at the start of training.*",  # no dropout: what is scored must be the policy that sampled

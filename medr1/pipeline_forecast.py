@@ -8,7 +8,8 @@ from math import ceil
 
 from omegaconf import DictConfig
 
-from medr1.config_choices import Attention, Tuning
+from medr1.algorithms import lora_of
+from medr1.config_choices import Attention
 from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.errors import ConfigError
 from medr1.planning.device import Device, find_device
@@ -84,7 +85,7 @@ def device_of(cfg: DictConfig) -> Device:
 
 
 def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
-    a, lora = cfg.algorithm, cfg.model.lora
+    a = cfg.algorithm
     spec = ModelSpec(
         path=str(cfg.model.path),
         precision=str(cfg.model.precision),
@@ -92,7 +93,7 @@ def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         attention=str(Attention.eager if cfg.model.attention == Attention.eager else Attention.sdpa),
         gradient_checkpointing=bool(cfg.model.gradient_checkpointing),
         freeze_vision=bool(cfg.model.freeze_vision),
-        lora=(lora.rank, lora.alpha, str(lora.targets)) if cfg.model.tuning == Tuning.lora else None,
+        lora=lora_of(cfg),
     )
     count, origin = _counter(spec.path)
     grid, image = _grid(spec, int(cfg.data.image_size))

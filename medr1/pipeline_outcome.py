@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from medr1.data.source import Dataset, load_dataset
+from medr1.data.pictures import picture_loader
+from medr1.data.source import Dataset, limit_cells, load_dataset
 from medr1.errors import ConfigError
+from medr1.evaluation.kept import KeptAnswers
 from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
 from medr1.evaluation.predictions import Condition, Prediction
+from medr1.evaluation.shown import Picture
+from medr1.reasoning import ReasoningMode
 from medr1.reporting.tables import render_results
 from medr1.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.sweep import sweep_of
@@ -128,6 +132,29 @@ def start_tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTrack
     )
 
 
+def asked(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, Any]:
+    """What a run asks, whoever answers: see ``KeptAnswers``."""
+    return {
+        "records": limit_cells(data.test, cfg.evaluation.limit),
+        "mode": ReasoningMode(cfg.reasoning.mode),
+        "load": picture_loader(int(cfg.data.image_size)),
+        "file": run.predictions,
+        "max_new_tokens": int(cfg.evaluation.max_new_tokens),
+    }
+
+
+def ask_controls(
+    cfg: DictConfig, answers: KeptAnswers, ask: Callable[[Condition, Picture], None], data: Dataset
+) -> None:
+    """The model with an empty picture and with another record's, the option prior of the training records, and the
+    cues of typography."""
+    if cfg.evaluation.blank_image:
+        ask(Condition.BLANK_IMAGE, Picture.BLANK)
+    if cfg.evaluation.shuffled_image:
+        ask(Condition.SHUFFLED_IMAGE, Picture.OTHER)
+    answers.ask_blind(data.train)
+
+
 def send_rest(run: RunDirectory) -> bool:
     """Sends what a finished run has kept, because its MLflow server was away; whether that was all there was to do.
 
@@ -137,8 +164,6 @@ def send_rest(run: RunDirectory) -> bool:
     stored = stored_run(run.path)
     if stored is None or not run.finished.is_file() or not unsent(run.path, stored):
         return False
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     with run.held():
         sent = send_unsent(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
     log.info("%s: %d calls that MLflow had missed are sent", run.path, sent)

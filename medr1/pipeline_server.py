@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from medr1.chat import ChatServer
 from medr1.config_checks import api_key
-from medr1.data.pictures import picture_loader
-from medr1.data.source import Dataset, limit_cells
+from medr1.data.source import Dataset
 from medr1.errors import ServerError
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.remote import RemoteAnswers
-from medr1.evaluation.shown import Picture
-from medr1.pipeline_outcome import evaluation, report
-from medr1.reasoning import ReasoningMode
+from medr1.pipeline_outcome import ask_controls, asked, evaluation, report
 from medr1.run_directory import RunDirectory
 
 
@@ -26,8 +23,6 @@ def evaluate_server(cfg: DictConfig, run_dir: Path, overrides: list[str], resume
     Raises:
         ServerError: it does not answer; what it has answered is kept.
     """
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     run = RunDirectory(run_dir)
     with evaluation(cfg, run, overrides, resumed) as (data, tracker):
         try:
@@ -51,18 +46,7 @@ def ask_server(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, l
         backoff=model.backoff,
         repetition_penalty=model.repetition_penalty,
     )
-    answers = RemoteAnswers(
-        limit_cells(data.test, cfg.evaluation.limit),
-        ReasoningMode(cfg.reasoning.mode),
-        load=picture_loader(int(cfg.data.image_size)),
-        file=run.predictions,
-        concurrency=model.concurrency,
-        max_new_tokens=cfg.evaluation.max_new_tokens,
-    )
+    answers = RemoteAnswers(**asked(cfg, run, data), concurrency=model.concurrency)
     answers.ask(server, Condition.BASE)
-    if cfg.evaluation.blank_image:
-        answers.ask(server, Condition.BLANK_IMAGE, Picture.BLANK)
-    if cfg.evaluation.shuffled_image:
-        answers.ask(server, Condition.SHUFFLED_IMAGE, Picture.OTHER)
-    answers.ask_blind(data.train)
+    ask_controls(cfg, answers, partial(answers.ask, server), data)
     return answers.conditions

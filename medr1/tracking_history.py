@@ -13,9 +13,9 @@ class History:
     """The runs of one database or server; connections are made when first needed."""
 
     def __init__(self, uri: str) -> None:
+        be_brief()
         from mlflow.tracking import MlflowClient
 
-        be_brief()
         self._uri, self._client = uri, MlflowClient(tracking_uri=uri)
 
     @property

@@ -212,9 +212,9 @@ def send_unsent(uri: str, run: StoredRun, run_dir: Path) -> int:
     Raises:
         TrackingError: the server does not answer, or refuses it.
     """
+    _quieten()
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     client, place = MlflowClient(tracking_uri=uri), without_password(uri)
     outbox = Outbox(client, run.run_id, run_dir, place)
     count = outbox.kept
@@ -236,7 +236,14 @@ def be_brief() -> None:
     """Sets how long MLflow's client waits for a server, where the environment does not."""
     for name, value in _LIMITS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each attempt
+    _quieten()
+
+
+def _quieten() -> None:
+    """Of MLflow, its database and its connections, only what goes wrong. MLflow reads it when it is imported."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3.connectionpool", "ERROR")):
+        logging.getLogger(name).setLevel(level)  # the last would have a line for each attempt
 
 
 def answers(ask: Callable[[], object]) -> bool:

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
-from medr1.data.pictures import Load
 from medr1.evaluation.kept import KeptAnswers
 from medr1.evaluation.predict import predict
 from medr1.evaluation.predictions import read_predictions, write_predictions
 from medr1.evaluation.shown import Picture
 from medr1.policy.encoding import Encoder
 from medr1.policy.policy import Policy
-from medr1.reasoning import ReasoningMode
-from medr1.records import Record
 
 
+@dataclass(kw_only=True)
 class Answers(KeptAnswers):
-    """Answers of a policy in this process."""
+    """Answers of a policy in this process, ``batch_size`` questions at once."""
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        mode: ReasoningMode,
-        *,
-        load: Load,
-        file: Callable[[str], Path],
-        batch_size: int,
-        max_new_tokens: int,
-    ) -> None:
-        super().__init__(records, mode, file)
-        self.load, self.batch_size, self.max_new_tokens = load, batch_size, max_new_tokens
+    batch_size: int
 
     def ask(self, policy: Policy, encoder: Encoder, condition: str, picture: Picture = Picture.OWN) -> None:
         """Every record is answered greedily under one condition."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from medr1.data.pictures import Load
 from medr1.evaluation.controls import OptionPrior, blind_predictions
 from medr1.evaluation.cues import cue_predictions
 from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
@@ -12,12 +14,19 @@ from medr1.reasoning import ReasoningMode
 from medr1.records import Record
 
 
+@dataclass(kw_only=True)
 class KeptAnswers:
-    """Predictions of the test ``records`` under each condition, one file each (``file`` names it). Loads no torch."""
+    """Predictions of the test ``records`` under each condition, one file each (``file`` names it). Loads no torch.
 
-    def __init__(self, records: Sequence[Record], mode: ReasoningMode, file: Callable[[str], Path]) -> None:
-        self.records, self.mode, self.file = records, mode, file
-        self.conditions: dict[str, list[Prediction]] = {}
+    ``load`` gives a record's picture as the model sees it; ``max_new_tokens`` is the longest completion.
+    """
+
+    records: Sequence[Record]
+    mode: ReasoningMode
+    load: Load
+    file: Callable[[str], Path]
+    max_new_tokens: int
+    conditions: dict[str, list[Prediction]] = field(default_factory=dict, init=False)
 
     def ask_blind(self, train: Sequence[Record]) -> None:
         """The controls that see no picture: the option most often right in training, and the cues of typography."""

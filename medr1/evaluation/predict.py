@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from medr1.evaluation.predictions import Prediction, prediction
-from medr1.evaluation.shown import BLANK, Picture, others
+from medr1.evaluation.shown import Picture, shown
 from medr1.policy.encoding import Encoder
 from medr1.policy.policy import Policy
 from medr1.reasoning import ReasoningMode
@@ -32,14 +32,11 @@ def predict(
     """One prediction for each record, in their order. ``advance`` is told how many were answered at each step."""
     sampling = Sampling(max_new_tokens, encoder.end_id, tuple(encoder.banned_ids()), temperature=0.0)
     answers: list[Prediction] = []
-    shown = others(records) if picture is Picture.OTHER else records
+    show = shown(records, picture, load)
     policy.eval()
     for start in range(0, len(records), batch_size):
         part = records[start : start + batch_size]
-        images = [load(r) for r in shown[start : start + batch_size]]
-        if picture is Picture.BLANK:
-            images = [Image.new("RGB", images[0].size, BLANK)] * len(images)
-        prompts = encoder.encode([encoder.prompt(r, mode, i) for r, i in zip(part, images, strict=True)])
+        prompts = encoder.encode([encoder.prompt(r, mode, show(r)) for r in part])
         with torch.no_grad():
             done = rollout(policy, policy.prefill(prompts.to(policy.device)), sampling)
         texts = encoder.decode(done.ids, done.mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from medr1.chat import ChatServer, Stopped
-from medr1.data.pictures import Load
 from medr1.errors import DataError
 from medr1.evaluation.kept import KeptAnswers
 from medr1.evaluation.predictions import Prediction, prediction, read_predictions
-from medr1.evaluation.shown import BLANK, Picture, others
-from medr1.reasoning import ReasoningMode, question_text
+from medr1.evaluation.shown import Picture, shown
+from medr1.reasoning import question_text
 from medr1.records import Record
 
 _SYNC_EVERY = 16  # answers; what a power failure can cost
 
 
+@dataclass(kw_only=True)
 class RemoteAnswers(KeptAnswers):
     """Answers of a server, ``concurrency`` questions at once. Loads no torch.
 
@@ -34,18 +34,7 @@ class RemoteAnswers(KeptAnswers):
     condition is complete; a later process asks only what is missing there. One process at a time.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        mode: ReasoningMode,
-        *,
-        load: Load,
-        file: Callable[[str], Path],
-        concurrency: int,
-        max_new_tokens: int,
-    ) -> None:
-        super().__init__(records, mode, file)
-        self.load, self.concurrency, self.max_new_tokens = load, concurrency, max_new_tokens
+    concurrency: int
 
     def ask(self, server: ChatServer, condition: str, picture: Picture = Picture.OWN) -> None:
         """Every record that has no answer yet is asked.
@@ -58,14 +47,11 @@ class RemoteAnswers(KeptAnswers):
         if self.known(condition):
             partial.unlink(missing_ok=True)  # a kill between the last two steps below
             return
-        shown = dict(zip((r.id for r in self.records), others(self.records), strict=True))
+        show = shown(self.records, picture, self.load)
 
         def answer(record: Record, stop: Event) -> Prediction:
-            image = self.load(shown[record.id] if picture is Picture.OTHER else record)
-            if picture is Picture.BLANK:
-                image = Image.new("RGB", image.size, BLANK)
             text = question_text(record.question, record.options, self.mode)
-            reply = server.ask(text, _png(image), self.max_new_tokens, record=record.id, stop=stop)
+            reply = server.ask(text, _png(show(record)), self.max_new_tokens, record=record.id, stop=stop)
             return prediction(record, condition, self.mode, reply.text, reply.length, reply.truncated)
 
         answers = {line.record: line for line in self._begun(partial, condition)}

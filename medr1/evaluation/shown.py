@@ -6,6 +6,9 @@ import random
 from collections.abc import Sequence
 from enum import StrEnum
 
+from PIL import Image
+
+from medr1.data.pictures import Load
 from medr1.records import Record
 
 BLANK = (128, 128, 128)  # mid grey: an image, with nothing in it
@@ -17,6 +20,16 @@ class Picture(StrEnum):
     OWN = "own"
     BLANK = "blank"
     OTHER = "other"
+
+
+def shown(records: Sequence[Record], picture: Picture, load: Load) -> Load:
+    """What gives the picture that is shown with each of the records."""
+    if picture is Picture.OTHER:
+        instead = {record.id: other for record, other in zip(records, others(records), strict=True)}
+        return lambda record: load(instead[record.id])
+    if picture is Picture.BLANK:
+        return lambda record: Image.new("RGB", load(record).size, BLANK)
+    return load
 
 
 def others(records: Sequence[Record], seed: int = 0) -> list[Record]:

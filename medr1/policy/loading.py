@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from medr1.config_pictures import fitting
 from medr1.errors import CheckpointError
 from medr1.policy.encoding import IMAGE_TOKEN, Encoder
 from medr1.policy.policy import Policy
@@ -64,7 +65,7 @@ def load_policy(
     if image_size is not None and image_size % token:
         raise CheckpointError(
             f"model.path={path} cuts pictures into {token} x {token} pixel tokens, and {image_size} is no multiple; "
-            f"use an image_size of {max(token, round(image_size / token) * token)} (and model.image_token={token})"
+            f"use an image_size of {fitting(image_size, token)} (and model.image_token={token})"
         )
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(

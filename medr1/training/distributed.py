@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from medr1.config_choices import Distribution
 from medr1.policy.sharding import gathered, like, shard, whole_state
 from medr1.training.grpo import GRPOModule
+from medr1.training.mixed_adamw import by_index
 from medr1.training.sft import SFTModule
 
 # Where another launcher has started all processes, the others wait while the first one asks the base model.
@@ -80,11 +81,9 @@ class ShardedStrategy(DDPStrategy):
 
 def _sharded(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with each of its tensors cut as the parameter that it belongs to."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    indices = [index for group in stored["param_groups"] for index in group["params"]]
-    by_index = dict(zip(indices, parameters, strict=True))
+    parameters = by_index(optimizer, stored)
     state = {
-        index: {name: like(value, by_index[index]) for name, value in values.items()}
+        index: {name: like(value, parameters[index]) for name, value in values.items()}
         for index, values in stored["state"].items()
     }
     return {**stored, "state": state}

@@ -7,8 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
+
+
+def by_index(optimizer: Optimizer, stored: dict[str, Any]) -> dict[int, Tensor]:
+    """The weight behind each index of an optimizer's stored state."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    indices = [index for group in stored["param_groups"] for index in group["params"]]
+    return dict(zip(indices, parameters, strict=True))
 
 
 class MixedPrecisionAdamW(AdamW):
@@ -61,9 +68,7 @@ class MixedPrecisionAdamW(AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """torch casts a state to its weight's type, which would round what is kept exact here."""
         super().load_state_dict(state_dict)
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for index, parameter in zip(indices, parameters, strict=True):
+        for index, parameter in by_index(self, state_dict).items():
             for name, value in state_dict["state"].get(index, {}).items():
                 if name != "step":
                     self.state[parameter][name] = value.to(parameter.device, copy=True)

@@ -32,6 +32,7 @@ PAPER = sorted(path.stem for path in CONF.glob("experiment/paper*.yaml"))
 SERVER = ["model.url=http://127.0.0.1:8000/v1", "model.path=name"]
 NEEDED = {
     ("model", "hf"): ["model.path=somewhere"],
+    ("model", "hf_lora"): ["model.path=somewhere"],
     ("model", "server"): SERVER,
     ("data", "omnimedvqa"): [f"data.root={CONF}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
