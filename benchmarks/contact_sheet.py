@@ -9,8 +9,8 @@ import sys
 
 from PIL import Image, ImageDraw
 
-from medr1.data.phantoms import World, make_phantom
-from medr1.records import Modality
+from medr1.data.sources.phantoms.records import World, make_phantom
+from medr1.domain.records import Modality
 from medr1.reporting.tables import MODALITY_NAMES
 
 SIZE, COLUMNS, MARGIN = 112, 9, 96

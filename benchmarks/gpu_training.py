@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.workload import SHAPES, save_checkpoint
-from medr1.config_checks import check
-from medr1.config_compose import CONF, train_config
-from medr1.data.source import load_dataset
-from medr1.pipeline import quieten
-from medr1.pipeline_forecast import foresee
-from medr1.pipeline_plan import probe
+from medr1.config.compose import CONF, train_config
+from medr1.config.validate import check
+from medr1.data.sources.registry import load_dataset
+from medr1.workflows.forecast import foresee
+from medr1.workflows.plan import probe
+from medr1.workflows.train import quieten
 
 TUNINGS = {
     "2b": ("lora", "full"),

@@ -25,12 +25,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.workload import SHAPES, Workload, save_checkpoint
-from medr1.policy.encoding import Prompt
-from medr1.policy.loading import load_policy, reference_of
-from medr1.reasoning import ReasoningMode
-from medr1.rl.logprobs import completion_hidden, score
+from medr1.domain.reasoning import ReasoningMode
+from medr1.generation.logprobs import completion_hidden, score
+from medr1.generation.rollout import Sampling
+from medr1.models.loading import load_policy, reference_of
+from medr1.models.processor import Prompt
 from medr1.rl.objective import Objective, Total, grpo_loss
-from medr1.rl.rollout import Sampling
 from medr1.training.grpo import GRPOModule, GRPOSettings, RolloutBatch
 
 PHASES = ("rollout", "reference", "update", "step")

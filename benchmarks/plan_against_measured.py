@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_iter
 
 from benchmarks.workload import SHAPES, save_checkpoint
-from medr1.config_checks import check
-from medr1.config_compose import train_config
-from medr1.planning.ledger import Ledger
+from medr1.config.compose import train_config
+from medr1.config.validate import check
+from medr1.planning.memory_ledger import Ledger
 
 SETTINGS = {
     "grpo, full": ["algorithm=grpo"],
@@ -64,7 +64,7 @@ def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]
 
 def measure(given: list[str]) -> None:
     """Trains in this process; prints the two peaks as JSON."""
-    from medr1 import pipeline
+    from medr1.workflows import train as pipeline
 
     cfg = train_config(given)
     check(cfg)
@@ -96,7 +96,7 @@ def measured(given: list[str]) -> dict[str, int]:
 
 
 def main() -> None:
-    from medr1.pipeline_forecast import foresee
+    from medr1.workflows.forecast import foresee
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="reference")

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from medr1.data.base_mixture import corpus
-from medr1.data.phantoms import World, make_records
-from medr1.policy.encoding import Encoder
-from medr1.policy.loading import save_policy
-from medr1.policy.policy import Policy
-from medr1.policy.tiny import build_image_processor, build_tokenizer, initialise, tiny_config
-from medr1.reasoning import ReasoningMode, question_text
-from medr1.records import Record
+from medr1.data.sources.phantoms.base_mixture import corpus
+from medr1.data.sources.phantoms.records import World, make_records
+from medr1.domain.reasoning import ReasoningMode, question_text
+from medr1.domain.records import Record
+from medr1.models.loading import save_policy
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder
+from medr1.models.tiny import build_image_processor, build_tokenizer, initialise, tiny_config
 
 
 @dataclass(frozen=True, slots=True)

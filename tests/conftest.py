@@ -20,10 +20,10 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from medr1.policy.encoding import Encoder, Prompt
-from medr1.policy.loading import FAMILIES
-from medr1.policy.policy import Policy
-from medr1.policy.tiny import SPECIAL, build_image_processor, build_tokenizer
+from medr1.models.loading import FAMILIES
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder, Prompt
+from medr1.models.tiny import SPECIAL, build_image_processor, build_tokenizer
 
 # Examples are judged by what they show: how long one takes is a matter of what else the machine is doing.
 settings.register_profile("medr1", deadline=None, suppress_health_check=[HealthCheck.too_slow])

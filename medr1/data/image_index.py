@@ -44,8 +44,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from medr1.data.images import read_rgb, resolve_inside
+from medr1.domain.records import BadRecord, Reason
 from medr1.errors import DataError
-from medr1.records import BadRecord, Reason
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image
 
-from medr1.records import BadRecord, Reason
+from medr1.domain.records import BadRecord, Reason
 
 # 64 megapixels: far above any picture of OmniMedVQA, and 192 MB as decoded RGB.
 DEFAULT_MAX_PIXELS = 64_000_000

@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medr1.config import OmniMedVQAConfig
+from medr1.config.schema import OmniMedVQAConfig
 from medr1.data.image_index import ImageIndex, group_pictures
-from medr1.data.omnimedvqa_files import (
+from medr1.data.sources.omnimedvqa.files import (
     Question,
     Reading,
     SplitAxis,
@@ -28,11 +28,11 @@ from medr1.data.omnimedvqa_files import (
     read_release,
     read_splits,
 )
-from medr1.data.problem_text import parse_problem, parse_solution
+from medr1.data.sources.omnimedvqa.problem_text import parse_problem, parse_solution
+from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, option_meaning
 from medr1.errors import DataError
-from medr1.evaluation.controls import OptionPrior
-from medr1.evaluation.cues import CueCounts, count_cues, expected_accuracy
-from medr1.records import BadRecord, Modality, QuestionType, Reason, option_meaning
+from medr1.evaluation.option_prior import OptionPrior
+from medr1.evaluation.surface_cues import CueCounts, count_cues, expected_accuracy
 
 Value = Modality | QuestionType
 _AXES: dict[SplitAxis, type[Modality] | type[QuestionType]] = {

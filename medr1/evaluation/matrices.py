@@ -12,10 +12,10 @@ from operator import attrgetter
 
 import numpy as np
 
-from medr1.data.phantom_images import SCANNERS
+from medr1.data.sources.phantoms.drawing import SCANNERS
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.bootstrap import BoolArray, FloatArray, IntArray, Scores, column_means, estimate, score
-from medr1.evaluation.findings import SINGLE_METHOD, findings
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import holm, mcnemar_exact, rueger, wilson
 from medr1.evaluation.tables import (
@@ -29,7 +29,7 @@ from medr1.evaluation.tables import (
     TableCell,
     Versus,
 )
-from medr1.records import Modality, QuestionType
+from medr1.reporting.findings import SINGLE_METHOD, findings
 
 SEED_AXIS = "seed"
 SCANNER_COLUMNS = ("seen scanners", "held-out scanner")

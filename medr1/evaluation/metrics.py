@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
 
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import holm, mcnemar_exact, paired_difference, wilson
-from medr1.records import Modality, QuestionType
 
 K = TypeVar("K", Modality, QuestionType)
 

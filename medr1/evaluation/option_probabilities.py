@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medr1.policy.encoding import Encoder, Prompt
-from medr1.policy.policy import Policy
-from medr1.reasoning import answer_place
-from medr1.rl.rollout import Sampling, rollout
-from medr1.tensors import Decoder, Prefix, PromptBatch
+from medr1.domain.reasoning import answer_place
+from medr1.generation.rollout import Sampling, rollout
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder, Prompt
+from medr1.models.tensors import Decoder, Prefix, PromptBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from types import NoneType
 
+from medr1.domain.reasoning import ReasoningMode, parse
+from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
-from medr1.reasoning import ReasoningMode, parse
-from medr1.records import Modality, QuestionType, Record
 
 
 class Condition(StrEnum):

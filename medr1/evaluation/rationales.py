@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from medr1.data.phantoms import NAMES, Phantom, choices
+from medr1.data.sources.phantoms.records import NAMES, Phantom, choices
+from medr1.domain.reasoning import parse
+from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import wilson
 from medr1.evaluation.tables import Estimate
-from medr1.reasoning import parse
-from medr1.records import Modality, QuestionType, Record
 
 
 class Attribute(StrEnum):

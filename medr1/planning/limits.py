@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from medr1.planning.ledger import GRADIENTS, REFERENCE, WEIGHTS
+from medr1.planning.memory_ledger import GRADIENTS, REFERENCE, WEIGHTS
 from medr1.planning.rehearsal import Job, ModelSpec, Peaks, rehearse_answers, rehearse_step
 
 _GATHERED = 2  # groups of weights that FSDP holds at once: the one that runs and the next

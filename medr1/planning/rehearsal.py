@@ -16,13 +16,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from medr1.planning.ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
-from medr1.planning.stage import Stage, fused_attention
-from medr1.policy.loading import choose_trained, outline, reference_of
-from medr1.policy.policy import Policy
-from medr1.rl.logprobs import Scores, completion_hidden, score
-from medr1.rl.rollout import Sampling, draw, truncated_log_probs
-from medr1.tensors import Completions, Prefix, PromptBatch
+from medr1.generation.logprobs import Scores, completion_hidden, score
+from medr1.generation.rollout import Sampling, draw, truncated_log_probs
+from medr1.models.loading import choose_trained, outline, reference_of
+from medr1.models.policy import Policy
+from medr1.models.tensors import Completions, Prefix, PromptBatch
+from medr1.planning.memory_ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
+from medr1.planning.meta_tracer import Stage, fused_attention
 from medr1.training.optimization import build_optimizer, micro_batches
 
 Peaks = dict[str, Counter[str]]  # phase -> part -> bytes
@@ -154,7 +154,7 @@ def _prompts(policy: Policy, rows: int, lengths: Lengths) -> PromptBatch:
 
 @torch.no_grad()
 def _decode(policy: Policy, prefix: Prefix, sampling: Sampling, group_size: int, stage: Stage) -> Completions:
-    """The last steps of ``medr1.rl.rollout.rollout``, in which the caches are full, and rows that leave."""
+    """The last steps of ``medr1.generation.rollout.rollout``, in which the caches are full, and rows that leave."""
     stage.name(CACHES, [tensor for layer in prefix.layers for tensor in layer])
     hidden = prefix.hidden.repeat_interleave(group_size, 0)
     rows, width = hidden.shape[0], sampling.max_new_tokens

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 
-from medr1.data.omnimedvqa_files import SplitAxis
+from medr1.data.sources.omnimedvqa.files import SplitAxis
+from medr1.domain.records import Modality
 from medr1.evaluation.audit import Audit, Family, Leak, Value
-from medr1.evaluation.cues import CueCount, CueCounts
-from medr1.records import Modality
+from medr1.evaluation.surface_cues import CueCount, CueCounts
 from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES
 
 _WIDTH = 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from medr1.reasoning import ReasoningMode, question_text
+from medr1.domain.reasoning import ReasoningMode, question_text
 
 _LOAD = {
     False: """\

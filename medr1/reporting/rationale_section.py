@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import RationaleRates, Reading, gallery, rationale_rates
 from medr1.evaluation.tables import Estimate, SweepRun
-from medr1.reasoning import ReasoningMode
-from medr1.records import Record
 from medr1.reporting.figures import interval, label, percent, rates
 from medr1.reporting.report import GalleryItem, Piece, Section, SectionFigure, Verdict
 from medr1.reporting.tables import ResultTable

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
-from medr1.records import Modality, QuestionType
 
 MODALITY_NAMES = {
     Modality.CT: "CT",

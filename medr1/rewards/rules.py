@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medr1.reasoning import Parsed, ReasoningMode, parse
-from medr1.records import Record
+from medr1.domain.reasoning import Parsed, ReasoningMode, parse
+from medr1.domain.records import Record
 
 
 @dataclass(frozen=True, slots=True)

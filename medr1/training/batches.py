@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medr1.data.base_mixture import BaseMixture
-from medr1.policy.encoding import IMAGE_TOKEN, Encoder, Prompt
-from medr1.reasoning import ReasoningMode, target_text
-from medr1.records import LETTERS, Record
-from medr1.tensors import PromptBatch, Targets
+from medr1.data.sources.phantoms.base_mixture import BaseMixture
+from medr1.domain.reasoning import ReasoningMode, target_text
+from medr1.domain.records import LETTERS, Record
+from medr1.models.processor import IMAGE_TOKEN, Encoder, Prompt
+from medr1.models.tensors import PromptBatch, Targets
 from medr1.training.grpo import RolloutBatch
 from medr1.training.order import share, step_indices
 from medr1.training.sft import SupervisedBatch

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from medr1.reasoning import question_text
-from medr1.records import Record
-from medr1.tracking import AnyTracker
+from medr1.domain.reasoning import question_text
+from medr1.domain.records import Record
+from medr1.tracking.tracker import AnyTracker
 from medr1.training.grpo import GRPOModule
 
 

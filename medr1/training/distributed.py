@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
-from medr1.config_choices import Distribution
-from medr1.policy.sharding import gathered, like, shard, whole_state
+from medr1.config.enums import Distribution
+from medr1.models.sharding import gathered, like, shard, whole_state
 from medr1.training.grpo import GRPOModule
 from medr1.training.mixed_adamw import by_index
 from medr1.training.sft import SFTModule

@@ -13,17 +13,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from medr1.policy.encoding import Encoder
-from medr1.policy.policy import Policy
-from medr1.policy.sharding import close, is_sharded, whole
-from medr1.reasoning import ReasoningMode
-from medr1.records import Record
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
+from medr1.generation.logprobs import Scores, completion_hidden, score
+from medr1.generation.rollout import Sampling, rollout
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder
+from medr1.models.sharding import close, is_sharded, whole
+from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.rewards.rules import Rewards, score_completions
 from medr1.rl.advantages import group_advantages, zero_variance
-from medr1.rl.logprobs import Scores, completion_hidden, score
 from medr1.rl.objective import Loss, Objective, Total, grpo_loss
-from medr1.rl.rollout import Sampling, rollout
-from medr1.tensors import Completions, Prefix, PromptBatch
 from medr1.training.optimization import build_optimizer, check_state, micro_batches, most, pieces, summed, take_step
 
 
@@ -40,7 +40,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class GRPOSettings:
-    """Everything that GRPO adds to a policy; see ``medr1.config`` for the meaning of each."""
+    """Everything that GRPO adds to a policy; see ``medr1.config.schema`` for the meaning of each."""
 
     mode: ReasoningMode
     reward_weights: Mapping[str, float]

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from medr1.errors import CheckpointError
-from medr1.policy.sharding import gathered
+from medr1.models.sharding import gathered
 from medr1.training.mixed_adamw import MixedPrecisionAdamW
 
 

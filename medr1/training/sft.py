@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from medr1.policy.policy import Policy
-from medr1.policy.sharding import is_sharded
-from medr1.rl.logprobs import completion_hidden, score
-from medr1.tensors import PromptBatch, Targets
+from medr1.generation.logprobs import completion_hidden, score
+from medr1.models.policy import Policy
+from medr1.models.sharding import is_sharded
+from medr1.models.tensors import PromptBatch, Targets
 from medr1.training.optimization import build_optimizer, check_state, micro_batches, most, pieces, summed, take_step
 
 

@@ -15,8 +15,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import register
-from medr1.config_checks import check
+from medr1.config.schema import register
+from medr1.config.validate import check
 from medr1.errors import ConfigError
 from tests.command_lines import ROOT, Answer, run
 

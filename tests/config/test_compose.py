@@ -14,14 +14,14 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config import SCHEMAS, SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
-from medr1.config_checks import check
-from medr1.config_choices import ReleasedAxis
-from medr1.config_names import job_name, run_directory
-from medr1.data.omnimedvqa_files import SplitAxis
+from medr1.config.enums import ReleasedAxis
+from medr1.config.naming import job_name, run_directory
+from medr1.config.schema import SCHEMAS, SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
+from medr1.config.validate import check
+from medr1.data.sources.omnimedvqa.files import SplitAxis
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
-from medr1.reasoning import ReasoningMode
-from medr1.records import Modality, QuestionType
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from medr1.cli import CONF
-from medr1.config import register, register_sweeps
+from medr1.cli.main import CONF
+from medr1.config.schema import register, register_sweeps
 
 PAGES = {
     name: (CONF.parent / name).read_text(encoding="utf-8").replace("\\\n", "")

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from medr1.policy.encoding import Encoder, Prompt
-from medr1.policy.loading import load_policy
-from medr1.policy.policy import Policy
-from medr1.rl.rollout import Sampling, rollout
+from medr1.generation.rollout import Sampling, rollout
+from medr1.models.loading import load_policy
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder, Prompt
 
-TINY = Path(__file__).resolve().parents[2] / "medr1" / "policy" / "tiny_base"
+TINY = Path(__file__).resolve().parents[2] / "medr1" / "models" / "tiny_base"
 
 
 class ChatServer(ThreadingHTTPServer):

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from medr1 import pipeline
-from medr1.cli import CONF
-from medr1.config import register
-from medr1.config_checks import check
-from medr1.run_directory import RunDirectory
+from medr1.cli.main import CONF
+from medr1.config.schema import register
+from medr1.config.validate import check
+from medr1.runs.run_directory import RunDirectory
+from medr1.workflows import train as pipeline
 
 ROOT = CONF.parent
 MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"

@@ -90,9 +90,9 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
     from pytorch_lightning.utilities import rank_zero_only
     from torch.distributed.tensor import DTensor
 
-    from medr1 import pipeline
-    from medr1.tracking import NullTracker
+    from medr1.tracking.tracker import NullTracker
     from medr1.training import grpo, sft
+    from medr1.workflows import train as pipeline
     from tests.integration.conftest import composed
 
     torch.set_num_threads(1)

@@ -21,15 +21,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medr1.config import OmniMedVQAConfig, TrainConfig, register
-from medr1.config_checks import check
-from medr1.data.source import load_dataset
+from medr1.config.schema import OmniMedVQAConfig, TrainConfig, register
+from medr1.config.validate import check
+from medr1.data.sources.registry import load_dataset
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
-from medr1.policy.loading import load_policy, save_policy
-from medr1.run_directory import RunDirectory
-from medr1.tracking import Tracker
-from medr1.tracking_address import stored_run
+from medr1.models.loading import load_policy, save_policy
+from medr1.runs.run_directory import RunDirectory
+from medr1.tracking.address import stored_run
+from medr1.tracking.tracker import Tracker
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from tests.command_lines import ROOT, run
 

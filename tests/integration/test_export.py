@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from medr1.ask import ask, load
+from medr1.domain.reasoning import question_text
 from medr1.errors import ConfigError
-from medr1.pipeline_export import export_run
-from medr1.policy.encoding import Prompt
-from medr1.reasoning import question_text
-from medr1.rl.rollout import Sampling, rollout
-from medr1.run_directory import RunDirectory, read_json
+from medr1.generation.rollout import Sampling, rollout
+from medr1.models.processor import Prompt
+from medr1.runs.run_directory import RunDirectory, read_json
+from medr1.workflows.export import export_run
 from tests.integration.conftest import ROOT, run_command, train_here
 
 QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}
@@ -71,7 +71,7 @@ def test_an_export_gives_the_same_tokens_without_medr1(
     assert list(tmp_path.iterdir()) == [tmp_path / "export"]
     expected = told_by(adapted.path, picture)
     assert expected != told_by("tiny", picture)
-    base = str(ROOT / "medr1" / "policy" / "tiny_base")
+    base = str(ROOT / "medr1" / "models" / "tiny_base")
     assert told_by_card(tmp_path / "export", picture, base) == expected
     # medr1 itself reads it, and asks as the run was asked.
     assert told_by(tmp_path / "export", picture) == expected

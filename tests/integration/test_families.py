@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medr1 import pipeline
 from medr1.ask import load
+from medr1.domain.reasoning import question_text
 from medr1.evaluation.predictions import read_predictions
-from medr1.pipeline_export import export_run
-from medr1.policy.encoding import Prompt
-from medr1.policy.loading import FAMILIES, load_policy, save_policy
-from medr1.reasoning import question_text
-from medr1.rl.rollout import Sampling, rollout
-from medr1.run_directory import RunDirectory, read_json
+from medr1.generation.rollout import Sampling, rollout
+from medr1.models.loading import FAMILIES, load_policy, save_policy
+from medr1.models.processor import Prompt
+from medr1.runs.run_directory import RunDirectory, read_json
+from medr1.workflows import train as pipeline
+from medr1.workflows.export import export_run
 from tests.integration.conftest import composed, train_here
 
 QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}

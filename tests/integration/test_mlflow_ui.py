@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medr1.tracking import Tracker
+from medr1.tracking.tracker import Tracker
 
 pytest.importorskip("mlflow")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_against_measured import Measurement, overrides
-from medr1 import pipeline
-from medr1.data.source import load_dataset
+from medr1.data.sources.registry import load_dataset
 from medr1.errors import ConfigError
-from medr1.pipeline_forecast import foresee, refuse_what_cannot_fit
-from medr1.pipeline_plan import plan
 from medr1.planning.device import GIB, find_device
+from medr1.workflows import train as pipeline
+from medr1.workflows.forecast import foresee, refuse_what_cannot_fit
+from medr1.workflows.plan import plan
 from tests.integration.conftest import ROOT, composed, run_command
 
-TINY = ROOT / "medr1" / "policy" / "tiny_base"
+TINY = ROOT / "medr1" / "models" / "tiny_base"
 # A GPU on which the tiny model can be asked and trained only with changes.
 SMALL = (
     "debug=quick",

@@ -12,10 +12,10 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from medr1 import pipeline
 from medr1.evaluation.predictions import read_predictions
-from medr1.run_directory import RunDirectory
-from medr1.tracking_address import stored_run
+from medr1.runs.run_directory import RunDirectory
+from medr1.tracking.address import stored_run
+from medr1.workflows import train as pipeline
 from tests.integration.conftest import command, composed, only_run, run_command, train_here
 
 SETTINGS = ("debug=quick", "modality=ct", "reasoning=no_think", "trainer.steps=8", "evaluation.limit=1")
@@ -68,7 +68,7 @@ def test_a_failing_run_ends_failed_and_can_be_resumed(tmp_path: Path, monkeypatc
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("medr1.pipeline.save_policy", full_disk)
+        patch.setattr("medr1.workflows.train.save_policy", full_disk)
         with pytest.raises(OSError, match="no space"):
             train_here(run.path, *SETTINGS, "trainer.steps=2")
     assert status_of(run) == "FAILED" and not run.model.exists()
@@ -83,6 +83,6 @@ def test_resuming_a_finished_run_answers_nothing_again(tmp_path: Path, monkeypat
     def unexpected(*_: object, **__: object) -> None:
         raise AssertionError("a finished condition was answered again")
 
-    monkeypatch.setattr("medr1.evaluation.answers.predict", unexpected)
+    monkeypatch.setattr("medr1.evaluation.local_predictions.predict", unexpected)
     pipeline.train(composed("train", f"resume={run.path}"), run.path, [])
     assert run.summary.read_text() == before

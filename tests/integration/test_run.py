@@ -11,14 +11,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from medr1.config import TrainConfig
-from medr1.data.phantoms import World, make_records
-from medr1.data.source import load_dataset
+from medr1.config.schema import TrainConfig
+from medr1.data.sources.phantoms.records import World, make_records
+from medr1.data.sources.registry import load_dataset
+from medr1.evaluation.image_ablation import others
 from medr1.evaluation.metrics import metric_items, summarise
 from medr1.evaluation.predictions import read_predictions
-from medr1.evaluation.shown import others
-from medr1.run_directory import RunDirectory
-from medr1.tracking_address import stored_run
+from medr1.runs.run_directory import RunDirectory
+from medr1.tracking.address import stored_run
 from tests.integration.conftest import MINI, needs_mini, only_run, read_json, run_command, train_here
 
 PREFIXES = {

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from medr1 import pipeline
 from medr1.evaluation.predictions import Prediction, read_predictions
-from medr1.evaluation.remote import partial_of
-from medr1.run_directory import RunDirectory
-from medr1.tracking_address import stored_run
+from medr1.evaluation.server_predictions import partial_of
+from medr1.runs.run_directory import RunDirectory
+from medr1.tracking.address import stored_run
+from medr1.workflows import train as pipeline
 from tests.command_lines import run as command_lines
 from tests.integration.conftest import (
     MINI,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medr1.policy.policy import Policy
-from medr1.tensors import PromptBatch
+from medr1.models.policy import Policy
+from medr1.models.tensors import PromptBatch
 from medr1.training.grpo import GRPOModule
 from tests.integration.conftest import train_here
 
@@ -24,7 +24,7 @@ SETTINGS = (
     "tracking=none",
     "trainer.accelerator=cpu",
 )
-START = Path(__file__).parents[2] / "medr1" / "policy" / "tiny_base" / "model.safetensors"
+START = Path(__file__).parents[2] / "medr1" / "models" / "tiny_base" / "model.safetensors"
 
 
 def distances(one: Path, other: Path) -> tuple[float, float]:
@@ -71,7 +71,7 @@ def test_a_vision_tower_that_nobody_trains_looks_once_a_step(
     def trained(name: str) -> tuple[int, Path]:
         looks.clear()
         with monkeypatch.context() as patch:
-            patch.setattr("medr1.pipeline.Answers.ask", lambda *_, **__: None)  # evaluation looks as well
+            patch.setattr("medr1.workflows.train.Answers.ask", lambda *_, **__: None)  # evaluation looks as well
             patch.setattr(Policy, "_features", counted)
             run = train_here(tmp_path / name, *settings)
         (weights,) = run.model.glob("*model.safetensors")

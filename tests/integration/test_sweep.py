@@ -17,8 +17,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from medr1.evaluation.predictions import read_predictions
-from medr1.sweep import State, SweepDirectory
-from medr1.tracking_address import stored_run
+from medr1.runs.sweep import State, SweepDirectory
+from medr1.tracking.address import stored_run
 from tests.integration.conftest import command, read_json, run_command
 
 SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_per_modality=2", "trainer.steps=2")

@@ -22,14 +22,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from medr1 import tracking_outbox
 from medr1.errors import TrackingError
-from medr1.pipeline_sweep import report_sweep
-from medr1.run_directory import RunDirectory
-from medr1.sweep import State, SweepDirectory
-from medr1.tracking import Tracker
-from medr1.tracking_address import stored_run
-from medr1.tracking_outbox import send_unsent, unsent
+from medr1.runs.run_directory import RunDirectory
+from medr1.runs.sweep import State, SweepDirectory
+from medr1.tracking.address import stored_run
+from medr1.tracking.offline_queue import send_unsent, unsent
+from medr1.tracking.tracker import Tracker
+from medr1.tracking.tracker import offline_queue as tracking_outbox
+from medr1.workflows.sweep_report import report_sweep
 from tests.integration.conftest import command, only_run, read_json, run_command
 
 SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_per_modality=1", "evaluation.limit=1")

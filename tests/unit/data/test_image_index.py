@@ -13,7 +13,7 @@ from PIL import Image
 
 import medr1.data.image_index as image_index
 from medr1.data.image_index import ImageFacts, ImageIndex, group_pictures, make_thumbnail
-from medr1.records import Reason
+from medr1.domain.records import Reason
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
 LIMIT = 1_000_000

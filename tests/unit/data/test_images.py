@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from medr1.data.images import FileImage, read_rgb, resolve_inside, to_rgb
-from medr1.records import BadRecord, Reason
+from medr1.domain.records import BadRecord, Reason
 
 LIMIT = 1_000_000
 

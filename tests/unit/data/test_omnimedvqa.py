@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medr1.config_choices import OnBadRecord, Split
-from medr1.data.omnimedvqa import Loaded, load_omnimedvqa
-from medr1.data.omnimedvqa_files import SplitAxis, parse_modality, parse_question_type
+from medr1.config.enums import OnBadRecord, Split
+from medr1.data.sources.omnimedvqa.files import SplitAxis, parse_modality, parse_question_type
+from medr1.data.sources.omnimedvqa.source import Loaded, load_omnimedvqa
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
-from medr1.records import Modality, QuestionType
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 MINI = SHARED / "omnimedvqa-mini"

@@ -19,11 +19,20 @@ import pytest
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
 
-from medr1.data import phantom_images
-from medr1.data.phantom_images import SCANNERS
-from medr1.data.phantoms import NAMES, QUESTIONS, Phantom, World, ask, choices, make_phantom, make_records
-from medr1.evaluation.controls import OptionPrior
-from medr1.records import LETTERS, Modality, QuestionType, Record, check_choices
+from medr1.data.sources.phantoms import drawing as phantom_images
+from medr1.data.sources.phantoms.drawing import SCANNERS
+from medr1.data.sources.phantoms.records import (
+    NAMES,
+    QUESTIONS,
+    Phantom,
+    World,
+    ask,
+    choices,
+    make_phantom,
+    make_records,
+)
+from medr1.domain.records import LETTERS, Modality, QuestionType, Record, check_choices
+from medr1.evaluation.option_prior import OptionPrior
 
 ROOT = Path(__file__).resolve().parents[3]
 # The sizes of the shipped config.
@@ -60,7 +69,7 @@ def test_the_same_seed_and_index_give_the_same_picture_and_question() -> None:
 
 def test_another_process_draws_the_same() -> None:
     code = (
-        "import hashlib; from medr1.data.phantoms import *\n"
+        "import hashlib; from medr1.data.sources.phantoms.records import *\n"
         "for m in Modality: p = make_phantom(World.TEST, 5, m, 7); "
         "print(p.key, hashlib.sha256(p.load(56).tobytes()).hexdigest())\n"
         "print(hashlib.sha256(repr(make_records(World.TEST, 5, 2)).encode()).hexdigest())"

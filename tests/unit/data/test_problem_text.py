@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medr1.data.problem_text import parse_problem, parse_solution
+from medr1.data.sources.omnimedvqa.problem_text import parse_problem, parse_solution
 
 SPLITS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "medr1-splits"
 

@@ -12,10 +12,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from medr1.config import OmniMedVQAConfig, PhantomsConfig
-from medr1.data.source import Dataset, limit_cells, load_dataset, select
+from medr1.config.schema import OmniMedVQAConfig, PhantomsConfig
+from medr1.data.sources.registry import Dataset, limit_cells, load_dataset, select
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
-from medr1.records import Modality, QuestionType
 
 MINI = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the OmniMedVQA sample is not beside the repository")
@@ -108,7 +108,7 @@ def test_the_fingerprint_changes_with_the_data(changes: dict[str, Any]) -> None:
 
 
 def test_the_fingerprint_changes_with_the_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medr1.data import phantom_images
+    from medr1.data.sources.phantoms import drawing as phantom_images
 
     scan = phantom_images._scan
     monkeypatch.setattr(phantom_images, "_scan", lambda c, picture, scanner: scan(c, 0.9 * picture, scanner))

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medr1.data.omnimedvqa_files import SplitAxis
+from medr1.data.sources.omnimedvqa.files import SplitAxis
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
 from medr1.evaluation.audit import Audit, CellAudit, Crossing, Family, Leak, audit
-from medr1.evaluation.cues import CueCount
-from medr1.records import Modality, QuestionType
+from medr1.evaluation.surface_cues import CueCount
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 REAL, MINI = SHARED / "medr1-splits", SHARED / "omnimedvqa-mini"

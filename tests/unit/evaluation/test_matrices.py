@@ -11,15 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medr1.data.phantoms import World, make_records
+from medr1.data.sources.phantoms.records import World, make_records
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import holm, wilson
-from medr1.evaluation.table_files import to_csv, to_dict
 from medr1.evaluation.tables import ALL, Estimate, Matrix, SweepRun
-from medr1.reasoning import ReasoningMode
-from medr1.records import Modality, QuestionType
+from medr1.reporting.table_files import to_csv, to_dict
 
 CT, MRI = Modality.CT, Modality.MRI
 

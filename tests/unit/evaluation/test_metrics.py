@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import wilson
-from medr1.reasoning import ReasoningMode
-from medr1.records import Modality, QuestionType
 
 
 def line(

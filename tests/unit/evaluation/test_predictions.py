@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Prediction, by_condition, prediction, read_predictions, write_predictions
-from medr1.reasoning import ReasoningMode
-from medr1.records import Modality, QuestionType, Record
 
 LINE = Prediction(
     record="ct/1",

@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medr1.data.phantom_images import ANATOMIES, FINDINGS, GRADES, LOCATIONS
-from medr1.data.phantom_techniques import TECHNIQUES
-from medr1.data.phantoms import NAMES, Phantom, World, ask, make_phantom, make_records
+from medr1.data.sources.phantoms.drawing import ANATOMIES, FINDINGS, GRADES, LOCATIONS
+from medr1.data.sources.phantoms.records import NAMES, Phantom, World, ask, make_phantom, make_records
+from medr1.data.sources.phantoms.techniques import TECHNIQUES
+from medr1.domain.reasoning import ReasoningMode, target_text
+from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Prediction, prediction
 from medr1.evaluation.rationales import ASKED, Attribute, Reading, claims, gallery, rationale_rates, read_rationales
 from medr1.evaluation.statistics import wilson
 from medr1.evaluation.tables import Estimate
-from medr1.reasoning import ReasoningMode, target_text
-from medr1.records import Modality, QuestionType, Record
 
 KNEE = Phantom(World.TEST, 0, Modality.MRI, 0, "knee", "FLAIR", "nodule", "mild", "left", "A")
 FUNDUS = Phantom(World.TEST, 0, Modality.FP, 0, "disc", "angiography", "cyst", "severe", "top", "B")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from medr1.planning.ledger import ACTIVATIONS, LOGITS, WEIGHTS, Ledger
-from medr1.planning.stage import Stage, fused_attention
+from medr1.planning.memory_ledger import ACTIVATIONS, LOGITS, WEIGHTS, Ledger
+from medr1.planning.meta_tracer import Stage, fused_attention
 
 
 def test_what_lives_is_counted_once_and_what_is_gone_is_struck_out() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from medr1.errors import CheckpointError
-from medr1.planning.ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
+from medr1.generation.rollout import Sampling
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder
 from medr1.planning.limits import Run, largest, largest_budget, largest_group, need
+from medr1.planning.memory_ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
 from medr1.planning.rehearsal import Job, Lengths, ModelSpec, rehearse_answers, rehearse_step
-from medr1.policy.encoding import Encoder
-from medr1.policy.policy import Policy
-from medr1.rl.rollout import Sampling
 from tests.conftest import FAMILIES
 
 LENGTHS = Lengths(prompt=20, completion=6, grid=(4, 4))

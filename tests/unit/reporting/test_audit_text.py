@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from medr1.data.omnimedvqa_files import SplitAxis
+from medr1.data.sources.omnimedvqa.files import SplitAxis
+from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.audit import Audit, CellAudit, Crossing, Family, Leak, Source
-from medr1.evaluation.cues import CueCount, CueCounts
-from medr1.records import Modality, QuestionType
+from medr1.evaluation.surface_cues import CueCount, CueCounts
 from medr1.reporting.audit_text import metric_items, render
 
 CUES = CueCounts(CueCount(12_814, 12_814), CueCount(5_931, 5_896), CueCount(10_918, 7_002), CueCount(0, 0))

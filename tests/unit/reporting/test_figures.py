@@ -16,8 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, Matrix, TableCell, Versus
-from medr1.records import Modality, QuestionType
 from medr1.reporting.figures import (
     MEAN,
     Curve,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from medr1.domain.records import Modality
 from medr1.evaluation.tables import ALL, Estimate, Generalization, Matrix, SweepTables, TableCell, Versus
-from medr1.records import Modality
 from medr1.reporting.matrix_text import render_matrices
 
 CELL = TableCell(

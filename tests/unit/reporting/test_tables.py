@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
-from medr1.records import Modality, QuestionType
 from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES, ResultTable, render_results
 
 CELL = Cell(

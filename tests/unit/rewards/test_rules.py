@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medr1.reasoning import ReasoningMode, target_text
-from medr1.records import Modality, QuestionType, Record
+from medr1.domain.reasoning import ReasoningMode, target_text
+from medr1.domain.records import Modality, QuestionType, Record
 from medr1.rewards.rules import score_completions
 
 EVEN = {"accuracy": 1.0, "format": 1.0}

@@ -1,0 +1,231 @@
+"""Asks a model about one picture: ``python -m medr1.ask IMAGE QUESTION OPTION OPTION ...``, or in three lines:
+
+from medr1.ask import ask, load
+model = load("runs/RUN")
+answer = ask(model, "image.png", "Which modality is this?", ["ct", "mri"])
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medr1.domain.reasoning import ReasoningMode, parse, question_text
+from medr1.domain.records import LETTERS, BadRecord, check_choices
+from medr1.errors import USER_ERROR, DataError, Medr1Error
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from medr1.models.policy import Policy
+    from medr1.models.processor import Encoder
+    from medr1.workflows.model_choice import ModelChoice
+
+MAX_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What ``load`` gives: weights, tokenizer and how they were trained to be asked."""
+
+    choice: ModelChoice
+    policy: Policy
+    encoder: Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``letter`` and ``text`` of the answer, both None where the completion has no readable one; ``note`` says then
+    what is missing and is empty otherwise.
+
+    ``probabilities`` [letter -> share] add up to 1: the letters alone, at the place of the answer's letter in the
+    greedy completion, from the logits it was decoded with; in Think-Before that is after the rationale. They are the
+    model's leaning at that place and no calibrated certainty. None where there is no such place.
+    ``completion`` is all that the model said, ``format`` whether it obeys the grammar of the mode.
+    """
+
+    letter: str | None
+    text: str | None
+    probabilities: dict[str, float] | None
+    rationale: str
+    completion: str
+    format: bool
+    truncated: bool
+    note: str
+
+
+def load(
+    model: str | Path = "tiny",
+    *,
+    reasoning: str | None = None,
+    image_size: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Model:
+    """A run directory, an export, a name of conf/model, a checkpoint directory or a hub id, on a GPU if there is one.
+
+    A run or an export is asked as it was trained: its mode, its picture size, its limit of tokens.
+
+    Raises:
+        ConfigError, CheckpointError: no such model, or a value that cannot be.
+    """
+    from medr1.workflows.model_choice import choose
+
+    choice = choose(str(model), mode=reasoning, image_size=image_size, max_new_tokens=max_new_tokens)
+    return _load(choice)
+
+
+def ask(
+    model: Model,
+    image: str | Path,
+    question: str,
+    options: Sequence[str],
+    *,
+    window: tuple[float, float] | None = None,
+    frame: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Answer:
+    """One question about one picture (PNG, JPEG, TIFF; DICOM with the extra ``[dicom]``), answered greedily.
+
+    ``window`` (center, width) and ``frame`` (from 0) choose what of a DICOM file is shown.
+
+    Raises:
+        DataError: no question, fewer than 2 or more than 10 options, two equal ones, a picture that cannot be used.
+    """
+    lettered = letter_options(question, options)
+    return _ask(model, _picture(image, window, frame, max_pixels), question, lettered)
+
+
+def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
+    """The options under their letters, A to J.
+
+    Raises:
+        DataError: see ``ask``.
+    """
+    if isinstance(options, str):
+        raise DataError(f"the options are the one text {options!r}; give a list of texts")
+    if len(options) > len(LETTERS):
+        raise DataError(f"{len(options)} options; at most {len(LETTERS)} have letters ({LETTERS[0]} to {LETTERS[-1]})")
+    lettered = dict(zip(LETTERS, options, strict=False))
+    try:
+        check_choices("the question", question, question, lettered, LETTERS[0])
+    except BadRecord as error:
+        raise DataError(f"question {question!r}: {error.detail}") from error
+    return lettered
+
+
+def _picture(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> Image.Image:
+    from medr1.data.image_file import read_picture
+
+    return read_picture(Path(image), window=window, frame=frame, max_pixels=max_pixels)
+
+
+def _load(choice: ModelChoice) -> Model:
+    import torch
+
+    from medr1.models.loading import attention_for, load_policy
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy, encoder = load_policy(
+        choice.path,
+        precision=choice.precision,
+        attention=attention_for(choice.attention, choice.precision, device),
+        gradient_checkpointing=False,
+        adapter=choice.adapter,
+        image_size=choice.image_size,
+    )
+    return Model(choice, policy.to(device), encoder)
+
+
+def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
+    from PIL import Image
+
+    from medr1.evaluation.option_probabilities import tell
+    from medr1.models.processor import Prompt
+
+    side, mode = model.choice.image_size, model.choice.mode
+    shown = picture.resize((side, side), Image.Resampling.BICUBIC)
+    prompt = Prompt(model.encoder.chat(question_text(question, options, mode)), shown)
+    told = tell(model.policy, model.encoder, prompt, options, model.choice.max_new_tokens)
+    read = parse(told.text, mode, options)
+    note = ""
+    if read.answer is None:
+        cut = f", cut off after {model.choice.max_new_tokens} tokens (max_new_tokens)," if told.truncated else ""
+        note = f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}"
+    elif told.probabilities is None:
+        note = "no probabilities: the tokenizer does not write each letter as one token at this place"
+    return Answer(
+        letter=read.answer,
+        text=options[read.answer] if read.answer is not None else None,
+        probabilities=told.probabilities,
+        rationale=read.rationale,
+        completion=told.text,
+        format=read.format,
+        truncated=told.truncated,
+        note=note,
+    )
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m medr1.ask",
+        description="Asks a model one multiple-choice question about one picture. An instrument of research: its "
+        "answers are no medical advice.",
+    )
+    parser.add_argument("image", help="PNG, JPEG, TIFF; DICOM with the extra [dicom]")
+    parser.add_argument("question")
+    parser.add_argument("options", nargs="*", metavar="option", help="two to ten texts, in the order shown")
+    parser.add_argument(
+        "--model", default="tiny", help="run directory, export, name of conf/model, checkpoint or hub id"
+    )
+    parser.add_argument("--reasoning", choices=[mode.value for mode in ReasoningMode], help="default: as trained")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: as trained")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: as trained")
+    parser.add_argument("--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of greys")
+    parser.add_argument("--frame", type=int, metavar="N", help="DICOM with several frames: which one, from 0")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="larger pictures are refused")
+    parser.add_argument("--json", action="store_true", help="the whole answer as JSON")
+    return parser
+
+
+def render(answer: Answer, options: Mapping[str, str]) -> str:
+    """The answer as lines of text."""
+    lines = [f"answer: {answer.letter}) {answer.text}" if answer.letter else answer.note]
+    for letter, text in options.items() if answer.probabilities else ():
+        assert answer.probabilities is not None
+        lines.append(f"  {answer.probabilities[letter]:6.1%}  {letter}) {text}")
+    if answer.letter and answer.note:
+        lines.append(answer.note)
+    if answer.rationale:
+        lines.append(f"rationale: {answer.rationale}")
+    return "\n".join([*lines, f"completion: {answer.completion}"])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; its exit status. Everything that can be checked is, before torch is loaded."""
+    given = _arguments().parse_intermixed_args(words)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        options = letter_options(given.question, given.options)
+        picture = _picture(given.image, tuple(given.window) if given.window else None, given.frame, given.max_pixels)
+        from medr1.workflows.model_choice import choose
+
+        choice = choose(
+            given.model, mode=given.reasoning, image_size=given.image_size, max_new_tokens=given.max_new_tokens
+        )
+        answer = _ask(_load(choice), picture, given.question, options)
+    except Medr1Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    print(json.dumps(asdict(answer), indent=2) if given.json else render(answer, options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The command line: composes the config, turns every foreseeable mistake into one clear message, then hands over.
+
+Nothing heavy is imported before the config is known to be good, so that a mistake answers in a second or two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from medr1.config.messages import explain
+from medr1.config.paths import CONF, SWEEPS
+from medr1.config.schema import EvaluateConfig, TrainConfig, register, register_sweeps
+from medr1.config.validate import check, is_server
+from medr1.errors import USER_ERROR, ConfigError, Medr1Error
+from medr1.runs.run_directory import RunDirectory
+from medr1.workflows import multirun
+
+HELP = {
+    "train": """Train a vision-language model on medical multiple-choice questions, evaluate it, log to MLflow.
+
+  python train.py modality=mri reasoning=think_after    GRPO on the embedded world: minutes on a CPU
+  python train.py algorithm=sft                         the supervised baseline
+  python train.py data=omnimedvqa data.root=DIR model=qwen2_vl_2b
+                                                        real images, a real model
+  python train.py sweep=cross_modality budget=quick     a table of runs; the same again continues it
+  python train.py resume=RUN_DIR                        continue a run that was stopped
+  python train.py plan=true                             memory and time of a run, beforehand
+  python train.py debug=quick                           the whole way in seconds
+""",
+    "evaluate": """Evaluate a run, a checkpoint or a plain base model on the test records of all modalities.
+
+  python evaluate.py run=RUN_DIR                        the numbers of a finished run, again
+  python evaluate.py run=RUN_DIR export=DIR             its model, for transformers alone
+  python evaluate.py sweep=SWEEP_DIR                    the tables and the report of a sweep, again
+  python evaluate.py audit=DIR                          leaks, blind scores, cues of question files
+  python evaluate.py reasoning=no_think                 the model as it is: the zero-shot row
+  python evaluate.py model=server model.url=http://127.0.0.1:8000/v1 model.path=NAME
+                                                        a model behind a chat server
+  python evaluate.py resume=RUN_DIR                     continue an evaluation that was stopped
+  python evaluate.py model=hf model.path=DIR data=omnimedvqa data.root=DIR data.split=test_only
+""",
+}
+
+# Groups of conf/ that mean nothing to evaluate.py.
+TRAINING_ONLY = ("algorithm", "budget", "debug", "experiment", "launcher", "reward", "trainer")
+
+register()  # here, because the workers of parallel launchers compose configs too and import no more than this
+
+
+def entry_point(command: str) -> None:
+    """Runs ``train`` or ``evaluate`` and leaves with its exit status."""
+    if command == "train":
+        register_sweeps()
+    # Hydra would print its own shortened traceback; with this it raises, and the messages below are ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    signal.signal(signal.SIGTERM, _interrupt)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(command))
+        return
+    job: Callable[[DictConfig], None] = {"train": _train, "evaluate": _evaluate}[command]
+    try:
+        hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(explain(error, TrainConfig if command == "train" else EvaluateConfig))
+    except OSError as error:
+        if "medr1.workflows.train" in sys.modules:
+            raise  # from the job; before it only Hydra touches the disk, to make the run directory
+        _leave(f"{error.filename} cannot be made ({error.strerror}); choose another output_dir")
+    except KeyboardInterrupt:
+        multirun.interrupted()
+        sys.exit(130)
+
+
+def _train(cfg: DictConfig) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        multirun.run_job(cfg)
+        return
+    with _one_message():
+        overrides = list(HydraConfig.get().overrides.task)
+        others = [o for o in overrides if not o.startswith("resume=")]
+        if launcher := HydraConfig.get().runtime.choices.get("launcher"):
+            raise ConfigError(
+                f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run here"
+            )
+        if cfg.resume is None:
+            check(cfg)
+        elif others:
+            raise ConfigError(f"resume= continues a run with its own stored config; leave out {', '.join(others)}")
+        else:
+            RunDirectory(run_directory()).stored_config(TrainConfig)
+            if _sent():
+                return
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
+        from medr1.workflows import train as pipeline
+
+        pipeline.train(cfg, run_directory(), overrides)
+
+
+def _evaluate(cfg: DictConfig) -> None:
+    with _one_message():
+        if len(given := [key for key in ("resume", "run", "sweep", "audit") if cfg[key] is not None]) > 1:
+            raise ConfigError(f"{'=, '.join(given)}= are different commands; give one of them")
+        if cfg.sweep is not None:
+            from medr1.workflows.sweep_report import report_sweep
+
+            report_sweep(Path(cfg.sweep))
+            return
+        if cfg.audit is not None:
+            from medr1.workflows.audit import audit_files
+
+            audit_files(cfg, run_directory())
+            return
+        if cfg.export is not None:
+            if cfg.run is None:
+                raise ConfigError(f"export={cfg.export} needs run=RUN_DIR, the run whose model is exported")
+            from medr1.workflows.export import export_run
+
+            export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge)
+            return
+        if not cfg.merge:
+            raise ConfigError("merge=false is a setting of export=DIR, which is not given")
+        overrides = list(HydraConfig.get().overrides.task)
+        chosen = cfg if cfg.resume is None else _resumed(cfg, overrides)
+        if cfg.resume is not None and _sent():
+            return
+        if chosen.run is None:
+            check(chosen)
+            if is_server(chosen):
+                from medr1.workflows.evaluate_server import evaluate_server
+
+                evaluate_server(chosen, run_directory(), overrides, resumed=cfg.resume is not None)
+                return
+        from medr1.workflows import train as pipeline
+
+        pipeline.evaluate(cfg, run_directory(), overrides)
+
+
+def _sent() -> bool:
+    """Whether all that the run lacked was what an MLflow server that was away had missed; that is sent then."""
+    run = RunDirectory(run_directory())
+    if not run.finished.is_file():
+        return False
+    from medr1.workflows.session import send_rest
+
+    return send_rest(run)
+
+
+def _resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The stored config of an evaluation. Where its server stands and how it is asked may have changed."""
+    stored = RunDirectory(run_directory()).stored_config(EvaluateConfig)
+    others = [o for o in overrides if not o.startswith("resume=")]
+    free = ("url", "api_key_variable", "concurrency", "timeout", "attempts", "backoff") if is_server(stored) else ()
+    for override in [o for o in others if o != "model=server"]:
+        key = override.partition("=")[0].removeprefix("model.")
+        if key not in free or not override.startswith("model."):
+            allowed = f"; only model=server with {', '.join(f'model.{k}=' for k in free)} may change" if free else ""
+            raise ConfigError(f"resume= continues with the stored config; leave out {override}{allowed}")
+        stored.model[key] = cfg.model[key]
+    return stored
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Inside a job: leaves at once with the message alone, where Hydra would print the overrides and a traceback."""
+    try:
+        yield
+    except Medr1Error as error:
+        _leave(str(error))
+
+
+def help_text(command: str) -> str:
+    """What can be chosen, on one screen, read from conf/ itself."""
+    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    if command == "evaluate":
+        groups = [group for group in groups if group not in TRAINING_ONLY]
+    names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
+    if command == "train":
+        names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
+    rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # a bar stays at the end of its line
+    choices = "\n".join(textwrap.fill(row, 99, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
+    return (
+        HELP[command]
+        + f"""
+Choose (group=name):
+{choices}
+
+Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
+Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2"""
+    )
+
+
+def run_directory() -> Path:
+    """The directory of this job, of a single run or of one job of a multirun."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        return (Path(settings.sweep.dir) / settings.sweep.subdir).absolute()
+    return Path(settings.run.dir).absolute()
+
+
+def _leave(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite kill ends like Ctrl-C, so that the run is closed as KILLED."""
+    raise KeyboardInterrupt

@@ -1,0 +1,52 @@
+"""What is said of a mistake in the config: what is wrong, and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from hydra.errors import MissingConfigException
+
+from medr1.config.schema import SCHEMAS, TrainConfig, key_paths
+
+
+def explain(error: Exception, schema: type) -> str:
+    """One message for a mistake in the config: what is wrong, and the nearest valid name."""
+    message = str(error).strip()
+    cause = error.__cause__
+    if cause is not None and str(cause).strip() not in message:
+        message = f"{message}\n{str(cause).strip()}"
+    if missing := re.search(r"Could not find 'hydra/launcher/(\w+)'", message):
+        return (
+            f"hydra/launcher={missing[1]} is no launcher, or is not installed: "
+            'pip install -e ".[launchers]" has joblib, submitit_local and submitit_slurm, ".[ray]" has ray'
+        )
+    if isinstance(error, MissingConfigException) and error.options:
+        wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
+        return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"
+    if found := re.search(r"Could not override '([^'@]+)'", message):
+        valid = dict.fromkeys(key_paths(schema))
+        if found[1] in valid:
+            return f"{found[1]} is a setting of {' and '.join(_owners(found[1]))}, which is not chosen here"
+        if schema is TrainConfig:
+            valid |= {"debug": None, "experiment": None}
+        return f"There is no setting {found[1]!r}. {_nearest(found[1], valid, shown=3) or '--cfg job shows all.'}"
+    if found := re.search(r"Invalid value '([^']*)', expected one of \[([^\]]*)\]", message):
+        return f"{message.splitlines()[0]}\n{found[0]}. {_nearest(found[1], found[2].split(', '))}"
+    return message
+
+
+def _owners(key: str) -> Iterator[str]:
+    """The choices (group=name) that have a setting."""
+    for (group, name), schema in SCHEMAS.items():
+        if group and key in key_paths(schema, f"{group}."):
+            yield f"{group}={name.removesuffix('_schema')}"
+
+
+def _nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.4)
+    guess = f"Did you mean {' or '.join(repr(n) for n in near[:shown])}?" if near else ""
+    rest = "" if shown else f" Valid: {', '.join(sorted(valid))}."
+    return f"{guess}{rest}".strip()

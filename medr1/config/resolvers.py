@@ -1,0 +1,28 @@
+"""What a YAML file can compute: ``${name:arguments}``. Imported before anything heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from medr1.config import image_tokens, naming
+from medr1.config.paths import PACKAGE
+
+
+def register() -> None:
+    """Makes the resolvers known to OmegaConf."""
+    OmegaConf.register_new_resolver("job_name", lambda *, _root_: naming.job_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_directory", naming.run_directory, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("evaluate_directory", naming.evaluate_directory, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
+    OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+    OmegaConf.register_new_resolver("image_token", _image_token, replace=True)
+    OmegaConf.register_new_resolver("fitting", image_tokens.fitting, replace=True)
+    OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)
+
+
+def _image_token(*, _parent_: DictConfig) -> int:
+    """Of the model whose setting this is; its path may still be missing."""
+    return image_tokens.image_token(None if OmegaConf.is_missing(_parent_, "path") else str(_parent_.path))

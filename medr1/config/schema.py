@@ -1,0 +1,393 @@
+"""The typed schema of every setting; what no type can express is checked in ``validate``.
+
+Imported before anything heavy: a misspelt or impossible value must fail within a second or two, so nothing here may
+import torch. Every number of a recipe stands once, in conf/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from medr1.config import resolvers
+from medr1.config.enums import (
+    Aggregation,
+    Attention,
+    Distribution,
+    KLEstimator,
+    LoraTargets,
+    OnBadRecord,
+    Precision,
+    RatioLevel,
+    ReleasedAxis,
+    RewardScaling,
+    Schedule,
+    Split,
+    Surrogate,
+    TableAxis,
+    Tuning,
+)
+from medr1.config.paths import SWEEPS
+
+ALL = "all"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass
+class RecipeConfig:
+    """The numbers that change with the size of the model; the algorithms refer to them."""
+
+    steps: int = MISSING
+    prompts_per_step: int = MISSING
+    group_size: int = MISSING
+    rl_learning_rate: float = MISSING
+    sft_learning_rate: float = MISSING
+    max_new_tokens: int = MISSING
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (peft)."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: LoraTargets = LoraTargets.language
+
+
+@dataclass
+class ModelConfig:
+    """One checkpoint in the format of Hugging Face: a directory or a hub id. ``image_token``: pixels of the side of one
+    image token, of which ``image_size`` is a multiple."""
+
+    name: str = MISSING
+    path: str = MISSING
+    image_token: int = 28
+    image_size: int = MISSING
+    precision: Precision = Precision.float32
+    attention: Attention = Attention.auto
+    gradient_checkpointing: bool = False
+    freeze_vision: bool = False
+    tuning: Tuning = Tuning.full
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+
+
+@dataclass
+class ServerConfig(ModelConfig):
+    """A model behind an OpenAI-compatible chat server: ``path`` is its name there. Only asked, never trained.
+
+    ``timeout`` and ``backoff`` in seconds. The key itself is in no config, only the name of its variable.
+    """
+
+    url: str = MISSING
+    api_key_variable: str | None = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 300.0
+    attempts: int = 6
+    backoff: float = 1.0
+    repetition_penalty: float | None = None
+
+
+@dataclass
+class DataConfig:
+    """What every data source has: pictures are shown to the model at image_size x image_size pixels."""
+
+    name: str = MISSING
+    image_size: int = MISSING
+
+
+@dataclass
+class PhantomsConfig(DataConfig):
+    """The embedded world."""
+
+    seed: int = 0
+    train_images_per_modality: int = 400
+    test_images_per_modality: int = 80
+    shortcut: float = 0.0
+
+
+@dataclass
+class OmniMedVQAConfig(DataConfig):
+    """OmniMedVQA's release layout under ``root``; ``splits`` defaults to its Splits folder."""
+
+    root: str = MISSING
+    splits: str | None = None
+    split: Split = Split.released
+    axis: ReleasedAxis = ReleasedAxis.auto
+    on_bad_record: OnBadRecord = OnBadRecord.skip
+    test_fraction: float = 0.2
+    seed: int = 0
+    max_image_pixels: int = 50_000_000
+    cache_dir: str = MISSING
+
+
+@dataclass
+class ModalityConfig:
+    """Modality of the training records; the test covers all."""
+
+    name: str = MISSING
+
+
+@dataclass
+class QuestionTypeConfig:
+    """Question type of the training records; the test covers all."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ReasoningConfig:
+    """Where the reasoning stands: prompt, grammar and reader follow from it."""
+
+    mode: str = MISSING
+
+
+@dataclass
+class RewardConfig:
+    """Weights of the named parts; the reward of a completion is their weighted sum."""
+
+    accuracy: float = MISSING
+    format: float = MISSING
+
+
+@dataclass
+class AlgorithmConfig:
+    """What every algorithm has."""
+
+    name: str = MISSING
+    learning_rate: float = MISSING
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule.constant
+    warmup_fraction: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_beta2: float = 0.999
+
+
+@dataclass
+class SamplingConfig:
+    """How completions are drawn. top_k = 0 means no limit."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    """The terms of the objective; each is an equation in ``medr1.rl.objective``.
+
+    dual_clip = 0 is off. ``mask_truncated``: completions that were cut off at max_new_tokens have no loss.
+    """
+
+    aggregation: Aggregation = MISSING
+    ratio_level: RatioLevel = RatioLevel.token
+    surrogate: Surrogate = Surrogate.clip
+    reward_scaling: RewardScaling = MISSING
+    clip_low: float = MISSING
+    clip_high: float = MISSING
+    dual_clip: float = 0.0
+    ratio_cap: float = 5.0
+    beta: float = MISSING
+    kl_estimator: KLEstimator = KLEstimator.k3
+    mask_truncated: bool = False
+
+
+@dataclass
+class GRPOConfig(AlgorithmConfig):
+    """Group relative policy optimization.
+
+    ``dynamic_sampling``: so many times a step, prompts whose completions all earned the same are replaced (DAPO).
+    """
+
+    group_size: int = MISSING
+    updates_per_rollout: int = 1
+    dynamic_sampling: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass
+class SFTConfig(AlgorithmConfig):
+    """Supervised fine-tuning. ``rationale``: train on the data's rationale where it has one and the mode thinks."""
+
+    rationale: bool = True
+
+
+@dataclass
+class PretrainConfig(AlgorithmConfig):
+    """Makes the tiny base model from nothing; see ``medr1.data.sources.phantoms.base_mixture``."""
+
+    images_per_modality: int = MISSING
+    binding_steps: int = MISSING
+    text_steps: int = MISSING
+    ramp: int = MISSING
+    picture_steps: int = MISSING
+    text_batch: int = MISSING
+    described: int = MISSING
+    pictures: int = MISSING
+    words: int = MISSING
+    careless: float = MISSING
+    letter_weight: float = MISSING
+    vocab_size: int = MISSING
+
+
+@dataclass
+class ZeroShotConfig(AlgorithmConfig):
+    """No training: the model as it is."""
+
+
+@dataclass
+class TrainerConfig:
+    """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices; where
+    ``steps`` is null, as many as ``epochs`` passes over the training records take.
+
+    ``token_budget``: how many tokens of prompts and completions a device holds at once; a step that is larger goes
+    through in parts, with the same result. 0: the whole step at once, which encodes each prompt once only.
+    """
+
+    name: str = MISSING
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Distribution = Distribution.auto
+    steps: int | None = MISSING
+    epochs: float | None = None
+    prompts_per_step: int = MISSING
+    token_budget: int = 0
+    checkpoint_every: int = 25
+    log_every: int = 1
+
+
+@dataclass
+class TrackingConfig:
+    """MLflow. ``uri`` is a SQLite file or a server; ``completions_every`` steps a table of samples is logged."""
+
+    name: str = MISSING
+    enabled: bool = True
+    uri: str = MISSING
+    experiment: str = "medr1"
+    completions_every: int = 25
+    completions: int = 8
+
+
+@dataclass
+class EvaluationConfig:
+    """Greedy evaluation over the test records of all modalities and question types."""
+
+    batch_size: int = 128
+    max_new_tokens: int = MISSING
+    blank_image: bool = True
+    shuffled_image: bool = True
+    limit: int | None = None
+
+
+@dataclass
+class SweepConfig:
+    """Several runs and their table: what its rows and columns are. ``name`` is null in a single run or a plain -m.
+
+    ``stop_on_failure``: the first run that fails ends the sweep; otherwise the others go on.
+    """
+
+    name: str | None = None
+    rows: str | None = None
+    columns: TableAxis = TableAxis.modality
+    stop_on_failure: bool = False
+
+
+@dataclass
+class CommonConfig:
+    """What training and evaluation share."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    modality: ModalityConfig = MISSING
+    question_type: QuestionTypeConfig = MISSING
+    reasoning: ReasoningConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    output_dir: str = "runs"
+
+
+@dataclass
+class TrainConfig(CommonConfig):
+    """``python train.py``. ``resume`` continues a run from its own stored config. ``plan`` says what the run needs
+    instead of running it, on this machine or on a GPU of ``plan_memory`` GiB."""
+
+    reward: RewardConfig = MISSING
+    algorithm: AlgorithmConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    resume: str | None = None
+    plan: bool = False
+    plan_memory: float | None = None
+
+
+@dataclass
+class EvaluateConfig(CommonConfig):
+    """``python evaluate.py``. ``run`` evaluates a finished run again, ``sweep`` makes the tables of a sweep again,
+    ``audit`` examines the question files of a place, ``resume`` continues an evaluation that was stopped; without any
+    the model stands for itself (zero-shot). ``export`` writes the model of ``run`` into a new directory, with ``merge``
+    as one checkpoint, without as a LoRA adapter."""
+
+    resume: str | None = None
+    run: str | None = None
+    sweep: str | None = None
+    audit: str | None = None
+    export: str | None = None
+    merge: bool = True
+
+
+SCHEMAS: dict[tuple[str | None, str], type] = {
+    (None, "train_schema"): TrainConfig,
+    (None, "evaluate_schema"): EvaluateConfig,
+    ("model", "schema"): ModelConfig,
+    ("model", "server_schema"): ServerConfig,
+    ("data", "phantoms_schema"): PhantomsConfig,
+    ("data", "omnimedvqa_schema"): OmniMedVQAConfig,
+    ("modality", "schema"): ModalityConfig,
+    ("question_type", "schema"): QuestionTypeConfig,
+    ("reasoning", "schema"): ReasoningConfig,
+    ("reward", "schema"): RewardConfig,
+    ("algorithm", "grpo_schema"): GRPOConfig,
+    ("algorithm", "sft_schema"): SFTConfig,
+    ("algorithm", "pretrain_schema"): PretrainConfig,
+    ("algorithm", "zero_shot_schema"): ZeroShotConfig,
+    ("trainer", "schema"): TrainerConfig,
+    ("tracking", "schema"): TrackingConfig,
+}
+
+
+def register() -> None:
+    """Makes schemas and resolvers known to Hydra; call before composing."""
+    store = ConfigStore.instance()
+    for (group, name), schema in SCHEMAS.items():
+        store.store(group=group, name=name, node=schema)
+    resolvers.register()
+
+
+def register_sweeps() -> None:
+    """Makes the files in sweeps/ a group of train.py; not of evaluate.py, where ``sweep`` is a directory."""
+    for file in SWEEPS.glob("*.yaml"):
+        node = OmegaConf.load(file)
+        ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
+
+
+def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema; used to name the nearest valid one to a misspelt key."""
+    for item in fields(schema):
+        path = f"{prefix}{item.name}"
+        yield path
+        for candidate in _schemas_of(item.name, item.type):
+            yield from key_paths(candidate, f"{path}.")
+
+
+def _schemas_of(name: str, annotation: Any) -> list[type]:
+    groups = [schema for (group, _), schema in SCHEMAS.items() if group == name]
+    own = globals().get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
+    return groups or ([own] if isinstance(own, type) and is_dataclass(own) else [])

@@ -1,0 +1,45 @@
+"""Answers of a run on disk, one predictions file for each condition: what is there already is not asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medr1.data.image_loader import Load
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
+from medr1.evaluation.option_prior import OptionPrior, blind_predictions
+from medr1.evaluation.predictions import Condition, Prediction, read_predictions, write_predictions
+from medr1.evaluation.surface_cues import cue_predictions
+
+
+@dataclass(kw_only=True)
+class KeptAnswers:
+    """Predictions of the test ``records`` under each condition, one file each (``file`` names it). Loads no torch.
+
+    ``load`` gives a record's picture as the model sees it; ``max_new_tokens`` is the longest completion.
+    """
+
+    records: Sequence[Record]
+    mode: ReasoningMode
+    load: Load
+    file: Callable[[str], Path]
+    max_new_tokens: int
+    conditions: dict[str, list[Prediction]] = field(default_factory=dict, init=False)
+
+    def ask_blind(self, train: Sequence[Record]) -> None:
+        """The controls that see no picture: the option most often right in training, and the cues of typography."""
+        if train:
+            self.keep(Condition.OPTION_PRIOR, blind_predictions(OptionPrior.fit(train), self.records, self.mode))
+        self.keep(Condition.SURFACE_CUES, cue_predictions(self.records, self.mode))
+
+    def known(self, condition: str) -> bool:
+        """Whether the condition has been answered before; if so, its answers are read."""
+        if self.file(condition).is_file():
+            self.conditions[condition] = read_predictions(self.file(condition))
+        return condition in self.conditions
+
+    def keep(self, condition: str, lines: list[Prediction]) -> None:
+        write_predictions(self.file(condition), lines)
+        self.conditions[condition] = lines

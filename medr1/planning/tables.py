@@ -1,0 +1,41 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from medr1.planning.device import GIB, Device
+from medr1.planning.limits import need
+from medr1.planning.memory_ledger import PARTS
+from medr1.planning.rehearsal import Peaks
+
+
+def memory_table(peaks: Peaks) -> str:
+    """A column for each phase at its highest moment, a row for each part, in GiB."""
+    wide = max(12, *(len(name) + 2 for name in peaks))
+    lines = ["memory, GiB".ljust(14) + "".join(name.rjust(wide) for name in peaks)]
+    for part in PARTS:
+        if any(parts[part] for parts in peaks.values()):
+            lines.append(part.ljust(14) + "".join(_gib(parts[part]).rjust(wide) for parts in peaks.values()))
+    lines.append("total".ljust(14) + "".join(_gib(sum(parts.values())).rjust(wide) for parts in peaks.values()))
+    return "\n".join(lines)
+
+
+def verdict(peaks: Peaks, device: Device) -> str:
+    """The highest phase against the device."""
+    highest = max(peaks, key=lambda name: sum(peaks[name].values()))
+    says = "fits" if need(peaks) <= device.room else "does not fit"
+    return (
+        f"{says}: {_gib(need(peaks))} GiB in {highest}, of {_gib(device.room)} GiB that tensors can have on "
+        f"{device.name} ({_gib(device.total)} GiB in all)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _gib(size: float) -> str:
+    value = size / GIB
+    return "0" if not size else f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"

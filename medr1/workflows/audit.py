@@ -1,0 +1,40 @@
+"""``evaluate.py audit=DIR``: what is wrong with question files, as text, JSON and in MLflow. Loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from medr1.errors import ConfigError
+from medr1.evaluation.audit import audit
+from medr1.reporting.audit_text import metric_items, render
+from medr1.runs.run_directory import environment, write_json, write_text
+from medr1.tracking.tracker import Tracker
+
+
+def audit_files(cfg: DictConfig, directory: Path) -> None:
+    """Audits ``cfg.audit`` into ``directory``.
+
+    Raises:
+        ConfigError: no such place. DataError: no usable file there.
+    """
+    place = Path(cfg.audit)
+    if not place.exists():
+        raise ConfigError(f"audit={place}: no such file or folder (looked from {Path.cwd()})")
+    console = Console(width=100)
+    result = audit(place, cache_dir=Path(cfg.output_dir).absolute() / "cache")
+    text = render(result)
+    write_json(directory / "audit.json", {**result.to_dict(), "environment": environment()})
+    write_text(directory / "audit.txt", text)
+    print(text)
+    console.print(f"audit: {directory}", soft_wrap=True, highlight=False)
+    if not cfg.tracking.enabled:
+        return
+    tags = {"audit": str(place)}
+    with Tracker.start(cfg.tracking.uri, cfg.tracking.experiment, directory.name, directory, tags=tags) as tracker:
+        tracker.metrics(dict(metric_items(result)), 0)
+        for name in ("audit.json", "audit.txt"):
+            tracker.artifact(directory / name)
+        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)

@@ -1,0 +1,163 @@
+"""What a run will need of its device, from the config, the records and the model's config.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from omegaconf import DictConfig
+
+from medr1.config.enums import Attention
+from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
+from medr1.domain.reasoning import ReasoningMode, question_text, target_text
+from medr1.domain.records import Record
+from medr1.errors import ConfigError
+from medr1.generation.rollout import Sampling
+from medr1.models.loading import local_tokenizer, outline
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder
+from medr1.planning.device import Device, find_device
+from medr1.planning.limits import Run, need, remedies
+from medr1.planning.rehearsal import Job, Lengths, ModelSpec, Peaks
+from medr1.planning.tables import verdict
+from medr1.training.algorithms import lora_of
+
+_LONGEST = 32  # texts that are counted in tokens: the longest in characters
+_CHARACTERS = 3  # to a token, where there is no tokenizer: fewer than English has, so that lengths are rather too large
+_TURN = 30  # tokens of a chat template around a question
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A run, its memory on each device, and where the lengths of its texts are from."""
+
+    run: Run
+    peaks: Peaks
+    lengths: str
+
+    @property
+    def peak(self) -> int:
+        return need(self.peaks)
+
+    @property
+    def highest(self) -> str:
+        return max(self.peaks, key=lambda name: sum(self.peaks[name].values()))
+
+
+def foresee(cfg: DictConfig, data: Dataset | None = None, device: Device | None = None) -> Forecast:
+    """The memory of the run that the config asks for, from the model's configuration and the records alone.
+
+    Raises:
+        CheckpointError: no configuration of the model. DataError: no data.
+    """
+    data = data or load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    device = device or device_of(cfg)
+    run, lengths = _run(cfg, data, device)
+    return Forecast(run, run.answers() | run.step(), lengths)
+
+
+def refuse_what_cannot_fit(cfg: DictConfig, data: Dataset) -> None:
+    """Before weights are loaded onto a GPU. Where there is none, memory can be swapped, and nothing is refused.
+
+    Raises:
+        ConfigError: the run cannot fit; says what to change.
+    """
+    device = device_of(cfg)
+    if device.on_gpu:
+        forecast = foresee(cfg, data, device)
+        if forecast.peak > device.room:
+            raise ConfigError(refusal(forecast, device))
+
+
+def refusal(forecast: Forecast, device: Device) -> str:
+    """Why the run cannot be, and what to change: nothing that was not rehearsed and found to fit."""
+    found = remedies(forecast.run, device.room)
+    what = (
+        "; any of these makes it fit:\n  " + "\n  ".join(found) if found else "; take a smaller model or more devices"
+    )
+    return f"this run {verdict(forecast.peaks, device).replace('does not fit', 'cannot fit')}{what}"
+
+
+def device_of(cfg: DictConfig) -> Device:
+    """Where the run is to take place."""
+    return find_device(str(cfg.trainer.accelerator), int(cfg.trainer.devices), cfg.plan_memory)
+
+
+def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
+    a = cfg.algorithm
+    spec = ModelSpec(
+        path=str(cfg.model.path),
+        precision=str(cfg.model.precision),
+        # Without its library the class cannot be made, and it keeps what torch's own attention keeps.
+        attention=str(Attention.eager if cfg.model.attention == Attention.eager else Attention.sdpa),
+        gradient_checkpointing=bool(cfg.model.gradient_checkpointing),
+        freeze_vision=bool(cfg.model.freeze_vision),
+        lora=lora_of(cfg),
+    )
+    count, origin = _counter(spec.path)
+    grid, image = _grid(spec, int(cfg.data.image_size))
+    mode, test = ReasoningMode(cfg.reasoning.mode), limit_cells(data.test, cfg.evaluation.limit)
+    prompts = image + count(_questions(data.train, mode)) if data.train else 0
+    sampling = None
+    if "sampling" in a:
+        s = a.sampling
+        completion = int(s.max_new_tokens)
+        sampling = Sampling(completion, 0, (1,), temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
+    else:
+        rationale = bool(a.get("rationale", False))
+        completion = 1 + count(target_text(mode, r.answer, r.rationale if rationale else "") for r in data.train)
+    asked = image + count(_questions(test, mode))
+    job = Job(
+        prompts=int(cfg.trainer.prompts_per_step),
+        group_size=int(a.get("group_size", 0)),
+        lengths=Lengths(prompts, completion, grid),
+        token_budget=int(cfg.trainer.token_budget),
+        updates=0 if a.name == "zero_shot" else int(a.get("updates_per_rollout", 1)),
+        with_reference=sampling is not None and a.objective.beta > 0,
+        sampling=sampling,
+        asked=min(int(cfg.evaluation.batch_size), len(test)),
+        asked_lengths=Lengths(asked, int(cfg.evaluation.max_new_tokens), grid),
+        on_gpu=device.on_gpu,
+    )
+    texts = (
+        f"prompts of at most {max(prompts, asked)} tokens, {image} of them the picture; "
+        f"completions of at most {completion}; {origin}"
+    )
+    return Run(spec, job, int(cfg.trainer.devices) * int(cfg.trainer.num_nodes), str(cfg.trainer.strategy)), texts
+
+
+def _grid(spec: ModelSpec, size: int) -> tuple[tuple[int, int], int]:
+    """The sides of a picture in patches, and its tokens."""
+    vision = _outline(spec).core.config.vision_config
+    merge = int(vision.spatial_merge_size)
+    side = max(1, round(size / (vision.patch_size * merge)))
+    return (side * merge, side * merge), side * side
+
+
+def parameters(spec: ModelSpec) -> int:
+    """Of the model, without adapters."""
+    return sum(p.numel() for p in _outline(spec).parameters())
+
+
+def _outline(spec: ModelSpec) -> Policy:
+    return outline(spec.path, precision=spec.precision, attention=spec.attention, gradient_checkpointing=False)
+
+
+def _questions(records: Iterable[Record], mode: ReasoningMode) -> list[str]:
+    return [question_text(r.question, r.options, mode) for r in records]
+
+
+def _counter(path: str) -> tuple[Callable[[Iterable[str]], int], str]:
+    """The length in tokens of the longest of some texts, and how it is known."""
+    tokenizer = local_tokenizer(path)
+    if tokenizer is None or tokenizer.chat_template is None:
+        return lambda texts: _TURN + ceil(max(map(len, texts)) / _CHARACTERS), "lengths estimated, no tokenizer is here"
+    encoder = Encoder(tokenizer, None, lambda *_: None)  # type: ignore[arg-type]
+
+    def count(texts: Iterable[str]) -> int:
+        longest = sorted(set(texts), key=len)[-_LONGEST:]
+        rows = tokenizer([encoder.chat(text) for text in longest], add_special_tokens=False)["input_ids"]
+        return max(map(len, rows))
+
+    return count, "lengths by the model's tokenizer"

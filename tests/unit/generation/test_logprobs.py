@@ -1,0 +1,307 @@
+"""Scores from one shared encoding of the prompt against the slow way: each completion in an unpadded row of its own,
+whole, through transformers' own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from medr1.generation.logprobs import Scores, completion_hidden, score
+from medr1.models.loading import choose_trained
+from medr1.models.policy import Policy
+from medr1.models.processor import Encoder
+from medr1.models.tensors import PromptBatch
+from tests.conftest import FAMILIES
+
+SIZES = [(2, 2), None, (5, 3), (1, 3)]
+GROUP = 3
+TOLERANCE = {"atol": 1e-5, "rtol": 0}
+
+Way = Callable[[Policy, PromptBatch, Tensor, Tensor], Tensor]
+
+
+def shared(policy: Policy, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
+    return completion_hidden(policy, policy.prefill(prompts), ids, mask)
+
+
+def recomputed(policy: Policy, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
+    policy.core.activation_checkpointing_enable({"use_reentrant": False})
+    policy.recomputes = True
+    return policy.recomputed_hidden(prompts, ids, mask)
+
+
+def completions(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Ordinary tokens, padded on the right; one row is a single token, one has the full width."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
+    lengths[0], lengths[-1] = 1, width
+    return torch.randint(0, 300, (rows, width), generator=generator), torch.arange(width) < lengths
+
+
+def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Pixels and grid of each prompt."""
+    has = (prompts.ids == image_token).any(1).tolist()
+    if prompts.pixels is None or prompts.grids is None:
+        return [(None, None) for _ in has]
+    pictures = list(zip(prompts.pixels.split(prompts.grids.prod(1).tolist()), prompts.grids.split(1), strict=True))
+    assert [picture is not None for picture in prompts.shown] == has
+    return [(None, None) if picture is None else pictures[picture] for picture in prompts.shown]
+
+
+def separately(
+    policy: Policy,
+    prompts: PromptBatch,
+    ids: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    banned: Tensor | None = None,
+) -> Scores:
+    """transformers' forward pass over one row after the other; the loss it computes from labels is checked too."""
+    logprobs, entropy = torch.zeros(ids.shape), torch.zeros(ids.shape)
+    token = policy.core.config.image_token_id
+    pictures = patches_of(prompts, token)
+    group_size = ids.shape[0] // prompts.ids.shape[0]
+    for r in range(ids.shape[0]):
+        b, given = r // group_size, ids[r, mask[r]]
+        prompt = prompts.ids[b, prompts.mask[b]]
+        row = torch.cat([prompt, given]).unsqueeze(0)
+        pixels, grid = pictures[b]
+        labels = row.clone()
+        labels[:, : len(prompt)] = -100
+        out = policy.core(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            mm_token_type_ids=(row == token).int(),
+            labels=labels,
+            use_cache=False,
+        )
+        logits = out.logits[0, len(prompt) - 1 : -1].float()
+        if banned is not None:
+            logits = logits.clone()
+            logits[:, banned] = float("-inf")
+        log_p = torch.log_softmax(logits / temperature, -1)
+        found = log_p[torch.arange(len(given)), given]
+        if temperature == 1 and banned is None:
+            torch.testing.assert_close(out.loss, -found.mean(), **TOLERANCE)
+        logprobs[r, : len(given)] = found
+        for t, p in enumerate(log_p.detach().exp()):
+            entropy[r, t] = -sum(x * torch.log(x) for x in p[p > 0])
+    return Scores(logprobs, entropy)
+
+
+def gradients(policy: Policy, logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Of a randomly weighed mean of the log-probabilities, for everything that is trained."""
+    weights = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1)) * mask / mask.sum()
+    policy.zero_grad()
+    (logprobs * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("way", [shared, recomputed])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_all_gradients_equal_those_of_separate_rows(
+    build, make_prompts, family: str, tuning: str, way: Way
+) -> None:
+    policy, encoder = build(family, seed=3)
+    if tuning == "lora":
+        choose_trained(policy, freeze_vision=False, lora=(3, 6, "both"))
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:  # zero at first, which would hide the gradients of A
+                torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    ids, mask = completions(len(SIZES) * GROUP, 7)
+    expected = separately(policy, prompts, ids, mask)
+    expected_gradients = gradients(policy, expected.logprobs, mask)
+    found = score(policy, way(policy, prompts, ids, mask), ids, mask)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, **TOLERANCE)
+    torch.testing.assert_close(found.entropy, expected.entropy, **TOLERANCE)
+    found_gradients = gradients(policy, found.logprobs, mask)
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert set(found_gradients) == set(expected_gradients) == trained
+    assert len(trained) > 20 and all(g.abs().max() > 1e-4 for g in found_gradients.values())
+    torch.testing.assert_close(found_gradients, expected_gradients, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_does_run_the_layers_again_in_the_backward_pass(build, make_prompts, family: str) -> None:
+    policy, encoder = build(family)
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    ids, mask = completions(len(SIZES), 3)
+    calls: list[int] = []
+    policy.core.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    scores = score(policy, recomputed(policy, prompts, ids, mask), ids, mask)
+    assert len(calls) == 1 and not policy.training
+    scores.logprobs.sum().backward()
+    assert len(calls) == 2
+
+
+@pytest.fixture(params=FAMILIES)
+def pair(request, tiny) -> tuple[Policy, Encoder]:
+    return tiny(request.param)
+
+
+@torch.no_grad()
+def test_temperature_and_banned_tokens_are_those_of_the_distribution_scored(pair, make_prompts) -> None:
+    policy, encoder = pair
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    ids, mask = completions(len(SIZES) * GROUP, 5)
+    banned = torch.tensor(encoder.banned_ids())
+    expected = separately(policy, prompts, ids, mask, 0.6, banned)
+    found = score(policy, shared(policy, prompts, ids, mask), ids, mask, temperature=0.6, banned=banned)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, **TOLERANCE)
+    torch.testing.assert_close(found.entropy, expected.entropy, **TOLERANCE)
+    assert found.entropy[mask].min() > 0.1
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_logits_in_chunks_give_the_same_scores_and_gradients(build, make_prompts, chunk: int) -> None:
+    policy, encoder = build("qwen2_vl")
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    ids, mask = completions(len(SIZES) * GROUP, 5)
+    assert mask.sum() % 7
+    sizes: list[int] = []
+    policy.core.lm_head.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[0]))
+    banned = torch.tensor(encoder.banned_ids())
+    both = [
+        score(policy, shared(policy, prompts, ids, mask), ids, mask, temperature=0.7, banned=banned, chunk=size)
+        for size in (10_000, chunk)
+    ]
+    assert sizes[0] == int(mask.sum()) and max(sizes[1:]) == chunk
+    torch.testing.assert_close(both[0].logprobs, both[1].logprobs, **TOLERANCE)
+    torch.testing.assert_close(both[0].entropy, both[1].entropy, **TOLERANCE)
+    torch.testing.assert_close(*(gradients(policy, found.logprobs, mask) for found in both), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_every_picture_is_scored_with_its_own_prompt(pair, make_prompts) -> None:
+    """Pictures of one size in exchanged order: all completions score differently, and as their new picture says."""
+    policy, encoder = pair
+    one, two, three = make_prompts(encoder, [(3, 2)] * 3)
+    ids, mask = completions(3 * GROUP, 4)
+    exchanged = [replace(one, image=two.image), replace(two, image=three.image), replace(three, image=one.image)]
+    straight, moved = (
+        score(policy, shared(policy, prompts, ids, mask), ids, mask).logprobs
+        for prompts in (encoder.encode([one, two, three]), encoder.encode(exchanged))
+    )
+    assert ((straight - moved).abs() > 1e-3)[mask].float().mean() > 0.9
+    assert ((straight - moved).abs().amax(1) > 1e-2).all()
+    alone = encoder.encode(exchanged[:1])
+    first = score(policy, shared(policy, alone, ids[:GROUP], mask[:GROUP]), ids[:GROUP], mask[:GROUP]).logprobs
+    torch.testing.assert_close(moved[:GROUP], first, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_on_one_picture_share_its_encoding_and_add_up_their_gradients(build, make_prompts, family: str) -> None:
+    policy, encoder = build(family)
+    prompts = make_prompts(encoder, [(3, 2), (2, 2), None, (3, 2), (1, 3)])
+    prompts[3] = replace(prompts[3], image=prompts[0].image)
+    ids, mask = completions(len(prompts) * GROUP, 4)
+    together = encoder.encode(prompts)
+    apart = encoder.encode([replace(p, image=None if p.image is None else p.image.copy()) for p in prompts])
+    assert together.grids is not None and apart.grids is not None
+    assert (len(together.grids), together.shown) == (3, (0, 1, None, 0, 2))
+    assert (len(apart.grids), apart.shown) == (4, (0, 1, None, 2, 3))
+    assert torch.equal(together.positions, apart.positions)
+    scores = [score(policy, shared(policy, batch, ids, mask), ids, mask).logprobs for batch in (together, apart)]
+    torch.testing.assert_close(scores[0], scores[1], **TOLERANCE)
+    torch.testing.assert_close(*(gradients(policy, found, mask) for found in scores), **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [[0], [1], [3, 4], [4, 0, 3], [0, 1, 2, 3, 4]])
+def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, rows: list[int]) -> None:
+    policy, encoder = pair
+    prompts = make_prompts(encoder, [(3, 2), None, (2, 2), (5, 3), (1, 3)])
+    prompts[3] = replace(prompts[3], image=prompts[0].image)
+    found, alone = encoder.encode(prompts).select(rows), encoder.encode([prompts[row] for row in rows])
+    assert torch.equal(found.ids, alone.ids) and torch.equal(found.mask, alone.mask)
+    assert torch.equal(found.positions[:, found.mask], alone.positions[:, alone.mask])
+    assert torch.equal(found.next_position, alone.next_position)
+    torch.testing.assert_close(policy.prefill(found).hidden, policy.prefill(alone).hidden, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_that_were_looked_at_need_not_be_seen_again(build, make_prompts, family: str) -> None:
+    """Nor can they be: what is known of them is all that is used, whatever way the prompts go and whoever is left."""
+    policy, encoder = build(family)
+    choose_trained(policy, freeze_vision=True, lora=None)
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    looked = policy.look(prompts)
+    assert looked.features is not None and {f.shape[0] for f in looked.features} == {3 if family == "qwen3_vl" else 1}
+    gone = replace(looked, pixels=torch.full_like(prompts.pixels, torch.nan))
+    ids, mask = completions(len(SIZES) * GROUP, 4)
+    for way in (shared, recomputed):
+        expected = way(policy, prompts, ids, mask)[mask]
+        torch.testing.assert_close(way(policy, gone, ids, mask)[mask], expected, **TOLERANCE)
+        rows = [3, 0]
+        some, keep = gone.select(rows), mask.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1)
+        found = way(policy, some, ids.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1), keep)[keep]
+        expected = way(policy, prompts, ids, mask).view(len(SIZES), GROUP, 4, -1)[rows].flatten(0, 1)[keep]
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+    for level in range(looked.features[0].shape[0]):
+        other = tuple(f.index_copy(0, torch.tensor([level]), f[level].flip(0)[None]) for f in looked.features)
+        moved = (
+            shared(policy, replace(looked, features=other), ids, mask)[mask] - shared(policy, looked, ids, mask)[mask]
+        )
+        assert moved.abs().max() > 1e-2, level
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["shared", "recomputed"])
+def test_rope_deltas_left_over_in_the_model_change_nothing(build, make_prompts, way: str) -> None:
+    policy, encoder = build("qwen2_vl")
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    ids, mask = completions(len(SIZES), 4)
+    hidden = shared if way == "shared" else Policy.recomputed_hidden
+    before = hidden(policy, prompts, ids, mask)[mask]
+    policy.core.model.rope_deltas = torch.full((len(SIZES), 1), 77)
+    assert torch.equal(hidden(policy, prompts, ids, mask)[mask], before)
+
+
+@torch.no_grad()
+def test_what_stands_in_the_padding_changes_nothing(pair, make_prompts) -> None:
+    policy, encoder = pair
+    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    ids, mask = completions(len(SIZES) * GROUP, 6)
+    other_prompts = replace(prompts, ids=prompts.ids.masked_fill(~prompts.mask, 17))
+    other_ids = ids.masked_fill(~mask, 23)
+    before = score(policy, shared(policy, prompts, ids, mask), ids, mask)
+    after = score(policy, shared(policy, other_prompts, other_ids, mask), other_ids, mask)
+    torch.testing.assert_close(after.logprobs, before.logprobs, **TOLERANCE)
+    assert not before.logprobs[~mask].any() and not before.entropy[~mask].any()
+
+
+@torch.no_grad()
+def test_completions_of_one_token_and_prompts_without_any_picture(pair, make_prompts) -> None:
+    policy, encoder = pair
+    prompts = encoder.encode(make_prompts(encoder, [None, None]))
+    assert prompts.pixels is None and prompts.grids is None
+    for width in (1, 4):
+        ids, mask = completions(2 * GROUP, width)
+        found = score(policy, shared(policy, prompts, ids, mask), ids, mask)
+        expected = separately(policy, prompts, ids, mask)
+        torch.testing.assert_close(found.logprobs, expected.logprobs, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_token_by_token_equals_all_at_once(pair, make_prompts) -> None:
+    """Also for rows that go on when others have left."""
+    policy, encoder = pair
+    prefix = policy.prefill(encoder.encode(make_prompts(encoder, SIZES)))
+    ids, _ = completions(len(SIZES) * GROUP, 6)
+    at_once = policy.extend(prefix.repeat(GROUP), ids, torch.ones_like(ids, dtype=torch.bool))
+    decoder, rows = policy.decoder(prefix, GROUP, 6), torch.arange(len(ids))
+    for step in range(6):
+        if step in (2, 5):
+            keep = torch.arange(len(rows)) % 4 != 1  # leaves some prompts with fewer rows than others
+            decoder.select(keep)
+            rows = rows[keep]
+        torch.testing.assert_close(decoder.step(ids[rows, step]), at_once[rows, step], **TOLERANCE)

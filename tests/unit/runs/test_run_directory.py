@@ -1,0 +1,179 @@
+"""The directory of a run: nothing half-written, nothing written over, and its config comes back with its types."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from medr1.config.enums import Precision
+from medr1.config.schema import (
+    GRPOConfig,
+    OmniMedVQAConfig,
+    PhantomsConfig,
+    PretrainConfig,
+    SFTConfig,
+    TrainConfig,
+    register,
+)
+from medr1.config.validate import check
+from medr1.errors import CheckpointError, ConfigError
+from medr1.runs.run_directory import RunDirectory, environment, write_json, write_text
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra_is_ready() -> Iterator[None]:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "runs" / "one")
+
+
+def begun(run: RunDirectory, *overrides: str) -> DictConfig:
+    cfg = compose("train", overrides=list(overrides))
+    run.begin(cfg, list(overrides), {"data_fingerprint": "f00d"})
+    return cfg
+
+
+def test_begin_stores_config_overrides_and_environment(run: RunDirectory) -> None:
+    cfg = begun(run, "modality=mri", "seed=3")
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "environment.json", "overrides.yaml"]
+    assert OmegaConf.load(run.config) == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    assert "${" not in run.config.read_text()
+    assert OmegaConf.load(run.path / "overrides.yaml") == ["modality=mri", "seed=3"]
+    facts = json.loads((run.path / "environment.json").read_text())
+    assert facts["data_fingerprint"] == "f00d" and facts["versions"]["torch"] == environment()["versions"]["torch"]
+
+
+def test_begin_refuses_a_directory_that_holds_a_run(run: RunDirectory) -> None:
+    begun(run)
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(ConfigError) as error:
+        begun(run, "seed=1")
+    assert f"{run.path} holds a run already" in str(error.value) and f"resume={run.path}" in str(error.value)
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_begin_says_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as error:
+        begun(RunDirectory(tmp_path / "file" / "run"))
+    assert "cannot be written" in str(error.value) and "output_dir" in str(error.value)
+
+
+def test_a_kill_while_writing_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(run.results, "old")
+
+    def killed(*paths: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(run.results, "new and longer")
+    assert run.results.read_text() == "old"
+    monkeypatch.undo()
+    write_text(run.results, "new and longer")
+    assert run.results.read_text() == "new and longer"
+
+
+def test_what_cannot_be_encoded_leaves_the_old_file(run: RunDirectory) -> None:
+    write_text(run.results, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(run.results, "half\ud800")
+    assert run.results.read_text() == "old"
+
+
+def test_the_config_is_written_last(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its existence says that the directory holds a run, so a kill before it leaves a directory that can be used."""
+
+    def killed(path: Path, content: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medr1.runs.run_directory.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        begun(run)
+    monkeypatch.undo()
+    begun(run)
+
+
+def test_json_takes_paths_and_is_sorted(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "x.json", {"b": tmp_path, "a": 1})
+    assert list(json.loads((tmp_path / "deep" / "x.json").read_text()).items()) == [("a", 1), ("b", str(tmp_path))]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "algorithm"),
+    [
+        ([], PhantomsConfig, GRPOConfig),
+        (["algorithm=medr1_legacy", "data=omnimedvqa", f"data.root={CONF}"], OmniMedVQAConfig, GRPOConfig),
+        (["algorithm=sft", "model=qwen2_vl_7b"], PhantomsConfig, SFTConfig),
+        (["experiment=tiny_base"], PhantomsConfig, PretrainConfig),
+    ],
+)
+def test_the_stored_config_comes_back_typed(
+    run: RunDirectory, overrides: list[str], data: type, algorithm: type
+) -> None:
+    cfg = begun(run, *overrides)
+    stored = run.stored_config(TrainConfig)
+    assert stored == cfg
+    assert OmegaConf.get_type(stored) is TrainConfig
+    assert OmegaConf.get_type(stored.data) is data and OmegaConf.get_type(stored.algorithm) is algorithm
+    assert stored.model.precision in Precision and isinstance(stored.model.precision, Precision)
+    check(stored)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("precision: float32", "precision: float31"), "float31"),
+        (lambda text: text.replace("seed: 0\noutput", "seed: zero\noutput"), "zero"),
+        (lambda text: text + "colour: red\n", "seed"),
+        (lambda text: text.replace("beta:", "betta:"), "betta"),
+        (lambda text: text.replace("group_size: 8\n  updates", "groups: 8\n  updates"), "groups"),
+        (lambda text: text.split("algorithm:")[0], "algorithm"),
+        (lambda text: "a: [1", "parsing"),
+        (lambda text: "- 1\n- 2\n", "settings"),
+        (lambda text: "5", "int"),
+        (lambda text: "", "missing"),
+    ],
+)
+def test_a_config_that_cannot_be_read_names_its_file(run: RunDirectory, change: Any, words: str) -> None:
+    begun(run)
+    text = run.config.read_text()
+    assert change(text) != text
+    run.config.write_text(change(text))
+    with pytest.raises(ConfigError) as error:
+        run.stored_config(TrainConfig)
+    assert str(run.config) in str(error.value) and words in str(error.value)
+
+
+def test_a_directory_without_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no run directory: it has no config\.yaml"):
+        RunDirectory(tmp_path).stored_config(TrainConfig)
+
+
+def test_the_latest_checkpoint_has_the_highest_step(run: RunDirectory) -> None:
+    assert run.latest_checkpoint() is None
+    for name in ("step=9.ckpt", "step=10.ckpt", ".step=11.ckpt.partial", "step=last.ckpt", "other"):
+        (run.checkpoints / name).mkdir(parents=True)
+    (run.checkpoints / "step=12.ckpt").write_text("a file is no checkpoint of ours")
+    assert run.latest_checkpoint() == run.checkpoints / "step=10.ckpt"
+
+
+def test_a_model_is_there_when_training_has_ended(run: RunDirectory) -> None:
+    with pytest.raises(CheckpointError, match=r"no trained model yet; finish it with train\.py resume="):
+        run.trained_model()
+    run.model.mkdir(parents=True)
+    assert run.trained_model() == run.model

@@ -1,0 +1,95 @@
+"""A sweep on disk: what it remembers, and how it tells how far each of its runs has come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medr1.config.naming import sweep_name
+from medr1.errors import ConfigError
+from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, sweep_of, time_left
+
+
+def manifest(*names: str) -> Manifest:
+    jobs = {name: Job(name, {"modality": name}, [f"modality={name}"]) for name in names}
+    return Manifest("cross_modality", "modality", "modality", ["sweep=cross_modality"], list(names), jobs)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDirectory:
+    directory = SweepDirectory(tmp_path / "sweep")
+    directory.add(manifest("ct", "mri"))
+    return directory
+
+
+def put(file: Path, content: object = "") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def test_the_manifest_comes_back_and_grows_with_the_commands(sweep: SweepDirectory) -> None:
+    assert sweep.read() == manifest("ct", "mri")
+    sweep.add(manifest("oct"))
+    again = sweep.read()
+    assert again.wanted == ["oct"] and list(again.jobs) == ["ct", "mri", "oct"]
+    assert list(sweep.add(manifest("b", "a")).jobs) == list(sweep.read().jobs) == ["ct", "mri", "oct", "b", "a"]
+    assert again.jobs["mri"].axes == {"modality": "mri"}
+
+
+def test_states_are_read_from_the_files_of_the_runs(sweep: SweepDirectory) -> None:
+    run = sweep.run("ct")
+    assert sweep.state("ct") == State.WAITING
+    put(run.config)
+    assert sweep.state("ct") == State.INTERRUPTED
+    put(run.failure)
+    assert sweep.state("ct") == State.FAILED
+    put(run.summary)
+    assert sweep.state("ct") == State.FAILED, "MLflow may not know of it yet"
+    put(run.finished)
+    assert sweep.states(["ct", "mri"]) == {"ct": State.FINISHED, "mri": State.WAITING}
+
+
+def test_a_new_command_tries_again_what_has_failed(sweep: SweepDirectory) -> None:
+    for name in ("ct", "mri"):
+        put(sweep.run(name).failure)
+    sweep.add(manifest("ct"))
+    assert sweep.states(["ct", "mri"]) == {"ct": State.WAITING, "mri": State.FAILED}
+
+
+def test_no_sweep_and_a_damaged_one_are_told_apart(sweep: SweepDirectory, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no sweep: it has no sweep\.json"):
+        SweepDirectory(tmp_path).read()
+    for damage in ("{", "[]", '{"jobs": 3}', '{"jobs": [], "name": "x"}'):
+        sweep.manifest_file.write_text(damage)
+        with pytest.raises(ConfigError, match=r"sweep\.json is damaged .* finished runs are kept"):
+            sweep.read()
+
+
+def test_a_run_knows_its_sweep(sweep: SweepDirectory) -> None:
+    assert sweep_of(sweep.run("ct")) == sweep
+    assert sweep_of(SweepDirectory(sweep.path.parent).run("alone")) is None
+
+
+def test_only_those_who_ask_the_same_share_answers(sweep: SweepDirectory) -> None:
+    def place(**asked: object) -> Path:
+        with sweep.shared_answers(asked) as file:
+            return file
+
+    assert place(mode="no_think", limit=None) == place(limit=None, mode="no_think")
+    assert place(mode="no_think", limit=None) != place(mode="no_think", limit=3)
+
+
+def test_the_time_left_is_that_of_the_runs_before(sweep: SweepDirectory) -> None:
+    assert time_left([], 3, 1) is None and sweep.seconds("ct") is None
+    assert time_left([60.0, 120.0], 4, 2) == 180.0
+    put(sweep.run("ct").timing, {"seconds": 12.5})
+    assert sweep.seconds("ct") == 12.5
+
+
+def test_a_sweep_is_named_by_what_all_its_runs_share() -> None:
+    assert sweep_name("shortcut", []) == "shortcut"
+    assert sweep_name("shortcut", ["reasoning=no_think", "budget=quick"]) == "shortcut_reasoning-no_think_budget-quick"
+    long = [sweep_name("x", [f"model.path=/{'a' * 200}{end}"]) for end in "bc"]
+    assert long[0] != long[1] and max(map(len, long)) <= 100
