@@ -18,9 +18,9 @@ from benchmarks.workload import SHAPES, save_checkpoint
 from medr1.config.compose import CONF, train_config
 from medr1.config.validate import check
 from medr1.data.sources.registry import load_dataset
-from medr1.workflows.forecast import foresee
+from medr1.workflows.forecast import forecast_memory
 from medr1.workflows.plan import probe
-from medr1.workflows.train import quieten
+from medr1.workflows.train import silence_library_logs
 
 TUNINGS = {
     "2b": ("lora", "full"),
@@ -46,13 +46,13 @@ def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) ->
     overrides = [
         *("model=hf", f"model.path={checkpoint}", f"model.name={shape}", f"model.tuning={tuning}", *images),
         *(f"data.image_size={given.image}", f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}", "tracking=none"),
-        *(f"trainer.steps={given.steps}", f"model.recipe.max_new_tokens={given.new_tokens}"),
+        *(f"trainer.max_steps={given.steps}", f"model.recipe.max_completion_length={given.new_tokens}"),
         *("evaluation.limit=1", "evaluation.batch_size=16", *given.override),
     ]
     cfg = train_config(overrides)
     check(cfg)
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
-    forecast = foresee(cfg, data)
+    forecast = forecast_memory(cfg, data)
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
@@ -78,7 +78,7 @@ def main() -> None:
     if given.device == "cpu" and not set(shapes) <= SMALL:
         print(WITHOUT)
         return
-    quieten()
+    silence_library_logs()
     print(torch.cuda.get_device_name() if given.device == "cuda" else "CPU")
     print(f"{'shape':>10} {'tuning':>6} {'steps/min':>9} {'rollout':>8} {'plan':>7} {'GiB':>7} {'ratio':>6}   images")
     for shape in shapes:

@@ -28,9 +28,9 @@ from benchmarks.workload import SHAPES, Workload, save_checkpoint
 from medr1.domain.reasoning import ReasoningMode
 from medr1.generation.logprobs import completion_hidden, score
 from medr1.generation.rollout import Sampling
-from medr1.models.loading import load_policy, reference_of
+from medr1.models.loading import load_policy, make_reference
 from medr1.models.processor import Prompt
-from medr1.rl.objective import Objective, Total, grpo_loss
+from medr1.rl.objective import LossNormalizer, Objective, grpo_loss
 from medr1.training.grpo import GRPOModule, GRPOSettings, RolloutBatch
 
 PHASES = ("rollout", "reference", "update", "step")
@@ -40,37 +40,40 @@ class Ours:
     """medr1's module, stepped by Lightning through a loader that lets the peer go first."""
 
     def __init__(self, checkpoint: Path, work: Workload) -> None:
-        precision = str(work.precision).removeprefix("torch.")
+        dtype = str(work.dtype).removeprefix("torch.")
         self.work, self.records, self.encoding = work, work.records(), 0.0
-        self.policy, self.encoder = load_policy(
-            str(checkpoint), precision=precision, attention="sdpa", gradient_checkpointing=False
+        self.policy, self.processor = load_policy(
+            str(checkpoint), dtype=dtype, attn_implementation="sdpa", gradient_checkpointing=False
         )
-        self.reference = reference_of(self.policy)
+        self.reference = make_reference(self.policy)
         assert self.reference is not None
         pictures = zip(work.contents(), work.pictures(), strict=True)
-        self.prompts = [Prompt(self.encoder.chat(content), picture) for content, picture in pictures]
-        self.objective = Objective("sequence_mean", "token", "clip", 0.2, 0.2, 0.0, 5.0, work.beta, "k3")
+        self.prompts = [Prompt(self.processor.chat(content), picture) for content, picture in pictures]
+        self.objective = Objective("seq_mean_token_mean", "token", "clip", 0.2, 0.2, 0.0, 5.0, work.beta, "k3")
         sampling = Sampling(
-            max_new_tokens=work.new_tokens,
-            end_id=self.encoder.end_id,
-            banned=(*self.encoder.banned_ids(), self.encoder.end_id),  # all completions equally long
+            max_completion_length=work.new_tokens,
+            eos_token_id=self.processor.eos_token_id,
+            suppress_tokens=(
+                *self.processor.suppressed_token_ids(),
+                self.processor.eos_token_id,
+            ),  # all completions equally long
         )
         self.module = GRPOModule(
             self.policy,
-            self.encoder,
+            self.processor,
             GRPOSettings(
                 mode=ReasoningMode.THINK_AFTER,
                 reward_weights={"accuracy": 1.0, "format": 1.0},
-                group_size=work.group,
-                updates_per_rollout=1,
+                num_generations=work.group,
+                num_iterations=1,
                 sampling=sampling,
                 objective=self.objective,
-                reward_scaling="group",
+                scale_rewards="group",
                 optimizer={
                     "learning_rate": 1e-6,
                     "weight_decay": 0.0,
                     "schedule": "constant",
-                    "warmup_fraction": 0.0,
+                    "warmup_ratio": 0.0,
                     "steps": 1000,
                     "adam_beta2": 0.999,
                 },
@@ -81,15 +84,15 @@ class Ours:
         )
 
     def batch(self, step: int) -> RolloutBatch:
-        return RolloutBatch(step, list(range(len(self.records))), self.records, self.encoder.encode(self.prompts))
+        return RolloutBatch(step, list(range(len(self.records))), self.records, self.processor.encode(self.prompts))
 
-    def loss(self, sampled: dict[str, Any]) -> tuple[float, float]:
+    def loss(self, rollout_log: dict[str, Any]) -> tuple[float, float]:
         """Loss and gradient norm on the peer's completions and advantages."""
         self.policy.to(self.work.device)
         self.reference.to(self.work.device)  # type: ignore[union-attr]
-        prompts = self.encoder.encode(self.prompts).to(self.work.device)
-        ids, mask = sampled["completion_ids"], sampled["completion_mask"].bool()
-        if not torch.equal(prompts.ids.repeat_interleave(self.work.group, 0), sampled["prompt_ids"]):
+        prompts = self.processor.encode(self.prompts).to(self.work.device)
+        ids, mask = rollout_log["completion_ids"], rollout_log["completion_mask"].bool()
+        if not torch.equal(prompts.ids.repeat_interleave(self.work.group, 0), rollout_log["prompt_ids"]):
             raise SystemExit("the two sides do not have the same prompts")
         with torch.no_grad():
             old = completion_hidden(self.reference, self.reference.prefill(prompts), ids, mask)  # type: ignore[arg-type,union-attr]
@@ -97,8 +100,10 @@ class Ours:
         logprobs = score(
             self.policy, completion_hidden(self.policy, self.policy.prefill(prompts), ids, mask), ids, mask
         ).logprobs
-        total = Total(ids.shape[0], float(mask.sum()), self.work.new_tokens)
-        loss = grpo_loss(logprobs, logprobs, reference, sampled["advantages"], mask, self.objective, total).loss
+        normalizer = LossNormalizer(ids.shape[0], float(mask.sum()), self.work.new_tokens)
+        loss = grpo_loss(
+            logprobs, logprobs, reference, rollout_log["advantages"], mask, self.objective, normalizer
+        ).loss
         self.policy.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), float("inf"))
@@ -163,13 +168,13 @@ def ideal(ours: Ours, work: Workload) -> tuple[float, dict[str, int]]:
     through rollout, reference and update (5 forward passes' worth); medr1 runs one through rollout and update together
     (3) and one through the reference (1). Completion tokens cost both the same (5).
     """
-    prompts = ours.encoder.encode(ours.prompts)
+    prompts = ours.processor.encode(ours.prompts)
     core = ours.policy.core.model
     language = sum(p.numel() for p in core.language_model.layers.parameters())
     vision = sum(p.numel() for p in core.visual.blocks.parameters())
-    assert prompts.pixels is not None
+    assert prompts.pixel_values is not None
     tokens = int(prompts.mask.sum())
-    prompt = 2 * (language * tokens + vision * prompts.pixels.shape[0])
+    prompt = 2 * (language * tokens + vision * prompts.pixel_values.shape[0])
     completion = 2 * language * work.new_tokens * work.prompts * work.group
     ratio = 5 * (work.group * prompt + completion) / (4 * prompt + 5 * completion)
     return ratio, {"medr1": 2 * tokens, "TRL": 3 * work.group * tokens}
@@ -185,13 +190,13 @@ def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> None
 
     with tempfile.TemporaryDirectory() as scratch:
         peer, ours = Peer(checkpoint, work, Path(scratch)), Ours(checkpoint, work)
-        sampled, their_loss, their_norm = peer.loss()
-        loss, norm = ours.loss(sampled)
+        rollout_log, their_loss, their_norm = peer.loss()
+        loss, norm = ours.loss(rollout_log)
         print(
             f"same completions: loss {loss:.6f} | TRL {their_loss:.6f}; gradient norm {norm:.6f} | TRL {their_norm:.6f}"
         )
         close = abs(loss - their_loss) <= 1e-4 and abs(norm - their_norm) <= 1e-4 * max(1.0, their_norm)
-        if work.precision is torch.float32 and not close:
+        if work.dtype is torch.float32 and not close:
             raise SystemExit("the two sides do not compute the same thing; a comparison of their speed means nothing")
         mine, theirs = fit(ours, peer, steps)
         if profile:
@@ -273,7 +278,7 @@ def main() -> None:
         given.new_tokens,
         given.image,
         given.beta,
-        getattr(torch, given.precision),
+        getattr(torch, given.dtype),
         torch.device(given.device),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -28,13 +28,13 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         self.chat_template = tokenizer.chat_template
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> BatchFeature:
-        flat = [image for each in images or [] for image in (each if isinstance(each, list) else [each])]
-        pixels = self.image_processor(images=flat, return_tensors="pt")
-        counts = iter((pixels["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist())
+        zero_std = [image for each in images or [] for image in (each if isinstance(each, list) else [each])]
+        pixel_values = self.image_processor(images=zero_std, return_tensors="pt")
+        counts = iter((pixel_values["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist())
         rows = [row.replace(IMAGE, IMAGE * next(counts)) for row in text]
         tokens = self.tokenizer(rows, padding=True, return_tensors="pt", add_special_tokens=False)
         kinds = (tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(IMAGE)).int()
-        return BatchFeature({**tokens, **pixels, "mm_token_type_ids": kinds})
+        return BatchFeature({**tokens, **pixel_values, "mm_token_type_ids": kinds})
 
     def apply_chat_template(self, conversation: Any, tokenize: bool = False, **options: Any) -> Any:
         options.pop("return_dict", None)
@@ -46,9 +46,9 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
             part["image"] for one in conversation for turn in one for part in turn["content"] if part["type"] == "image"
         ]
         out = self(images=images, text=texts)
-        keep = out.pop("attention_mask").bool()
+        save = out.pop("attention_mask").bool()
         for name in ("input_ids", "mm_token_type_ids"):
-            out[name] = [row[mask].tolist() for row, mask in zip(out[name], keep, strict=True)]
+            out[name] = [row[mask].tolist() for row, mask in zip(out[name], save, strict=True)]
         return out
 
     def batch_decode(self, *args: Any, **options: Any) -> list[str]:
@@ -67,7 +67,7 @@ class Peer:
     """One GRPO step at a time, with the seconds of its phases."""
 
     def __init__(self, checkpoint: Path, work: Workload, scratch: Path) -> None:
-        model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=work.precision)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=work.dtype)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
         processor = Processor(Qwen2VLImageProcessorPil.from_pretrained(checkpoint), tokenizer)
         rows = [
@@ -88,7 +88,7 @@ class Peer:
                 beta=work.beta,
                 loss_type="grpo",
                 temperature=1.0,
-                bf16=work.precision is torch.bfloat16,
+                bf16=work.dtype is torch.bfloat16,
                 gradient_checkpointing=False,
                 use_cpu=work.device.type == "cpu",
                 shuffle_dataset=False,

@@ -29,10 +29,10 @@ from medr1.planning.memory_ledger import Ledger
 SETTINGS = {
     "grpo, full": ["algorithm=grpo"],
     "grpo, lora, checkpointing": ["algorithm=grpo", "model.tuning=lora", "model.gradient_checkpointing=true"],
-    "grpo, full, bfloat16": ["algorithm=grpo", "model.precision=bfloat16"],
-    "grpo, full, token_budget": ["algorithm=grpo", "trainer.token_budget=1200"],
+    "grpo, full, bfloat16": ["algorithm=grpo", "model.dtype=bfloat16"],
+    "grpo, full, max_tokens_per_device": ["algorithm=grpo", "trainer.max_tokens_per_device=1200"],
     "sft, full": ["algorithm=sft"],
-    "sft, lora, vision frozen": ["algorithm=sft", "model.tuning=lora", "model.freeze_vision=true"],
+    "sft, lora, vision frozen": ["algorithm=sft", "model.tuning=lora", "model.freeze_vision_tower=true"],
 }
 MIB = 2**20
 
@@ -54,10 +54,10 @@ def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]
         f"model.path={checkpoint}",
         f"data.image_size={image}",
         f"trainer.accelerator={accelerator}",
-        *("model.precision=float32", "model.gradient_checkpointing=false", "model.recipe.max_new_tokens=32"),
-        *("trainer.steps=2", "trainer.prompts_per_step=4", "model.recipe.group_size=4", "tracking=none"),
+        *("model.dtype=float32", "model.gradient_checkpointing=false", "model.recipe.max_completion_length=32"),
+        *("trainer.max_steps=2", "trainer.train_batch_size=4", "model.recipe.num_generations=4", "tracking=none"),
         *("data.train_images_per_modality=1", "data.test_images_per_modality=1"),
-        *("evaluation.limit=1", "evaluation.batch_size=4", "evaluation.max_new_tokens=4"),
+        *("evaluation.limit=1", "evaluation.batch_size=4", "evaluation.max_completion_length=4"),
         *("evaluation.blank_image=false", "evaluation.shuffled_image=false", *setting),
     ]
 
@@ -96,7 +96,7 @@ def measured(given: list[str]) -> dict[str, int]:
 
 
 def main() -> None:
-    from medr1.workflows.forecast import foresee
+    from medr1.workflows.forecast import forecast_memory
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="reference")
@@ -116,7 +116,7 @@ def main() -> None:
             wanted = overrides(Path(folder), given.image, given.device, SETTINGS[name])
             cfg = train_config(wanted)
             check(cfg)
-            forecast = foresee(cfg)
+            forecast = forecast_memory(cfg)
             real = measured(wanted)
             tensors, resident = (forecast.peak / real[key] for key in ("tensors", "resident"))
             print(

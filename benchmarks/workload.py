@@ -15,7 +15,7 @@ from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.models.loading import save_policy
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 from medr1.models.tiny import build_image_processor, build_tokenizer, initialise, tiny_config
 
 
@@ -54,7 +54,7 @@ class Workload:
     new_tokens: int
     image: int
     beta: float
-    precision: torch.dtype
+    dtype: torch.dtype
     device: torch.device
 
     def records(self) -> list[Record]:
@@ -76,8 +76,8 @@ def save_checkpoint(shape: str, folder: Path, dtype: torch.dtype = torch.float32
     initialise(model, 0)
     if config.tie_word_embeddings:
         model.tie_weights()
-    encoder = Encoder(tokenizer, build_image_processor(), model.model.get_rope_index)
-    save_policy(Policy(model.to(dtype)), encoder, folder)
+    processor = Processor(tokenizer, build_image_processor(), model.model.get_rope_index)
+    save_policy(Policy(model.to(dtype)), processor, folder)
 
 
 def _config(s: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:

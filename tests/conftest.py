@@ -22,7 +22,7 @@ from transformers import (
 
 from medr1.models.loading import FAMILIES
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder, Prompt
+from medr1.models.processor import Processor, Prompt
 from medr1.models.tiny import SPECIAL, build_image_processor, build_tokenizer
 
 # Examples are judged by what they show: how long one takes is a matter of what else the machine is doing.
@@ -32,7 +32,7 @@ settings.load_profile("medr1")
 WORDS = ["Which organ does the picture show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
 HIDDEN = 48
 
-Build = Callable[..., tuple[Policy, Encoder]]
+Build = Callable[..., tuple[Policy, Processor]]
 MakePrompts = Callable[..., list[Prompt]]
 
 
@@ -55,7 +55,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def build(tokenizer: PreTrainedTokenizerFast) -> Build:
     """(family, seed) -> a new policy, for tests that change it."""
 
-    def make(family: str, seed: int = 0) -> tuple[Policy, Encoder]:
+    def make(family: str, seed: int = 0) -> tuple[Policy, Processor]:
         ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
         text = {
             "vocab_size": len(tokenizer),
@@ -100,7 +100,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
             half = [0.5, 0.5, 0.5]
             pictures = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)
         randomise(model, seed)
-        return Policy(model), Encoder(tokenizer, pictures, model.model.get_rope_index)
+        return Policy(model), Processor(tokenizer, pictures, model.model.get_rope_index)
 
     return make
 
@@ -118,7 +118,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(build: Build) -> Callable[[str], tuple[Policy, Encoder]]:
+def tiny(build: Build) -> Callable[[str], tuple[Policy, Processor]]:
     """family -> one policy for all tests; nobody may change it."""
     made = {family: build(family) for family in FAMILIES}
     return made.__getitem__
@@ -128,17 +128,17 @@ def tiny(build: Build) -> Callable[[str], tuple[Policy, Encoder]]:
 def make_prompts() -> MakePrompts:
     """(encoder, sizes) -> one prompt for each picture size (width, height) in tokens, or without picture for None."""
 
-    def make(encoder: Encoder, sizes: Sequence[tuple[int, int] | None], seed: int = 0) -> list[Prompt]:
+    def make(processor: Processor, sizes: Sequence[tuple[int, int] | None], seed: int = 0) -> list[Prompt]:
         rng = np.random.default_rng(seed)
         prompts = []
         for i, size in enumerate(sizes):
             text = "lung knee " * int(rng.integers(1, 6)) + f"number {i}?"
             picture = None
             if size is not None:
-                side = encoder.image_token
-                pixels = rng.integers(0, 256, (size[1] * side, size[0] * side, 3), dtype=np.uint8)
-                picture = Image.fromarray(pixels)
-            prompts.append(Prompt(encoder.chat(text, with_image=size is not None), picture))
+                side = processor.image_token
+                pixel_values = rng.integers(0, 256, (size[1] * side, size[0] * side, 3), dtype=np.uint8)
+                picture = Image.fromarray(pixel_values)
+            prompts.append(Prompt(processor.chat(text, with_image=size is not None), picture))
         return prompts
 
     return make

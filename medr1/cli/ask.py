@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from medr1.models.policy import Policy
-    from medr1.models.processor import Encoder
+    from medr1.models.processor import Processor
     from medr1.workflows.model_choice import ModelChoice
 
 MAX_PIXELS = 64_000_000
@@ -36,7 +36,7 @@ class Model:
 
     choice: ModelChoice
     policy: Policy
-    encoder: Encoder
+    processor: Processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def load(
     *,
     reasoning: str | None = None,
     image_size: int | None = None,
-    max_new_tokens: int | None = None,
+    max_completion_length: int | None = None,
 ) -> Model:
     """A run directory, an export, a name of conf/model, a checkpoint directory or a hub id, on a GPU if there is one.
 
@@ -76,7 +76,7 @@ def load(
     """
     from medr1.workflows.model_choice import choose
 
-    choice = choose(str(model), mode=reasoning, image_size=image_size, max_new_tokens=max_new_tokens)
+    choice = choose(str(model), mode=reasoning, image_size=image_size, max_completion_length=max_completion_length)
     return _load(choice)
 
 
@@ -120,26 +120,26 @@ def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
 
 
 def _picture(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> Image.Image:
-    from medr1.data.image_file import read_picture
+    from medr1.data.image_file import read_image
 
-    return read_picture(Path(image), window=window, frame=frame, max_pixels=max_pixels)
+    return read_image(Path(image), window=window, frame=frame, max_pixels=max_pixels)
 
 
 def _load(choice: ModelChoice) -> Model:
     import torch
 
-    from medr1.models.loading import attention_for, load_policy
+    from medr1.models.loading import load_policy, resolve_attn_implementation
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy, encoder = load_policy(
+    policy, processor = load_policy(
         choice.path,
-        precision=choice.precision,
-        attention=attention_for(choice.attention, choice.precision, device),
+        dtype=choice.dtype,
+        attn_implementation=resolve_attn_implementation(choice.attn_implementation, choice.dtype, device),
         gradient_checkpointing=False,
         adapter=choice.adapter,
         image_size=choice.image_size,
     )
-    return Model(choice, policy.to(device), encoder)
+    return Model(choice, policy.to(device), processor)
 
 
 def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
@@ -150,12 +150,16 @@ def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str
 
     side, mode = model.choice.image_size, model.choice.mode
     shown = picture.resize((side, side), Image.Resampling.BICUBIC)
-    prompt = Prompt(model.encoder.chat(question_text(question, options, mode)), shown)
-    told = tell(model.policy, model.encoder, prompt, options, model.choice.max_new_tokens)
+    prompt = Prompt(model.processor.chat(question_text(question, options, mode)), shown)
+    told = tell(model.policy, model.processor, prompt, options, model.choice.max_completion_length)
     read = parse(told.text, mode, options)
     note = ""
     if read.answer is None:
-        cut = f", cut off after {model.choice.max_new_tokens} tokens (max_new_tokens)," if told.truncated else ""
+        cut = (
+            f", cut off after {model.choice.max_completion_length} tokens (max_completion_length),"
+            if told.truncated
+            else ""
+        )
         note = f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}"
     elif told.probabilities is None:
         note = "no probabilities: the tokenizer does not write each letter as one token at this place"
@@ -185,7 +189,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reasoning", choices=[mode.value for mode in ReasoningMode], help="default: as trained")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: as trained")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: as trained")
+    parser.add_argument("--max-completion-length", type=int, metavar="N", help="default: as trained")
     parser.add_argument("--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of greys")
     parser.add_argument("--frame", type=int, metavar="N", help="DICOM with several frames: which one, from 0")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="larger pictures are refused")
@@ -217,7 +221,10 @@ def main(words: Sequence[str] | None = None) -> int:
         from medr1.workflows.model_choice import choose
 
         choice = choose(
-            given.model, mode=given.reasoning, image_size=given.image_size, max_new_tokens=given.max_new_tokens
+            given.model,
+            mode=given.reasoning,
+            image_size=given.image_size,
+            max_completion_length=given.max_completion_length,
         )
         answer = _ask(_load(choice), picture, given.question, options)
     except Medr1Error as error:

@@ -36,7 +36,7 @@ class Attention(StrEnum):
     flash_attention_2 = "flash_attention_2"
 
 
-class Schedule(StrEnum):
+class LRSchedulerType(StrEnum):
     """Learning rate after the warm-up."""
 
     constant = "constant"
@@ -67,29 +67,29 @@ class OnBadRecord(StrEnum):
     skip = "skip"
 
 
-class Aggregation(StrEnum):
+class LossAggMode(StrEnum):
     """How the losses of tokens become one number; see ``medr1.rl.objective``."""
 
-    sequence_mean = "sequence_mean"
     token_mean = "token_mean"
-    constant = "constant"
+    seq_mean_token_mean = "seq_mean_token_mean"
+    seq_mean_token_sum_norm = "seq_mean_token_sum_norm"
 
 
-class RatioLevel(StrEnum):
+class ImportanceSamplingLevel(StrEnum):
     """Whether the importance ratio is a token's, or one for the whole completion (GSPO)."""
 
     token = "token"
     sequence = "sequence"
 
 
-class Surrogate(StrEnum):
+class LossMode(StrEnum):
     """PPO's clipped surrogate, or CISPO's capped weight; see ``medr1.rl.objective``."""
 
     clip = "clip"
     cispo = "cispo"
 
 
-class RewardScaling(StrEnum):
+class ScaleRewards(StrEnum):
     """What advantages are divided by."""
 
     group = "group"
@@ -97,7 +97,7 @@ class RewardScaling(StrEnum):
     none = "none"
 
 
-class KLEstimator(StrEnum):
+class KLLossType(StrEnum):
     """Estimator of the divergence from the reference policy (Schulman's k1, k2, k3)."""
 
     k1 = "k1"

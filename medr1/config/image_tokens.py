@@ -9,7 +9,7 @@ _USUAL = 28  # Qwen2-VL and Qwen2.5-VL: 14 x 14 patches, merged 2 x 2
 _BY_FAMILY = {"qwen2-vl": _USUAL, "qwen2.5-vl": _USUAL, "qwen3-vl": 32}  # as it stands in a hub id
 
 
-def known_image_token(path: str) -> int | None:
+def known_image_token_size(path: str) -> int | None:
     """Of a checkpoint directory by its config.json, of a hub id or a name at a server by the family in it; None where
     neither says. Only hints for a default: ``load_policy`` reads the truth."""
     file = Path(path) / "config.json"
@@ -25,7 +25,7 @@ def known_image_token(path: str) -> int | None:
 
 def image_token(path: str | None) -> int:
     """The side of an image token of the model at ``path``; the usual one where nothing says."""
-    return (known_image_token(path) if path else None) or _USUAL
+    return (known_image_token_size(path) if path else None) or _USUAL
 
 
 def fitting(size: int, token: int) -> int:

@@ -17,7 +17,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("evaluate_directory", naming.evaluate_directory, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
-    OmegaConf.register_new_resolver("image_token", _image_token, replace=True)
+    OmegaConf.register_new_resolver("image_token_size", _image_token, replace=True)
     OmegaConf.register_new_resolver("fitting", image_tokens.fitting, replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)

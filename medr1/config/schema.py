@@ -15,19 +15,19 @@ from omegaconf import MISSING, OmegaConf
 
 from medr1.config import resolvers
 from medr1.config.enums import (
-    Aggregation,
     Attention,
     Distribution,
-    KLEstimator,
+    ImportanceSamplingLevel,
+    KLLossType,
     LoraTargets,
+    LossAggMode,
+    LossMode,
+    LRSchedulerType,
     OnBadRecord,
     Precision,
-    RatioLevel,
     ReleasedAxis,
-    RewardScaling,
-    Schedule,
+    ScaleRewards,
     Split,
-    Surrogate,
     TableAxis,
     Tuning,
 )
@@ -41,36 +41,38 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class RecipeConfig:
     """The numbers that change with the size of the model; the algorithms refer to them."""
 
-    steps: int = MISSING
-    prompts_per_step: int = MISSING
-    group_size: int = MISSING
+    max_steps: int = MISSING
+    train_batch_size: int = MISSING
+    num_generations: int = MISSING
     rl_learning_rate: float = MISSING
     sft_learning_rate: float = MISSING
-    max_new_tokens: int = MISSING
+    max_completion_length: int = MISSING
 
 
 @dataclass
 class LoraConfig:
     """Low-rank adapters (peft)."""
 
-    rank: int = 16
-    alpha: int = 32
-    targets: LoraTargets = LoraTargets.language
+    r: int = 16
+    lora_alpha: int = 32
+    target_modules: LoraTargets = LoraTargets.language
 
 
 @dataclass
 class ModelConfig:
-    """One checkpoint in the format of Hugging Face: a directory or a hub id. ``image_token``: pixels of the side of one
-    image token, of which ``image_size`` is a multiple."""
+    """A checkpoint in the format of Hugging Face: a directory or a hub id.
+
+    ``image_token_size``: side of one image token in pixels; ``image_size`` is a multiple of it.
+    """
 
     name: str = MISSING
     path: str = MISSING
-    image_token: int = 28
+    image_token_size: int = 28
     image_size: int = MISSING
-    precision: Precision = Precision.float32
-    attention: Attention = Attention.auto
+    dtype: Precision = Precision.float32
+    attn_implementation: Attention = Attention.auto
     gradient_checkpointing: bool = False
-    freeze_vision: bool = False
+    freeze_vision_tower: bool = False
     tuning: Tuning = Tuning.full
     lora: LoraConfig = field(default_factory=LoraConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -87,7 +89,7 @@ class ServerConfig(ModelConfig):
     api_key_variable: str | None = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout: float = 300.0
-    attempts: int = 6
+    max_retries: int = 6
     backoff: float = 1.0
     repetition_penalty: float | None = None
 
@@ -161,8 +163,8 @@ class AlgorithmConfig:
     name: str = MISSING
     learning_rate: float = MISSING
     weight_decay: float = 0.0
-    schedule: Schedule = Schedule.constant
-    warmup_fraction: float = 0.0
+    lr_scheduler_type: LRSchedulerType = LRSchedulerType.constant
+    warmup_ratio: float = 0.0
     max_grad_norm: float = 1.0
     adam_beta2: float = 0.999
 
@@ -174,39 +176,39 @@ class SamplingConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    max_new_tokens: int = MISSING
+    max_completion_length: int = MISSING
 
 
 @dataclass
 class ObjectiveConfig:
     """The terms of the objective; each is an equation in ``medr1.rl.objective``.
 
-    dual_clip = 0 is off. ``mask_truncated``: completions that were cut off at max_new_tokens have no loss.
+    ``delta`` null: no dual clip. ``mask_truncated_completions``: completions that reach max_completion_length without an
+    end token have no loss.
     """
 
-    aggregation: Aggregation = MISSING
-    ratio_level: RatioLevel = RatioLevel.token
-    surrogate: Surrogate = Surrogate.clip
-    reward_scaling: RewardScaling = MISSING
-    clip_low: float = MISSING
-    clip_high: float = MISSING
-    dual_clip: float = 0.0
-    ratio_cap: float = 5.0
+    loss_agg_mode: LossAggMode = MISSING
+    importance_sampling_level: ImportanceSamplingLevel = ImportanceSamplingLevel.token
+    loss_mode: LossMode = LossMode.clip
+    scale_rewards: ScaleRewards = MISSING
+    epsilon: float = MISSING
+    epsilon_high: float = MISSING
+    delta: float | None = None
     beta: float = MISSING
-    kl_estimator: KLEstimator = KLEstimator.k3
-    mask_truncated: bool = False
+    kl_loss_type: KLLossType = KLLossType.k3
+    mask_truncated_completions: bool = False
 
 
 @dataclass
 class GRPOConfig(AlgorithmConfig):
     """Group relative policy optimization.
 
-    ``dynamic_sampling``: so many times a step, prompts whose completions all earned the same are replaced (DAPO).
+    ``filter_groups``: so many times a step, prompts whose completions all earned the same are replaced (DAPO).
     """
 
-    group_size: int = MISSING
-    updates_per_rollout: int = 1
-    dynamic_sampling: int = 0
+    num_generations: int = MISSING
+    num_iterations: int = 1
+    filter_groups: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -226,10 +228,10 @@ class PretrainConfig(AlgorithmConfig):
     binding_steps: int = MISSING
     text_steps: int = MISSING
     ramp: int = MISSING
-    picture_steps: int = MISSING
+    image_steps: int = MISSING
     text_batch: int = MISSING
     described: int = MISSING
-    pictures: int = MISSING
+    images: int = MISSING
     words: int = MISSING
     careless: float = MISSING
     letter_weight: float = MISSING
@@ -243,11 +245,13 @@ class ZeroShotConfig(AlgorithmConfig):
 
 @dataclass
 class TrainerConfig:
-    """Handed to Lightning's Trainer. ``steps`` optimizer steps of ``prompts_per_step`` prompts over all devices; where
-    ``steps`` is null, as many as ``epochs`` passes over the training records take.
+    """Settings of Lightning's Trainer and of the optimizer step.
 
-    ``token_budget``: how many tokens of prompts and completions a device holds at once; a step that is larger goes
-    through in parts, with the same result. 0: the whole step at once, which encodes each prompt once only.
+    ``train_batch_size``: prompts per optimizer step over all devices (verl: data.train_batch_size). ``max_steps`` null:
+    as many steps as ``num_train_epochs`` passes over the training records take.
+
+    ``max_tokens_per_device``: tokens of prompts and completions in one micro-batch (verl: ppo_max_token_len_per_gpu). A
+    larger step is split into micro-batches, with the same result. 0: no split; each prompt is then encoded only once.
     """
 
     name: str = MISSING
@@ -255,24 +259,24 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: Distribution = Distribution.auto
-    steps: int | None = MISSING
-    epochs: float | None = None
-    prompts_per_step: int = MISSING
-    token_budget: int = 0
-    checkpoint_every: int = 25
-    log_every: int = 1
+    max_steps: int | None = MISSING
+    num_train_epochs: float | None = None
+    train_batch_size: int = MISSING
+    max_tokens_per_device: int = 0
+    save_steps: int = 25
+    logging_steps: int = 1
 
 
 @dataclass
 class TrackingConfig:
-    """MLflow. ``uri`` is a SQLite file or a server; ``completions_every`` steps a table of samples is logged."""
+    """MLflow. ``uri`` is a SQLite file or a server; ``log_completions_steps`` steps a table of samples is logged."""
 
     name: str = MISSING
     enabled: bool = True
     uri: str = MISSING
     experiment: str = "medr1"
-    completions_every: int = 25
-    completions: int = 8
+    log_completions_steps: int = 25
+    num_completions: int = 8
 
 
 @dataclass
@@ -280,7 +284,7 @@ class EvaluationConfig:
     """Greedy evaluation over the test records of all modalities and question types."""
 
     batch_size: int = 128
-    max_new_tokens: int = MISSING
+    max_completion_length: int = MISSING
     blank_image: bool = True
     shuffled_image: bool = True
     limit: int | None = None

@@ -33,16 +33,16 @@ def check(cfg: DictConfig) -> None:
         _check_server(cfg.model)
     if OmegaConf.is_missing(cfg.model, "path"):
         raise ConfigError(f"model={cfg.model.name} needs model.path=DIRECTORY_OR_HUB_ID")
-    size, token = int(cfg.data.image_size), int(cfg.model.image_token)
+    size, token = int(cfg.data.image_size), int(cfg.model.image_token_size)
     if size % token or size <= 0:
         raise ConfigError(
-            f"data.image_size={size}: pictures are cut into {token} x {token} pixel tokens (model.image_token); "
+            f"data.image_size={size}: pictures are cut into {token} x {token} pixel tokens (model.image_token_size); "
             f"use data.image_size={fitting(size, token)}"
         )
-    if cfg.model.attention == Attention.flash_attention_2 and cfg.model.precision == Precision.float32:
+    if cfg.model.attn_implementation == Attention.flash_attention_2 and cfg.model.dtype == Precision.float32:
         raise ConfigError(
-            "model.attention=flash_attention_2 computes in half precision only; use model.precision=bfloat16, or "
-            "model.attention=sdpa"
+            "model.attn_implementation=flash_attention_2 computes in half precision only; use model.dtype=bfloat16, or "
+            "model.attn_implementation=sdpa"
         )
     if cfg.data.name == "omnimedvqa":
         _check_root(cfg)
@@ -81,41 +81,40 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.test_fraction": (0.01, 0.99),
     "data.max_image_pixels": (1, 1e10),
     "algorithm.learning_rate": (0, 1),
-    "algorithm.warmup_fraction": (0, 1),
+    "algorithm.warmup_ratio": (0, 1),
     "algorithm.max_grad_norm": (1e-9, 1e9),
-    "algorithm.group_size": (2, 4096),
-    "algorithm.updates_per_rollout": (1, 1000),
+    "algorithm.num_generations": (2, 4096),
+    "algorithm.num_iterations": (1, 1000),
     "algorithm.sampling.temperature": (1e-3, 100),
     "algorithm.sampling.top_p": (1e-6, 1),
     "algorithm.sampling.top_k": (0, 1e9),
-    "algorithm.sampling.max_new_tokens": (1, 100_000),
-    "algorithm.objective.clip_low": (0, 1),
-    "algorithm.objective.clip_high": (0, 100),
-    "algorithm.objective.dual_clip": (0, 1000),
-    "algorithm.objective.ratio_cap": (1e-9, 1000),
+    "algorithm.sampling.max_completion_length": (1, 100_000),
+    "algorithm.objective.epsilon": (0, 1),
+    "algorithm.objective.epsilon_high": (0, 100),
+    "algorithm.objective.delta": (0, 1000),
     "algorithm.objective.beta": (0, 100),
-    "algorithm.dynamic_sampling": (0, 100),
+    "algorithm.filter_groups": (0, 100),
     "reward.accuracy": (0, 1000),
     "reward.format": (0, 1000),
-    "trainer.steps": (1, 1e9),
-    "trainer.epochs": (1e-6, 1e6),
-    "trainer.prompts_per_step": (1, 1e6),
-    "trainer.token_budget": (0, 1e9),
+    "trainer.max_steps": (1, 1e9),
+    "trainer.num_train_epochs": (1e-6, 1e6),
+    "trainer.train_batch_size": (1, 1e6),
+    "trainer.max_tokens_per_device": (0, 1e9),
     "trainer.devices": (1, 4096),
-    "trainer.checkpoint_every": (1, 1e9),
-    "trainer.log_every": (1, 1e9),
+    "trainer.save_steps": (1, 1e9),
+    "trainer.logging_steps": (1, 1e9),
     "plan_memory": (0.001, 1e6),
     "algorithm.binding_steps": (0, 1e9),
     "algorithm.text_steps": (1, 1e9),
     "algorithm.ramp": (1, 1e9),
     "evaluation.batch_size": (1, 1e6),
-    "evaluation.max_new_tokens": (1, 100_000),
+    "evaluation.max_completion_length": (1, 100_000),
     "evaluation.limit": (1, 1e9),
-    "model.lora.rank": (1, 4096),
-    "model.image_token": (1, 1024),
+    "model.lora.r": (1, 4096),
+    "model.image_token_size": (1, 1024),
     "model.concurrency": (1, 1024),
     "model.timeout": (0.1, 86_400),
-    "model.attempts": (1, 100),
+    "model.max_retries": (1, 100),
     "model.backoff": (0, 3600),
     "model.repetition_penalty": (0.01, 100),
 }
@@ -193,18 +192,22 @@ def _check_training(cfg: DictConfig) -> None:
         )
     if cfg.data.name == "omnimedvqa" and cfg.data.split == Split.test_only:
         raise ConfigError("data.split=test_only leaves nothing to train on; use evaluate.py, or another data.split")
-    if cfg.trainer.prompts_per_step % (cfg.trainer.devices * cfg.trainer.num_nodes):
+    if cfg.trainer.train_batch_size % (cfg.trainer.devices * cfg.trainer.num_nodes):
         raise ConfigError(
-            f"trainer.prompts_per_step={cfg.trainer.prompts_per_step} cannot be shared evenly by "
+            f"trainer.train_batch_size={cfg.trainer.train_batch_size} cannot be shared evenly by "
             f"{cfg.trainer.devices * cfg.trainer.num_nodes} processes"
         )
-    if cfg.trainer.steps is None and cfg.trainer.epochs is None:
-        raise ConfigError(
-            "trainer.steps=null: give trainer.epochs, passes over the training records, or a number of steps"
-        )
+    if cfg.trainer.max_steps is None and cfg.trainer.num_train_epochs is None:
+        raise ConfigError("trainer.max_steps=null needs trainer.num_train_epochs; give one of the two")
     if cfg.algorithm.name == "pretrain" and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
         raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
     if "sampling" in cfg.algorithm and cfg.reward.accuracy == cfg.reward.format == 0:
         raise ConfigError("reward.accuracy=0 and reward.format=0: every advantage would be zero; give one a weight")
-    if cfg.model.tuning == Tuning.lora and cfg.model.freeze_vision and cfg.model.lora.targets == LoraTargets.vision:
-        raise ConfigError("model.freeze_vision=true with model.lora.targets=vision leaves nothing to train")
+    if (
+        cfg.model.tuning == Tuning.lora
+        and cfg.model.freeze_vision_tower
+        and cfg.model.lora.target_modules == LoraTargets.vision
+    ):
+        raise ConfigError(
+            "model.freeze_vision_tower=true with model.lora.target_modules=vision leaves nothing to train"
+        )

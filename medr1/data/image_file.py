@@ -12,7 +12,7 @@ from medr1.domain.records import BadRecord
 from medr1.errors import DataError
 
 
-def read_picture(
+def read_image(
     path: Path,
     *,
     window: tuple[float, float] | None = None,

@@ -9,12 +9,12 @@ from PIL import Image
 
 from medr1.domain.records import ImageSource, Record
 
-Load = Callable[[Record], Image.Image]
+ImageLoader = Callable[[Record], Image.Image]
 
 _BYTES = 256 * 2**20
 
 
-def picture_loader(size: int) -> Load:
+def cached_image_loader(size: int) -> ImageLoader:
     """Loads the picture of a record at ``size`` x ``size`` pixels; the latest 256 MiB of them are kept."""
 
     @lru_cache(maxsize=max(16, _BYTES // (3 * size * size)))

@@ -249,9 +249,9 @@ def _repeating(bad: Iterable[BadRecord]) -> Iterator[Question]:
             problem, image = parse_problem(row["problem"]), row["image"]
             question, options, answer = problem.question, problem.options, parse_solution(row["solution"])
         else:
-            question, image, right = row["question"].strip(), row["image_path"], option_meaning(row["gt_answer"])
+            question, image, correct = row["question"].strip(), row["image_path"], option_meaning(row["gt_answer"])
             options = {key[-1]: text.strip() for key, text in row.items() if key.startswith("option_") and text}
-            answer = next((letter for letter, text in options.items() if option_meaning(text) == right), "")
+            answer = next((letter for letter, text in options.items() if option_meaning(text) == correct), "")
             modality = parse_modality(row.get("modality_type") or "")
             question_type = parse_question_type(row["question_type"])
         if answer in options:

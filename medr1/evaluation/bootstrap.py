@@ -69,7 +69,7 @@ def score(rights: BoolArray, column: IntArray, image: IntArray, resamples: int, 
         width = int(signature.sum())
         place = local * width + (np.cumsum(signature) - 1)[column[records]]
         size = (int(local.max()) + 1) * width
-        counts = [np.bincount(place, weights=right[records], minlength=size) for right in rights]
+        counts = [np.bincount(place, weights=correct[records], minlength=size) for correct in rights]
         counts.append(np.bincount(place, minlength=size))
         by_image = np.stack(counts, axis=-1).astype(np.float64).reshape(size // width, width * len(counts))
         sums[:, signature] += bootstrap_sums(by_image, resamples, rng).reshape(resamples, width, len(counts))

@@ -66,18 +66,18 @@ class ChatServer:
         *,
         key: str | None = None,
         timeout: float,
-        attempts: int,
+        max_retries: int,
         backoff: float,
         repetition_penalty: float | None = None,
     ) -> None:
         self.url, self.model, self._key = f"{url.rstrip('/')}/chat/completions", model, key
-        self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
+        self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
         self.settings = {} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
         # What runs on this machine is asked directly, whatever proxy is set for the world outside.
         own = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
         self._opener = urllib.request.build_opener(_NoRedirect(), *own)
 
-    def ask(self, text: str, png: bytes, max_new_tokens: int, *, record: str, stop: Event) -> Reply:
+    def complete(self, text: str, png: bytes, max_completion_length: int, *, record: str, stop: Event) -> Reply:
         """The answer to one user turn, picture first. ``record`` is for messages; ``stop`` ends all waiting.
 
         Raises:
@@ -90,18 +90,18 @@ class ChatServer:
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
-            "max_tokens": max_new_tokens,
+            "max_tokens": max_completion_length,
             "stream": False,
             **self.settings,
         }
         sent = json.dumps(body).encode()
-        for attempt in range(1, self.attempts + 1):
+        for attempt in range(1, self.max_retries + 1):
             if stop.is_set():
                 raise Stopped
             got = self._once(sent)
             if isinstance(got, Reply):
                 return got
-            if not got.again or attempt == self.attempts:
+            if not got.again or attempt == self.max_retries:
                 times = f" ({attempt} times)" if attempt > 1 else ""
                 raise ServerError(f"{self.url}, record {record}: {got.why}{times}")
             wait = self._wait(attempt) if got.wait is None else got.wait

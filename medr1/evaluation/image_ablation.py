@@ -8,31 +8,31 @@ from enum import StrEnum
 
 from PIL import Image
 
-from medr1.data.image_loader import Load
+from medr1.data.image_loader import ImageLoader
 from medr1.domain.records import Record
 
 BLANK = (128, 128, 128)  # mid grey: an image, with nothing in it
 
 
-class Picture(StrEnum):
+class ImageAblation(StrEnum):
     """What the policy is shown in place of the record's picture."""
 
-    OWN = "own"
+    NONE = "own"
     BLANK = "blank"
-    OTHER = "other"
+    SHUFFLED = "other"
 
 
-def shown(records: Sequence[Record], picture: Picture, load: Load) -> Load:
+def ablated_loader(records: Sequence[Record], picture: ImageAblation, load: ImageLoader) -> ImageLoader:
     """What gives the picture that is shown with each of the records."""
-    if picture is Picture.OTHER:
-        instead = {record.id: other for record, other in zip(records, others(records), strict=True)}
+    if picture is ImageAblation.SHUFFLED:
+        instead = {record.id: other for record, other in zip(records, shuffled_images(records), strict=True)}
         return lambda record: load(instead[record.id])
-    if picture is Picture.BLANK:
+    if picture is ImageAblation.BLANK:
         return lambda record: Image.new("RGB", load(record).size, BLANK)
     return load
 
 
-def others(records: Sequence[Record], seed: int = 0) -> list[Record]:
+def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
     """For each record one whose picture is shown instead: another picture of the same modality.
 
     The pictures of a modality change places in a circle drawn by ``seed``, so that what the policy can know of the

@@ -202,7 +202,7 @@ def _outcomes(run: SweepRun, test: _Test) -> dict[str, BoolArray]:
                     f"record {record} is not the same question in {where} ({_shown(here[record])}) and run "
                     f"{test.run} ({_shown(line)}); evaluate both on the same data"
                 )
-        found[condition] = np.asarray([here[record].right for record in test.questions], dtype=np.bool_)
+        found[condition] = np.asarray([here[record].correct for record in test.questions], dtype=np.bool_)
     return found
 
 
@@ -243,12 +243,12 @@ class _Evidence:
         base: dict[int, int] = {}
         controls: dict[str, dict[int, FloatArray]] = {}
         for number, conditions in enumerate(answered):
-            for condition, right in conditions.items():
+            for condition, correct in conditions.items():
                 if condition == Condition.BASE:
                     base[number] = len(rights)
-                    rights.append(right)
+                    rights.append(correct)
                 else:
-                    controls.setdefault(condition, {})[number] = column_means(right[None], test.column)[0]
+                    controls.setdefault(condition, {})[number] = column_means(correct[None], test.column)[0]
         stacked = np.stack(rights)
         return cls(runs, test, stacked, base, score(stacked, test.column, test.image, resamples, rng), controls, rng)
 
@@ -258,9 +258,9 @@ class _Evidence:
     def difference(self, a: Sequence[int], b: Sequence[int]) -> _Line:
         """Vectors ``b`` minus vectors ``a``, paired by seed."""
         per_seed = []
-        for left, right in zip(self.rights[list(a)], self.rights[list(b)], strict=True):
-            only_a = np.bincount(self.test.column, weights=left & ~right)
-            only_b = np.bincount(self.test.column, weights=right & ~left)
+        for left, correct in zip(self.rights[list(a)], self.rights[list(b)], strict=True):
+            only_a = np.bincount(self.test.column, weights=left & ~correct)
+            only_b = np.bincount(self.test.column, weights=correct & ~left)
             counts = [*zip(only_a, only_b, strict=True), (only_a.sum(), only_b.sum())]
             per_seed.append([mcnemar_exact(int(b_count), int(c_count)) for b_count, c_count in counts])
         scores = (self.scores.select(b) - self.scores.select(a)).over_seeds(self.rng)
@@ -296,8 +296,8 @@ def _cell(evidence: _Evidence, column: int, runs: Sequence[int], line: _Line, ga
     n = evidence.test.sizes[column]
     accuracy = line.estimate(column)
     if len(runs) == 1:
-        right = round(accuracy.value * n)
-        accuracy = Estimate(right / n, *wilson(right, n))
+        correct = round(accuracy.value * n)
+        accuracy = Estimate(correct / n, *wilson(correct, n))
     base = [evidence.base[run] for run in runs if run in evidence.base]
     return TableCell(
         n=n,

@@ -124,15 +124,15 @@ def compare(
                 "evaluate both on the same test records"
             )
     pairs = [(of_a[record], of_b[record]) for record in of_a]
-    for left, right in pairs:
-        if _question(left) != _question(right):
+    for left, correct in pairs:
+        if _question(left) != _question(correct):
             raise DataError(
                 f"record {left.record} is not the same question in {name_a} {_question(left)} and {name_b} "
-                f"{_question(right)}; evaluate both on the same data"
+                f"{_question(correct)}; evaluate both on the same data"
             )
 
     def contrast(part: list[tuple[Prediction, Prediction]]) -> Contrast:
-        right_a, right_b = [left.right for left, _ in part], [right.right for _, right in part]
+        right_a, right_b = [left.correct for left, _ in part], [correct.correct for _, correct in part]
         images = [left.image for left, _ in part]
         difference = paired_difference(right_a, right_b, images, level, resamples, seed)
         only_a = sum(x and not y for x, y in zip(right_a, right_b, strict=True))
@@ -169,12 +169,12 @@ def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
 
 
 def _cell(part: Sequence[Prediction]) -> Cell:
-    n, right = len(part), sum(p.right for p in part)
-    interval = wilson(right, n)
+    n, correct = len(part), sum(p.correct for p in part)
+    interval = wilson(correct, n)
     return Cell(
         n=n,
         images=len({p.image for p in part}),
-        accuracy=right / n,
+        accuracy=correct / n,
         low=interval.low,
         high=interval.high,
         chance=fmean(1 / p.options for p in part),

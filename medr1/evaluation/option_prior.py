@@ -26,7 +26,7 @@ class OptionPrior:
     stop. Neither question nor image is looked at.
     """
 
-    right: Mapping[str, int]
+    correct: Mapping[str, int]
     offered: Mapping[str, int]
 
     @classmethod
@@ -41,19 +41,19 @@ class OptionPrior:
     @classmethod
     def count(cls, questions: Iterable[tuple[Mapping[str, str], str]]) -> OptionPrior:
         """As ``fit``, from the options and the right letter of each question."""
-        right: Counter[str] = Counter()
+        correct: Counter[str] = Counter()
         offered: Counter[str] = Counter()
         for options, answer in questions:
             offered.update(map(option_meaning, options.values()))
-            right[option_meaning(options[answer])] += 1
+            correct[option_meaning(options[answer])] += 1
         if not offered:
             raise DataError("the option prior needs at least one training record")
-        return cls(right, offered)
+        return cls(correct, offered)
 
     def score(self, text: str) -> float:
         """How often the text was right among the training questions offering it, with one more that it lost."""
         meaning = option_meaning(text)
-        return self.right.get(meaning, 0) / (self.offered.get(meaning, 0) + 1)
+        return self.correct.get(meaning, 0) / (self.offered.get(meaning, 0) + 1)
 
     def predict(self, record: Record) -> str:
         """The letter of the option with the highest score.
@@ -69,7 +69,7 @@ class OptionPrior:
         return self.score(text), hashlib.sha256(f"{record.id}\n{option_meaning(text)}".encode()).digest()
 
 
-def blind_predictions(prior: OptionPrior, records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
+def option_prior_predictions(prior: OptionPrior, records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
     """The control's answers as lines of a predictions file. Well-formed by construction, and no token is generated."""
     return [
         prediction(

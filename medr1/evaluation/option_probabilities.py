@@ -11,7 +11,7 @@ from torch import Tensor
 from medr1.domain.reasoning import answer_place
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder, Prompt
+from medr1.models.processor import Processor, Prompt
 from medr1.models.tensors import Decoder, Prefix, PromptBatch
 
 
@@ -41,8 +41,8 @@ class _Listening:
     def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
         return self.policy.extend(prefix, ids, mask)
 
-    def decoder(self, prefix: Prefix, group_size: int, room: int) -> Decoder:
-        return self.policy.decoder(prefix, group_size, room)
+    def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> Decoder:
+        return self.policy.decoder(prefix, num_generations, max_length)
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.heard.append(hidden)
@@ -50,7 +50,9 @@ class _Listening:
 
 
 @torch.no_grad()
-def tell(policy: Policy, encoder: Encoder, prompt: Prompt, options: Mapping[str, str], max_new_tokens: int) -> Told:
+def tell(
+    policy: Policy, processor: Processor, prompt: Prompt, options: Mapping[str, str], max_completion_length: int
+) -> Told:
     """Decodes ``prompt`` greedily and reads the letters' probabilities at the place of the answer's letter.
 
     At the step of decoding that wrote the letter, after all that the completion says before it (in Think-Before after
@@ -58,15 +60,17 @@ def tell(policy: Policy, encoder: Encoder, prompt: Prompt, options: Mapping[str,
     to name an option. Because the letter was chosen greedily, none of the others is more probable.
     """
     listening = _Listening(policy)
-    sampling = Sampling(max_new_tokens, encoder.end_id, tuple(encoder.banned_ids()), temperature=0.0)
-    done = rollout(listening, listening.prefill(encoder.encode([prompt]).to(policy.device)), sampling)
-    (text,) = encoder.decode(done.ids, done.mask)
+    sampling = Sampling(
+        max_completion_length, processor.eos_token_id, tuple(processor.suppressed_token_ids()), temperature=0.0
+    )
+    done = rollout(listening, listening.prefill(processor.encode([prompt]).to(policy.device)), sampling)
+    (text,) = processor.decode(done.ids, done.mask)
     ids = done.ids[0][done.mask[0]].tolist()
     probabilities = None
     place = answer_place(text)
     if place is not None and text[place] in options:
-        step = _step_of(encoder, ids, text[: place + 1])
-        letters = _letter_ids(encoder, ids[step], text[place], options)
+        step = _step_of(processor, ids, text[: place + 1])
+        letters = _letter_ids(processor, ids[step], text[place], options)
         if letters is not None:
             logits = policy.logits(listening.heard[step])[0, list(letters.values())]
             shares = logits.double().softmax(-1).tolist()
@@ -74,18 +78,18 @@ def tell(policy: Policy, encoder: Encoder, prompt: Prompt, options: Mapping[str,
     return Told(text, bool(done.truncated[0]), probabilities)
 
 
-def _step_of(encoder: Encoder, ids: list[int], beginning: str) -> int:
+def _step_of(processor: Processor, ids: list[int], beginning: str) -> int:
     """The step that wrote the last character of ``beginning``, with which the completion ``ids`` begins."""
     for step in range(len(ids)):
-        (so_far,) = encoder.tokenizer.batch_decode([ids[: step + 1]], skip_special_tokens=True)
+        (so_far,) = processor.tokenizer.batch_decode([ids[: step + 1]], skip_special_tokens=True)
         if so_far.startswith(beginning):
             return step
     raise AssertionError(f"{beginning!r} is no beginning of its own completion")
 
 
-def _letter_ids(encoder: Encoder, written: int, letter: str, options: Mapping[str, str]) -> dict[str, int] | None:
+def _letter_ids(processor: Processor, written: int, letter: str, options: Mapping[str, str]) -> dict[str, int] | None:
     """For each option the token that differs from ``written`` in the letter alone (``C``, ``(C``, ``>C``)."""
-    spelling = str(encoder.tokenizer.convert_ids_to_tokens(written))
-    vocabulary = encoder.tokenizer.get_vocab()
+    spelling = str(processor.tokenizer.convert_ids_to_tokens(written))
+    vocabulary = processor.tokenizer.get_vocab()
     ids = {option: vocabulary.get(spelling.replace(letter, option, 1)) for option in options}
     return None if None in ids.values() else {option: int(i) for option, i in ids.items() if i is not None}

@@ -52,7 +52,7 @@ class Prediction:
     answer: str
     parsed: str | None
     lenient: str | None
-    right: bool
+    correct: bool
     format: bool
     length: int
     truncated: bool
@@ -61,9 +61,9 @@ class Prediction:
     def __post_init__(self) -> None:
         if not self.record or not self.condition:
             raise DataError(f"record {self.record!r}, condition {self.condition!r}: neither may be empty")
-        if self.right != (self.parsed == self.answer):
+        if self.correct != (self.parsed == self.answer):
             raise DataError(
-                f"record {self.record}: right is {self.right}, but parsed is {self.parsed!r} and answer {self.answer!r}"
+                f"record {self.record}: right is {self.correct}, but parsed is {self.parsed!r} and answer {self.answer!r}"
             )
         if self.options < 2 or self.length < 0:
             raise DataError(f"record {self.record}: {self.options} option(s), length {self.length}")
@@ -85,7 +85,7 @@ def prediction(
         answer=record.answer,
         parsed=read.answer,
         lenient=read.lenient,
-        right=read.answer == record.answer,
+        correct=read.answer == record.answer,
         format=read.format,
         length=length,
         truncated=truncated,

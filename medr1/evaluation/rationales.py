@@ -227,7 +227,7 @@ def rationale_rates(
             coverage=share(spoken, lambda r: bool(_about(r, attribute))),
         )
 
-    accuracy = share(readings, lambda r: r.prediction.right)
+    accuracy = share(readings, lambda r: r.prediction.correct)
     assert accuracy is not None  # read_rationales returns at least one
     return RationaleRates(
         n=len(readings),
@@ -235,7 +235,7 @@ def rationale_rates(
         no_answer=sum(r.prediction.parsed is None for r in readings),
         with_rationale=len(spoken),
         compared=len(compared),
-        compared_right=sum(r.prediction.right for r in compared),
+        compared_right=sum(r.prediction.correct for r in compared),
         claims=sum(len(r.claims) for r in spoken),
         accuracy=accuracy,
         false_share=ratio(spoken, lambda r: (_false(r), len(r.claims))),
@@ -244,8 +244,8 @@ def rationale_rates(
         coverage=ratio(spoken, lambda r: (len({c.attribute for c in r.claims}), len(Attribute))),
         unknown_share=ratio(spoken, lambda r: _unknown_of_all_words(r.rationale)),
         contradiction=share(compared, lambda r: r.contradicts),
-        right_but_wrong_reason=share((r for r in compared if r.prediction.right), lambda r: not r.right_reason),
-        wrong_but_right_reason=share((r for r in compared if not r.prediction.right), lambda r: r.right_reason),
+        right_but_wrong_reason=share((r for r in compared if r.prediction.correct), lambda r: not r.right_reason),
+        wrong_but_right_reason=share((r for r in compared if not r.prediction.correct), lambda r: r.right_reason),
         by_attribute={attribute: of_attribute(attribute) for attribute in Attribute},
     )
 
@@ -284,7 +284,7 @@ def gallery(
 
 
 def _corner(reading: Reading) -> tuple[bool, bool]:
-    return reading.prediction.right, reading.right_reason
+    return reading.prediction.correct, reading.right_reason
 
 
 def _seen(reading: Reading) -> tuple[str, str, str]:

@@ -19,15 +19,15 @@ from medr1.domain.reasoning import question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.chat_client import ChatServer, Stopped
-from medr1.evaluation.image_ablation import Picture, shown
-from medr1.evaluation.prediction_store import KeptAnswers
+from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
+from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Prediction, prediction, read_predictions
 
 _SYNC_EVERY = 16  # answers; what a power failure can cost
 
 
 @dataclass(kw_only=True)
-class RemoteAnswers(KeptAnswers):
+class ServerPredictionStore(PredictionStore):
     """Answers of a server, ``concurrency`` questions at once. Loads no torch.
 
     What has come stands in a file beside the predictions file (``partial_of``), in the order of arrival, until the
@@ -36,7 +36,7 @@ class RemoteAnswers(KeptAnswers):
 
     concurrency: int
 
-    def ask(self, server: ChatServer, condition: str, picture: Picture = Picture.OWN) -> None:
+    def generate(self, server: ChatServer, condition: str, picture: ImageAblation = ImageAblation.NONE) -> None:
         """Every record that has no answer yet is asked.
 
         Raises:
@@ -44,14 +44,14 @@ class RemoteAnswers(KeptAnswers):
             DataError: a partial file that belongs to other questions.
         """
         partial = partial_of(self.file(condition))
-        if self.known(condition):
+        if self.load_if_exists(condition):
             partial.unlink(missing_ok=True)  # a kill between the last two steps below
             return
-        show = shown(self.records, picture, self.load)
+        show = ablated_loader(self.records, picture, self.load)
 
         def answer(record: Record, stop: Event) -> Prediction:
             text = question_text(record.question, record.options, self.mode)
-            reply = server.ask(text, _png(show(record)), self.max_new_tokens, record=record.id, stop=stop)
+            reply = server.complete(text, _png(show(record)), self.max_completion_length, record=record.id, stop=stop)
             return prediction(record, condition, self.mode, reply.text, reply.length, reply.truncated)
 
         answers = {line.record: line for line in self._begun(partial, condition)}
@@ -69,7 +69,7 @@ class RemoteAnswers(KeptAnswers):
                     progress.advance(bar)
             finally:
                 os.fsync(file.fileno())
-        self.keep(condition, [answers[record.id] for record in self.records])
+        self.save(condition, [answers[record.id] for record in self.records])
         partial.unlink()
 
     def _begun(self, partial: Path, condition: str) -> list[Prediction]:

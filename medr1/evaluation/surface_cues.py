@@ -22,7 +22,7 @@ class CueCount:
     """In ``n`` records the cue points to one option, and in ``right`` of these to the right one."""
 
     n: int = 0
-    right: int = 0
+    correct: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def expected_accuracy(questions: Iterable[tuple[Mapping[str, str], str]]) -> flo
     return fmean(1 / len(options) if letter is None else float(letter == answer) for letter, options, answer in pointed)
 
 
-def cue_predictions(records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
+def surface_cue_predictions(records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
     """The control's answers as lines of a predictions file. Well-formed by construction, and no token is generated.
 
     Where no cue points anywhere, the text with the largest hash together with the record id is taken: reproducible,

@@ -26,8 +26,8 @@ def completion_hidden(model: SequenceModel, prefix: Prefix, ids: Tensor, mask: T
     prompt itself, the others by their predecessors, so only C-1 tokens a row are run, and the prompt never again:
     gradients flow into it through the keys and values.
     """
-    group_size = ids.shape[0] // prefix.hidden.shape[0]
-    rows = prefix.repeat(group_size)
+    num_generations = ids.shape[0] // prefix.hidden.shape[0]
+    rows = prefix.repeat(num_generations)
     first = rows.hidden.unsqueeze(1)
     if ids.shape[1] == 1:
         return first
@@ -42,7 +42,7 @@ def score(
     mask: Tensor,
     *,
     temperature: float = 1.0,
-    banned: Tensor | None = None,
+    suppress_tokens: Tensor | None = None,
     chunk: int = 1024,
 ) -> Scores:
     """Log-probabilities and entropies from hidden states [R, C, H]; logits are made of real tokens only, ``chunk`` of
@@ -54,8 +54,8 @@ def score(
 
     def part(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         logits = model.logits(states)
-        if banned is not None:
-            logits = logits.index_fill(-1, banned, float("-inf"))
+        if suppress_tokens is not None:
+            logits = logits.index_fill(-1, suppress_tokens, float("-inf"))
         log_p = torch.log_softmax(logits / temperature, dim=-1)
         with torch.no_grad():  # for the curves only; p log p is 0 where p is 0
             surprise = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)

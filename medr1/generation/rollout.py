@@ -16,17 +16,17 @@ _LEAVE = 0.8  # ended rows leave when no more than this share goes on: to leave,
 class Sampling:
     """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 is no limit; ``banned`` ids are never drawn."""
 
-    max_new_tokens: int
-    end_id: int
-    banned: tuple[int, ...]
+    max_completion_length: int
+    eos_token_id: int
+    suppress_tokens: tuple[int, ...]
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
 
 
-def truncated_log_probs(logits: Tensor, sampling: Sampling, banned: Tensor) -> Tensor:
+def warped_log_probs(logits: Tensor, sampling: Sampling, suppress_tokens: Tensor) -> Tensor:
     """Log-probabilities [R, V] of the distribution that is really sampled: banned, tempered, top-k, then top-p."""
-    logits = logits.index_fill(-1, banned, float("-inf"))
+    logits = logits.index_fill(-1, suppress_tokens, float("-inf"))
     if sampling.temperature == 0:
         return torch.log_softmax(logits, -1)
     log_p = torch.log_softmax(logits / sampling.temperature, -1)
@@ -41,7 +41,7 @@ def truncated_log_probs(logits: Tensor, sampling: Sampling, banned: Tensor) -> T
     return torch.log_softmax(log_p, -1)
 
 
-def draw(log_p: Tensor, uniforms: Tensor) -> Tensor:
+def sample_inverse_cdf(log_p: Tensor, uniforms: Tensor) -> Tensor:
     """Tokens [R] by the inverse of the cumulative distribution [R, V] at ``uniforms`` [R] in [0, 1).
 
     One uniform number a token, given from outside, makes a sample a function of its seed and its prompt alone: the
@@ -57,35 +57,35 @@ def draw(log_p: Tensor, uniforms: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout(
-    model: SequenceModel, prefix: Prefix, sampling: Sampling, group_size: int = 1, uniforms: Tensor | None = None
+    model: SequenceModel, prefix: Prefix, sampling: Sampling, num_generations: int = 1, uniforms: Tensor | None = None
 ) -> Completions:
-    """Decodes all prompts of ``prefix`` (B rows) together, ``group_size`` times each.
+    """Decodes all prompts of ``prefix`` (B rows) together, ``num_generations`` times each.
 
-    ``uniforms`` [B*G, max_new_tokens] decide the draws; greedy decoding needs none. Rows that have ended leave the
+    ``uniforms`` [B*G, max_completion_length] decide the draws; greedy decoding needs none. Rows that have ended leave the
     batch, some at a time. Returns completions as wide as the longest.
     """
     if sampling.temperature > 0 and uniforms is None:
         raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
-    hidden = prefix.hidden.repeat_interleave(group_size, 0)
-    rows, width, device = hidden.shape[0], sampling.max_new_tokens, hidden.device
-    decoder = model.decoder(prefix, group_size, width)
-    banned = torch.tensor(sampling.banned, dtype=torch.long, device=device)
-    ids = torch.full((rows, width), sampling.end_id, dtype=torch.long, device=device)
+    hidden = prefix.hidden.repeat_interleave(num_generations, 0)
+    rows, width, device = hidden.shape[0], sampling.max_completion_length, hidden.device
+    decoder = model.decoder(prefix, num_generations, width)
+    suppress_tokens = torch.tensor(sampling.suppress_tokens, dtype=torch.long, device=device)
+    ids = torch.full((rows, width), sampling.eos_token_id, dtype=torch.long, device=device)
     mask = torch.zeros(rows, width, dtype=torch.bool, device=device)
     logprobs = torch.zeros(rows, width, device=device)
     places = torch.arange(rows, device=device)  # of the rows that are run
     going = torch.ones_like(places, dtype=torch.bool)  # those of them that have not ended
     for step in range(width):
-        log_p = truncated_log_probs(model.logits(hidden), sampling, banned)
+        log_p = warped_log_probs(model.logits(hidden), sampling, suppress_tokens)
         if sampling.temperature == 0:
             token = log_p.argmax(-1)
         else:
             assert uniforms is not None
-            token = draw(log_p, uniforms[places, step])
+            token = sample_inverse_cdf(log_p, uniforms[places, step])
         alive = places[going]
         ids[alive, step], mask[alive, step] = token[going], True
         logprobs[alive, step] = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)[going]
-        going = going & (token != sampling.end_id)
+        going = going & (token != sampling.eos_token_id)
         left = int(going.sum())
         if step == width - 1 or not left:
             break
@@ -95,5 +95,5 @@ def rollout(
         hidden = decoder.step(token)
     # Two at least: what is scored then runs the model after the prompt on every process, or on none.
     longest = max(2, int(mask.sum(-1).max()))
-    ended = (ids == sampling.end_id) & mask
+    ended = (ids == sampling.eos_token_id) & mask
     return Completions(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], ~ended.any(-1))

@@ -27,7 +27,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from medr1.config.image_tokens import fitting
 from medr1.errors import CheckpointError
 from medr1.models.policy import Policy
-from medr1.models.processor import IMAGE_TOKEN, Encoder
+from medr1.models.processor import IMAGE_TOKEN, Processor
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -43,12 +43,12 @@ _LORA_TARGETS["both"] = rf"({_LORA_TARGETS['language']}|{_LORA_TARGETS['vision']
 def load_policy(
     path: str,
     *,
-    precision: str,
-    attention: str,
+    dtype: str,
+    attn_implementation: str,
     gradient_checkpointing: bool,
     adapter: Path | None = None,
     image_size: int | None = None,
-) -> tuple[Policy, Encoder]:
+) -> tuple[Policy, Processor]:
     """A checkpoint (directory or hub id), with a trained adapter on it if one is given.
 
     ``attention`` as ``attention_for`` gives it; ``image_size``: the side of the pictures that it will be shown.
@@ -65,14 +65,14 @@ def load_policy(
     if image_size is not None and image_size % token:
         raise CheckpointError(
             f"model.path={path} cuts pictures into {token} x {token} pixel tokens, and {image_size} is no multiple; "
-            f"use an image_size of {fitting(image_size, token)} (and model.image_token={token})"
+            f"use an image_size of {fitting(image_size, token)} (and model.image_token_size={token})"
         )
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             output_loading_info=True,
-            dtype=getattr(torch, precision),
-            attn_implementation=attention,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -96,31 +96,31 @@ def load_policy(
         )
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(whole, recomputes=gradient_checkpointing)
+    policy = Policy(whole, gradient_checkpointing=gradient_checkpointing)
     kinds = set(getattr(model.model.language_model.config, "layer_types", None) or []) - {"full_attention"}
     if kinds:  # a decoded token attends to its whole prompt
         raise CheckpointError(
             f"model.path={path} has layers of {', '.join(sorted(kinds))}; set use_sliding_window to false in its "
             "config.json, as Qwen's own checkpoints have it, or take another checkpoint"
         )
-    encoder = Encoder(tokenizer, image_processor, policy.core.model.get_rope_index)
-    if encoder.chat("").rstrip().endswith("<think>"):
+    processor = Processor(tokenizer, image_processor, policy.core.model.get_rope_index)
+    if processor.chat("").rstrip().endswith("<think>"):
         raise CheckpointError(
             f"model.path={path}: its chat template begins every answer with <think>, which leaves no choice of where "
             "to reason; take the Instruct checkpoint and not the Thinking one"
         )
-    return policy, encoder
+    return policy, processor
 
 
-def attention_for(attention: str, precision: str, device: torch.device) -> str:
+def resolve_attn_implementation(attn_implementation: str, dtype: str, device: torch.device) -> str:
     """transformers' name of an attention implementation; ``auto`` becomes the fastest that is there.
 
     FlashAttention 2 wants half precision and an Ampere GPU or newer. It takes all masks that medr1 makes: they say
     what is padding, [rows, length], and transformers leaves that out; the decoder has an attention of its own.
     """
-    if attention != "auto":
-        return attention
-    if device.type != "cuda" or precision == "float32" or not is_flash_attn_2_available():
+    if attn_implementation != "auto":
+        return attn_implementation
+    if device.type != "cuda" or dtype == "float32" or not is_flash_attn_2_available():
         return "sdpa"
     return "flash_attention_2" if torch.cuda.get_device_capability(device)[0] >= 8 else "sdpa"
 
@@ -131,7 +131,7 @@ def _processors_chat_template(path: str) -> str | None:
     return None if file is None else str(json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"])
 
 
-def outline(path: str, *, precision: str, attention: str, gradient_checkpointing: bool) -> Policy:
+def load_on_meta(path: str, *, dtype: str, attn_implementation: str, gradient_checkpointing: bool) -> Policy:
     """The policy of a checkpoint without its weights: the real class on the meta device. Of its files, only config.json
     is read.
 
@@ -141,11 +141,11 @@ def outline(path: str, *, precision: str, attention: str, gradient_checkpointing
     config = _read_config(path)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=getattr(torch, precision), attn_implementation=attention, trust_remote_code=False
+            config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, trust_remote_code=False
         )
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return Policy(model, recomputes=gradient_checkpointing)
+    return Policy(model, gradient_checkpointing=gradient_checkpointing)
 
 
 def local_tokenizer(path: str) -> Any | None:
@@ -192,7 +192,7 @@ def _adapted(model: nn.Module, directory: Path) -> PeftModel:
     return adapted
 
 
-def choose_trained(policy: Policy, *, freeze_vision: bool, lora: tuple[int, int, str] | None) -> None:
+def set_trainable(policy: Policy, *, freeze_vision_tower: bool, lora: tuple[int, int, str] | None) -> None:
     """Decides which weights training changes: all, all but the vision tower, or new adapters.
 
     ``lora`` is (rank, alpha, targets: language, vision or both).
@@ -205,25 +205,29 @@ def choose_trained(policy: Policy, *, freeze_vision: bool, lora: tuple[int, int,
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    if freeze_vision:
+    if freeze_vision_tower:
         policy.core.model.visual.requires_grad_(False)
     if not any(p.requires_grad for p in policy.parameters()):
-        raise CheckpointError("nothing is left to train: model.freeze_vision and model.lora.targets exclude everything")
+        raise CheckpointError(
+            "nothing is left to train: model.freeze_vision_tower and model.lora.target_modules exclude everything"
+        )
     policy.eval()
 
 
-def reference_of(policy: Policy) -> Policy | None:
+def make_reference(policy: Policy) -> Policy | None:
     """The frozen copy that stays as the policy was; None under LoRA, where the adapter is switched off instead."""
     if isinstance(policy.model, PeftModel):
         return None
-    frozen = Policy(copy.deepcopy(policy.model), recomputes=False)
+    frozen = Policy(copy.deepcopy(policy.model), gradient_checkpointing=False)
     frozen.requires_grad_(False)
     if frozen.model.is_activation_checkpointing:
         frozen.model.activation_checkpointing_disable()
     return frozen
 
 
-def save_policy(policy: Policy, encoder: Encoder, directory: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save_policy(
+    policy: Policy, processor: Processor, directory: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes what was trained as Hugging Face or PEFT reads it: a whole checkpoint, or an adapter alone.
 
     ``state``: the weights of the model inside, where the policy itself holds shards.
@@ -231,20 +235,20 @@ def save_policy(policy: Policy, encoder: Encoder, directory: Path, state: Mappin
     directory.mkdir(parents=True, exist_ok=True)
     policy.model.save_pretrained(directory, state_dict=state)
     if not isinstance(policy.model, PeftModel):
-        encoder.tokenizer.save_pretrained(directory)
-        encoder.image_processor.save_pretrained(directory)
+        processor.tokenizer.save_pretrained(directory)
+        processor.image_processor.save_pretrained(directory)
 
 
-def export_policy(policy: Policy, encoder: Encoder, directory: Path, max_new_tokens: int) -> None:
+def export_policy(policy: Policy, processor: Processor, directory: Path, max_completion_length: int) -> None:
     """Writes a plain checkpoint, with any adapter merged into the base, whose own generation settings decode as medr1
     does: greedily, to the end token, and never a token of pictures or turns. The policy is used up."""
     if isinstance(policy.model, PeftModel):
         policy.model = policy.model.merge_and_unload()
     policy.model.generation_config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=encoder.end_id,
-        pad_token_id=encoder.tokenizer.pad_token_id,
-        suppress_tokens=encoder.banned_ids(),
+        max_new_tokens=max_completion_length,
+        eos_token_id=processor.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=processor.suppressed_token_ids(),
     )
-    save_policy(policy, encoder, directory)
+    save_policy(policy, processor, directory)

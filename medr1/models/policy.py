@@ -25,11 +25,11 @@ class Policy(nn.Module):
 
     model: Any  # a transformers model: its classes say too little to a type checker
 
-    def __init__(self, model: nn.Module, recomputes: bool = False) -> None:
+    def __init__(self, model: nn.Module, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
         # With gradient checkpointing, transformers drops the cache that completions are scored against.
-        self.recomputes = recomputes
+        self.gradient_checkpointing = gradient_checkpointing
         # No dropout anywhere: what is scored must be the policy that sampled.
         self.eval()
 
@@ -42,33 +42,33 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def embed(self, prompts: PromptBatch, group_size: int = 1) -> dict[str, Any]:
-        """What the language model takes of the prompts, each ``group_size`` times in R = B*G rows, its pictures once.
+    def embed(self, prompts: PromptBatch, num_generations: int = 1) -> dict[str, Any]:
+        """What the language model takes of the prompts, each ``num_generations`` times in R = B*G rows, its pictures once.
 
         inputs_embeds [R, P, H], with the picture features in their places. With DeepStack (Qwen3-VL) also these places,
         visual_pos_masks [R, P], and deepstack_visual_embeds: what its first layers add there, [places, H] for each.
         """
-        ids = prompts.ids.repeat_interleave(group_size, 0)
+        ids = prompts.ids.repeat_interleave(num_generations, 0)
         embeddings: Tensor = self.core.get_input_embeddings()(ids)
-        if prompts.pixels is None:
+        if prompts.pixel_values is None:
             return {"inputs_embeds": embeddings}
         features = prompts.features or self._features(prompts)
-        each = [features[i] for i in prompts.shown if i is not None for _ in range(group_size)]
-        shown, *deeper = torch.cat(each, dim=1).to(embeddings.dtype)
+        each = [features[i] for i in prompts.image_index if i is not None for _ in range(num_generations)]
+        image_index, *deeper = torch.cat(each, dim=1).to(embeddings.dtype)
         places = ids == self.core.config.image_token_id
-        inputs = {"inputs_embeds": embeddings.masked_scatter(places.unsqueeze(-1), shown)}
+        inputs = {"inputs_embeds": embeddings.masked_scatter(places.unsqueeze(-1), image_index)}
         return inputs | {"visual_pos_masks": places, "deepstack_visual_embeds": deeper} if deeper else inputs
 
-    def look(self, prompts: PromptBatch) -> PromptBatch:
+    def precompute_image_features(self, prompts: PromptBatch) -> PromptBatch:
         """Where training leaves the vision tower as it is: the prompts with their pictures seen, once for rollout,
         reference and every update. Otherwise the prompts as they are."""
-        if prompts.pixels is None or any(p.requires_grad for p in self.core.model.visual.parameters()):
+        if prompts.pixel_values is None or any(p.requires_grad for p in self.core.model.visual.parameters()):
             return prompts
         with torch.no_grad():
             return replace(prompts, features=self._features(prompts))
 
     def _features(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
-        seen = self.core.model.get_image_features(prompts.pixels, prompts.grids, return_dict=True)
+        seen = self.core.model.get_image_features(prompts.pixel_values, prompts.image_grid_thw, return_dict=True)
         levels = zip(seen.pooler_output, *getattr(seen, "deepstack_features", ()), strict=True)
         return tuple(torch.stack(level) for level in levels)
 
@@ -96,27 +96,27 @@ class Policy(nn.Module):
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
-    def decoder(self, prefix: Prefix, group_size: int, room: int) -> PolicyDecoder:
-        return PolicyDecoder(self.core, prefix, group_size, room)
+    def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> PolicyDecoder:
+        return PolicyDecoder(self.core, prefix, num_generations, max_length)
 
-    def recomputed_hidden(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden_without_cache(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [R, C, H] that predict each completion token, from whole rows [prompt | completion].
 
         The way for gradient checkpointing: the language model runs over the prompt G times, the picture still once.
         """
-        group_size = ids.shape[0] // prompts.ids.shape[0]
-        inputs = self.embed(prompts, group_size)
+        num_generations = ids.shape[0] // prompts.ids.shape[0]
+        inputs = self.embed(prompts, num_generations)
         completion = self.core.get_input_embeddings()(ids)
         inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], completion], dim=1)
         if "visual_pos_masks" in inputs:  # no picture in a completion
             inputs["visual_pos_masks"] = nn.functional.pad(inputs["visual_pos_masks"], (0, ids.shape[1]))
-        start = prompts.next_position.repeat_interleave(group_size, 0)
+        start = prompts.next_position.repeat_interleave(num_generations, 0)
         after = (start[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
         with self._checkpointing():
             out = self.core.model.language_model(
                 **inputs,
-                attention_mask=torch.cat([prompts.mask.repeat_interleave(group_size, 0), mask], dim=1).long(),
-                position_ids=torch.cat([prompts.positions.repeat_interleave(group_size, 1), after], dim=2),
+                attention_mask=torch.cat([prompts.mask.repeat_interleave(num_generations, 0), mask], dim=1).long(),
+                position_ids=torch.cat([prompts.positions.repeat_interleave(num_generations, 1), after], dim=2),
                 use_cache=False,
             )
         return out.last_hidden_state[:, prompts.ids.shape[1] - 1 : -1]  # type: ignore[no-any-return]
@@ -124,7 +124,7 @@ class Policy(nn.Module):
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
         """transformers checkpoints only modules in training mode."""
-        self.train(self.recomputes)
+        self.train(self.gradient_checkpointing)
         try:
             yield
         finally:

@@ -33,7 +33,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class Processor:
     """Tokenizer and image processor of a model family, used together."""
 
     tokenizer: Any
@@ -41,7 +41,7 @@ class Encoder:
     rope_index: RopeIndex
 
     @property
-    def end_id(self) -> int:
+    def eos_token_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -72,8 +72,8 @@ class Encoder:
         """
         images = {id(p.image): p.image for p in prompts if p.image is not None}
         place = {key: index for index, key in enumerate(images)}
-        shown = tuple(None if p.image is None else place[id(p.image)] for p in prompts)
-        pixels = grids = None
+        image_index = tuple(None if p.image is None else place[id(p.image)] for p in prompts)
+        pixel_values = image_grid_thw = None
         if images:
             for image in images.values():
                 if image.width % self.image_token or image.height % self.image_token:
@@ -83,7 +83,7 @@ class Encoder:
                     )
             # As large as it was made: the limits of some checkpoints (Qwen3-VL: at least 256 x 256) would change it.
             features = self.image_processor(images=list(images.values()), do_resize=False, return_tensors="pt")
-            pixels, grids = features["pixel_values"], features["image_grid_thw"]
+            pixel_values, image_grid_thw = features["pixel_values"], features["image_grid_thw"]
         texts = []
         for prompt in prompts:
             text, places = prompt.text, prompt.text.count(IMAGE_TOKEN)
@@ -92,8 +92,8 @@ class Encoder:
                 raise DataError(
                     f"a prompt with {pictures} has {places} times {IMAGE_TOKEN} in its text: {text[:300]!r}"
                 )
-            if prompt.image is not None and grids is not None:
-                tokens = int(grids[place[id(prompt.image)]].prod()) // self.image_processor.merge_size**2
+            if prompt.image is not None and image_grid_thw is not None:
+                tokens = int(image_grid_thw[place[id(prompt.image)]].prod()) // self.image_processor.merge_size**2
                 text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens)
             texts.append(text)
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -102,15 +102,17 @@ class Encoder:
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
-        shown_grids = None if grids is None else grids[[i for i in shown if i is not None]]
+        shown_grids = None if image_grid_thw is None else image_grid_thw[[i for i in image_index if i is not None]]
         positions, _ = self.rope_index(ids, types, image_grid_thw=shown_grids, attention_mask=mask)
-        return PromptBatch(ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixels, grids, shown)
+        return PromptBatch(
+            ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixel_values, image_grid_thw, image_index
+        )
 
     def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask [R, C] of given completions, each closed by the end token, padded on the right."""
-        rows = [[*row, self.end_id] for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        rows = [[*row, self.eos_token_id] for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         width = max(map(len, rows))
-        ids = torch.tensor([row + [self.end_id] * (width - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.eos_token_id] * (width - len(row)) for row in rows])
         mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
         return ids, mask
 
@@ -119,7 +121,7 @@ class Encoder:
         rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
         return [str(t) for t in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
-    def banned_ids(self) -> list[int]:
+    def suppressed_token_ids(self) -> list[int]:
         """Special tokens that must never be sampled: all but the end token. A sampled image token would make the
         next forward pass look for a picture."""
-        return sorted(set(self.tokenizer.all_special_ids) - {self.end_id})
+        return sorted(set(self.tokenizer.all_special_ids) - {self.eos_token_id})

@@ -33,7 +33,7 @@ def is_sharded(policy: Policy) -> bool:
 
 
 @contextmanager
-def whole(policy: Policy) -> Iterator[None]:
+def unsharded_params(policy: Policy) -> Iterator[None]:
     """All weights of a sharded policy at once, so that decoding needs no communication: processes that decode for
     different lengths, or another time, do not wait for each other. Without gradients. A whole policy stays as it is."""
     groups = [module for module in policy.modules() if isinstance(module, FSDPModule)]
@@ -54,22 +54,22 @@ def whole(policy: Policy) -> Iterator[None]:
         for group, before, after in hooks:
             group._forward_pre_hooks.update(before)
             group._forward_hooks.update(after)
-        close(policy)
+        reshard(policy)
 
 
-def close(policy: Policy) -> None:
+def reshard(policy: Policy) -> None:
     """Gives back what was gathered of a sharded policy."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def gathered(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A whole tensor from its shards; all processes must ask for it. Other tensors as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(value: Any, parameter: Tensor) -> Any:
+def shard_like(value: Any, parameter: Tensor) -> Any:
     """A whole tensor in shards as those of the parameter it belongs to. Anything else as it is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         mesh = parameter.device_mesh
@@ -77,7 +77,7 @@ def like(value: Any, parameter: Tensor) -> Any:
     return value
 
 
-def whole_state(policy: Policy, *, keep: bool) -> Mapping[str, Tensor]:
+def full_state_dict(policy: Policy, *, keep: bool) -> Mapping[str, Tensor]:
     """The state of the model inside a sharded policy, as ``save_policy`` takes it, on the CPU.
 
     All processes gather it; those that do not ``keep`` it get nothing. Tied weights stay tied.
@@ -86,6 +86,6 @@ def whole_state(policy: Policy, *, keep: bool) -> Mapping[str, Tensor]:
     state = {}
     for name, value in policy.model.state_dict(keep_vars=True).items():
         if id(value) not in known:
-            known[id(value)] = gathered(value.detach()).cpu() if keep else gathered(value.detach())[:0]
+            known[id(value)] = full_tensor(value.detach()).cpu() if keep else full_tensor(value.detach())[:0]
         state[name] = known[id(value)]
     return state if keep else {}

@@ -21,13 +21,13 @@ from medr1.models.tensors import Prefix
 _ATTENTION = "medr1_shared_prefix"
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedCacheLayer(DynamicLayer):
     """The rows' own keys and values [R, K, T, D], as views on buffers with room for more."""
 
-    def __init__(self, rows: int, like: Tensor, room: int) -> None:
+    def __init__(self, rows: int, like: Tensor, max_length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
-        self.buffers = [like.new_empty(rows, like.shape[1], room, like.shape[3]) for _ in range(2)]
+        self.buffers = [like.new_empty(rows, like.shape[1], max_length, like.shape[3]) for _ in range(2)]
         self._show(0)
 
     def _show(self, length: int) -> None:
@@ -126,12 +126,12 @@ AttentionInterface.register(_ATTENTION, shared_prefix_attention)
 class PolicyDecoder:
     """R = B*G rows after their prompts, one token a step. Without gradients."""
 
-    def __init__(self, model: Any, prefix: Prefix, group_size: int, room: int) -> None:
+    def __init__(self, model: Any, prefix: Prefix, num_generations: int, max_length: int) -> None:
         self._model = model  # the ``*ForConditionalGeneration`` inside any adapter
         self._prefix = prefix
-        self._prompt = torch.arange(prefix.mask.shape[0], device=prefix.mask.device).repeat_interleave(group_size)
+        self._prompt = torch.arange(prefix.mask.shape[0], device=prefix.mask.device).repeat_interleave(num_generations)
         self._shared = Shared.among(prefix, self._prompt)
-        self._layers = [RoomyLayer(len(self._prompt), keys, room) for keys, _ in prefix.layers]
+        self._layers = [PreallocatedCacheLayer(len(self._prompt), keys, max_length) for keys, _ in prefix.layers]
         self._position = prefix.next_position[self._prompt]
 
     @torch.no_grad()

@@ -30,9 +30,9 @@ class PromptBatch:
     mask: Tensor
     positions: Tensor
     next_position: Tensor
-    pixels: Tensor | None
-    grids: Tensor | None
-    shown: tuple[int | None, ...]
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    image_index: tuple[int | None, ...]
     features: tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device) -> PromptBatch:
@@ -41,32 +41,35 @@ class PromptBatch:
             self.mask.to(device),
             self.positions.to(device),
             self.next_position.to(device),
-            None if self.pixels is None else self.pixels.to(device),
-            None if self.grids is None else self.grids.to(device),
-            self.shown,
+            None if self.pixel_values is None else self.pixel_values.to(device),
+            None if self.image_grid_thw is None else self.image_grid_thw.to(device),
+            self.image_index,
             None if self.features is None else tuple(f.to(device) for f in self.features),
         )
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
         """The given prompts with their pictures, without the padding that only the others needed. All of them, in
         order, are the batch itself."""
-        if list(rows) == list(range(len(self.shown))):
+        if list(rows) == list(range(len(self.image_index))):
             return self
         mask = self.mask[list(rows)]
         start = int(mask.any(0).int().argmax())
-        pictures = sorted({picture for row in rows if (picture := self.shown[row]) is not None})
-        pixels = grids = None
-        if self.pixels is not None and self.grids is not None and pictures:
-            patches = torch.split(self.pixels, self.grids.prod(-1).tolist())
-            pixels, grids = torch.cat([patches[picture] for picture in pictures]), self.grids[pictures]
+        pictures = sorted({picture for row in rows if (picture := self.image_index[row]) is not None})
+        pixel_values = image_grid_thw = None
+        if self.pixel_values is not None and self.image_grid_thw is not None and pictures:
+            patches = torch.split(self.pixel_values, self.image_grid_thw.prod(-1).tolist())
+            pixel_values, image_grid_thw = (
+                torch.cat([patches[picture] for picture in pictures]),
+                self.image_grid_thw[pictures],
+            )
         return PromptBatch(
             self.ids[list(rows), start:],
             mask[:, start:],
             self.positions[:, list(rows), start:],
             self.next_position[list(rows)],
-            pixels,
-            grids,
-            tuple(None if (picture := self.shown[row]) is None else pictures.index(picture) for row in rows),
+            pixel_values,
+            image_grid_thw,
+            tuple(None if (picture := self.image_index[row]) is None else pictures.index(picture) for row in rows),
             None if self.features is None else tuple(self.features[picture] for picture in pictures),
         )
 
@@ -84,15 +87,18 @@ class Prefix:
     mask: Tensor
     next_position: Tensor
 
-    def repeat(self, group_size: int) -> Prefix:
+    def repeat(self, num_generations: int) -> Prefix:
         """B*G rows, the G copies of a prompt beside each other. Gradients of the copies add up in the original."""
-        if group_size == 1:
+        if num_generations == 1:
             return self
         return Prefix(
-            tuple((k.repeat_interleave(group_size, 0), v.repeat_interleave(group_size, 0)) for k, v in self.layers),
-            self.hidden.repeat_interleave(group_size, 0),
-            self.mask.repeat_interleave(group_size, 0),
-            self.next_position.repeat_interleave(group_size, 0),
+            tuple(
+                (k.repeat_interleave(num_generations, 0), v.repeat_interleave(num_generations, 0))
+                for k, v in self.layers
+            ),
+            self.hidden.repeat_interleave(num_generations, 0),
+            self.mask.repeat_interleave(num_generations, 0),
+            self.next_position.repeat_interleave(num_generations, 0),
         )
 
     def select(self, rows: Tensor) -> Prefix:
@@ -142,8 +148,8 @@ class SequenceModel(Protocol):
     def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
         """Runs tokens [R, L] after their prefix, one row each; hidden states [R, L, H]."""
 
-    def decoder(self, prefix: Prefix, group_size: int, room: int) -> Decoder:
-        """Each prompt ``group_size`` times, ready for up to ``room`` tokens. Without gradients."""
+    def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> Decoder:
+        """Each prompt ``num_generations`` times, ready for up to ``room`` tokens. Without gradients."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., V], in float32."""

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 
 SPECIAL = (
     "<|endoftext|>",
@@ -126,8 +126,8 @@ def build_tiny(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForCondi
     return model
 
 
-def build_tiny_policy(corpus: Iterable[str], vocab_size: int, seed: int) -> tuple[Policy, Encoder]:
+def build_tiny_policy(corpus: Iterable[str], vocab_size: int, seed: int) -> tuple[Policy, Processor]:
     """The tiny policy before any training; its tokenizer learns the words of the corpus."""
     tokenizer = build_tokenizer(corpus, vocab_size)
     model = build_tiny(tokenizer, seed)
-    return Policy(model), Encoder(tokenizer, build_image_processor(), model.model.get_rope_index)
+    return Policy(model), Processor(tokenizer, build_image_processor(), model.model.get_rope_index)

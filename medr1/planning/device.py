@@ -21,7 +21,7 @@ class Device:
     name: str
     on_gpu: bool
     total: float
-    room: int
+    usable_bytes: int
     is_here: bool = True
 
 

@@ -42,7 +42,7 @@ class Run:
         return rehearse_answers(self.spec, self.job)
 
 
-def need(peaks: Peaks) -> int:
+def peak_bytes(peaks: Peaks) -> int:
     """Bytes at the highest of the phases."""
     return max((sum(parts.values()) for parts in peaks.values()), default=0)
 
@@ -74,10 +74,10 @@ def _sharded(peaks: Peaks, spec: ModelSpec, processes: int) -> Peaks:
     return found
 
 
-def largest(need: Callable[[int], int], low: int, high: int, room: int) -> int | None:
+def largest(peak_bytes: Callable[[int], int], low: int, high: int, usable_bytes: int) -> int | None:
     """The largest number whose need is within the room, or None; ``need`` rises, nearly in a straight line."""
-    below, above = (low, need(low)), None
-    if below[1] > room:
+    below, above = (low, peak_bytes(low)), None
+    if below[1] > usable_bytes:
         return None
     before = None
     for _ in range(_TRIALS):
@@ -85,85 +85,85 @@ def largest(need: Callable[[int], int], low: int, high: int, room: int) -> int |
             if below[0] == high:
                 return high
             slope = 0.0 if before is None else (below[1] - before[1]) / (below[0] - before[0])
-            guess = 2 * below[0] if slope <= 0 else below[0] + int((room - below[1]) / slope)
+            guess = 2 * below[0] if slope <= 0 else below[0] + int((usable_bytes - below[1]) / slope)
         else:
             if above[0] - below[0] == 1:
                 return below[0]
             slope = max(1.0, (above[1] - below[1]) / (above[0] - below[0]))
-            guess = min(above[0] - 1, below[0] + int((room - below[1]) / slope))
+            guess = min(above[0] - 1, below[0] + int((usable_bytes - below[1]) / slope))
         guess = min(high, max(below[0] + 1, guess))
-        found = (guess, need(guess))
-        if found[1] <= room:
+        found = (guess, peak_bytes(guess))
+        if found[1] <= usable_bytes:
             before, below = below, found
         else:
             above = found
     return below[0]
 
 
-def largest_group(run: Run, room: int) -> int | None:
-    """The largest ``algorithm.group_size`` with everything else as it is; None where not even 2 fits."""
+def largest_group(run: Run, usable_bytes: int) -> int | None:
+    """The largest ``algorithm.num_generations`` with everything else as it is; None where not even 2 fits."""
 
     def bytes_of(size: int) -> int:
-        return need(replace(run, job=replace(run.job, group_size=size)).step())
+        return peak_bytes(replace(run, job=replace(run.job, num_generations=size)).step())
 
-    return largest(bytes_of, 2, _LARGEST_GROUP, room)
+    return largest(bytes_of, 2, _LARGEST_GROUP, usable_bytes)
 
 
-def largest_budget(run: Run, room: int) -> int | None:
-    """The largest ``trainer.token_budget`` with everything else as it is: 0 where the whole step fits at once, None
+def largest_budget(run: Run, usable_bytes: int) -> int | None:
+    """The largest ``trainer.max_tokens_per_device`` with everything else as it is: 0 where the whole step fits at once, None
     where not even one prompt with its completions does."""
-    whole = replace(run, job=replace(run.job, token_budget=0))
-    if need(whole.step()) <= room:
+    whole = replace(run, job=replace(run.job, max_tokens_per_device=0))
+    if peak_bytes(whole.step()) <= usable_bytes:
         return 0
 
     def budget(prompts: int) -> Run:
-        return replace(run, job=replace(run.job, token_budget=prompts * run.job.row))
+        return replace(run, job=replace(run.job, max_tokens_per_device=prompts * run.job.row))
 
-    prompts = largest(lambda n: need(budget(n).step()), 1, max(1, run.share.prompts - 1), room)
+    prompts = largest(lambda n: peak_bytes(budget(n).step()), 1, max(1, run.share.prompts - 1), usable_bytes)
     return None if prompts is None else prompts * run.job.row
 
 
-def largest_batch(run: Run, room: int) -> int | None:
+def largest_batch(run: Run, usable_bytes: int) -> int | None:
     """The largest ``evaluation.batch_size`` up to the one that was wanted."""
 
     def bytes_of(size: int) -> int:
-        return need(replace(run, job=replace(run.job, asked=size)).answers())
+        return peak_bytes(replace(run, job=replace(run.job, eval_batch_size=size)).answers())
 
-    return largest(bytes_of, 1, run.job.asked, room)
+    return largest(bytes_of, 1, run.job.eval_batch_size, usable_bytes)
 
 
-def remedies(run: Run, room: int) -> list[str]:
+def remedies(run: Run, usable_bytes: int) -> list[str]:
     """Overrides that make the run fit, each line by itself; each was rehearsed. If no single change does, the shortest
     of some combinations; nothing if none does either."""
-    alone = [fitting for text, other in _single(run, room) if (fitting := _fitting(text, other, room))]
+    alone = [fitting for text, other in _single(run, usable_bytes) if (fitting := _fitting(text, other, usable_bytes))]
     if alone:
         return alone
-    return [fitting for text, other in _together(run) if (fitting := _fitting(text, other, room))][:1]
+    return [fitting for text, other in _together(run) if (fitting := _fitting(text, other, usable_bytes))][:1]
 
 
-def _fitting(text: str, run: Run, room: int) -> str | None:
+def _fitting(text: str, run: Run, usable_bytes: int) -> str | None:
     """The change as overrides, with a smaller batch of questions where the evaluation needs one."""
-    if need(run.step()) > room:
+    if peak_bytes(run.step()) > usable_bytes:
         return None
-    if need(run.answers()) <= room:
+    if peak_bytes(run.answers()) <= usable_bytes:
         return text or None
-    batch = largest_batch(run, room)
+    batch = largest_batch(run, usable_bytes)
     return None if batch is None else f"{text} evaluation.batch_size={batch}".strip()
 
 
-def _single(run: Run, room: int) -> Iterator[tuple[str, Run]]:
+def _single(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
     spec, job = run.spec, run.job
     yield "", run  # a smaller batch of questions alone
-    if not job.updates or need(run.step()) <= room:
+    if not job.updates or peak_bytes(run.step()) <= usable_bytes:
         return
     yield from _models(run)
-    budget = largest_budget(run, room)
+    budget = largest_budget(run, usable_bytes)
     if budget:
-        yield f"trainer.token_budget={budget}", replace(run, job=replace(job, token_budget=budget))
-    if job.group_size:
-        size = largest_group(run, room)
-        if size is not None and size < job.group_size:
-            yield f"algorithm.group_size={size}", replace(run, job=replace(job, group_size=size))
+        yield f"trainer.max_tokens_per_device={budget}", replace(run, job=replace(job, max_tokens_per_device=budget))
+    if job.num_generations:
+        size = largest_group(run, usable_bytes)
+        if size is not None and size < job.num_generations:
+            yield f"algorithm.num_generations={size}", replace(run, job=replace(job, num_generations=size))
     for processes in (2, 4, 8):
         if run.processes < processes and job.prompts % processes == 0 and spec.lora is None:
             yield f"trainer=fsdp trainer.devices={processes}", replace(run, processes=processes, strategy="fsdp")
@@ -171,8 +171,8 @@ def _single(run: Run, room: int) -> Iterator[tuple[str, Run]]:
 
 def _models(run: Run) -> Iterator[tuple[str, Run]]:
     spec = run.spec
-    if spec.precision == "float32":
-        yield "model.precision=bfloat16", replace(run, spec=replace(spec, precision="bfloat16"))
+    if spec.dtype == "float32":
+        yield "model.dtype=bfloat16", replace(run, spec=replace(spec, dtype="bfloat16"))
     if not spec.gradient_checkpointing:
         yield "model.gradient_checkpointing=true", replace(run, spec=replace(spec, gradient_checkpointing=True))
     if spec.lora is None:
@@ -199,4 +199,6 @@ def _together(run: Run) -> Iterator[tuple[str, Run]]:
 
 def _one_prompt(text: str, run: Run) -> tuple[str, Run]:
     budget = run.job.row
-    return f"{text} trainer.token_budget={budget}".strip(), replace(run, job=replace(run.job, token_budget=budget))
+    return f"{text} trainer.max_tokens_per_device={budget}".strip(), replace(
+        run, job=replace(run.job, max_tokens_per_device=budget)
+    )

@@ -15,7 +15,7 @@ from medr1.planning.memory_ledger import Ledger
 _Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
-class Stage(Ledger):  # type: ignore[no-untyped-call]
+class MetaTracer(Ledger):  # type: ignore[no-untyped-call]
     """A ledger for tensors on the meta device among small real ones (ids, masks, positions, grids).
 
     The real ones keep their values, which decide shapes and branches; where they meet a tensor without numbers, they

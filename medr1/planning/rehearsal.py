@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from medr1.generation.logprobs import Scores, completion_hidden, score
-from medr1.generation.rollout import Sampling, draw, truncated_log_probs
-from medr1.models.loading import choose_trained, outline, reference_of
+from medr1.generation.rollout import Sampling, sample_inverse_cdf, warped_log_probs
+from medr1.models.loading import load_on_meta, make_reference, set_trainable
 from medr1.models.policy import Policy
 from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.planning.memory_ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
-from medr1.planning.meta_tracer import Stage, fused_attention
+from medr1.planning.meta_tracer import MetaTracer, fused_attention
 from medr1.training.optimization import build_optimizer, micro_batches
 
 Peaks = dict[str, Counter[str]]  # phase -> part -> bytes
@@ -35,21 +35,21 @@ class ModelSpec:
     """Which model, and what of it is trained. ``lora``: (rank, alpha, targets), or None for full tuning."""
 
     path: str
-    precision: str
-    attention: str
+    dtype: str
+    attn_implementation: str
     gradient_checkpointing: bool
-    freeze_vision: bool
+    freeze_vision_tower: bool
     lora: tuple[int, int, str] | None
 
     def build(self) -> Policy:
         """The policy without its weights, as training has it."""
-        policy = outline(
+        policy = load_on_meta(
             self.path,
-            precision=self.precision,
-            attention=self.attention,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-        choose_trained(policy, freeze_vision=self.freeze_vision, lora=self.lora)
+        set_trainable(policy, freeze_vision_tower=self.freeze_vision_tower, lora=self.lora)
         return policy
 
 
@@ -66,32 +66,32 @@ class Lengths:
 class Job:
     """What one device does in a step and in an evaluation.
 
-    ``group_size`` 0: supervised. ``updates`` 0: nothing is trained. ``on_gpu``: the optimizer takes all weights at
+    ``num_generations`` 0: supervised. ``updates`` 0: nothing is trained. ``on_gpu``: the optimizer takes all weights at
     once, as torch has it there, and not one after the other. ``sharded``: the weights are in shards over several
     devices, and no encoding is kept for the loss.
     """
 
     prompts: int
-    group_size: int
+    num_generations: int
     lengths: Lengths
-    token_budget: int
+    max_tokens_per_device: int
     updates: int
     with_reference: bool
     sampling: Sampling | None
-    asked: int
-    asked_lengths: Lengths
+    eval_batch_size: int
+    eval_lengths: Lengths
     on_gpu: bool
     sharded: bool = False
 
     @property
     def row(self) -> int:
-        """Tokens of a prompt with all its completions, as ``trainer.token_budget`` counts them."""
-        return self.lengths.prompt + max(1, self.group_size) * self.lengths.completion
+        """Tokens of a prompt with all its completions, as ``trainer.max_tokens_per_device`` counts them."""
+        return self.lengths.prompt + max(1, self.num_generations) * self.lengths.completion
 
     @property
     def at_once(self) -> int:
         """Prompts that go through together."""
-        return len(micro_batches([self.row] * self.prompts, self.token_budget)[0])
+        return len(micro_batches([self.row] * self.prompts, self.max_tokens_per_device)[0])
 
 
 def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
@@ -103,7 +103,7 @@ def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
     if not job.updates:
         return {}
     policy = spec.build()
-    stage = Stage(int(policy.core.config.get_text_config().vocab_size))
+    stage = MetaTracer(int(policy.core.config.get_text_config().vocab_size))
     with fused_attention(), stage:
         _Step(policy, job, stage).run()
     stage.peaks.pop("start", None)
@@ -112,16 +112,16 @@ def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
 
 def rehearse_answers(spec: ModelSpec, job: Job) -> Peaks:
     """Greedy answers. Whatever is held grows with the rows, each by the same, so two small batches tell of any."""
-    few, more = (_answers(spec.path, spec.precision, spec.attention, job.asked_lengths, rows) for rows in (2, 3))
+    few, more = (_answers(spec.path, spec.dtype, spec.attn_implementation, job.eval_lengths, rows) for rows in (2, 3))
     each = {part: more[part] - few[part] for part in {*few, *more}}
-    return {EVALUATION: Counter({part: few[part] + (job.asked - 2) * each[part] for part in each})}
+    return {EVALUATION: Counter({part: few[part] + (job.eval_batch_size - 2) * each[part] for part in each})}
 
 
 @lru_cache(maxsize=64)
-def _answers(path: str, precision: str, attention: str, lengths: Lengths, rows: int) -> Counter[str]:
-    policy = outline(path, precision=precision, attention=attention, gradient_checkpointing=False)
+def _answers(path: str, dtype: str, attn_implementation: str, lengths: Lengths, rows: int) -> Counter[str]:
+    policy = load_on_meta(path, dtype=dtype, attn_implementation=attn_implementation, gradient_checkpointing=False)
     sampling = Sampling(lengths.completion, 0, (1,), temperature=0.0)
-    stage = Stage(int(policy.core.config.get_text_config().vocab_size))
+    stage = MetaTracer(int(policy.core.config.get_text_config().vocab_size))
     stage.name(WEIGHTS, _held(policy))
     with fused_attention(), stage, stage.phase(EVALUATION):
         prompts = _prompts(policy, rows, lengths)
@@ -147,30 +147,32 @@ def _prompts(policy: Policy, rows: int, lengths: Lengths) -> PromptBatch:
     mask[1:, 0] = False
     positions = torch.arange(lengths.prompt).expand(3, rows, -1).contiguous()
     patch = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-    pixels = torch.empty(rows * height * width, patch, device="meta")
-    grids = torch.tensor([[1, height, width]] * rows)
-    return PromptBatch(ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixels, grids, tuple(range(rows)))
+    pixel_values = torch.empty(rows * height * width, patch, device="meta")
+    image_grid_thw = torch.tensor([[1, height, width]] * rows)
+    return PromptBatch(
+        ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixel_values, image_grid_thw, tuple(range(rows))
+    )
 
 
 @torch.no_grad()
-def _decode(policy: Policy, prefix: Prefix, sampling: Sampling, group_size: int, stage: Stage) -> Completions:
+def _decode(policy: Policy, prefix: Prefix, sampling: Sampling, num_generations: int, stage: MetaTracer) -> Completions:
     """The last steps of ``medr1.generation.rollout.rollout``, in which the caches are full, and rows that leave."""
     stage.name(CACHES, [tensor for layer in prefix.layers for tensor in layer])
-    hidden = prefix.hidden.repeat_interleave(group_size, 0)
-    rows, width = hidden.shape[0], sampling.max_new_tokens
-    decoder = policy.decoder(prefix, group_size, width)
+    hidden = prefix.hidden.repeat_interleave(num_generations, 0)
+    rows, width = hidden.shape[0], sampling.max_completion_length
+    decoder = policy.decoder(prefix, num_generations, width)
     stage.name(CACHES, decoder.buffers)
     steps = min(2, width - 1)
     decoder.skip(width - 1 - steps)
     ids = torch.zeros(rows, width, dtype=torch.long)
     for step in range(steps + 1):
-        log_p = truncated_log_probs(policy.logits(hidden), sampling, torch.tensor(sampling.banned))
-        token = log_p.argmax(-1) if sampling.temperature == 0 else draw(log_p, torch.zeros(rows))
+        log_p = warped_log_probs(policy.logits(hidden), sampling, torch.tensor(sampling.suppress_tokens))
+        token = log_p.argmax(-1) if sampling.temperature == 0 else sample_inverse_cdf(log_p, torch.zeros(rows))
         log_p.gather(-1, token.unsqueeze(-1))
         if step == 0 and rows > 1:
             decoder.select(torch.arange(max(1, int(_ENDED * rows))))
             stage.name(CACHES, decoder.buffers)
-            decoder = policy.decoder(prefix, group_size, width)  # and as if none had left
+            decoder = policy.decoder(prefix, num_generations, width)  # and as if none had left
             stage.name(CACHES, decoder.buffers)
             decoder.skip(width - 1 - steps)
         if step < steps:
@@ -189,9 +191,9 @@ class _Part:
 class _Step:
     """One step of training, after an earlier one: its gradients and the optimizer's state are there."""
 
-    def __init__(self, policy: Policy, job: Job, stage: Stage) -> None:
+    def __init__(self, policy: Policy, job: Job, stage: MetaTracer) -> None:
         self.policy, self.job, self.stage = policy, job, stage
-        self.reference = reference_of(policy) if job.with_reference else None
+        self.reference = make_reference(policy) if job.with_reference else None
         stage.name(WEIGHTS, _held(policy))
         if self.reference is not None:
             stage.name(REFERENCE, _held(self.reference))
@@ -202,8 +204,8 @@ class _Step:
             trained,
             learning_rate=1.0,
             weight_decay=0.1,
-            schedule="constant",
-            warmup_fraction=0.0,
+            lr_scheduler_type="constant",
+            warmup_ratio=0.0,
             steps=1,
             adam_beta2=0.9,
         )
@@ -216,7 +218,7 @@ class _Step:
         self.stage.name(OPTIMIZER, [t for state in optimizer.state.values() for t in state.values()])
         self.stage.peaks.clear()
         batch = _prompts(self.policy, self.job.prompts, self.job.lengths)
-        parts = self._rollouts(batch) if self.job.group_size else self._supervised(batch)
+        parts = self._rollouts(batch) if self.job.num_generations else self._supervised(batch)
         if self.job.with_reference:
             with self.stage.phase("reference"):
                 for part in parts[:1]:
@@ -236,23 +238,26 @@ class _Step:
         self.stage.name(GRADIENTS, [parameter.grad])
 
     def _rollouts(self, batch: PromptBatch) -> list[_Part]:
-        sampling, group_size = self.job.sampling, self.job.group_size
+        sampling, num_generations = self.job.sampling, self.job.num_generations
         assert sampling is not None
-        chosen = micro_batches([self.job.row] * self.job.prompts, self.job.token_budget)
-        keep = len(chosen) == 1 and not self.policy.recomputes and not self.job.sharded
+        chosen = micro_batches([self.job.row] * self.job.prompts, self.job.max_tokens_per_device)
+        keep = len(chosen) == 1 and not self.policy.gradient_checkpointing and not self.job.sharded
         parts: list[_Part] = []
         with self.stage.phase("rollout"):
             for rows in chosen[:2]:
-                prompts = self.policy.look(batch.select(rows))
+                prompts = self.policy.precompute_image_features(batch.select(rows))
                 with nullcontext() if keep else torch.no_grad():
                     prefix = self.policy.prefill(prompts)
-                completions = _decode(self.policy, prefix, sampling, group_size, self.stage)
+                completions = _decode(self.policy, prefix, sampling, num_generations, self.stage)
                 parts.append(_Part(prompts, completions, prefix if keep else None))
-            parts += [_Part(self.policy.look(batch.select(r)), parts[0].completions, None) for r in chosen[2:]]
+            parts += [
+                _Part(self.policy.precompute_image_features(batch.select(r)), parts[0].completions, None)
+                for r in chosen[2:]
+            ]
         return parts
 
     def _supervised(self, batch: PromptBatch) -> list[_Part]:
-        chosen = micro_batches([self.job.row] * self.job.prompts, self.job.token_budget)
+        chosen = micro_batches([self.job.row] * self.job.prompts, self.job.max_tokens_per_device)
         parts = []
         for rows in chosen[:2]:
             ids = torch.zeros(len(rows), self.job.lengths.completion, dtype=torch.long)
@@ -262,15 +267,15 @@ class _Step:
 
     def _scores(self, model: Policy, part: _Part, prefix: Prefix | None) -> Scores:
         done = part.completions
-        if self.policy.recomputes and torch.is_grad_enabled():
-            hidden = model.recomputed_hidden(part.prompts, done.ids, done.mask)
+        if self.policy.gradient_checkpointing and torch.is_grad_enabled():
+            hidden = model.hidden_without_cache(part.prompts, done.ids, done.mask)
         else:
             if prefix is None:
                 prefix = model.prefill(part.prompts)
                 self.stage.name(CACHES, [tensor for layer in prefix.layers for tensor in layer])
             hidden = completion_hidden(model, prefix, done.ids, done.mask)
-        banned = None if self.job.sampling is None else torch.tensor(self.job.sampling.banned)
-        return score(model, hidden, done.ids, done.mask, banned=banned)
+        suppress_tokens = None if self.job.sampling is None else torch.tensor(self.job.sampling.suppress_tokens)
+        return score(model, hidden, done.ids, done.mask, suppress_tokens=suppress_tokens)
 
     @torch.no_grad()
     def _score_reference(self, part: _Part) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medr1.planning.device import GIB, Device
-from medr1.planning.limits import need
+from medr1.planning.limits import peak_bytes
 from medr1.planning.memory_ledger import PARTS
 from medr1.planning.rehearsal import Peaks
 
@@ -22,9 +22,9 @@ def memory_table(peaks: Peaks) -> str:
 def verdict(peaks: Peaks, device: Device) -> str:
     """The highest phase against the device."""
     highest = max(peaks, key=lambda name: sum(peaks[name].values()))
-    says = "fits" if need(peaks) <= device.room else "does not fit"
+    says = "fits" if peak_bytes(peaks) <= device.usable_bytes else "does not fit"
     return (
-        f"{says}: {_gib(need(peaks))} GiB in {highest}, of {_gib(device.room)} GiB that tensors can have on "
+        f"{says}: {_gib(peak_bytes(peaks))} GiB in {highest}, of {_gib(device.usable_bytes)} GiB that tensors can have on "
         f"{device.name} ({_gib(device.total)} GiB in all)"
     )
 

@@ -81,7 +81,7 @@ def metric_items(audit: Audit) -> Iterator[tuple[str, float]]:
         for cue, count in _counts(source.cues):
             yield f"audit/{cue}/{name}", count.n
             if count.n:
-                yield f"audit/{cue}_right/{name}", count.right / count.n
+                yield f"audit/{cue}_right/{name}", count.correct / count.n
     for family in audit.families:
         for value, cell in family.cells.items():
             for number, known in (("chance", cell.chance), ("surface_cues", cell.cues), ("blind", cell.blind)):
@@ -180,7 +180,7 @@ def _cues(audit: Audit) -> _Table:
     columns = [dict(_counts(source.cues)) for source in audit.sources]
     rows = [["", *(source.name for source in audit.sources)]]
     for cue, name in _CUE_NAMES.items():
-        rates = (f"{_percent(column[cue].right / column[cue].n):>7}" if column[cue].n else "" for column in columns)
+        rates = (f"{_percent(column[cue].correct / column[cue].n):>7}" if column[cue].n else "" for column in columns)
         rows.append([name, *(_number(column[cue].n) + rate for column, rate in zip(columns, rates, strict=True))])
     return rows
 

@@ -33,7 +33,7 @@ from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES
 
 FORMATS = ("svg", "pdf", "png")
 MEAN = "mean"  # the column of the mean over the columns with equal weight
-CURVES = {"train/reward": "Reward", "train/completion_length": "Completion length (tokens)"}
+CURVES = {"train/reward": "Reward", "train/completions/mean_length": "Completion length (tokens)"}
 
 _NAMES = {
     **{key.value: name for key, name in MODALITY_NAMES.items()},
@@ -179,9 +179,9 @@ def _heatmap(
         left = 2 * _PAD + max(_width(text) for text in (row_title, scale, *(name for name, _, _ in lines)))
         at = {c: left + i * _CELL for i, c in enumerate(groups[0])}
         at |= {c: left + i * _CELL + _GAP for group in groups[1:] for i, c in enumerate(group, len(at))}
-        right = max(at.values()) + _CELL
+        correct = max(at.values()) + _CELL
         # The colour bar needs room for its numbers, the title for its words.
-        bar = max(right - left, 2 * _CELL)
+        bar = max(correct - left, 2 * _CELL)
         width = max(left + bar, _PAD + 1.15 * _width(title)) + 2 * _PAD
         top = 2 * _PAD + _LINE * (2.2 + title.count("\n")) + head_height
         bottom = top + sum(height for _, _, height in lines) + (_GAP if beneath else 0)
@@ -191,7 +191,7 @@ def _heatmap(
         page = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         page.set_axis_off()
         page.text(_PAD, _PAD, title, fontsize=7.5, fontweight="bold", va="top")
-        page.text((left + right) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic")
+        page.text((left + correct) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic")
         page.text(left - _PAD, top - 0.05, row_title, ha="right", va="bottom", style="italic")
         for column, head in heads.items():
             middle = at[column] + _CELL / 2

@@ -33,7 +33,7 @@ def model_card(
     results: str,
     mode: ReasoningMode,
     image_size: int,
-    max_new_tokens: int,
+    max_completion_length: int,
     adapter: bool,
 ) -> str:
     """Markdown with the hub's front matter. ``base_id`` is the base on the hub, None where it is not there;
@@ -98,7 +98,7 @@ with torch.no_grad():
         attention_mask=prompt["attention_mask"],
         mm_token_type_ids=(ids == model.config.image_token_id).int(),
         **picture,
-        max_new_tokens={max_new_tokens},
+        max_new_tokens={max_completion_length},
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -127,5 +127,5 @@ def _item(reading: Reading, who: str, size: int) -> GalleryItem:
         end = claim.end
     pieces.append(Piece(reading.rationale[end:]))
     record, answered = reading.record, reading.answered or "nothing readable"
-    judged = "right" if reading.prediction.right else f"wrong, it is {record.answer_text}"
+    judged = "right" if reading.prediction.correct else f"wrong, it is {record.answer_text}"
     return GalleryItem(record.image.load(size), pieces, f"{who}. {record.question} Answer: {answered} ({judged}).")

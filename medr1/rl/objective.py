@@ -2,22 +2,24 @@
 
 With the log-ratio l_t = logp_t - old_t of a token, A the advantage of its completion o_i, and sg = stop gradient:
 
-    ratio level     token: r_t = exp(l_t)
-                    sequence: r_t = exp(1/|o_i| sum_t l_t) for all its tokens    GSPO (arXiv 2507.18071, equation 7)
-    surrogate       clip: min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A)   PPO; clip_high > clip_low is DAPO's
-                    cispo: sg(min(r_t, ratio_cap)) A logp_t                      MiniMax-M1 (arXiv 2506.13585, eq. 4)
-    dual_clip c     where A < 0, the clip surrogate is at least c A              (arXiv 1912.09729, equation 5)
+    importance_sampling_level
+        token       r_t = exp(l_t)
+        sequence    r_t = exp(1/|o_i| sum_t l_t) for all its tokens          GSPO (arXiv 2507.18071, equation 7)
+    loss_mode
+        clip        min(r_t A, clip(r_t, 1 - epsilon, 1 + epsilon_high) A)   PPO; epsilon_high > epsilon is DAPO's
+        cispo       sg(min(r_t, epsilon_high)) A logp_t                      MiniMax-M1 (arXiv 2506.13585, equation 4)
+    delta           where A < 0, the clip surrogate is at least delta A      dual clip (arXiv 1912.09729, equation 5)
 
-The loss of a token is -surrogate + beta kl_t (``divergence``), and ``aggregation`` makes one number of the tokens of
-all completions (R of them in the whole step, N tokens):
+The loss of a token is -surrogate + beta kl_t (``divergence``). ``loss_agg_mode`` reduces the tokens of all completions
+(R completions and N tokens in the whole step) to one number:
 
-    sequence_mean   1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), GSPO, Med-R1
-    token_mean      1/N sum_i sum_t           DAPO (arXiv 2503.14476, equation 8), CISPO
-    constant        1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783)
+    token_mean                  1/N sum_i sum_t           DAPO (arXiv 2503.14476, equation 8), CISPO
+    seq_mean_token_mean         1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), GSPO, Med-R1
+    seq_mean_token_sum_norm     1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783)
 
-R, N and Cmax are those of the whole optimizer step, over all processes and micro-batches, so that parts add up. A
-completion whose loss is masked because it was cut off (DAPO's overlong filtering) has an empty mask: it counts in R,
-and its tokens do not count in N.
+R, N and Cmax are those of the whole optimizer step, over all processes and micro-batches, so that the losses of
+micro-batches sum to the loss of the step. A completion whose loss is masked because it was truncated (DAPO's overlong
+filtering) has an empty mask: it counts in R, and its tokens do not count in N.
 """
 
 from __future__ import annotations
@@ -30,21 +32,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Settings of the loss; see the module's docstring for the equations. ``dual_clip`` = 0 is off."""
+    """Settings of the loss; see the module's docstring for the equations. ``delta`` None is off."""
 
-    aggregation: str
-    ratio_level: str
-    surrogate: str
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-    ratio_cap: float
+    loss_agg_mode: str
+    importance_sampling_level: str
+    loss_mode: str
+    epsilon: float
+    epsilon_high: float
+    delta: float | None
     beta: float
-    kl_estimator: str
+    kl_loss_type: str
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class LossNormalizer:
     """Size of the whole optimizer step: completions R, their tokens N, and the longest a completion may be."""
 
     completions: float
@@ -75,28 +76,28 @@ def divergence(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
     return d.exp() - d - 1
 
 
-def aggregate(per_token: Tensor, mask: Tensor, aggregation: str, total: Total) -> Tensor:
+def aggregate(per_token: Tensor, mask: Tensor, loss_agg_mode: str, normalizer: LossNormalizer) -> Tensor:
     """One number of per-token values [R', C]: this part's share of the step's aggregate."""
     kept = per_token * mask
-    if aggregation == "sequence_mean":
-        return (kept.sum(1) / mask.sum(1).clamp_min(1)).sum() / total.completions
-    if aggregation == "token_mean":
-        return kept.sum() / max(total.tokens, 1.0)
-    return kept.sum() / (total.completions * total.max_length)
+    if loss_agg_mode == "seq_mean_token_mean":
+        return (kept.sum(1) / mask.sum(1).clamp_min(1)).sum() / normalizer.completions
+    if loss_agg_mode == "token_mean":
+        return kept.sum() / max(normalizer.tokens, 1.0)
+    return kept.sum() / (normalizer.completions * normalizer.max_length)
 
 
-def _surrogate(logprobs: Tensor, ratio: Tensor, gain: Tensor, o: Objective) -> tuple[Tensor, Tensor]:
+def _surrogate(logprobs: Tensor, ratio: Tensor, advantages: Tensor, o: Objective) -> tuple[Tensor, Tensor]:
     """What is to be made large [R', C], and where a bound acts on it. ``ratio`` and ``gain`` broadcast to [R', C]."""
-    if o.surrogate == "cispo":
-        weight = ratio.detach().clamp(max=o.ratio_cap)
-        return weight * gain * logprobs, (ratio > o.ratio_cap).expand_as(logprobs)
-    free, bounded = ratio * gain, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * gain
-    surrogate, acts = torch.minimum(free, bounded), free > bounded
-    if o.dual_clip > 0:
-        floor = o.dual_clip * gain
-        acts = acts | ((gain < 0) & (surrogate < floor))
-        surrogate = torch.where(gain < 0, torch.maximum(surrogate, floor), surrogate)
-    return surrogate.expand_as(logprobs), acts.expand_as(logprobs)
+    if o.loss_mode == "cispo":
+        weight = ratio.detach().clamp(max=o.epsilon_high)
+        return weight * advantages * logprobs, (ratio > o.epsilon_high).expand_as(logprobs)
+    free, bounded = ratio * advantages, ratio.clamp(1 - o.epsilon, 1 + o.epsilon_high) * advantages
+    surrogate, clipped = torch.minimum(free, bounded), free > bounded
+    if o.delta is not None:
+        floor = o.delta * advantages
+        clipped = clipped | ((advantages < 0) & (surrogate < floor))
+        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, floor), surrogate)
+    return surrogate.expand_as(logprobs), clipped.expand_as(logprobs)
 
 
 def grpo_loss(
@@ -106,7 +107,7 @@ def grpo_loss(
     advantages: Tensor,
     mask: Tensor,
     objective: Objective,
-    total: Total,
+    normalizer: LossNormalizer,
 ) -> Loss:
     """Loss of R' completions of a step.
 
@@ -115,17 +116,17 @@ def grpo_loss(
     that of the policy gradient. ``reference`` may be None only at beta = 0.
     """
     log_ratio = logprobs - old.detach()
-    if objective.ratio_level == "sequence":
+    if objective.importance_sampling_level == "sequence":
         log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
-    surrogate, acts = _surrogate(logprobs, log_ratio.exp(), advantages.unsqueeze(1), objective)
+    surrogate, clipped = _surrogate(logprobs, log_ratio.exp(), advantages.unsqueeze(1), objective)
     per_token, kl = -surrogate, torch.zeros_like(logprobs)
     if reference is not None:
-        kl = divergence(logprobs, reference.detach(), objective.kl_estimator)
+        kl = divergence(logprobs, reference.detach(), objective.kl_loss_type)
         per_token = per_token + objective.beta * kl
     elif objective.beta > 0:
         raise ValueError("beta > 0 needs the log-probabilities of a reference policy")
     return Loss(
-        loss=aggregate(per_token, mask, objective.aggregation, total),
+        loss=aggregate(per_token, mask, objective.loss_agg_mode, normalizer),
         kl=(kl.detach() * mask).sum(),
-        clipped=(acts & mask).sum(),
+        clipped=(clipped & mask).sum(),
     )

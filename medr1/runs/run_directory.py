@@ -79,15 +79,15 @@ class RunDirectory:
         return self.path / "timing.json"
 
     @property
-    def lock(self) -> Path:
-        """Held by the process that works on the run."""
+    def lock_file(self) -> Path:
+        """Locked by the process that works on the run."""
         return self.path / ".run.lock"
 
     def predictions(self, condition: str) -> Path:
         return self.path / "predictions" / f"{condition}.jsonl"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keeps every other process from working on this run; released when the process ends, however it ends.
 
         Raises:
@@ -95,30 +95,30 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.lock, blocking=False):
+            with FileLock(self.lock_file, blocking=False):
                 yield
         except Timeout as error:
             raise ConfigError(f"{self.path} is being worked on by another process; wait for it, or stop it") from error
         except OSError as error:
-            if self.lock.exists():
+            if self.lock_file.exists():
                 raise
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
     @property
-    def busy(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process works on it just now."""
         try:
-            with FileLock(self.lock, blocking=False):
+            with FileLock(self.lock_file, blocking=False):
                 return False
         except Timeout:
             return True
 
     def wait(self) -> None:
         """Until no process works on it."""
-        with FileLock(self.lock):
+        with FileLock(self.lock_file):
             pass
 
-    def begin(self, cfg: DictConfig, overrides: list[str], facts: Mapping[str, Any]) -> None:
+    def create(self, cfg: DictConfig, overrides: list[str], facts: Mapping[str, Any]) -> None:
         """Stores the resolved config, the overrides and the environment, before anything is computed.
 
         Raises:

@@ -126,7 +126,7 @@ class Outbox:
                 os.replace(partial, self._file)
         self._clear()
 
-    def lose(self, error: Exception) -> None:
+    def mark_offline(self, error: Exception) -> None:
         """Notes that the server is away, says so once, and lets some time pass before the next look."""
         if not self._away:
             log.warning(
@@ -156,7 +156,7 @@ class Outbox:
             refused = isinstance(error, TrackingError) or (self._away and hasattr(error, "error_code"))
             if not refused and not is_away(error):
                 raise
-            self.lose(error)
+            self.mark_offline(error)
             return False
         if self._away:
             log.warning("MLflow at %s answers again; what waited is sent", self._place)

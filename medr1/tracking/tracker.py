@@ -173,7 +173,7 @@ class Tracker:
         from mlflow.tracking import MlflowClient
 
         outbox = Outbox(MlflowClient(tracking_uri=uri), stored.run_id, run_dir, without_password(uri), remedy)
-        outbox.lose(error)
+        outbox.mark_offline(error)
         return cls(outbox, uri, stored, None, CompletionsTable(outbox, [], "[]"))
 
     def params(self, values: Mapping[str, Any]) -> None:

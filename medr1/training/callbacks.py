@@ -21,9 +21,9 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return {name.removeprefix("train/"): value for name, value in shown.items()}
+        image_index = super().get_metrics(trainer, pl_module)
+        image_index.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in image_index.items()}
 
 
 class Curves(pl.Callback):
@@ -59,25 +59,25 @@ class CompletionsTable(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, GRPOModule)
-        sampled, group_size = pl_module.sampled, pl_module.settings.group_size
-        if sampled is None or not trainer.is_global_zero:
+        rollout_log, num_generations = pl_module.rollout_log, pl_module.settings.num_generations
+        if rollout_log is None or not trainer.is_global_zero:
             return
-        if sampled.step % self.every and batch_idx + 1 != trainer.num_training_batches:
+        if rollout_log.step % self.every and batch_idx + 1 != trainer.num_training_batches:
             return
         rows, images = [], []
-        for index, record in enumerate(sampled.records[: max(1, self.count // 2)]):
+        for index, record in enumerate(rollout_log.records[: max(1, self.count // 2)]):
             for copy in range(2):  # two of the group, so that one sees how they differ
-                at = index * group_size + copy
+                at = index * num_generations + copy
                 rows.append(
                     {
                         "record": record.id,
                         "question": question_text(record.question, record.options, pl_module.settings.mode),
                         "answer": record.answer,
-                        "completion": sampled.texts[at],
-                        "reward": sampled.rewards.total[at],
-                        **{f"reward/{name}": values[at] for name, values in sampled.rewards.parts.items()},
-                        "advantage": round(sampled.advantages[at], 4),
+                        "completion": rollout_log.texts[at],
+                        "reward": rollout_log.rewards.total[at],
+                        **{f"reward/{name}": values[at] for name, values in rollout_log.rewards.parts.items()},
+                        "advantage": round(rollout_log.advantages[at], 4),
                     }
                 )
                 images.append(self.load(record))
-        self.tracker.completions_table(rows, images, sampled.step)
+        self.tracker.completions_table(rows, images, rollout_log.step)

@@ -42,14 +42,14 @@ class SafetensorsCheckpointIO(CheckpointIO):
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} writes to local directories and takes no storage_options")
         target = Path(path)
-        encoder = TreeEncoder()
-        state = encoder.encode(checkpoint, ())
+        processor = TreeEncoder()
+        state = processor.encode(checkpoint, ())
         partial = target.with_name(f".{target.name}.partial")
         target.parent.mkdir(parents=True, exist_ok=True)
         _delete(partial)
         partial.mkdir()
-        save_file(encoder.model, partial / MODEL_FILE)
-        save_file(encoder.other, partial / OPTIMIZER_FILE)
+        save_file(processor.model, partial / MODEL_FILE)
+        save_file(processor.other, partial / OPTIMIZER_FILE)
         document = {
             "format": FORMAT,
             "files": {name: _fingerprint(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},

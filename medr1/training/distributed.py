@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from medr1.config.enums import Distribution
-from medr1.models.sharding import gathered, like, shard, whole_state
+from medr1.models.sharding import full_state_dict, full_tensor, shard, shard_like
 from medr1.training.grpo import GRPOModule
 from medr1.training.mixed_adamw import by_index
 from medr1.training.sft import SFTModule
@@ -38,7 +38,7 @@ class ShardedStrategy(DDPStrategy):
     policy in shards. Checkpoints are those of one process, whole: a run may go on with another number of devices.
     """
 
-    whole_state: Mapping[str, Tensor] | None = None  # of the policy's model once training has ended, on rank zero
+    full_state_dict: Mapping[str, Tensor] | None = None  # of the policy's model once training has ended, on rank zero
 
     def model_to_device(self) -> None:
         """Group by group, as each is cut: no device ever holds the whole model for it."""
@@ -61,7 +61,7 @@ class ShardedStrategy(DDPStrategy):
     def _gathered(self, tree: Any) -> Any:
         """The same tree on every process, its tensors whole on rank zero, one after the other."""
         if isinstance(tree, Tensor):
-            found = gathered(tree)
+            found = full_tensor(tree)
             return found.cpu() if self.is_global_zero else found.new_empty(0)
         if isinstance(tree, dict):
             return {key: self._gathered(value) for key, value in tree.items()}
@@ -75,15 +75,15 @@ class ShardedStrategy(DDPStrategy):
         super().on_train_end()
         module = self.lightning_module
         assert isinstance(module, GRPOModule | SFTModule)
-        state = whole_state(module.policy, keep=self.is_global_zero)
-        self.whole_state = state if self.is_global_zero else None
+        state = full_state_dict(module.policy, keep=self.is_global_zero)
+        self.full_state_dict = state if self.is_global_zero else None
 
 
 def _sharded(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with each of its tensors cut as the parameter that it belongs to."""
     parameters = by_index(optimizer, stored)
     state = {
-        index: {name: like(value, parameters[index]) for name, value in values.items()}
+        index: {name: shard_like(value, parameters[index]) for name, value in values.items()}
         for index, values in stored["state"].items()
     }
     return {**stored, "state": state}

@@ -15,19 +15,21 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from medr1.errors import CheckpointError
-from medr1.models.sharding import gathered
+from medr1.models.sharding import full_tensor
 from medr1.training.mixed_adamw import MixedPrecisionAdamW
 
 
-def rate_factor(step: int, steps: int, warmup_fraction: float, schedule: str) -> float:
+def rate_factor(step: int, steps: int, warmup_ratio: float, lr_scheduler_type: str) -> float:
     """Factor of the learning rate at a step: linear warm-up, then constant, linear or cosine down to zero."""
-    warmup = round(steps * warmup_fraction)
+    warmup = round(steps * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
-    if schedule == "constant":
+    if lr_scheduler_type == "constant":
         return 1.0
     progress = (step - warmup) / max(1, steps - warmup)
-    return max(0.0, 1 - progress) if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return (
+        max(0.0, 1 - progress) if lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    )
 
 
 def build_optimizer(
@@ -35,8 +37,8 @@ def build_optimizer(
     *,
     learning_rate: float,
     weight_decay: float,
-    schedule: str,
-    warmup_fraction: float,
+    lr_scheduler_type: str,
+    warmup_ratio: float,
     steps: int,
     adam_beta2: float,
 ) -> tuple[AdamW, LambdaLR]:
@@ -44,7 +46,7 @@ def build_optimizer(
     trained = [p for p in parameters if p.requires_grad]
     kind = AdamW if all(p.dtype == torch.float32 for p in trained) else MixedPrecisionAdamW
     optimizer = kind(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, adam_beta2))
-    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup_fraction, schedule))
+    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup_ratio, lr_scheduler_type))
 
 
 def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -63,7 +65,7 @@ def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return parts
 
 
-def pieces(sizes: Sequence[int], count: int) -> list[list[list[int]]]:
+def split_to_count(sizes: Sequence[int], count: int) -> list[list[list[int]]]:
     """For each of several parts, the rows of the pieces it is cut into, so that there are ``count`` pieces in all.
 
     A shard is gathered and reduced by all processes at once, so all must run as many forward and backward passes.
@@ -92,7 +94,7 @@ def take_step(module: pl.LightningModule, losses: Iterable[Tensor], parts: int, 
         with _unsynchronized(module) if index < parts - 1 else nullcontext():
             module.manual_backward(loss * module.trainer.world_size)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = gathered(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
     optimizer.step()
     scheduler.step()
     return norm
@@ -103,12 +105,12 @@ def _unsynchronized(module: pl.LightningModule) -> AbstractContextManager[Any]:
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
-def summed(module: pl.LightningModule, value: Tensor) -> Tensor:
+def all_reduce_sum(module: pl.LightningModule, value: Tensor) -> Tensor:
     """The sum of a scalar over all processes."""
     return _of_all(module, value).sum()
 
 
-def most(module: pl.LightningModule, number: int) -> int:
+def all_reduce_max(module: pl.LightningModule, number: int) -> int:
     """The largest of the processes' numbers."""
     return int(_of_all(module, torch.tensor(number, device=module.device)).max())
 

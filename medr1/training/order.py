@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset
 Batch = TypeVar("Batch")
 
 
-def step_indices(records: int, prompts_per_step: int, seed: int, step: int) -> list[int]:
+def step_indices(records: int, train_batch_size: int, seed: int, step: int) -> list[int]:
     """Indices of the global batch of one step: every record once in each epoch, each epoch in its own order."""
-    wanted = range(step * prompts_per_step, (step + 1) * prompts_per_step)
+    wanted = range(step * train_batch_size, (step + 1) * train_batch_size)
     orders = {
         epoch: np.random.default_rng((seed, epoch)).permutation(records) for epoch in {p // records for p in wanted}
     }

@@ -15,7 +15,15 @@ from medr1.generation.logprobs import completion_hidden, score
 from medr1.models.policy import Policy
 from medr1.models.sharding import is_sharded
 from medr1.models.tensors import PromptBatch, Targets
-from medr1.training.optimization import build_optimizer, check_state, micro_batches, most, pieces, summed, take_step
+from medr1.training.optimization import (
+    all_reduce_max,
+    all_reduce_sum,
+    build_optimizer,
+    check_state,
+    micro_batches,
+    split_to_count,
+    take_step,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +39,13 @@ class SFTModule(pl.LightningModule):
     """Cross-entropy of the target completions, a weighted mean over the tokens of the whole step."""
 
     def __init__(
-        self, policy: Policy, optimizer: Mapping[str, Any], max_grad_norm: float, token_budget: int = 0
+        self, policy: Policy, optimizer: Mapping[str, Any], max_grad_norm: float, max_tokens_per_device: int = 0
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds what is trained; check_state sees that it holds all of it
         self.policy, self.optimizer_settings, self.max_grad_norm = policy, optimizer, max_grad_norm
-        self.token_budget = token_budget
+        self.max_tokens_per_device = max_tokens_per_device
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -60,11 +68,14 @@ class SFTModule(pl.LightningModule):
 
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
         start, targets = time.perf_counter(), batch.targets
-        size, length = summed(self, (targets.weights * targets.mask).sum()), summed(self, targets.mask.sum())
+        size, length = (
+            all_reduce_sum(self, (targets.weights * targets.mask).sum()),
+            all_reduce_sum(self, targets.mask.sum()),
+        )
         tokens = batch.prompts.mask.sum(1) + targets.mask.sum(1)
-        parts = micro_batches(tokens.tolist(), self.token_budget)
+        parts = micro_batches(tokens.tolist(), self.max_tokens_per_device)
         if is_sharded(self.policy):
-            cut = pieces([len(part) for part in parts], most(self, len(parts)))
+            cut = split_to_count([len(part) for part in parts], all_reduce_max(self, len(parts)))
             parts = [[part[row] for row in rows] for part, each in zip(parts, cut, strict=True) for rows in each]
         done: list[tuple[Tensor, Tensor]] = []  # loss and entropy of each part
 
@@ -78,7 +89,7 @@ class SFTModule(pl.LightningModule):
         values = {
             "train/loss": torch.stack([loss for loss, _ in done]).sum() * self.trainer.world_size,
             "train/entropy": torch.stack([entropy for _, entropy in done]).sum() * self.trainer.world_size / length,
-            "train/completion_length": targets.mask.sum(1).float().mean(),
+            "train/completions/mean_length": targets.mask.sum(1).float().mean(),
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(self.lr_schedulers().get_last_lr()[0]),  # type: ignore[union-attr]
             "time/step": torch.tensor(time.perf_counter() - start),
@@ -94,8 +105,8 @@ class SFTModule(pl.LightningModule):
 
     def _part(self, prompts: PromptBatch, targets: Targets) -> tuple[Tensor, Tensor]:
         """Weighted sum of the tokens' cross-entropies, and the sum of their entropies, which carries no gradient."""
-        if self.policy.recomputes:
-            hidden = self.policy.recomputed_hidden(prompts, targets.ids, targets.mask)
+        if self.policy.gradient_checkpointing:
+            hidden = self.policy.hidden_without_cache(prompts, targets.ids, targets.mask)
         else:
             hidden = completion_hidden(self.policy, self.policy.prefill(prompts), targets.ids, targets.mask)
         scores = score(self.policy, hidden, targets.ids, targets.mask)

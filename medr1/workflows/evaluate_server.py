@@ -12,9 +12,9 @@ from medr1.data.sources.registry import Dataset
 from medr1.errors import ServerError
 from medr1.evaluation.chat_client import ChatServer
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.evaluation.server_predictions import RemoteAnswers
+from medr1.evaluation.server_predictions import ServerPredictionStore
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows.session import ask_controls, asked, evaluation, report
+from medr1.workflows.session import evaluation, prediction_store_settings, report, run_controls
 
 
 def evaluate_server(cfg: DictConfig, run_dir: Path, overrides: list[str], resumed: bool) -> None:
@@ -26,7 +26,7 @@ def evaluate_server(cfg: DictConfig, run_dir: Path, overrides: list[str], resume
     run = RunDirectory(run_dir)
     with evaluation(cfg, run, overrides, resumed) as (data, tracker):
         try:
-            answers = ask_server(cfg, run, data)
+            answers = generate_on_server(cfg, run, data)
         except ServerError as error:
             raise ServerError(
                 f"{error}\nits answers so far are kept; go on with evaluate.py resume={run.path}"
@@ -34,7 +34,7 @@ def evaluate_server(cfg: DictConfig, run_dir: Path, overrides: list[str], resume
         report(cfg, run, data, answers, tracker, 0)
 
 
-def ask_server(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, list[Prediction]]:
+def generate_on_server(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, list[Prediction]]:
     """The answers under each condition: the base's, and those of the controls."""
     model = cfg.model
     server = ChatServer(
@@ -42,11 +42,11 @@ def ask_server(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, l
         model.path,
         key=api_key(model),
         timeout=model.timeout,
-        attempts=model.attempts,
+        max_retries=model.max_retries,
         backoff=model.backoff,
         repetition_penalty=model.repetition_penalty,
     )
-    answers = RemoteAnswers(**asked(cfg, run, data), concurrency=model.concurrency)
-    answers.ask(server, Condition.BASE)
-    ask_controls(cfg, answers, partial(answers.ask, server), data)
+    answers = ServerPredictionStore(**prediction_store_settings(cfg, run, data), concurrency=model.concurrency)
+    answers.generate(server, Condition.BASE)
+    run_controls(cfg, answers, partial(answers.generate, server), data)
     return answers.conditions

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from medr1.config.schema import TrainConfig
 from medr1.errors import ConfigError
-from medr1.models.loading import attention_for, export_policy, load_policy
+from medr1.models.loading import export_policy, load_policy, resolve_attn_implementation
 from medr1.reporting.model_card import model_card
 from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.workflows.model_choice import HOW_TO_ASK, ModelChoice
@@ -42,15 +42,17 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
         except OSError as error:
             raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
         if merge:
-            policy, encoder = load_policy(
+            policy, processor = load_policy(
                 choice.path,
-                precision=choice.precision,
-                attention=attention_for(choice.attention, choice.precision, torch.device("cpu")),
+                dtype=choice.dtype,
+                attn_implementation=resolve_attn_implementation(
+                    choice.attn_implementation, choice.dtype, torch.device("cpu")
+                ),
                 gradient_checkpointing=False,
                 adapter=choice.adapter,
                 image_size=choice.image_size,
             )
-            export_policy(policy, encoder, partial, choice.max_new_tokens)
+            export_policy(policy, processor, partial, choice.max_completion_length)
         else:
             assert choice.adapter is not None
             shutil.copytree(choice.adapter, partial, dirs_exist_ok=True)
@@ -72,14 +74,14 @@ def _card(cfg: DictConfig, run: RunDirectory, choice: ModelChoice, merge: bool) 
         "algorithm": cfg.algorithm.name,
         "trained on": f"data {cfg.data.name}, modality {cfg.modality.name}, question type {cfg.question_type.name}",
         "reasoning": choice.mode.value,
-        "steps x prompts": f"{cfg.trainer.steps} x {cfg.trainer.prompts_per_step}",
-        "tuning": f"LoRA, rank {cfg.model.lora.rank}" if choice.adapter else "full",
+        "steps x prompts": f"{cfg.trainer.max_steps} x {cfg.trainer.train_batch_size}",
+        "tuning": f"LoRA, rank {cfg.model.lora.r}" if choice.adapter else "full",
         "learning rate": f"{cfg.algorithm.learning_rate:g}",
-        "group size": str(cfg.algorithm.get("group_size", "-")),
-        "precision": choice.precision,
+        "group size": str(cfg.algorithm.get("num_generations", "-")),
+        "precision": choice.dtype,
         "seed": str(cfg.seed),
         "picture": f"{choice.image_size} x {choice.image_size} pixels",
-        "new tokens, at most": str(choice.max_new_tokens),
+        "new tokens, at most": str(choice.max_completion_length),
         "medr1 commit": str(read_json(run.path / "environment.json").get("git_commit") or "unknown"),
         "data fingerprint": str(read_json(run.summary)["data_fingerprint"]),
     }
@@ -92,6 +94,6 @@ def _card(cfg: DictConfig, run: RunDirectory, choice: ModelChoice, merge: bool) 
         results=run.results.read_text(encoding="utf-8"),
         mode=choice.mode,
         image_size=choice.image_size,
-        max_new_tokens=choice.max_new_tokens,
+        max_completion_length=choice.max_completion_length,
         adapter=not merge,
     )

@@ -14,11 +14,11 @@ from medr1.domain.reasoning import ReasoningMode, question_text, target_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
 from medr1.generation.rollout import Sampling
-from medr1.models.loading import local_tokenizer, outline
+from medr1.models.loading import load_on_meta, local_tokenizer
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 from medr1.planning.device import Device, find_device
-from medr1.planning.limits import Run, need, remedies
+from medr1.planning.limits import Run, peak_bytes, remedies
 from medr1.planning.rehearsal import Job, Lengths, ModelSpec, Peaks
 from medr1.planning.tables import verdict
 from medr1.training.algorithms import lora_of
@@ -38,14 +38,14 @@ class Forecast:
 
     @property
     def peak(self) -> int:
-        return need(self.peaks)
+        return peak_bytes(self.peaks)
 
     @property
     def highest(self) -> str:
         return max(self.peaks, key=lambda name: sum(self.peaks[name].values()))
 
 
-def foresee(cfg: DictConfig, data: Dataset | None = None, device: Device | None = None) -> Forecast:
+def forecast_memory(cfg: DictConfig, data: Dataset | None = None, device: Device | None = None) -> Forecast:
     """The memory of the run that the config asks for, from the model's configuration and the records alone.
 
     Raises:
@@ -65,14 +65,14 @@ def refuse_what_cannot_fit(cfg: DictConfig, data: Dataset) -> None:
     """
     device = device_of(cfg)
     if device.on_gpu:
-        forecast = foresee(cfg, data, device)
-        if forecast.peak > device.room:
+        forecast = forecast_memory(cfg, data, device)
+        if forecast.peak > device.usable_bytes:
             raise ConfigError(refusal(forecast, device))
 
 
 def refusal(forecast: Forecast, device: Device) -> str:
     """Why the run cannot be, and what to change: nothing that was not rehearsed and found to fit."""
-    found = remedies(forecast.run, device.room)
+    found = remedies(forecast.run, device.usable_bytes)
     what = (
         "; any of these makes it fit:\n  " + "\n  ".join(found) if found else "; take a smaller model or more devices"
     )
@@ -88,11 +88,13 @@ def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     a = cfg.algorithm
     spec = ModelSpec(
         path=str(cfg.model.path),
-        precision=str(cfg.model.precision),
+        dtype=str(cfg.model.dtype),
         # Without its library the class cannot be made, and it keeps what torch's own attention keeps.
-        attention=str(Attention.eager if cfg.model.attention == Attention.eager else Attention.sdpa),
+        attn_implementation=str(
+            Attention.eager if cfg.model.attn_implementation == Attention.eager else Attention.sdpa
+        ),
         gradient_checkpointing=bool(cfg.model.gradient_checkpointing),
-        freeze_vision=bool(cfg.model.freeze_vision),
+        freeze_vision_tower=bool(cfg.model.freeze_vision_tower),
         lora=lora_of(cfg),
     )
     count, origin = _counter(spec.path)
@@ -102,26 +104,26 @@ def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     sampling = None
     if "sampling" in a:
         s = a.sampling
-        completion = int(s.max_new_tokens)
+        completion = int(s.max_completion_length)
         sampling = Sampling(completion, 0, (1,), temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
     else:
         rationale = bool(a.get("rationale", False))
         completion = 1 + count(target_text(mode, r.answer, r.rationale if rationale else "") for r in data.train)
-    asked = image + count(_questions(test, mode))
+    eval_batch_size = image + count(_questions(test, mode))
     job = Job(
-        prompts=int(cfg.trainer.prompts_per_step),
-        group_size=int(a.get("group_size", 0)),
+        prompts=int(cfg.trainer.train_batch_size),
+        num_generations=int(a.get("num_generations", 0)),
         lengths=Lengths(prompts, completion, grid),
-        token_budget=int(cfg.trainer.token_budget),
-        updates=0 if a.name == "zero_shot" else int(a.get("updates_per_rollout", 1)),
+        max_tokens_per_device=int(cfg.trainer.max_tokens_per_device),
+        updates=0 if a.name == "zero_shot" else int(a.get("num_iterations", 1)),
         with_reference=sampling is not None and a.objective.beta > 0,
         sampling=sampling,
-        asked=min(int(cfg.evaluation.batch_size), len(test)),
-        asked_lengths=Lengths(asked, int(cfg.evaluation.max_new_tokens), grid),
+        eval_batch_size=min(int(cfg.evaluation.batch_size), len(test)),
+        eval_lengths=Lengths(eval_batch_size, int(cfg.evaluation.max_completion_length), grid),
         on_gpu=device.on_gpu,
     )
     texts = (
-        f"prompts of at most {max(prompts, asked)} tokens, {image} of them the picture; "
+        f"prompts of at most {max(prompts, eval_batch_size)} tokens, {image} of them the picture; "
         f"completions of at most {completion}; {origin}"
     )
     return Run(spec, job, int(cfg.trainer.devices) * int(cfg.trainer.num_nodes), str(cfg.trainer.strategy)), texts
@@ -141,7 +143,9 @@ def parameters(spec: ModelSpec) -> int:
 
 
 def _outline(spec: ModelSpec) -> Policy:
-    return outline(spec.path, precision=spec.precision, attention=spec.attention, gradient_checkpointing=False)
+    return load_on_meta(
+        spec.path, dtype=spec.dtype, attn_implementation=spec.attn_implementation, gradient_checkpointing=False
+    )
 
 
 def _questions(records: Iterable[Record], mode: ReasoningMode) -> list[str]:
@@ -153,11 +157,11 @@ def _counter(path: str) -> tuple[Callable[[Iterable[str]], int], str]:
     tokenizer = local_tokenizer(path)
     if tokenizer is None or tokenizer.chat_template is None:
         return lambda texts: _TURN + ceil(max(map(len, texts)) / _CHARACTERS), "lengths estimated, no tokenizer is here"
-    encoder = Encoder(tokenizer, None, lambda *_: None)  # type: ignore[arg-type]
+    processor = Processor(tokenizer, None, lambda *_: None)  # type: ignore[arg-type]
 
     def count(texts: Iterable[str]) -> int:
         longest = sorted(set(texts), key=len)[-_LONGEST:]
-        rows = tokenizer([encoder.chat(text) for text in longest], add_special_tokens=False)["input_ids"]
+        rows = tokenizer([processor.chat(text) for text in longest], add_special_tokens=False)["input_ids"]
         return max(map(len, rows))
 
     return count, "lengths by the model's tokenizer"

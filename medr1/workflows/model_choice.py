@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from medr1.config.compose import evaluation_config, model_names
-from medr1.config.image_tokens import fitting, known_image_token
+from medr1.config.image_tokens import fitting, known_image_token_size
 from medr1.config.schema import TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
@@ -29,11 +29,11 @@ class ModelChoice:
 
     path: str
     adapter: Path | None
-    precision: str
-    attention: str
+    dtype: str
+    attn_implementation: str
     mode: ReasoningMode
     image_size: int
-    max_new_tokens: int
+    max_completion_length: int
 
     @classmethod
     def of_run(cls, run: RunDirectory) -> ModelChoice:
@@ -52,7 +52,7 @@ class ModelChoice:
 
 
 def choose(
-    model: str, *, mode: str | None = None, image_size: int | None = None, max_new_tokens: int | None = None
+    model: str, *, mode: str | None = None, image_size: int | None = None, max_completion_length: int | None = None
 ) -> ModelChoice:
     """The model meant by ``model``; what is given otherwise goes before what the model itself says.
 
@@ -68,15 +68,15 @@ def choose(
             raise ConfigError(f"reasoning {mode!r}: use one of {', '.join(ReasoningMode)}")
         choice = replace(choice, mode=ReasoningMode(mode))
     if image_size is not None:
-        token = known_image_token(choice.path) or 1  # 1: unknown before it is loaded, and checked then
+        token = known_image_token_size(choice.path) or 1  # 1: unknown before it is loaded, and checked then
         if image_size <= 0 or image_size % token:
             near = fitting(image_size, token)
             raise ConfigError(f"image_size {image_size}: pictures are cut into tokens of {token} pixels; use {near}")
         choice = replace(choice, image_size=image_size)
-    if max_new_tokens is not None:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens {max_new_tokens}: must be at least 1")
-        choice = replace(choice, max_new_tokens=max_new_tokens)
+    if max_completion_length is not None:
+        if max_completion_length < 1:
+            raise ConfigError(f"max_completion_length {max_completion_length}: must be at least 1")
+        choice = replace(choice, max_completion_length=max_completion_length)
     return choice
 
 
@@ -121,9 +121,9 @@ def _of_config(cfg: DictConfig) -> ModelChoice:
     return ModelChoice(
         path=str(cfg.model.path),
         adapter=None,
-        precision=str(cfg.model.precision),
-        attention=str(cfg.model.attention),
+        dtype=str(cfg.model.dtype),
+        attn_implementation=str(cfg.model.attn_implementation),
         mode=ReasoningMode(cfg.reasoning.mode),
         image_size=int(cfg.data.image_size),
-        max_new_tokens=int(cfg.evaluation.max_new_tokens),
+        max_completion_length=int(cfg.evaluation.max_completion_length),
     )

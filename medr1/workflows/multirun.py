@@ -265,7 +265,7 @@ def run_job(cfg: DictConfig) -> None:
     manifest = directory.read()
     number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{len(manifest.wanted)}]"
     run = directory.run(name)
-    if run.busy:  # a sweep that was killed may leave a run behind that goes on
+    if run.is_locked:  # a sweep that was killed may leave a run behind that goes on
         print(f"{number} {name}: waiting for another process that works on it", flush=True)
         run.wait()
     before = directory.states(manifest.wanted)

@@ -13,19 +13,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from medr1.data.image_loader import picture_loader
+from medr1.data.image_loader import cached_image_loader
 from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
 from medr1.evaluation.generate import predict
-from medr1.models.loading import choose_trained, has_weights, load_policy
+from medr1.models.loading import has_weights, load_policy, set_trainable
 from medr1.planning.device import GIB, Device
 from medr1.planning.limits import Run, largest_budget, largest_group
 from medr1.planning.tables import duration, memory_table, verdict
 from medr1.training.algorithms import build_algorithm, count_steps
 from medr1.training.order import Steps
-from medr1.workflows.forecast import device_of, foresee, parameters, refusal
-from medr1.workflows.train import loading, quieten
+from medr1.workflows.forecast import device_of, forecast_memory, parameters, refusal
+from medr1.workflows.train import loading, silence_library_logs
 
 _PROBE_STEPS, _PROBE_SECONDS = 10, 60.0
 _SMALL = 100e6  # parameters of a model whose probe a CPU can afford
@@ -37,32 +37,32 @@ def plan(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the run cannot fit; says what to change.
     """
-    quieten()
+    silence_library_logs()
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
     count_steps(cfg, len(data.train))
     device = device_of(cfg)
-    forecast = foresee(cfg, data, device)
+    forecast = forecast_memory(cfg, data, device)
     run, job = forecast.run, forecast.run.job
     print(f"plan: {_title(cfg, run)}\n{forecast.lengths}\n\n{memory_table(forecast.peaks)}\n")
     print(verdict(forecast.peaks, device))
-    if forecast.peak > device.room:
+    if forecast.peak > device.usable_bytes:
         raise ConfigError(refusal(forecast, device))
-    if job.group_size:
-        print(f"largest algorithm.group_size that fits: {largest_group(run, device.room)}")
+    if job.num_generations:
+        print(f"largest algorithm.num_generations that fits: {largest_group(run, device.usable_bytes)}")
     if job.updates:
-        budget = largest_budget(run, device.room)
-        says = f"{budget}" if budget else "none is needed, a step goes through whole (trainer.token_budget=0)"
-        print(f"largest trainer.token_budget that fits: {says}")
+        budget = largest_budget(run, device.usable_bytes)
+        says = f"{budget}" if budget else "none is needed, a step goes through whole (trainer.max_tokens_per_device=0)"
+        print(f"largest trainer.max_tokens_per_device that fits: {says}")
     print(_amount(cfg, data))
     print(_time(cfg, data, run, device), flush=True)
 
 
 def _title(cfg: DictConfig, run: Run) -> str:
     size = parameters(run.spec)
-    group = f" x {run.job.group_size} completions" if run.job.group_size else ""
+    group = f" x {run.job.num_generations} completions" if run.job.num_generations else ""
     devices = f", {run.strategy} on {run.processes} devices" if run.processes > 1 else ""
     return (
-        f"{cfg.algorithm.name} of {cfg.model.name}, {size / 1e6:,.1f} M parameters in {run.spec.precision}, "
+        f"{cfg.algorithm.name} of {cfg.model.name}, {size / 1e6:,.1f} M parameters in {run.spec.dtype}, "
         f"tuning={cfg.model.tuning}; a step of {run.job.prompts} prompts{group}{devices}"
     )
 
@@ -77,8 +77,9 @@ def _amount(cfg: DictConfig, data: Dataset) -> str:
     asked = f"{questions} test questions, asked {_conditions(cfg)} times"
     if cfg.algorithm.name == "zero_shot":
         return asked
-    epochs = cfg.trainer.steps * cfg.trainer.prompts_per_step / len(data.train)
-    return f"{cfg.trainer.steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions; {asked}"
+    epochs = cfg.trainer.max_steps * cfg.trainer.train_batch_size / len(data.train)
+    steps = f"{cfg.trainer.max_steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions"
+    return f"{steps}; {asked}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,9 @@ def _time(cfg: DictConfig, data: Dataset, run: Run, device: Device) -> str:
         return f"time: not probed, because {why}"
     done = probe(cfg, data, run)
     questions = len(limit_cells(data.test, cfg.evaluation.limit)) * _conditions(cfg)
-    training = int(cfg.trainer.steps) * done.step if run.job.updates else 0.0
+    training = int(cfg.trainer.max_steps) * done.step if run.job.updates else 0.0
     answering = questions * done.answer
-    parts = [f"{cfg.trainer.steps} steps of {done.step:.2g} s"] if run.job.updates else []
+    parts = [f"{cfg.trainer.max_steps} steps of {done.step:.2g} s"] if run.job.updates else []
     parts.append(f"{questions} answers of {1000 * done.answer:.2g} ms")
     share = f", {done.rollout:.0%} of a step is rollout" if done.rollout else ""
     memory = f"; {done.peak / GIB:.2f} GiB were allocated then" if done.peak else ""
@@ -123,12 +124,12 @@ class _Stopwatch(Callback):
     """Seconds of each step, its batch included. Ends the training when it has taken long enough."""
 
     def __init__(self) -> None:
-        self.begin = self.last = time.perf_counter()
+        self.create = self.last = time.perf_counter()
         self.steps: list[float] = []
         self.shares: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.begin = self.last = time.perf_counter()
+        self.create = self.last = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
         now = time.perf_counter()
@@ -137,34 +138,34 @@ class _Stopwatch(Callback):
         if "time/rollout" in seconds:
             self.shares.append(float(seconds["time/rollout"]) / self.steps[-1])
         self.last = now
-        trainer.should_stop = trainer.should_stop or now - self.begin > _PROBE_SECONDS
+        trainer.should_stop = trainer.should_stop or now - self.create > _PROBE_SECONDS
 
 
 def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
     """Ten real steps, or as many as a minute has, and one batch of answers. Nothing is written."""
     pl.seed_everything(cfg.seed, verbose=False)
-    load = picture_loader(int(cfg.data.image_size))
-    policy, encoder = load_policy(run.spec.path, **loading(cfg, training=bool(run.job.updates)))
+    load = cached_image_loader(int(cfg.data.image_size))
+    policy, processor = load_policy(run.spec.path, **loading(cfg, training=bool(run.job.updates)))
     policy.to("cuda" if run.job.on_gpu else "cpu")
-    questions = limit_cells(data.test, cfg.evaluation.limit)[: run.job.asked]
+    questions = limit_cells(data.test, cfg.evaluation.limit)[: run.job.eval_batch_size]
     start = time.perf_counter()
     predict(
         policy,
-        encoder,
+        processor,
         questions,
         ReasoningMode(cfg.reasoning.mode),
         "probe",
         load=load,
-        batch_size=run.job.asked,
-        max_new_tokens=run.job.asked_lengths.completion,
+        batch_size=run.job.eval_batch_size,
+        max_completion_length=run.job.eval_lengths.completion,
     )
     answer = (time.perf_counter() - start) / len(questions)
     if not run.job.updates:
         return Probe(0.0, answer, 0.0, 0, _allocated(run))
-    choose_trained(policy, freeze_vision=run.spec.freeze_vision, lora=run.spec.lora)
-    share: Any = OmegaConf.merge(cfg, {"trainer": {"prompts_per_step": run.share.prompts}})
-    module, make = build_algorithm(share, data, policy, encoder, load)
-    steps, watch = min(_PROBE_STEPS, int(cfg.trainer.steps)), _Stopwatch()
+    set_trainable(policy, freeze_vision_tower=run.spec.freeze_vision_tower, lora=run.spec.lora)
+    share: Any = OmegaConf.merge(cfg, {"trainer": {"train_batch_size": run.share.prompts}})
+    module, make = build_algorithm(share, data, policy, processor, load)
+    steps, watch = min(_PROBE_STEPS, int(cfg.trainer.max_steps)), _Stopwatch()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(
             accelerator=cfg.trainer.accelerator,

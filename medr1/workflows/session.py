@@ -10,13 +10,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from medr1.data.image_loader import picture_loader
+from medr1.data.image_loader import cached_image_loader
 from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
-from medr1.evaluation.image_ablation import Picture
+from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
-from medr1.evaluation.prediction_store import KeptAnswers
+from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.reporting.tables import render_results
 from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
@@ -48,12 +48,12 @@ def evaluation(
     Raises:
         ConfigError: the place holds another run, is being worked on, or was begun with data that has changed since.
     """
-    with run.held():
+    with run.lock():
         data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
         for message in data.messages:
             log.info(message)
         if not resumed:
-            run.begin(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **(facts or {})})
+            run.create(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **(facts or {})})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this evaluation began; start a new one")
         with start_tracker(cfg, run, resumed) as tracker:
@@ -78,7 +78,7 @@ def report(
     for name, summary in summaries.items():
         tracker.metrics(dict(metric_items(_METRIC_PREFIX[Condition(name)], summary)), step)
     if comparison is not None:
-        tracker.metrics({"eval/difference": comparison.overall.difference}, step)
+        tracker.metrics({"trained/difference": comparison.overall.difference}, step)
     trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
     table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
     write_json(
@@ -106,7 +106,7 @@ def report(
 def log_start(tracker: AnyTracker, cfg: DictConfig, run: RunDirectory, data: Dataset) -> None:
     """The curated parameters, made for comparing runs in the UI, and the files that say everything."""
     chosen = ("model.name", "model.path", "model.url", "model.tuning", "data", "modality.name", "question_type.name")
-    training = ("reward", "algorithm", "trainer.steps", "trainer.prompts_per_step", "trainer.devices")
+    training = ("reward", "algorithm", "trainer.max_steps", "trainer.train_batch_size", "trainer.devices")
     values = {key: OmegaConf.select(cfg, key) for key in (*chosen, "reasoning.mode", "seed", *training)}
     plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
     tracker.params({k: v for k, v in plain.items() if v is not None})
@@ -132,27 +132,27 @@ def start_tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTrack
     )
 
 
-def asked(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, Any]:
+def prediction_store_settings(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, Any]:
     """What a run asks, whoever answers: see ``KeptAnswers``."""
     return {
         "records": limit_cells(data.test, cfg.evaluation.limit),
         "mode": ReasoningMode(cfg.reasoning.mode),
-        "load": picture_loader(int(cfg.data.image_size)),
+        "load": cached_image_loader(int(cfg.data.image_size)),
         "file": run.predictions,
-        "max_new_tokens": int(cfg.evaluation.max_new_tokens),
+        "max_completion_length": int(cfg.evaluation.max_completion_length),
     }
 
 
-def ask_controls(
-    cfg: DictConfig, answers: KeptAnswers, ask: Callable[[Condition, Picture], None], data: Dataset
+def run_controls(
+    cfg: DictConfig, answers: PredictionStore, generate: Callable[[Condition, ImageAblation], None], data: Dataset
 ) -> None:
     """The model with an empty picture and with another record's, the option prior of the training records, and the
     cues of typography."""
     if cfg.evaluation.blank_image:
-        ask(Condition.BLANK_IMAGE, Picture.BLANK)
+        generate(Condition.BLANK_IMAGE, ImageAblation.BLANK)
     if cfg.evaluation.shuffled_image:
-        ask(Condition.SHUFFLED_IMAGE, Picture.OTHER)
-    answers.ask_blind(data.train)
+        generate(Condition.SHUFFLED_IMAGE, ImageAblation.SHUFFLED)
+    answers.run_blind_baselines(data.train)
 
 
 def send_rest(run: RunDirectory) -> bool:
@@ -164,7 +164,7 @@ def send_rest(run: RunDirectory) -> bool:
     stored = stored_run(run.path)
     if stored is None or not run.finished.is_file() or not unsent(run.path, stored):
         return False
-    with run.held():
+    with run.lock():
         sent = send_unsent(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
     log.info("%s: %d calls that MLflow had missed are sent", run.path, sent)
     return True

@@ -31,7 +31,7 @@ from medr1.workflows.session import send_rest
 
 log = logging.getLogger(__name__)
 
-_CURVES = ("train/reward", "train/completion_length", "train/loss")
+_CURVES = ("train/reward", "train/completions/mean_length", "train/loss")
 
 
 def report_sweep(place: Path) -> None:
@@ -147,14 +147,14 @@ def _config(run: RunDirectory) -> DictConfig:
 
 def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
     """What made the numbers; more than one value means that runs of different versions or data stand together."""
-    known: dict[str, set[str]] = {}
+    load_if_exists: dict[str, set[str]] = {}
     for name in finished:
         environment: dict[str, Any] = read_json(directory.run(name).path / "environment.json")
-        known.setdefault("commit", set()).add(str(environment["git_commit"]))
-        known.setdefault("data fingerprint", set()).add(str(environment["data_fingerprint"]))
+        load_if_exists.setdefault("commit", set()).add(str(environment["git_commit"]))
+        load_if_exists.setdefault("data fingerprint", set()).add(str(environment["data_fingerprint"]))
         for library, version in environment["versions"].items():
-            known.setdefault(library, set()).add(str(version))
-    return {key: ", ".join(sorted(values)) for key, values in known.items()}
+            load_if_exists.setdefault(library, set()).add(str(version))
+    return {key: ", ".join(sorted(values)) for key, values in load_if_exists.items()}
 
 
 def _track(directory: SweepDirectory, states: Mapping[str, State], tables: SweepTables, console: Console) -> None:

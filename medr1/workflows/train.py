@@ -25,14 +25,14 @@ from torch import Tensor
 
 from medr1.config.schema import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import is_server
-from medr1.data.image_loader import Load
+from medr1.data.image_loader import ImageLoader
 from medr1.data.sources.phantoms.base_mixture import corpus
 from medr1.data.sources.registry import Dataset, load_dataset
-from medr1.evaluation.local_predictions import Answers
+from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.models.loading import attention_for, choose_trained, load_policy, save_policy
+from medr1.models.loading import load_policy, resolve_attn_implementation, save_policy, set_trainable
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 from medr1.models.tiny import build_tiny_policy
 from medr1.runs.run_directory import RunDirectory, write_json
 from medr1.runs.sweep import sweep_of
@@ -43,9 +43,16 @@ from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.grpo import GRPOModule
 from medr1.training.order import Steps
-from medr1.workflows.evaluate_server import ask_server
+from medr1.workflows.evaluate_server import generate_on_server
 from medr1.workflows.forecast import refuse_what_cannot_fit
-from medr1.workflows.session import ask_controls, asked, evaluation, log_start, report, start_tracker
+from medr1.workflows.session import (
+    evaluation,
+    log_start,
+    prediction_store_settings,
+    report,
+    run_controls,
+    start_tracker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +62,13 @@ def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     run, resumed = RunDirectory(run_dir), cfg.resume is not None
     if resumed:
         cfg = run.stored_config(TrainConfig)
-    with run.held() if _is_first_process() else nullcontext():
+    with run.lock() if _is_first_process() else nullcontext():
         _train(cfg, run, overrides, resumed)
 
 
 def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool) -> None:
     OmegaConf.set_readonly(cfg, True)
-    quieten()
+    silence_library_logs()
     pl.seed_everything(cfg.seed, verbose=False)
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
     count_steps(cfg, len(data.train))
@@ -72,14 +79,14 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
         if not resumed and not is_server(cfg) and cfg.algorithm.name != "pretrain":
             refuse_what_cannot_fit(cfg, data)
         if not resumed:
-            facts = {"data_fingerprint": data.fingerprint, "data": data.facts, "attention": _attention(cfg)}
-            run.begin(cfg, overrides, facts)
+            facts = {"data_fingerprint": data.fingerprint, "data": data.facts, "attn_implementation": _attention(cfg)}
+            run.create(cfg, overrides, facts)
     with start_tracker(cfg, run, resumed) if first else NullTracker() as tracker:
         if first:
             log_start(tracker, cfg, run, data)
         conditions = _train_and_answer(cfg, run, data, tracker, resumed)
         if first:
-            report(cfg, run, data, conditions, tracker, int(cfg.trainer.steps))
+            report(cfg, run, data, conditions, tracker, int(cfg.trainer.max_steps))
     if first:  # not before MLflow knows, or it is kept what MLflow is to know: the rest is only to be sent
         write_json(run.finished, {"summary": run.summary.name})
 
@@ -101,14 +108,14 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         cfg.evaluation.limit = limit if limit is not None else cfg.evaluation.limit
         path, adapter = finished.weights(str(cfg.model.path))
         condition = Condition.TRAINED
-    quieten()
+    silence_library_logs()
     pl.seed_everything(cfg.seed, verbose=False)
-    with evaluation(cfg, run, overrides, resumed, {"attention": _attention(cfg)}) as (data, tracker):
-        policy, encoder = load_policy(path, adapter=adapter, **loading(cfg, training=False))
+    with evaluation(cfg, run, overrides, resumed, {"attn_implementation": _attention(cfg)}) as (data, tracker):
+        policy, processor = load_policy(path, adapter=adapter, **loading(cfg, training=False))
         policy.to(_device(cfg))
         answers = _answers(cfg, run, data)
-        answers.ask(policy, encoder, condition)
-        ask_controls(cfg, answers, partial(answers.ask, policy, encoder), data)
+        answers.generate(policy, processor, condition)
+        run_controls(cfg, answers, partial(answers.generate, policy, processor), data)
         report(cfg, run, data, answers.conditions, tracker, 0)
 
 
@@ -124,39 +131,39 @@ def _train_and_answer(
         return {}
     answers = _answers(cfg, run, data)
     if first:
-        answers.known(Condition.BASE)
+        answers.load_if_exists(Condition.BASE)
     pretraining = cfg.algorithm.name == "pretrain"
     if is_server(cfg):
-        return ask_server(cfg, run, data)
+        return generate_on_server(cfg, run, data)
     if cfg.algorithm.name == "zero_shot":
-        policy, encoder = load_policy(str(cfg.model.path), **loading(cfg, training=False))
-        _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
-        ask_controls(cfg, answers, partial(answers.ask, policy, encoder), data)
+        policy, processor = load_policy(str(cfg.model.path), **loading(cfg, training=False))
+        _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), processor)
+        run_controls(cfg, answers, partial(answers.generate, policy, processor), data)
         return answers.conditions
     if trained:
         log.info("training has ended before; its model is read from %s", run.model)
     else:
         if pretraining:
-            policy, encoder = build_tiny_policy(corpus(cfg.seed), cfg.algorithm.vocab_size, cfg.seed)
+            policy, processor = build_tiny_policy(corpus(cfg.seed), cfg.algorithm.vocab_size, cfg.seed)
         else:
-            policy, encoder = load_policy(str(cfg.model.path), **loading(cfg, training=True))
+            policy, processor = load_policy(str(cfg.model.path), **loading(cfg, training=True))
         if first and not pretraining:
-            _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), encoder)
+            _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), processor)
         pl.seed_everything(cfg.seed, verbose=False)  # new adapters are the same in every process, and after a resume
-        choose_trained(policy, freeze_vision=cfg.model.freeze_vision, lora=lora_of(cfg))
+        set_trainable(policy, freeze_vision_tower=cfg.model.freeze_vision_tower, lora=lora_of(cfg))
         checkpoint = run.latest_checkpoint() if resumed else None
-        state = _fit(cfg, run, data, policy, encoder, tracker, answers.load, checkpoint)
+        state = _fit(cfg, run, data, policy, processor, tracker, answers.load, checkpoint)
         if not first:
             return {}
-        _store_model(policy, encoder, run, state)
+        _store_model(policy, processor, run, state)
         del policy, state
         gc.collect()  # module and trainer, with the optimizer's state, refer to each other
     # From the files, not from memory: what is evaluated is what evaluate.py will find.
     path, adapter = run.weights(str(cfg.model.path))
-    policy, encoder = load_policy(path, adapter=adapter, **loading(cfg, training=False))
+    policy, processor = load_policy(path, adapter=adapter, **loading(cfg, training=False))
     policy.to(_device(cfg))
-    answers.ask(policy, encoder, Condition.TRAINED)
-    ask_controls(cfg, answers, partial(answers.ask, policy, encoder), data)
+    answers.generate(policy, processor, Condition.TRAINED)
+    run_controls(cfg, answers, partial(answers.generate, policy, processor), data)
     return answers.conditions
 
 
@@ -165,23 +172,25 @@ def _fit(
     run: RunDirectory,
     data: Dataset,
     policy: Policy,
-    encoder: Encoder,
+    processor: Processor,
     tracker: AnyTracker,
-    load: Load,
+    load: ImageLoader,
     checkpoint: Path | None,
 ) -> Mapping[str, Tensor] | None:
     """Trains. Returns the weights of the trained model where the policy itself holds shards of them."""
-    steps = int(cfg.trainer.steps)
-    callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.log_every)]
-    module, make = build_algorithm(cfg, data, policy, encoder, load)
-    updates = int(cfg.algorithm.get("updates_per_rollout", 1))
+    steps = int(cfg.trainer.max_steps)
+    callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.logging_steps)]
+    module, make = build_algorithm(cfg, data, policy, processor, load)
+    updates = int(cfg.algorithm.get("num_iterations", 1))
     if isinstance(module, GRPOModule) and cfg.tracking.enabled:
-        callbacks.append(CompletionsTable(tracker, load, cfg.tracking.completions_every, cfg.tracking.completions))
+        callbacks.append(
+            CompletionsTable(tracker, load, cfg.tracking.log_completions_steps, cfg.tracking.num_completions)
+        )
     callbacks.append(
         ModelCheckpoint(
             dirpath=run.checkpoints,
             filename="{step}",
-            every_n_train_steps=cfg.trainer.checkpoint_every * updates,
+            every_n_train_steps=cfg.trainer.save_steps * updates,
             save_top_k=1,
             monitor=None,
             enable_version_counter=False,
@@ -211,57 +220,62 @@ def _fit(
         if trainer.strategy.launcher is not None:  # the processes it has started would wait for this one
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
-    return strategy.whole_state if isinstance(strategy, ShardedStrategy) else None
+    return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None
 
 
-def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> Answers:
-    return Answers(**asked(cfg, run, data), batch_size=cfg.evaluation.batch_size)
+def _answers(cfg: DictConfig, run: RunDirectory, data: Dataset) -> LocalPredictionStore:
+    return LocalPredictionStore(**prediction_store_settings(cfg, run, data), batch_size=cfg.evaluation.batch_size)
 
 
 def _ask_base(
-    cfg: DictConfig, run: RunDirectory, data: Dataset, answers: Answers, policy: Policy, encoder: Encoder
+    cfg: DictConfig,
+    run: RunDirectory,
+    data: Dataset,
+    answers: LocalPredictionStore,
+    policy: Policy,
+    processor: Processor,
 ) -> None:
     """The untrained model; in a sweep, runs that ask it the same share one file of answers."""
     sweep = sweep_of(run)
     if sweep is None:
-        answers.ask(policy, encoder, Condition.BASE)
+        answers.generate(policy, processor, Condition.BASE)
         return
     question = {
         "path": str(cfg.model.path),
-        "precision": str(cfg.model.precision),
-        "attention": _attention(cfg),
+        "dtype": str(cfg.model.dtype),
+        "attn_implementation": _attention(cfg),
         **cfg.evaluation,
         "mode": cfg.reasoning.mode,
         "size": cfg.data.image_size,
         "data": data.fingerprint,
     }
     with sweep.shared_answers(question) as shared:
-        answers.ask_once(shared, policy, encoder, Condition.BASE)
+        answers.generate_or_reuse(shared, policy, processor, Condition.BASE)
 
 
-def _store_model(policy: Policy, encoder: Encoder, run: RunDirectory, state: Mapping[str, Tensor] | None) -> None:
+def _store_model(policy: Policy, processor: Processor, run: RunDirectory, state: Mapping[str, Tensor] | None) -> None:
     """Writes the trained weights in one step: model/ is there whole or not at all."""
     partial = run.path / ".model.partial"
     if partial.exists():
         shutil.rmtree(partial)
-    save_policy(policy, encoder, partial, state)
+    save_policy(policy, processor, partial, state)
     partial.rename(run.model)
 
 
 def loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
     return {
-        "precision": str(cfg.model.precision),
-        "attention": _attention(cfg),
+        "dtype": str(cfg.model.dtype),
+        "attn_implementation": _attention(cfg),
         "gradient_checkpointing": training and cfg.model.gradient_checkpointing,
         "image_size": int(cfg.data.image_size),
     }
 
 
 def _attention(cfg: DictConfig) -> str | None:
-    """What ``model.attention`` means on this machine; None for a model elsewhere."""
+    """What ``model.attn_implementation`` means on this machine; None for a model elsewhere."""
     if is_server(cfg):
         return None
-    return attention_for(str(cfg.model.attention), str(cfg.model.precision), _device(cfg))
+    return resolve_attn_implementation(str(cfg.model.attn_implementation), str(cfg.model.dtype), _device(cfg))
 
 
 def _device(cfg: DictConfig) -> torch.device:
@@ -275,7 +289,7 @@ def _is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0) and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
-def quieten() -> None:
+def silence_library_logs() -> None:
     """Leaves to the terminal what the user asked for: what libraries say of settings chosen on purpose is dropped."""
     for name in ("pytorch_lightning", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -48,9 +48,9 @@ TYPED: dict[str, list[str]] = {
     "seed=one": ["seed=one", "'one'", "Integer"],
     "algorithm.learning_rate=fast": ["algorithm.learning_rate", "'fast'", "Float"],
     "evaluation.blank_image=perhaps": ["evaluation.blank_image", "perhaps"],
-    "trainer.steps=null": ["trainer.steps=null", "trainer.epochs"],
+    "trainer.max_steps=null": ["trainer.max_steps=null", "trainer.num_train_epochs"],
     "output_dir=null": ["output_dir", "not Optional"],
-    "algorithm.objective.aggregation=tokens": ["expected one of", "Did you mean 'token_mean'"],
+    "algorithm.objective.loss_agg_mode=tokens": ["expected one of", "Did you mean 'token_mean'"],
     "data=omnimedvqa data.split=relased data.root=.": ["Did you mean 'released'"],
     "reasoning.mode=think_around": ["reasoning.mode=think_around", "think_before, no_think, think_after"],
     "data.image_size=100": ["data.image_size=100", "28", "use data.image_size=112"],
@@ -85,7 +85,7 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py modality=xay": ["Did you mean 'xray'"],
     "evaluate.py export=out": ["export=out needs run="],
     "evaluate.py merge=false": ["merge=false is a setting of export=DIR"],
-    "evaluate.py trainer.steps=3": ["'trainer.steps'"],
+    "evaluate.py trainer.max_steps=3": ["'trainer.max_steps'"],
 }
 HELP = ["train.py --help", "evaluate.py -h"]
 
@@ -97,23 +97,27 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "seed=4294967296": ["seed=4294967296"],
     "data.shortcut=1.5": ["data.shortcut=1.5", "between 0 and 1"],
     "data.train_images_per_modality=0": ["data.train_images_per_modality=0", "between 1"],
-    "algorithm.group_size=1": ["algorithm.group_size=1", "between 2"],
+    "algorithm.num_generations=1": ["algorithm.num_generations=1", "between 2"],
     "algorithm.objective.beta=-0.1": ["algorithm.objective.beta=-0.1", "between 0"],
     "algorithm.sampling.temperature=0": ["algorithm.sampling.temperature=0", "between 0.001"],
     "algorithm.sampling.top_p=0": ["algorithm.sampling.top_p=0"],
-    "trainer.steps=0": ["trainer.steps=0", "between 1"],
-    "trainer.checkpoint_every=0": ["trainer.checkpoint_every=0"],
+    "trainer.max_steps=0": ["trainer.max_steps=0", "between 1"],
+    "trainer.save_steps=0": ["trainer.save_steps=0"],
     "evaluation.limit=0": ["evaluation.limit=0", "between 1"],
     "data.image_size=1": ["data.image_size=1", "use data.image_size=28"],
     "data.image_size=0": ["data.image_size=0", "use data.image_size=28"],
     "data.image_size=384": ["data.image_size=384", "use data.image_size=392"],
-    "model.image_token=32": ["data.image_size=84", "32 x 32", "model.image_token", "use data.image_size=96"],
-    "model.image_token=0": ["model.image_token=0", "between 1"],
-    "model.attention=flash_attention_2": ["half precision", "model.precision=bfloat16", "model.attention=sdpa"],
-    "trainer.devices=3": ["trainer.prompts_per_step=16", "3 processes"],
-    "trainer.devices=2 trainer.num_nodes=3": ["trainer.prompts_per_step=16", "6 processes"],
+    "model.image_token_size=32": ["data.image_size=84", "32 x 32", "model.image_token_size", "use data.image_size=96"],
+    "model.image_token_size=0": ["model.image_token_size=0", "between 1"],
+    "model.attn_implementation=flash_attention_2": [
+        "half precision",
+        "model.dtype=bfloat16",
+        "model.attn_implementation=sdpa",
+    ],
+    "trainer.devices=3": ["trainer.train_batch_size=16", "3 processes"],
+    "trainer.devices=2 trainer.num_nodes=3": ["trainer.train_batch_size=16", "6 processes"],
     "reward.accuracy=0 reward.format=0": ["reward.accuracy=0", "reward.format=0", "weight"],
-    "model.tuning=lora model.freeze_vision=true model.lora.targets=vision": ["nothing to train"],
+    "model.tuning=lora model.freeze_vision_tower=true model.lora.target_modules=vision": ["nothing to train"],
 }
 
 
@@ -161,7 +165,7 @@ def test_an_impossible_value_is_named_with_what_is_possible(changes: str, defaul
 
 
 def test_the_edges_of_a_range_are_possible(default: DictConfig) -> None:
-    cfg = OmegaConf.merge(default, {"data": {"shortcut": 1}, "algorithm": {"objective": {"beta": 0, "clip_low": 0}}})
+    cfg = OmegaConf.merge(default, {"data": {"shortcut": 1}, "algorithm": {"objective": {"beta": 0, "epsilon": 0}}})
     assert isinstance(cfg, DictConfig)
     check(cfg)
 

@@ -124,47 +124,47 @@ def values(cfg: DictConfig, keys: str) -> dict[str, Any]:
 def test_the_paper_in_rl() -> None:
     """FACTS of Med-R1's released recipe: G = 4, temperature 1, lr 1e-6, beta 0.04, 256 tokens, bf16, full tuning."""
     a = compose("train", overrides=["model=qwen2_vl_2b", "algorithm=medr1_legacy"])
-    assert values(a.algorithm, "learning_rate group_size updates_per_rollout schedule warmup_fraction") == {
+    assert values(a.algorithm, "learning_rate num_generations num_iterations lr_scheduler_type warmup_ratio") == {
         "learning_rate": 1e-6,
-        "group_size": 4,
-        "updates_per_rollout": 1,
-        "schedule": "linear",
-        "warmup_fraction": 0.0,
+        "num_generations": 4,
+        "num_iterations": 1,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.0,
     }
-    assert values(a.algorithm.sampling, "temperature top_p top_k max_new_tokens") == {
+    assert values(a.algorithm.sampling, "temperature top_p top_k max_completion_length") == {
         "temperature": 1.0,
         "top_p": 1.0,
         "top_k": 50,
-        "max_new_tokens": 256,
+        "max_completion_length": 256,
     }
-    assert values(a.algorithm.objective, "aggregation reward_scaling beta kl_estimator") == {
-        "aggregation": "sequence_mean",
-        "reward_scaling": "group",
+    assert values(a.algorithm.objective, "loss_agg_mode scale_rewards beta kl_loss_type") == {
+        "loss_agg_mode": "seq_mean_token_mean",
+        "scale_rewards": "group",
         "beta": 0.04,
-        "kl_estimator": "k3",
+        "kl_loss_type": "k3",
     }
-    assert values(a.model, "precision tuning freeze_vision") == {
-        "precision": "bfloat16",
+    assert values(a.model, "dtype tuning freeze_vision_tower") == {
+        "dtype": "bfloat16",
         "tuning": "full",
-        "freeze_vision": False,
+        "freeze_vision_tower": False,
     }
     assert values(a.reward, "accuracy format") == {"accuracy": 1.0, "format": 1.0}
-    assert a.evaluation.max_new_tokens == 256
+    assert a.evaluation.max_completion_length == 256
 
 
 def test_the_paper_in_sft() -> None:
     a = compose("train", overrides=["model=qwen2_vl_2b", "algorithm=sft"]).algorithm
-    assert values(a, "learning_rate schedule warmup_fraction") == {
+    assert values(a, "learning_rate lr_scheduler_type warmup_ratio") == {
         "learning_rate": 2e-5,
-        "schedule": "cosine",
-        "warmup_fraction": 0.1,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.1,
     }
 
 
 @pytest.mark.parametrize("model", ["hf", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_2b", "qwen3_vl_4b"])
 def test_full_tuning_of_a_real_model_has_the_papers_rates(model: str) -> None:
     recipe = compose("train", overrides=[f"model={model}"]).model.recipe
-    found = values(recipe, "rl_learning_rate sft_learning_rate group_size max_new_tokens prompts_per_step")
+    found = values(recipe, "rl_learning_rate sft_learning_rate num_generations max_completion_length train_batch_size")
     # Batch 2 on each device, accumulated twice.
     assert list(found.values()) == [1e-6, 2e-5, 4, 256, 4]
 
@@ -178,8 +178,8 @@ def test_a_named_model_is_one_of_the_hub_and_its_pictures_fit_its_family(name: s
     family, size = name.rsplit("_", 1)
     hub = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}[family]
     assert cfg.model.path == f"Qwen/{hub}-{size.upper()}-Instruct"
-    assert (cfg.model.image_token, cfg.data.image_size) == ((32, 384) if family == "qwen3_vl" else (28, 392))
-    assert cfg.model.attention == "auto" and cfg.model.precision == "bfloat16"
+    assert (cfg.model.image_token_size, cfg.data.image_size) == ((32, 384) if family == "qwen3_vl" else (28, 392))
+    assert cfg.model.attn_implementation == "auto" and cfg.model.dtype == "bfloat16"
     large = int(size.removesuffix("b")) >= 7
     assert cfg.model.tuning == ("lora" if large else "full")
     assert cfg.model.recipe.rl_learning_rate == (1e-5 if large else 1e-6)
@@ -191,7 +191,7 @@ def test_the_side_of_an_image_token_is_that_of_the_checkpoint(tmp_path: Path) ->
     def sizes(*overrides: str) -> tuple[int, int]:
         cfg = compose("train" if "debug=quick" in overrides else "evaluate", overrides=list(overrides))
         check(cfg)
-        return cfg.model.image_token, cfg.data.image_size
+        return cfg.model.image_token_size, cfg.data.image_size
 
     place = tmp_path / "qwen2-vl"
     place.mkdir()
@@ -202,17 +202,17 @@ def test_the_side_of_an_image_token_is_that_of_the_checkpoint(tmp_path: Path) ->
     for model in (["model=hf"], ["model=server", SERVER[0]]):
         assert sizes(*model, "model.path=somebody/Med-Qwen3-VL-8B") == (32, 384)
         assert sizes(*model, "model.path=somebody/other") == (28, 392)
-        assert sizes(*model, "model.path=somebody/other", "model.image_token=1", "data.image_size=500") == (1, 500)
+        assert sizes(*model, "model.path=somebody/other", "model.image_token_size=1", "data.image_size=500") == (1, 500)
     assert sizes("debug=quick") == (28, 84)
 
 
 def test_grpo_is_that_of_today_and_the_paper_is_another() -> None:
     today = compose("train").algorithm
     assert today.name == "grpo" and today.sampling.top_k == 0
-    assert values(today.objective, "aggregation clip_low clip_high") == {
-        "aggregation": "token_mean",
-        "clip_low": 0.2,
-        "clip_high": 0.28,
+    assert values(today.objective, "loss_agg_mode epsilon epsilon_high") == {
+        "loss_agg_mode": "token_mean",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
     }
 
 
@@ -222,19 +222,21 @@ def test_both_baselines_spend_the_same_steps_and_prompts() -> None:
 
 
 def test_a_value_given_once_reaches_all_that_refer_to_it() -> None:
-    cfg = compose("train", overrides=["model.recipe.max_new_tokens=7", "model.recipe.steps=3", "model.image_size=56"])
-    assert cfg.algorithm.sampling.max_new_tokens == cfg.evaluation.max_new_tokens == 7
-    assert cfg.trainer.steps == 3 and cfg.data.image_size == 56
+    cfg = compose(
+        "train", overrides=["model.recipe.max_completion_length=7", "model.recipe.max_steps=3", "model.image_size=56"]
+    )
+    assert cfg.algorithm.sampling.max_completion_length == cfg.evaluation.max_completion_length == 7
+    assert cfg.trainer.max_steps == 3 and cfg.data.image_size == 56
 
 
 def test_the_tiny_base_takes_the_steps_of_its_two_stages() -> None:
-    cfg = compose("train", overrides=["experiment=tiny_base", "algorithm.text_steps=3", "algorithm.picture_steps=4"])
-    assert cfg.algorithm.name == "pretrain" and cfg.trainer.steps == 7
+    cfg = compose("train", overrides=["experiment=tiny_base", "algorithm.text_steps=3", "algorithm.image_steps=4"])
+    assert cfg.algorithm.name == "pretrain" and cfg.trainer.max_steps == 7
 
 
 def test_the_quick_run_is_quick() -> None:
     quick = compose("train", overrides=["debug=quick"])
-    assert quick.trainer.steps <= 5 and quick.evaluation.limit <= 5
+    assert quick.trainer.max_steps <= 5 and quick.evaluation.limit <= 5
     assert quick.algorithm == compose("train").algorithm
 
 
@@ -263,18 +265,18 @@ def test_every_table_of_the_paper_is_its_recipe_over_the_rows_of_a_sweep(name: s
     for chosen in itertools.product(*axes.values()):
         run = compose("train", overrides=[*words, *map("=".join, zip(axes, chosen, strict=True))])
         check(run)
-        assert run.trainer == recipe.trainer and run.trainer.steps is None and run.trainer.epochs == 1
+        assert run.trainer == recipe.trainer and run.trainer.max_steps is None and run.trainer.num_train_epochs == 1
         assert run.data.axis == ("question_type" if cfg.sweep.rows == "question_type" else "modality")
 
 
 def test_steps_given_by_hand_go_before_epochs() -> None:
-    words = ["experiment=paper", f"data.root={CONF}", "trainer.steps=7"]
-    assert compose("train", overrides=words).trainer.steps == 7
+    words = ["experiment=paper", f"data.root={CONF}", "trainer.max_steps=7"]
+    assert compose("train", overrides=words).trainer.max_steps == 7
 
 
 def test_neither_steps_nor_epochs_is_refused() -> None:
     with pytest.raises(ConfigError, match="epochs"):
-        check(compose("train", overrides=["trainer.steps=null"]))
+        check(compose("train", overrides=["trainer.max_steps=null"]))
 
 
 def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
@@ -282,9 +284,15 @@ def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
         return job_name(compose("train", overrides=list(overrides)))
 
     plain = name()
-    for same in ("output_dir=elsewhere", "tracking=none", "trainer.checkpoint_every=3", "sweep=cross_modality"):
+    for same in ("output_dir=elsewhere", "tracking=none", "trainer.save_steps=3", "sweep=cross_modality"):
         assert name(same) == plain, same
-    for other in ("seed=1", "trainer.steps=3", "evaluation.limit=5", "algorithm.learning_rate=1", "data.shortcut=0.5"):
+    for other in (
+        "seed=1",
+        "trainer.max_steps=3",
+        "evaluation.limit=5",
+        "algorithm.learning_rate=1",
+        "data.shortcut=0.5",
+    ):
         assert name(other) != plain, other
     assert name("modality=ct").startswith("grpo_ct_all_think_before_seed0-")
 

@@ -23,7 +23,7 @@ from PIL import Image
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.loading import load_policy
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder, Prompt
+from medr1.models.processor import Processor, Prompt
 
 TINY = Path(__file__).resolve().parents[2] / "medr1" / "models" / "tiny_base"
 
@@ -31,20 +31,20 @@ TINY = Path(__file__).resolve().parents[2] / "medr1" / "models" / "tiny_base"
 class ChatServer(ThreadingHTTPServer):
     """One completion at a time, though connections wait side by side."""
 
-    def __init__(self, port: int, log: Path, policy: Policy, encoder: Encoder) -> None:
+    def __init__(self, port: int, log: Path, policy: Policy, processor: Processor) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.log, self.policy, self.encoder, self.busy = log, policy, encoder, Lock()
+        self.log, self.policy, self.processor, self.is_locked = log, policy, processor, Lock()
 
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
         (turn,) = asked["messages"]
-        shown, text = turn["content"]
-        kind, _, data = shown["image_url"]["url"].partition(",")
+        ablated_loader, text = turn["content"]
+        kind, _, data = ablated_loader["image_url"]["url"].partition(",")
         assert kind == "data:image/png;base64" and asked["temperature"] == 0 and asked["model"] == "tiny"
         image = Image.open(BytesIO(base64.b64decode(data))).convert("RGB")
-        prompts = self.encoder.encode([Prompt(self.encoder.chat(text["text"]), image)])
-        banned = tuple(self.encoder.banned_ids())
-        sampling = Sampling(asked["max_tokens"], self.encoder.end_id, banned, temperature=0.0)
-        with self.busy, torch.no_grad():
+        prompts = self.processor.encode([Prompt(self.processor.chat(text["text"]), image)])
+        suppress_tokens = tuple(self.processor.suppressed_token_ids())
+        sampling = Sampling(asked["max_tokens"], self.processor.eos_token_id, suppress_tokens, temperature=0.0)
+        with self.is_locked, torch.no_grad():
             done = rollout(self.policy, self.policy.prefill(prompts), sampling)
             with self.log.open("a") as file:
                 file.write(text["text"].splitlines()[0] + "\n")
@@ -54,7 +54,7 @@ class ChatServer(ThreadingHTTPServer):
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": self.encoder.decode(done.ids, done.mask)[0]},
+                    "message": {"role": "assistant", "content": self.processor.decode(done.ids, done.mask)[0]},
                     "finish_reason": "length" if bool(done.truncated[0]) else "stop",
                 }
             ],
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loaded = load_policy(str(TINY), precision="float32", attention="sdpa", gradient_checkpointing=False)
+    loaded = load_policy(str(TINY), dtype="float32", attn_implementation="sdpa", gradient_checkpointing=False)
     with ChatServer(int(sys.argv[1]), Path(sys.argv[2]), *loaded) as server:
         print(server.server_port, flush=True)
         server.serve_forever()

@@ -22,7 +22,7 @@ class Watched(NamedTuple):
 
     curves: list[dict[str, float]]
     completions: list[list[list[Any]]]
-    held: list[float]
+    lock: list[float]
     cut: list[bool]
 
 
@@ -98,17 +98,17 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
     torch.set_num_threads(1)
     rank_zero_only.rank = rank  # pytorch_lightning reads it when it is imported, which was before this process
     cut: list[bool] = []
-    pieces = grpo.pieces
+    split_to_count = grpo.split_to_count
 
     def watched_pieces(sizes: list[int], count: int) -> list[list[list[int]]]:
         cut.append(len(sizes) < count)
-        return pieces(sizes, count)
+        return split_to_count(sizes, count)
 
     def after_a_step(module: Any, *_: Any) -> None:
-        found, sampled = [], getattr(module, "sampled", None)
-        if sampled is not None:
-            each = [record.id for record in sampled.records for _ in range(module.settings.group_size)]
-            found = list(zip(each, sampled.texts, sampled.rewards.total, strict=True))
+        found, rollout_log = [], getattr(module, "sampled", None)
+        if rollout_log is not None:
+            each = [record.id for record in rollout_log.records for _ in range(module.settings.num_generations)]
+            found = list(zip(each, rollout_log.texts, rollout_log.rewards.total, strict=True))
         weights = [p for policy in module.policies for p in policy.parameters()]
         own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights)
         seen = {"completions": found, "held": own / sum(p.numel() for p in weights), "cut": cut == [True]}
@@ -118,7 +118,7 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
             raise OSError("the network is gone")
 
     for module in (grpo, sft):
-        module.pieces = watched_pieces  # type: ignore[attr-defined]
+        module.split_to_count = watched_pieces  # type: ignore[attr-defined]
     for kind in (grpo.GRPOModule, sft.SFTModule):
         kind.on_train_batch_end = after_a_step  # type: ignore[method-assign,assignment]
     NullTracker.metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", dict(values))  # type: ignore[method-assign]

@@ -54,9 +54,9 @@ class Place:
         records[1] = {key: value for key, value in (records[1] | values).items() if value is not None}
         self.write(QA, json.dumps(records))
 
-    def cut(self, name: str, keep: float) -> None:
-        whole = (self.path / name).read_bytes()
-        self.write(name, whole[: int(keep * len(whole))])
+    def cut(self, name: str, save: float) -> None:
+        unsharded_params = (self.path / name).read_bytes()
+        self.write(name, unsharded_params[: int(save * len(unsharded_params))])
 
 
 def read_data(at: Place, **settings: Any) -> None:
@@ -70,7 +70,7 @@ def read_split(at: Place) -> None:
 
 
 def read_model(at: Place, adapter: Path | None = None) -> None:
-    numerics: dict[str, Any] = {"precision": "float32", "attention": "sdpa", "gradient_checkpointing": False}
+    numerics: dict[str, Any] = {"dtype": "float32", "attn_implementation": "sdpa", "gradient_checkpointing": False}
     load_policy(str(at.path / "model"), **numerics, adapter=adapter)
 
 
@@ -90,8 +90,8 @@ def read_config(at: Place) -> None:
     RunDirectory(at.path / "run").stored_config(TrainConfig)
 
 
-def begin(at: Place) -> None:
-    RunDirectory(at.path / "run").begin(OmegaConf.create({"seed": 0}), [], {})
+def create(at: Place) -> None:
+    RunDirectory(at.path / "run").create(OmegaConf.create({"seed": 0}), [], {})
 
 
 def track(uri: str) -> Callable[[Place], None]:
@@ -224,8 +224,8 @@ TABLE: dict[str, tuple[Break, Break, list[str]]] = {
     ),
     "run: no run": (lambda at: at.write("run/notes", ""), read_config, ["run is no run directory", "config.yaml"]),
     "run: config cut off": (lambda at: at.write("run/config.yaml", "a: [1"), read_config, ["config.yaml is damaged"]),
-    "run: used": (begin, begin, ["holds a run already", "resume="]),
-    "run: under a file": (lambda at: at.write("run", ""), begin, ["run cannot be written", "output_dir"]),
+    "run: used": (create, create, ["holds a run already", "resume="]),
+    "run: under a file": (lambda at: at.write("run", ""), create, ["run cannot be written", "output_dir"]),
     "run: tracking note cut off": (
         lambda at: at.write("run/mlflow.json", "{"),
         lambda at: stored_run(at.path / "run"),
@@ -269,7 +269,7 @@ def test_what_is_not_broken_is_read(at: Place) -> None:
     read_model(at)
     save_state(at)
     read_state(at)
-    begin(at)
+    create(at)
 
 
 @pytest.mark.parametrize("row", TABLE)
@@ -289,10 +289,10 @@ def test_the_command_line_answers_with_one_message(at: Place, tmp_path_factory: 
         "model: weights cut off": "evaluate.py model=hf model.path=./model model.image_size=28 tracking=none",
         "run: used": "evaluate.py model=hf model.path=./model model.image_size=28 tracking=none hydra.run.dir=run",
     }
-    places = {row: Place(shutil.copytree(at.path, tmp_path_factory.mktemp("typed") / "at")) for row in lines}
-    for row, place in places.items():
+    prompt_indices = {row: Place(shutil.copytree(at.path, tmp_path_factory.mktemp("typed") / "at")) for row in lines}
+    for row, place in prompt_indices.items():
         TABLE[row][0](place)
-    answers = run([(place.path, lines[row]) for row, place in places.items()])
+    answers = run([(place.path, lines[row]) for row, place in prompt_indices.items()])
     for row, answer in zip(lines, answers, strict=True):
         assert answer.code == 2, answer.err
         assert "Traceback" not in answer.err and answer.err.count("error: ") == 1

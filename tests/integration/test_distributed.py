@@ -22,8 +22,8 @@ SETTINGS = (
     "data.train_images_per_modality=12",
     "data.test_images_per_modality=5",
     "trainer.accelerator=cpu",
-    "trainer.steps=2",
-    "trainer.checkpoint_every=1",
+    "trainer.max_steps=2",
+    "trainer.save_steps=1",
     "evaluation.limit=1",
     "evaluation.blank_image=false",
     "evaluation.shuffled_image=false",
@@ -33,14 +33,14 @@ SETTINGS = (
     "algorithm.learning_rate=1e-5",
 )
 KINDS: dict[str, tuple[str, ...]] = {
-    "full": ("algorithm.objective.reward_scaling=batch",),
+    "full": ("algorithm.objective.scale_rewards=batch",),
     "lora": ("model.tuning=lora", "model.gradient_checkpointing=true"),
     "sft": ("algorithm=sft",),
     "dynamic": (
         "algorithm=dapo",
-        "algorithm.group_size=4",
-        "algorithm.dynamic_sampling=2",
-        "trainer.prompts_per_step=8",
+        "algorithm.num_generations=4",
+        "algorithm.filter_groups=2",
+        "trainer.train_batch_size=8",
     ),
 }
 Ran = tuple[Watched, Path]
@@ -60,7 +60,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 def overrides(kind: str, strategy: str, count: int, budget: int) -> tuple[str, ...]:
-    shared = (f"trainer={strategy}", f"trainer.devices={count}", f"trainer.token_budget={budget}")
+    shared = (f"trainer={strategy}", f"trainer.devices={count}", f"trainer.max_tokens_per_device={budget}")
     return (*SETTINGS, *KINDS[kind], *shared)
 
 
@@ -105,7 +105,7 @@ def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int,
         assert distance(stored(alone, file), stored(together, file)) < 1e-5
     names = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run in (alone, together)]
     assert names[0] == names[1]
-    assert several.held == pytest.approx([1 / count if strategy == "fsdp" else 1.0] * count, abs=0.02)
+    assert several.lock == pytest.approx([1 / count if strategy == "fsdp" else 1.0] * count, abs=0.02)
     # With these budgets the first of two needs one part where the other needs two, and must cut it; where prompts make
     # way for others, a process may have one part more.
     if strategy == "fsdp":

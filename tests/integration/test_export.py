@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from medr1.generate import generate, load
 from PIL import Image
 
-from medr1.ask import ask, load
 from medr1.domain.reasoning import question_text
 from medr1.errors import ConfigError
 from medr1.generation.rollout import Sampling, rollout
@@ -41,12 +41,14 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told_by(model: str | Path, picture: Path) -> list[int]:
     """The greedy tokens of medr1."""
     loaded = load(model)
-    text = loaded.encoder.chat(question_text(QUESTION, OPTIONS, loaded.choice.mode))
+    text = loaded.processor.chat(question_text(QUESTION, OPTIONS, loaded.choice.mode))
     side = loaded.choice.image_size
     image = Image.open(picture).resize((side, side), Image.Resampling.BICUBIC)
-    sampling = Sampling(32, loaded.encoder.end_id, tuple(loaded.encoder.banned_ids()), temperature=0.0)
+    sampling = Sampling(
+        32, loaded.processor.eos_token_id, tuple(loaded.processor.suppressed_token_ids()), temperature=0.0
+    )
     with torch.no_grad():
-        prefix = loaded.policy.prefill(loaded.encoder.encode([Prompt(text, image)]))
+        prefix = loaded.policy.prefill(loaded.processor.encode([Prompt(text, image)]))
         return rollout(loaded.policy, prefix, sampling).ids[0].tolist()
 
 
@@ -75,7 +77,7 @@ def test_an_export_gives_the_same_tokens_without_medr1(
     assert told_by_card(tmp_path / "export", picture, base) == expected
     # medr1 itself reads it, and asks as the run was asked.
     assert told_by(tmp_path / "export", picture) == expected
-    answers = [ask(load(model), picture, QUESTION, ["ct", "mri"]) for model in (adapted.path, tmp_path / "export")]
+    answers = [generate(load(model), picture, QUESTION, ["ct", "mri"]) for model in (adapted.path, tmp_path / "export")]
     assert answers[0].completion == answers[1].completion and answers[0].letter == answers[1].letter
 
 

@@ -77,7 +77,7 @@ def page(run: tuple[Tracker, Path]) -> Iterator[str]:
         deadline = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).reshard()
                 break
             except (urllib.error.URLError, TimeoutError):
                 assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
@@ -93,7 +93,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("profile")
 
 
-def look(url: str, profile: Path, picture: Path, expected: list[str]) -> str:
+def open_page(url: str, profile: Path, picture: Path, expected: list[str]) -> str:
     """The page's content once everything expected stands in it, or as it was at the last of several looks."""
     assert BROWSER is not None
     deadline = time.monotonic() + 45
@@ -109,7 +109,7 @@ def look(url: str, profile: Path, picture: Path, expected: list[str]) -> str:
 
 def test_the_curves_are_shown(page: str, profile: Path, tmp_path: Path) -> None:
     expected = ["grpo on ct", "(reward/total)", "(completion/leng", "scatterlayer"]
-    content = look(page.replace("?", "/model-metrics?"), profile, tmp_path / "page.png", expected)
+    content = open_page(page.replace("?", "/model-metrics?"), profile, tmp_path / "page.png", expected)
     assert [text for text in expected if text not in content] == []
     assert len(re.findall(r'class="[^"]*\bscatterlayer\b', content)) >= 2, "one drawn curve for each metric"
     assert (tmp_path / "page.png").stat().st_size > 10_000
@@ -117,13 +117,13 @@ def test_the_curves_are_shown(page: str, profile: Path, tmp_path: Path) -> None:
 
 def test_the_run_page_names_metrics_parameters_and_status(page: str, profile: Path, tmp_path: Path) -> None:
     expected = ["grpo on ct", "reward/total", "completion/length", "algorithm.beta", "0.04", "Finished"]
-    content = look(page, profile, tmp_path / "page.png", expected)
+    content = open_page(page, profile, tmp_path / "page.png", expected)
     assert [text for text in expected if text not in content] == []
 
 
 def test_completions_are_shown_beside_their_images(page: str, profile: Path, tmp_path: Path) -> None:
     expected = ["config", "completions.json", "sampled text 0 A", "sampled text 50 B", "View as table"]
-    content = look(page.replace("?", "/artifacts/completions.json?"), profile, tmp_path / "page.png", expected)
+    content = open_page(page.replace("?", "/artifacts/completions.json?"), profile, tmp_path / "page.png", expected)
     assert [text for text in expected if text not in content] == []
     sources = re.findall(r'<img[^>]*src="(get-artifact\?[^"]*table_images[^"]*)"', content)
     assert len(sources) == 4

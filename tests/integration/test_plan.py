@@ -12,7 +12,7 @@ from medr1.data.sources.registry import load_dataset
 from medr1.errors import ConfigError
 from medr1.planning.device import GIB, find_device
 from medr1.workflows import train as pipeline
-from medr1.workflows.forecast import foresee, refuse_what_cannot_fit
+from medr1.workflows.forecast import forecast_memory, refuse_what_cannot_fit
 from medr1.workflows.plan import plan
 from tests.integration.conftest import ROOT, composed, run_command
 
@@ -23,7 +23,7 @@ SMALL = (
     "algorithm=sft",
     "tracking=none",
     "evaluation.batch_size=4",
-    "trainer.prompts_per_step=3",
+    "trainer.train_batch_size=3",
     "plan_memory=0.635",
 )
 
@@ -32,20 +32,25 @@ SMALL = (
     "setting",
     [
         ["algorithm=grpo"],
-        ["algorithm=grpo", "model.tuning=lora", "model.gradient_checkpointing=true", "trainer.token_budget=700"],
+        [
+            "algorithm=grpo",
+            "model.tuning=lora",
+            "model.gradient_checkpointing=true",
+            "trainer.max_tokens_per_device=700",
+        ],
     ],
     ids=["grpo", "grpo-lora-checkpointing-budget"],
 )
 def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> None:
     """The pipeline of train.py, every tensor of it counted: answers, two steps, answers. Completions are cut off, so
     that they are as long as the plan takes them to be."""
-    short = ("model.recipe.max_new_tokens=8", "evaluation.max_new_tokens=2", "evaluation.batch_size=8")
+    short = ("model.recipe.max_completion_length=8", "evaluation.max_completion_length=2", "evaluation.batch_size=8")
     given = overrides(TINY, 168, "cpu", [*setting, *short])
     cfg = composed("train", *given)
     ledger = Measurement()
     with ledger:
         pipeline.train(cfg, tmp_path / "run", given)
-    assert foresee(composed("train", *given)).peak == pytest.approx(ledger.peak, rel=0.2)
+    assert forecast_memory(composed("train", *given)).peak == pytest.approx(ledger.peak, rel=0.2)
 
 
 def test_what_cannot_fit_is_refused_with_what_helps(tmp_path: Path) -> None:
@@ -53,8 +58,8 @@ def test_what_cannot_fit_is_refused_with_what_helps(tmp_path: Path) -> None:
     printed = run_command("train.py", *given, f"output_dir={tmp_path / 'runs'}", status=2)
     assert "does not fit" in printed and re.search(r"^weights +0\.006", printed, re.MULTILINE)
     (batch,) = re.findall(r"^  (evaluation\.batch_size=\d+)$", printed, re.MULTILINE)
-    assert foresee(composed("train", *given)).peak > find_device("auto", 1, 0.64).room
-    assert foresee(composed("train", *given, batch)).peak <= find_device("auto", 1, 0.64).room
+    assert forecast_memory(composed("train", *given)).peak > find_device("auto", 1, 0.64).usable_bytes
+    assert forecast_memory(composed("train", *given, batch)).peak <= find_device("auto", 1, 0.64).usable_bytes
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,12 +88,12 @@ def test_a_gpu_refuses_before_anything_is_loaded() -> None:
     with pytest.raises(ConfigError, match="cannot fit") as refusal:
         refuse_what_cannot_fit(cfg, load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name))
     lines = re.findall(r"^  (\S+=.*)$", str(refusal.value), re.MULTILINE)
-    assert any(line.startswith("trainer.token_budget=") for line in lines), refusal.value
+    assert any(line.startswith("trainer.max_tokens_per_device=") for line in lines), refusal.value
     for line in lines:
         if "devices" not in line:
             assert (
-                foresee(composed("train", *SMALL, "plan=true", *line.split())).peak
-                <= find_device("auto", 1, 0.635).room
+                forecast_memory(composed("train", *SMALL, "plan=true", *line.split())).peak
+                <= find_device("auto", 1, 0.635).usable_bytes
             )
 
 
@@ -106,6 +111,6 @@ def test_a_plan_that_makes_no_sense(given: list[str], message: str) -> None:
 
 def test_memory_of_a_device() -> None:
     here, other = find_device("cpu", 1, None), find_device("cpu", 1, 24.0)
-    assert 0 < here.room <= here.total and not here.on_gpu and here.is_here
-    assert 20 * GIB < other.room < 24 * GIB and other.on_gpu and not other.is_here
-    assert find_device("cpu", 2, None).room == pytest.approx(here.room / 2, rel=0.2)
+    assert 0 < here.usable_bytes <= here.normalizer and not here.on_gpu and here.is_here
+    assert 20 * GIB < other.usable_bytes < 24 * GIB and other.on_gpu and not other.is_here
+    assert find_device("cpu", 2, None).usable_bytes == pytest.approx(here.usable_bytes / 2, rel=0.2)

@@ -18,7 +18,7 @@ from medr1.tracking.address import stored_run
 from medr1.workflows import train as pipeline
 from tests.integration.conftest import command, composed, only_run, run_command, train_here
 
-SETTINGS = ("debug=quick", "modality=ct", "reasoning=no_think", "trainer.steps=8", "evaluation.limit=1")
+SETTINGS = ("debug=quick", "modality=ct", "reasoning=no_think", "trainer.max_steps=8", "evaluation.limit=1")
 
 
 def status_of(run: RunDirectory) -> str:
@@ -70,14 +70,14 @@ def test_a_failing_run_ends_failed_and_can_be_resumed(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("medr1.workflows.train.save_policy", full_disk)
         with pytest.raises(OSError, match="no space"):
-            train_here(run.path, *SETTINGS, "trainer.steps=2")
+            train_here(run.path, *SETTINGS, "trainer.max_steps=2")
     assert status_of(run) == "FAILED" and not run.model.exists()
     pipeline.train(composed("train", f"resume={run.path}"), run.path, [])
     assert status_of(run) == "FINISHED" and run.summary.is_file()
 
 
 def test_resuming_a_finished_run_answers_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = train_here(tmp_path / "run", *SETTINGS, "trainer.steps=2", "tracking=none")
+    run = train_here(tmp_path / "run", *SETTINGS, "trainer.max_steps=2", "tracking=none")
     before = run.summary.read_text()
 
     def unexpected(*_: object, **__: object) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from medr1.config.schema import TrainConfig
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.data.sources.registry import load_dataset
-from medr1.evaluation.image_ablation import others
+from medr1.evaluation.image_ablation import shuffled_images
 from medr1.evaluation.metrics import metric_items, summarise
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.run_directory import RunDirectory
@@ -58,11 +58,11 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     assert tracked.info.status == "FINISHED"
     for name in ("reward", "reward/accuracy", "reward/format", "kl", "entropy", "completion_length", "truncated"):
         assert [m.step for m in client.get_metric_history(tracked.info.run_id, f"train/{name}")] == [0, 1, 2, 3]
-    for name in ("train/zero_variance_groups", "train/grad_norm", "train/learning_rate", "time/rollout", "time/step"):
+    for name in ("train/frac_reward_zero_std", "train/grad_norm", "train/learning_rate", "time/rollout", "time/step"):
         assert name in tracked.data.metrics
     parameters = tracked.data.params
     assert parameters["modality.name"] == "mri" and parameters["reasoning.mode"] == "think_after"
-    assert parameters["algorithm.objective.aggregation"] == "token_mean"
+    assert parameters["algorithm.objective.loss_agg_mode"] == "token_mean"
     assert parameters["data_fingerprint"] == read_json(run.summary)["data_fingerprint"]
     files = {f.path for f in client.list_artifacts(tracked.info.run_id)}
     assert {"config.yaml", "environment.json", "overrides.yaml", "summary.json", "results.md", "predictions"} <= files
@@ -103,7 +103,7 @@ def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory,
         ("algorithm=sft", "algorithm.rationale=false", "reasoning=think_after"),
         ("reasoning=no_think", "algorithm=medr1_legacy"),
         ("reasoning=no_think", "model.tuning=lora", "model.gradient_checkpointing=true"),
-        ("reasoning=no_think", "algorithm.updates_per_rollout=2", "model.freeze_vision=true"),
+        ("reasoning=no_think", "algorithm.num_iterations=2", "model.freeze_vision_tower=true"),
         ("question_type=lesion", "algorithm.objective.beta=0", "reward=accuracy_only"),
     ],
     ids=lambda overrides: " ".join(overrides),
@@ -133,10 +133,10 @@ def test_another_picture_is_shown_in_the_control_that_says_so(
 ) -> None:
     run, _ = finished
     records = make_records(World.TEST, 0, 80)
-    for record, other in zip(records, others(records), strict=True):
+    for record, other in zip(records, shuffled_images(records), strict=True):
         assert other.image.key != record.image.key and other.modality == record.modality
-    shown = Counter(other.image.key for other in others(records))
-    assert set(shown.values()) == {5}, "each picture as often as before"
+    ablated_loader = Counter(other.image.key for other in shuffled_images(records))
+    assert set(ablated_loader.values()) == {5}, "each picture as often as before"
     own, shuffled = (read_predictions(run.predictions(name)) for name in ("trained", "shuffled_image"))
     assert [p.record for p in own] == [p.record for p in shuffled]
     assert [p.text for p in own] != [p.text for p in shuffled]
@@ -163,7 +163,7 @@ def test_real_ultrasound_trains_and_all_real_test_questions_are_answered(tmp_pat
         "reasoning=no_think",
         "evaluation.limit=null",
         "evaluation.blank_image=false",
-        "evaluation.max_new_tokens=8",
+        "evaluation.max_completion_length=8",
         "tracking=none",
     )
     splits = MINI / "Splits" / "modality"
@@ -181,8 +181,8 @@ def test_real_ultrasound_trains_and_all_real_test_questions_are_answered(tmp_pat
 @needs_mini
 def test_the_papers_recipe_counts_its_steps_by_epochs(tmp_path: Path) -> None:
     words = ("experiment=paper", f"data.root={MINI}", "model=tiny", "modality=us", "reasoning=no_think")
-    few = ("trainer.prompts_per_step=4", "trainer.epochs=0.02", "evaluation.limit=1", "tracking=none")
+    few = ("trainer.train_batch_size=4", "trainer.num_train_epochs=0.02", "evaluation.limit=1", "tracking=none")
     cfg = train_here(tmp_path / "run", *words, *few).stored_config(TrainConfig)
     records = len(load_dataset(cfg.data, "us", "all").train)
     assert cfg.algorithm.name == "medr1_legacy" and records > 200
-    assert cfg.trainer.steps == math.ceil(0.02 * records / 4)
+    assert cfg.trainer.max_steps == math.ceil(0.02 * records / 4)

@@ -86,7 +86,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def at(port: int, output_dir: Path, *more: str) -> list[str]:
     """What is typed to ask the server, with the tiny model's own picture size and token limit."""
     model = ["model=server", f"model.url=http://127.0.0.1:{port}/v1", "model.path=tiny", "model.image_size=84"]
-    return [*model, "evaluation.max_new_tokens=32", "model.backoff=0.05", *DATA, f"output_dir={output_dir}", *more]
+    return [
+        *model,
+        "evaluation.max_completion_length=32",
+        "model.backoff=0.05",
+        *DATA,
+        f"output_dir={output_dir}",
+        *more,
+    ]
 
 
 def answers(run: RunDirectory, condition: str) -> list[Prediction]:
@@ -151,11 +158,11 @@ def test_a_killed_client_asks_only_what_is_missing(
     stored = stored_run(run.path)
     assert stored is not None
     assert MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).info.status == "FINISHED"
-    total = served.answered
+    normalizer = served.answered
     served.kill()
     summary = run.summary.read_text()
     run_command("evaluate.py", f"resume={run.path}")
-    assert run.summary.read_text() == summary and served.answered == total, "a finished evaluation asks nothing"
+    assert run.summary.read_text() == summary and served.answered == normalizer, "a finished evaluation asks nothing"
 
 
 @pytest.mark.long
@@ -163,7 +170,7 @@ def test_a_killed_server_is_named_and_another_one_goes_on(
     serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
 ) -> None:
     served, output_dir = serve(), tmp_path / "out"
-    client = command("evaluate.py", *at(served.port, output_dir, "model.attempts=3", "tracking=none"))
+    client = command("evaluate.py", *at(served.port, output_dir, "model.max_retries=3", "tracking=none"))
     wait_for(lambda: lines_of(output_dir, "base") >= 8)
     served.kill()
     printed, _ = client.communicate(timeout=60)
@@ -210,8 +217,8 @@ def test_two_hundred_real_questions_survive_a_killed_client_and_a_killed_server(
     assert len(expected) >= 200 and len({line.modality for line in expected}) == 8
 
     served, output_dir = serve(), tmp_path / "out"
-    model = ["model=server", "model.path=tiny", "model.image_size=84", "evaluation.max_new_tokens=32"]
-    where = [f"model.url=http://127.0.0.1:{served.port}/v1", "model.attempts=3", "model.backoff=0.05"]
+    model = ["model=server", "model.path=tiny", "model.image_size=84", "evaluation.max_completion_length=32"]
+    where = [f"model.url=http://127.0.0.1:{served.port}/v1", "model.max_retries=3", "model.backoff=0.05"]
     client = command("evaluate.py", *model, *where, *real, *few, f"output_dir={output_dir}")
     wait_for(lambda: lines_of(output_dir, "base") >= len(expected) // 4)
     os.killpg(client.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ from tests.integration.conftest import train_here
 SETTINGS = (
     "debug=quick",
     "reasoning=no_think",
-    "trainer.steps=2",
+    "trainer.max_steps=2",
     "evaluation.limit=1",
     "evaluation.blank_image=false",
     "tracking=none",
@@ -41,26 +41,26 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
         ("algorithm=sft",),
         ("algorithm=medr1_legacy",),
         ("algorithm=dr_grpo", "algorithm.objective.beta=0.1"),
-        ("algorithm=grpo", "algorithm.updates_per_rollout=2", "algorithm.objective.mask_truncated=true"),
+        ("algorithm=grpo", "algorithm.num_iterations=2", "algorithm.objective.mask_truncated_completions=true"),
         ("algorithm=gspo", "model.gradient_checkpointing=true"),
-        ("algorithm=cispo", "algorithm.objective.reward_scaling=batch"),
+        ("algorithm=cispo", "algorithm.objective.scale_rewards=batch"),
     ],
     ids=str,
 )
 def test_parts_equal_the_whole(changes: tuple[str, ...], tmp_path: Path) -> None:
-    whole = train_here(tmp_path / "whole", *SETTINGS, *changes)
-    parts = train_here(tmp_path / "parts", *SETTINGS, *changes, "trainer.token_budget=1")
-    moved, apart = distances(whole.model, parts.model)
+    unsharded_params = train_here(tmp_path / "whole", *SETTINGS, *changes)
+    parts = train_here(tmp_path / "parts", *SETTINGS, *changes, "trainer.max_tokens_per_device=1")
+    moved, apart = distances(unsharded_params.model, parts.model)
     assert moved > 1e-3
     assert apart < 1e-3 * moved
 
 
-@pytest.mark.parametrize("changes", [("model.freeze_vision=true",), ("model.tuning=lora",)], ids=str)
+@pytest.mark.parametrize("changes", [("model.freeze_vision_tower=true",), ("model.tuning=lora",)], ids=str)
 def test_a_vision_tower_that_nobody_trains_looks_once_a_step(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rollout, reference and both updates share the features; the result is that of looking every time."""
-    settings = (*SETTINGS, *changes, "algorithm.updates_per_rollout=2")
+    settings = (*SETTINGS, *changes, "algorithm.num_iterations=2")
     looks: list[int] = []
     see = Policy._features
 
@@ -92,26 +92,26 @@ def test_dynamic_sampling_replaces_prompts_that_teach_nothing(tmp_path: Path, mo
     def watch(name: str, **settings: str) -> None:
         seen = steps.setdefault(name, [])
 
-        def look(module: GRPOModule, *rest: Any) -> None:
-            assert module.sampled is not None
-            seen.append(([r.id for r in module.sampled.records], list(module.sampled.rewards.total)))
+        def precompute_image_features(module: GRPOModule, *rest: Any) -> None:
+            assert module.rollout_log is not None
+            seen.append(([r.id for r in module.rollout_log.records], list(module.rollout_log.rewards.total)))
 
-        monkeypatch.setattr(GRPOModule, "on_train_batch_end", look)
+        monkeypatch.setattr(GRPOModule, "on_train_batch_end", precompute_image_features)
         overrides = [f"{key}={value}" for key, value in settings.items()]
-        train_here(tmp_path / name, *SETTINGS, "algorithm=dapo", "algorithm.group_size=2", *overrides)
+        train_here(tmp_path / name, *SETTINGS, "algorithm=dapo", "algorithm.num_generations=2", *overrides)
 
-    watch("none", **{"algorithm.dynamic_sampling": "0"})
-    watch("many", **{"algorithm.dynamic_sampling": "8"})
-    watch("parts", **{"algorithm.dynamic_sampling": "8", "trainer.token_budget": "1"})
+    watch("none", **{"algorithm.filter_groups": "0"})
+    watch("many", **{"algorithm.filter_groups": "8"})
+    watch("parts", **{"algorithm.filter_groups": "8", "trainer.max_tokens_per_device": "1"})
 
-    def flat(step: tuple[list[str], list[float]]) -> list[bool]:
+    def zero_std(step: tuple[list[str], list[float]]) -> list[bool]:
         ids, rewards = step
         size = len(rewards) // len(ids)
         groups = [rewards[i : i + size] for i in range(0, len(rewards), size)]
         return [min(group) == max(group) for group in groups]
 
     assert [len(ids) for ids, _ in steps["many"]] == [len(ids) for ids, _ in steps["none"]]
-    assert sum(flat(steps["none"][0])) > sum(flat(steps["many"][0]))
-    kept = [i for i, gone in zip(steps["none"][0][0], flat(steps["none"][0]), strict=True) if not gone]
+    assert sum(zero_std(steps["none"][0])) > sum(zero_std(steps["many"][0]))
+    kept = [i for i, gone in zip(steps["none"][0][0], zero_std(steps["none"][0]), strict=True) if not gone]
     assert steps["many"][0][0][: len(kept)] == kept
     assert steps["parts"][0] == steps["many"][0]

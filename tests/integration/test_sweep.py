@@ -21,7 +21,7 @@ from medr1.runs.sweep import State, SweepDirectory
 from medr1.tracking.address import stored_run
 from tests.integration.conftest import command, read_json, run_command
 
-SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_per_modality=2", "trainer.steps=2")
+SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_per_modality=2", "trainer.max_steps=2")
 SWEEP = ("sweep=cross_modality", "modality=ct,mri", *SMALL)
 
 
@@ -84,7 +84,7 @@ def test_cells_are_those_of_the_predictions_files(undisturbed: tuple[SweepDirect
             for column, cell in cells.items():
                 part = [p for p in lines if column in ("all", p.modality)]
                 assert cell["n"] == len(part)
-                assert cell["accuracy"]["value"] == pytest.approx(sum(p.right for p in part) / len(part))
+                assert cell["accuracy"]["value"] == pytest.approx(sum(p.correct for p in part) / len(part))
     stored = stored_run(sweep.path)
     assert stored is not None
     client = MlflowClient(tracking_uri=stored.uri)
@@ -172,6 +172,6 @@ def test_the_launchers_of_a_cluster_where_there_is_one(
 def test_two_processes_do_not_work_on_one_run(undisturbed: tuple[SweepDirectory, str]) -> None:
     sweep, _ = undisturbed
     run = sweep.run(sweep.read().wanted[0])
-    with run.held():
+    with run.lock():
         printed = run_command("train.py", f"resume={run.path}", status=2)
     assert "is being worked on by another process" in printed

@@ -60,7 +60,7 @@ class Server:
         deadline = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).reshard()
                 return
             except (urllib.error.URLError, OSError):
                 said = (self.folder / "server.log").read_text()
@@ -142,7 +142,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(
 
 @pytest.mark.long
 def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server, tmp_path: Path) -> None:
-    process = command("train.py", *SMALL, "trainer.steps=8", f"tracking.uri={server.uri}", f"output_dir={tmp_path}")
+    process = command("train.py", *SMALL, "trainer.max_steps=8", f"tracking.uri={server.uri}", f"output_dir={tmp_path}")
     wait_for(lambda: bool(list(tmp_path.glob("*/checkpoints/step=2.ckpt/state.json"))))
     server.kill()
     printed, _ = process.communicate(timeout=240)
@@ -169,13 +169,13 @@ def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server,
     assert server.steps(stored.run_id, "train/reward") == list(range(8))
     assert {"summary.json", "results.md", "completions.json", "predictions"} <= server.files(stored.run_id)
     accuracy = read_json(run.summary)["conditions"]["trained"]["overall"]["accuracy"]
-    assert found.data.metrics["eval/accuracy"] == accuracy
+    assert found.data.metrics["trained/accuracy"] == accuracy
 
 
 def installed(program: str) -> str | None:
     """A program of PostgreSQL; distributions keep them away from PATH, in a folder for each version."""
-    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
-    return shutil.which(program) or (str(places[-1]) if places else None)
+    prompt_indices = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    return shutil.which(program) or (str(prompt_indices[-1]) if prompt_indices else None)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_four_runs_at_once_on_a_server_over_postgresql(
     server = Server(tmp_path, postgres)
     try:
         words = ("-m", "modality=ct,mri", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=4")
-        few = ("trainer.steps=3", "evaluation.blank_image=false", "evaluation.shuffled_image=false")
+        few = ("trainer.max_steps=3", "evaluation.blank_image=false", "evaluation.shuffled_image=false")
         where = (f"tracking.uri={server.uri}", f"output_dir={tmp_path / 'runs'}")
         printed = run_command("train.py", *words, *SMALL, *few, *where)
         assert "4 of 4 done" in printed
@@ -262,10 +262,10 @@ def check_child(server: Server, run: RunDirectory, tmp_path: Path) -> None:
     stored = stored_run(run.path)
     assert stored is not None and not unsent(run.path, stored)
     tracked = server.client.get_run(stored.run_id)
-    for curve in ("train/reward", "train/loss", "train/completion_length"):
+    for curve in ("train/reward", "train/loss", "train/completions/mean_length"):
         assert server.steps(stored.run_id, curve) == [0, 1, 2], curve
     overall = read_json(run.summary)["conditions"]["trained"]["overall"]
-    assert tracked.data.metrics["eval/accuracy"] == overall["accuracy"]
+    assert tracked.data.metrics["trained/accuracy"] == overall["accuracy"]
     assert {f"predictions/{name}.jsonl" for name in ("base", "trained")} <= server.files(stored.run_id, "predictions")
     for name in ("summary.json", "results.md", "config.yaml", "completions.json"):
         file = Path(server.client.download_artifacts(stored.run_id, name, str(tmp_path)))

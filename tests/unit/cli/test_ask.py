@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from medr1.ask import Model, ask, load, main
-from medr1.data.image_file import read_picture
+from medr1.data.image_file import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError
@@ -41,13 +41,13 @@ def test_the_answer_is_that_of_the_evaluation_and_its_letter_the_most_probable(
 ) -> None:
     expected = predict(
         model.policy,
-        model.encoder,
+        model.processor,
         records,
         model.choice.mode,
         "base",
         load=lambda r: r.image.load(84),
         batch_size=len(records),
-        max_new_tokens=32,
+        max_completion_length=32,
     )
     answered = 0
     for record, line in zip(records, expected, strict=True):
@@ -87,10 +87,10 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
         text = question_text(record.question, options, ReasoningMode.THINK_BEFORE)
         before = answer.completion.split("<answer>")[0] + "<answer>"
         shown = Image.open(tmp_path / "x.png").convert("RGB")
-        batch = model.encoder.encode([Prompt(model.encoder.chat(text) + before, shown)])
+        batch = model.processor.encode([Prompt(model.processor.chat(text) + before, shown)])
         with torch.no_grad():
             logits = model.policy.logits(model.policy.prefill(batch).hidden)[0]
-        ids = [model.encoder.tokenizer.convert_tokens_to_ids(letter) for letter in options]
+        ids = [model.processor.tokenizer.convert_tokens_to_ids(letter) for letter in options]
         assert list(answer.probabilities.values()) == pytest.approx(logits[ids].softmax(-1).tolist(), abs=1e-4)
         checked += 1
     assert checked >= 2
@@ -148,10 +148,10 @@ def test_pictures_that_cannot_be_are_named(tmp_path: Path) -> None:
         ("grey.png", {"frame": 0}, "has no frame"),
     ):
         with pytest.raises(DataError) as error:
-            read_picture(tmp_path / name, **arguments)  # type: ignore[arg-type]
+            read_image(tmp_path / name, **arguments)  # type: ignore[arg-type]
         assert said in str(error.value) and name in str(error.value)
     (tmp_path / "link.png").symlink_to(tmp_path / "grey.png")
-    assert read_picture(tmp_path / "link.png").size == (30, 20)
+    assert read_image(tmp_path / "link.png").size == (30, 20)
 
 
 def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
         (str(tmp_path), {}, CheckpointError, "medr1.json is damaged"),
         ("tiny", {"reasoning": "think_around"}, ConfigError, "think_before, no_think, think_after"),
         ("tiny", {"image_size": 100}, ConfigError, "use 112"),
-        ("tiny", {"max_new_tokens": 0}, ConfigError, "at least 1"),
+        ("tiny", {"max_completion_length": 0}, ConfigError, "at least 1"),
     ):
         with pytest.raises(error) as raised:
             load(given, **arguments)  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
 def test_pictures_are_as_large_as_the_checkpoint_asked_wants_them(build, tmp_path: Path) -> None:
     """Without --image-size, and without a name that tells the family."""
     save_policy(*build("qwen3_vl"), tmp_path / "checkpoint")
-    model = load(tmp_path / "checkpoint", image_size=64, max_new_tokens=2)
+    model = load(tmp_path / "checkpoint", image_size=64, max_completion_length=2)
     assert load(tmp_path / "checkpoint").choice.image_size == 384 and model.choice.image_size == 64
     Image.new("L", (30, 20)).save(tmp_path / "grey.png")
     assert ask(model, tmp_path / "grey.png", QUESTION, OPTIONS).truncated
@@ -183,7 +183,7 @@ def test_pictures_are_as_large_as_the_checkpoint_asked_wants_them(build, tmp_pat
 
 def test_a_cut_off_completion_says_so(records, tmp_path: Path) -> None:
     records[0].image.load(84).save(tmp_path / "x.png")
-    answer = ask(load("tiny", max_new_tokens=2), tmp_path / "x.png", QUESTION, OPTIONS)
+    answer = ask(load("tiny", max_completion_length=2), tmp_path / "x.png", QUESTION, OPTIONS)
     assert (answer.letter, answer.truncated) == (None, True)
     assert "cut off after 2 tokens" in answer.note
 
@@ -246,7 +246,7 @@ def write_dicom(path: Path, values: np.ndarray, kind: str = "MONOCHROME2", **att
 
 
 def greys(path: Path, **arguments: object) -> list[int]:
-    return [int(v) for v in np.asarray(read_picture(path, **arguments))[..., 0].ravel()]  # type: ignore[arg-type]
+    return [int(v) for v in np.asarray(read_image(path, **arguments))[..., 0].ravel()]  # type: ignore[arg-type]
 
 
 CT = np.array([[0, 824, 1064, 1304], [2000, 3000, 1023, 1025]], dtype=np.int16)  # -1024 to 1976 HU
@@ -277,7 +277,7 @@ def test_a_dicom_window_is_that_of_the_file_or_the_one_given(tmp_path: Path) -> 
 def test_dicom_colour_and_frames(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     colour = write_dicom(tmp_path / "c.dcm", rgb, "RGB")
-    assert np.array_equal(np.asarray(read_picture(colour)), rgb)
+    assert np.array_equal(np.asarray(read_image(colour)), rgb)
     film = write_dicom(tmp_path / "f.dcm", np.stack([CT, CT[::-1]]), **RESCALED)
     assert greys(film, frame=0) != greys(film, frame=1)
     (tmp_path / "text.dcm").write_text("no DICOM")
@@ -290,14 +290,14 @@ def test_dicom_colour_and_frames(tmp_path: Path) -> None:
         (tmp_path / "text.dcm", {}, "cannot be read as DICOM"),
     ):
         with pytest.raises(DataError) as error:
-            read_picture(path, **arguments)  # type: ignore[arg-type]
+            read_image(path, **arguments)  # type: ignore[arg-type]
         assert said in str(error.value)
 
 
 def test_a_dicom_is_answered_as_the_picture_it_shows(tmp_path: Path) -> None:
     values = (np.random.default_rng(0).random((96, 96)) * 2000).astype(np.int16)
     path = write_dicom(tmp_path / "ct.dcm", values, **RESCALED, WindowCenter=40, WindowWidth=400)
-    read_picture(path).save(tmp_path / "ct.png")
+    read_image(path).save(tmp_path / "ct.png")
     model = load("tiny", reasoning="think_after")
     options = ["lung", "liver", "heart", "knee"]
     answer = ask(model, path, QUESTION, options)

@@ -188,17 +188,17 @@ def test_blind_scores_against_a_slow_count(tmp_path: Path, run: Callable[..., Au
     def options(of: Row) -> list[str]:
         return [piece[2:] for piece in of["problem"].removeprefix("What is it? ").split(", ")]
 
-    def right(of: Row) -> str:
+    def correct(of: Row) -> str:
         return options(of)["AB".index(of["solution"][9])]
 
     def score(text: str) -> Fraction:
         offered = [r for r in train if text in options(r)]
-        return Fraction(sum(right(r) == text for r in offered), len(offered) + 1)
+        return Fraction(sum(correct(r) == text for r in offered), len(offered) + 1)
 
     total = Fraction(0)
     for question in test:
         best = [t for t in options(question) if score(t) == max(map(score, options(question)))]
-        total += Fraction(best.count(right(question)), len(best))
+        total += Fraction(best.count(correct(question)), len(best))
     assert cell(run(tmp_path / "s"), Modality.CT).blind == pytest.approx(float(total / 200))
 
 
@@ -334,7 +334,7 @@ def test_chance_and_cues_of_the_real_splits(real: Audit) -> None:
     assert (round(min(chances), 2), round(max(chances), 2)) == (0.25, 0.31)
     cues = real.sources[0].cues
     assert cues.lower_case == CueCount(12_814, 12_814)
-    shares = [round(count.right / count.n, 2) for count in (cues.with_full_stop, cues.without_full_stop)]
+    shares = [round(count.correct / count.n, 2) for count in (cues.with_full_stop, cues.without_full_stop)]
     assert shares == [0.64, 0.74]
     assert cues.odd_full_stop == CueCount(5_931, 5_896)
 

@@ -110,14 +110,14 @@ def test_retry_after_goes_before_the_own_wait(status: int, scripted) -> None:
         (status, {}, {"Retry-After": "0"}),
         GOOD,
     )
-    ask(server.url, attempts=4, backoff=50.0)
+    ask(server.url, max_retries=4, backoff=50.0)
     first, second, third, fourth = (when for when, *_ in server.asked)
     assert second - first >= 0.95 and third - second >= 0.01 and fourth - third < 5
 
 
 def test_the_wait_doubles(scripted) -> None:
     server = scripted(DROP, DROP, DROP, GOOD)
-    ask(server.url, attempts=4, backoff=0.1)
+    ask(server.url, max_retries=4, backoff=0.1)
     first, second, third, fourth = (when for when, *_ in server.asked)
     assert second - first >= 0.07 and third - second >= 0.14 and fourth - third >= 0.29
 
@@ -160,7 +160,7 @@ def test_nobody_there_and_somebody_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with pytest.raises(ServerError, match=r"no answer: .*timed out \(2 times\)"):
-            ask(url, timeout=0.1, attempts=2)
+            ask(url, timeout=0.1, max_retries=2)
     with pytest.raises(ServerError, match=r"no answer: .*refused \(3 times\)"):
         ask(url)
 

@@ -40,15 +40,15 @@ def answers(pattern: str, condition: str = "trained") -> list[Prediction]:
             reasoning=ReasoningMode.NO_THINK,
             text="",
             answer="A",
-            parsed="A" if right == "1" else "B",
+            parsed="A" if correct == "1" else "B",
             lenient=None,
-            right=right == "1",
+            correct=correct == "1",
             format=True,
             length=4,
             truncated=False,
             options=4 if i else 2,
         )
-        for i, right in enumerate(rights)
+        for i, correct in enumerate(rights)
     ]
 
 
@@ -158,7 +158,7 @@ def test_intervals_equal_a_loop_over_images_and_seeds() -> None:
         for seed in ("0", "1", "2")
     }
     runs = [
-        run("".join("01"[int(right)] for right in found), modality=row, algorithm=method, seed=seed)
+        run("".join("01"[int(correct)] for correct in found), modality=row, algorithm=method, seed=seed)
         for (method, row, seed), found in rights.items()
     ]
     tables = tabulate(runs, "modality", "modality", resamples=resamples)

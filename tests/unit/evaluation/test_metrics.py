@@ -41,7 +41,7 @@ def line(
         answer="A",
         parsed=parsed,
         lenient=lenient or parsed,
-        right=parsed == "A",
+        correct=parsed == "A",
         format=format,
         length=length,
         truncated=truncated,
@@ -114,7 +114,7 @@ def test_metric_names_and_values() -> None:
 
 def trained(answers: str) -> list[Prediction]:
     return [
-        replace(p, condition="trained", parsed=letter, lenient=letter, right=letter == "A")
+        replace(p, condition="trained", parsed=letter, lenient=letter, correct=letter == "A")
         for p, letter in zip(LINES, answers, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
-from medr1.evaluation.option_prior import OptionPrior, blind_predictions
+from medr1.evaluation.option_prior import OptionPrior, option_prior_predictions
 
 SPLITS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "medr1-splits"
 
@@ -75,8 +75,10 @@ def test_a_tie_goes_to_the_same_text_wherever_it_stands() -> None:
 @pytest.mark.parametrize("mode", list(ReasoningMode))
 def test_blind_predictions_are_well_formed_lines(mode: ReasoningMode) -> None:
     known = record({"A": "cyst", "E": "tumour"}, "E", id="known")
-    lines = blind_predictions(OptionPrior.fit([known]), [known, record({"A": "tumour", "B": "cyst"}, "B", "2")], mode)
-    assert [(p.record, p.parsed, p.right) for p in lines] == [("known", "E", True), ("2", "A", False)]
+    lines = option_prior_predictions(
+        OptionPrior.fit([known]), [known, record({"A": "tumour", "B": "cyst"}, "B", "2")], mode
+    )
+    assert [(p.record, p.parsed, p.correct) for p in lines] == [("known", "E", True), ("2", "A", False)]
     assert {(p.condition, p.format, p.length, p.truncated, p.reasoning) for p in lines} == {
         ("option_prior", True, 0, False, mode)
     }
@@ -115,8 +117,8 @@ REAL = {
 @pytest.mark.parametrize(("family", "name"), REAL)
 def test_the_figures_on_the_real_splits(family: str, name: str) -> None:
     prior = OptionPrior.fit(read_split(family, "train", name))
-    lines = blind_predictions(prior, read_split(family, "test", name), ReasoningMode.NO_THINK)
-    accuracy = sum(p.right for p in lines) / len(lines)
+    lines = option_prior_predictions(prior, read_split(family, "test", name), ReasoningMode.NO_THINK)
+    accuracy = sum(p.correct for p in lines) / len(lines)
     # Room for the rounding of the figures and for a tie or two.
     assert accuracy == pytest.approx(REAL[family, name], abs=0.001)
 
@@ -125,6 +127,6 @@ def test_the_figures_on_the_real_splits(family: str, name: str) -> None:
 def test_across_real_modalities_it_is_near_chance() -> None:
     prior = OptionPrior.fit(read_split("modality", "train", "Dermoscopy"))
     test = read_split("modality", "test", "OCT (Optical Coherence Tomography")
-    lines = blind_predictions(prior, test, ReasoningMode.NO_THINK)
-    accuracy, chance = sum(p.right for p in lines) / len(lines), sum(r.chance for r in test) / len(test)
+    lines = option_prior_predictions(prior, test, ReasoningMode.NO_THINK)
+    accuracy, chance = sum(p.correct for p in lines) / len(lines), sum(r.chance for r in test) / len(test)
     assert abs(accuracy - chance) < 0.1

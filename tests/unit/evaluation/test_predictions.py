@@ -28,13 +28,13 @@ LINE = Prediction(
     answer="B",
     parsed="B",
     lenient="B",
-    right=True,
+    correct=True,
     format=True,
     length=7,
     truncated=False,
     options=4,
 )
-UNREAD = replace(LINE, record="ct/2", text="", parsed=None, lenient=None, right=False, format=False, truncated=True)
+UNREAD = replace(LINE, record="ct/2", text="", parsed=None, lenient=None, correct=False, format=False, truncated=True)
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def test_a_duplicate_is_never_written(tmp_path: Path) -> None:
         (edited(record="ct/2", parsed=...), r"missing field\(s\): parsed"),
         (edited(record="ct/2", colour="red"), r"unknown field\(s\): colour"),
         (edited(record="ct/2", length=True), "field length: True is not int"),
-        (edited(record="ct/2", right=1), "field right: 1 is not bool"),
+        (edited(record="ct/2", correct=1), "field right: 1 is not bool"),
         (edited(record="ct/2", answer=None), "field answer: None is not str"),
         (edited(record="ct/2", modality="pet"), "field modality: 'pet' is none of ct, mri"),
-        (edited(record="ct/2", right=False), "record ct/2: right is False, but parsed is 'B' and answer 'B'"),
+        (edited(record="ct/2", correct=False), "record ct/2: right is False, but parsed is 'B' and answer 'B'"),
         (edited(), "record ct/1 occurs twice in condition base"),
     ],
 )
@@ -165,9 +165,9 @@ def test_a_line_from_a_record_and_its_completion() -> None:
     line = prediction(record, "base", ReasoningMode.THINK_BEFORE, "<answer>C</answer>", length=5, truncated=False)
     # The letter is read although the think block is missing, which only costs the format.
     assert (line.record, line.image, line.options, line.answer) == ("us/3", "u.png", 2, "C")
-    assert (line.parsed, line.right, line.format, line.length) == ("C", True, False, 5)
+    assert (line.parsed, line.correct, line.format, line.length) == ("C", True, False, 5)
     # B is none of the options; a lenient reading finds the lone C.
     loose = prediction(record, "base", ReasoningMode.NO_THINK, "It is C", length=3, truncated=True)
-    assert (loose.parsed, loose.lenient, loose.right, loose.truncated) == (None, "C", False, True)
+    assert (loose.parsed, loose.lenient, loose.correct, loose.truncated) == (None, "C", False, True)
     foreign = prediction(record, "base", ReasoningMode.NO_THINK, "<answer>B</answer>", length=3, truncated=False)
-    assert (foreign.parsed, foreign.lenient, foreign.right) == (None, None, False)
+    assert (foreign.parsed, foreign.lenient, foreign.correct) == (None, None, False)

@@ -308,8 +308,8 @@ def test_where_all_images_agree_the_interval_is_no_point() -> None:
         (lambda p: [p], {}, f"record {WHERE.id} of the predictions is none of the test records"),
         (lambda p: [replace(p, image="phantom/test-1/mri/00000/scanner-A")], FIVE, "data.seed"),
         (lambda p: [replace(p, options=3)], FIVE, "of 4; the prediction .* of 3"),
-        (lambda p: [replace(p, parsed="J", right=False)], FIVE, r"prediction \(J\)"),
-        (lambda p: [replace(p, answer=_other(p.answer), right=False)], FIVE, "were evaluated"),
+        (lambda p: [replace(p, parsed="J", correct=False)], FIVE, r"prediction \(J\)"),
+        (lambda p: [replace(p, answer=_other(p.answer), correct=False)], FIVE, "were evaluated"),
     ],
 )
 def test_predictions_and_records_must_belong_together(
@@ -353,7 +353,7 @@ def mixed() -> list[Prediction]:
 
 
 def corner(reading: Reading) -> tuple[bool, bool]:
-    return reading.prediction.right, reading.right_reason
+    return reading.prediction.correct, reading.right_reason
 
 
 def test_the_gallery_shows_all_four_kinds_and_many_modalities() -> None:
@@ -386,8 +386,8 @@ def test_the_gallery_takes_what_there_is() -> None:
     assert sorted(r.record.id for r in everything) == sorted(r.record.id for r in comparable)
     # Two runs that answer alike, pooled.
     assert len(gallery(lines + lines, by_id(*RECORDS), n=10_000)) == 2 * len(comparable)
-    right = [r.prediction for r in comparable if corner(r) == (True, True)]
-    assert [corner(r) for r in gallery(right, by_id(*RECORDS), n=5)] == [(True, True)] * 5
+    correct = [r.prediction for r in comparable if corner(r) == (True, True)]
+    assert [corner(r) for r in gallery(correct, by_id(*RECORDS), n=5)] == [(True, True)] * 5
     assert [len(gallery(lines, by_id(*RECORDS), n=n)) for n in (0, 1, 6)] == [0, 1, 6]
 
 

@@ -252,9 +252,9 @@ def test_no_resample_leaves_a_column_empty() -> None:
 
 def test_an_image_in_several_columns_is_drawn_with_all_its_records() -> None:
     # Two records on each image, one in each column, right or wrong together: the columns move as one.
-    right = np.arange(30) % 3 == 0
+    correct = np.arange(30) % 3 == 0
     image = np.repeat(np.arange(30), 2)
-    scores = score(np.repeat(right, 2)[None], np.tile([0, 1], 30), image, 300, np.random.default_rng(0))
+    scores = score(np.repeat(correct, 2)[None], np.tile([0, 1], 30), image, 300, np.random.default_rng(0))
     assert np.array_equal(scores.resampled[0, 0], scores.resampled[0, 1])
     assert len(np.unique(scores.resampled[0, 0])) > 5
 

@@ -14,10 +14,10 @@ from medr1.evaluation.surface_cues import (
     CueCounts,
     count_cues,
     cue_option,
-    cue_predictions,
     expected_accuracy,
     lower_case_option,
     odd_full_stop_option,
+    surface_cue_predictions,
 )
 
 Options = dict[str, str]
@@ -103,10 +103,10 @@ def test_expected_accuracy_by_hand() -> None:
 
 @pytest.mark.parametrize("mode", list(ReasoningMode))
 def test_predictions_are_well_formed_lines(mode: ReasoningMode) -> None:
-    lines = cue_predictions(
+    lines = surface_cue_predictions(
         [record({"A": "Cyst", "E": "tumour"}, "E", "x"), record({"A": "a.", "B": "b", "C": "c"}, "B", "y")], mode
     )
-    assert [(p.record, p.parsed, p.right) for p in lines] == [("x", "E", True), ("y", "A", False)]
+    assert [(p.record, p.parsed, p.correct) for p in lines] == [("x", "E", True), ("y", "A", False)]
     assert {(p.condition, p.format, p.length, p.truncated, p.reasoning) for p in lines} == {
         ("surface_cues", True, 0, False, mode)
     }
@@ -114,16 +114,16 @@ def test_predictions_are_well_formed_lines(mode: ReasoningMode) -> None:
 
 def test_without_a_cue_it_is_at_chance_and_has_no_favourite_position() -> None:
     unknown = [record({"A": "P", "B": "Q", "C": "R", "D": "S"}, "D", id=str(i)) for i in range(4000)]
-    lines = cue_predictions(unknown, ReasoningMode.NO_THINK)
+    lines = surface_cue_predictions(unknown, ReasoningMode.NO_THINK)
     chosen = [p.parsed for p in lines]
     # Each letter is binomial(4000, 1/4): mean 1000, standard deviation 27; four of those either way.
     assert all(abs(chosen.count(letter) - 1000) < 110 for letter in "ABCD")
-    assert lines == cue_predictions(unknown, ReasoningMode.NO_THINK)
+    assert lines == surface_cue_predictions(unknown, ReasoningMode.NO_THINK)
 
 
 def test_without_a_cue_the_same_text_is_chosen_wherever_it_stands() -> None:
     for i in range(20):
         here, there = {"A": "P", "B": "Q", "C": "R"}, {"A": "R", "B": "P", "C": "Q"}
-        (first,) = cue_predictions([record(here, id=str(i))], ReasoningMode.NO_THINK)
-        (second,) = cue_predictions([record(there, id=str(i))], ReasoningMode.NO_THINK)
+        (first,) = surface_cue_predictions([record(here, id=str(i))], ReasoningMode.NO_THINK)
+        (second,) = surface_cue_predictions([record(there, id=str(i))], ReasoningMode.NO_THINK)
         assert here[str(first.parsed)] == there[str(second.parsed)]

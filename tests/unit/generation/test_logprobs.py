@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from medr1.generation.logprobs import Scores, completion_hidden, score
-from medr1.models.loading import choose_trained
+from medr1.models.loading import set_trainable
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 from medr1.models.tensors import PromptBatch
 from tests.conftest import FAMILIES
 
@@ -30,8 +30,8 @@ def shared(policy: Policy, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> T
 
 def recomputed(policy: Policy, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
     policy.core.activation_checkpointing_enable({"use_reentrant": False})
-    policy.recomputes = True
-    return policy.recomputed_hidden(prompts, ids, mask)
+    policy.gradient_checkpointing = True
+    return policy.hidden_without_cache(prompts, ids, mask)
 
 
 def completions(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -45,11 +45,17 @@ def completions(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | None, Tensor | None]]:
     """Pixels and grid of each prompt."""
     has = (prompts.ids == image_token).any(1).tolist()
-    if prompts.pixels is None or prompts.grids is None:
+    if prompts.pixel_values is None or prompts.image_grid_thw is None:
         return [(None, None) for _ in has]
-    pictures = list(zip(prompts.pixels.split(prompts.grids.prod(1).tolist()), prompts.grids.split(1), strict=True))
-    assert [picture is not None for picture in prompts.shown] == has
-    return [(None, None) if picture is None else pictures[picture] for picture in prompts.shown]
+    pictures = list(
+        zip(
+            prompts.pixel_values.split(prompts.image_grid_thw.prod(1).tolist()),
+            prompts.image_grid_thw.split(1),
+            strict=True,
+        )
+    )
+    assert [picture is not None for picture in prompts.image_index] == has
+    return [(None, None) if picture is None else pictures[picture] for picture in prompts.image_index]
 
 
 def separately(
@@ -58,36 +64,36 @@ def separately(
     ids: Tensor,
     mask: Tensor,
     temperature: float = 1.0,
-    banned: Tensor | None = None,
+    suppress_tokens: Tensor | None = None,
 ) -> Scores:
     """transformers' forward pass over one row after the other; the loss it computes from labels is checked too."""
     logprobs, entropy = torch.zeros(ids.shape), torch.zeros(ids.shape)
     token = policy.core.config.image_token_id
     pictures = patches_of(prompts, token)
-    group_size = ids.shape[0] // prompts.ids.shape[0]
+    num_generations = ids.shape[0] // prompts.ids.shape[0]
     for r in range(ids.shape[0]):
-        b, given = r // group_size, ids[r, mask[r]]
+        b, given = r // num_generations, ids[r, mask[r]]
         prompt = prompts.ids[b, prompts.mask[b]]
         row = torch.cat([prompt, given]).unsqueeze(0)
-        pixels, grid = pictures[b]
+        pixel_values, grid = pictures[b]
         labels = row.clone()
         labels[:, : len(prompt)] = -100
         out = policy.core(
             input_ids=row,
             attention_mask=torch.ones_like(row),
-            pixel_values=pixels,
+            pixel_values=pixel_values,
             image_grid_thw=grid,
             mm_token_type_ids=(row == token).int(),
             labels=labels,
             use_cache=False,
         )
         logits = out.logits[0, len(prompt) - 1 : -1].float()
-        if banned is not None:
+        if suppress_tokens is not None:
             logits = logits.clone()
-            logits[:, banned] = float("-inf")
+            logits[:, suppress_tokens] = float("-inf")
         log_p = torch.log_softmax(logits / temperature, -1)
         found = log_p[torch.arange(len(given)), given]
-        if temperature == 1 and banned is None:
+        if temperature == 1 and suppress_tokens is None:
             torch.testing.assert_close(out.loss, -found.mean(), **TOLERANCE)
         logprobs[r, : len(given)] = found
         for t, p in enumerate(log_p.detach().exp()):
@@ -109,13 +115,13 @@ def gradients(policy: Policy, logprobs: Tensor, mask: Tensor) -> dict[str, Tenso
 def test_scores_and_all_gradients_equal_those_of_separate_rows(
     build, make_prompts, family: str, tuning: str, way: Way
 ) -> None:
-    policy, encoder = build(family, seed=3)
+    policy, processor = build(family, seed=3)
     if tuning == "lora":
-        choose_trained(policy, freeze_vision=False, lora=(3, 6, "both"))
+        set_trainable(policy, freeze_vision_tower=False, lora=(3, 6, "both"))
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradients of A
                 torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES) * GROUP, 7)
     expected = separately(policy, prompts, ids, mask)
     expected_gradients = gradients(policy, expected.logprobs, mask)
@@ -131,8 +137,8 @@ def test_scores_and_all_gradients_equal_those_of_separate_rows(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_does_run_the_layers_again_in_the_backward_pass(build, make_prompts, family: str) -> None:
-    policy, encoder = build(family)
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    policy, processor = build(family)
+    prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES), 3)
     calls: list[int] = []
     policy.core.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -143,18 +149,20 @@ def test_checkpointing_does_run_the_layers_again_in_the_backward_pass(build, mak
 
 
 @pytest.fixture(params=FAMILIES)
-def pair(request, tiny) -> tuple[Policy, Encoder]:
+def pair(request, tiny) -> tuple[Policy, Processor]:
     return tiny(request.param)
 
 
 @torch.no_grad()
 def test_temperature_and_banned_tokens_are_those_of_the_distribution_scored(pair, make_prompts) -> None:
-    policy, encoder = pair
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    policy, processor = pair
+    prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES) * GROUP, 5)
-    banned = torch.tensor(encoder.banned_ids())
-    expected = separately(policy, prompts, ids, mask, 0.6, banned)
-    found = score(policy, shared(policy, prompts, ids, mask), ids, mask, temperature=0.6, banned=banned)
+    suppress_tokens = torch.tensor(processor.suppressed_token_ids())
+    expected = separately(policy, prompts, ids, mask, 0.6, suppress_tokens)
+    found = score(
+        policy, shared(policy, prompts, ids, mask), ids, mask, temperature=0.6, suppress_tokens=suppress_tokens
+    )
     torch.testing.assert_close(found.logprobs, expected.logprobs, **TOLERANCE)
     torch.testing.assert_close(found.entropy, expected.entropy, **TOLERANCE)
     assert found.entropy[mask].min() > 0.1
@@ -162,15 +170,23 @@ def test_temperature_and_banned_tokens_are_those_of_the_distribution_scored(pair
 
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_logits_in_chunks_give_the_same_scores_and_gradients(build, make_prompts, chunk: int) -> None:
-    policy, encoder = build("qwen2_vl")
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    policy, processor = build("qwen2_vl")
+    prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES) * GROUP, 5)
     assert mask.sum() % 7
     sizes: list[int] = []
     policy.core.lm_head.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[0]))
-    banned = torch.tensor(encoder.banned_ids())
+    suppress_tokens = torch.tensor(processor.suppressed_token_ids())
     both = [
-        score(policy, shared(policy, prompts, ids, mask), ids, mask, temperature=0.7, banned=banned, chunk=size)
+        score(
+            policy,
+            shared(policy, prompts, ids, mask),
+            ids,
+            mask,
+            temperature=0.7,
+            suppress_tokens=suppress_tokens,
+            chunk=size,
+        )
         for size in (10_000, chunk)
     ]
     assert sizes[0] == int(mask.sum()) and max(sizes[1:]) == chunk
@@ -182,32 +198,32 @@ def test_logits_in_chunks_give_the_same_scores_and_gradients(build, make_prompts
 @torch.no_grad()
 def test_every_picture_is_scored_with_its_own_prompt(pair, make_prompts) -> None:
     """Pictures of one size in exchanged order: all completions score differently, and as their new picture says."""
-    policy, encoder = pair
-    one, two, three = make_prompts(encoder, [(3, 2)] * 3)
+    policy, processor = pair
+    one, two, three = make_prompts(processor, [(3, 2)] * 3)
     ids, mask = completions(3 * GROUP, 4)
     exchanged = [replace(one, image=two.image), replace(two, image=three.image), replace(three, image=one.image)]
     straight, moved = (
         score(policy, shared(policy, prompts, ids, mask), ids, mask).logprobs
-        for prompts in (encoder.encode([one, two, three]), encoder.encode(exchanged))
+        for prompts in (processor.encode([one, two, three]), processor.encode(exchanged))
     )
     assert ((straight - moved).abs() > 1e-3)[mask].float().mean() > 0.9
     assert ((straight - moved).abs().amax(1) > 1e-2).all()
-    alone = encoder.encode(exchanged[:1])
+    alone = processor.encode(exchanged[:1])
     first = score(policy, shared(policy, alone, ids[:GROUP], mask[:GROUP]), ids[:GROUP], mask[:GROUP]).logprobs
     torch.testing.assert_close(moved[:GROUP], first, **TOLERANCE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_on_one_picture_share_its_encoding_and_add_up_their_gradients(build, make_prompts, family: str) -> None:
-    policy, encoder = build(family)
-    prompts = make_prompts(encoder, [(3, 2), (2, 2), None, (3, 2), (1, 3)])
+    policy, processor = build(family)
+    prompts = make_prompts(processor, [(3, 2), (2, 2), None, (3, 2), (1, 3)])
     prompts[3] = replace(prompts[3], image=prompts[0].image)
     ids, mask = completions(len(prompts) * GROUP, 4)
-    together = encoder.encode(prompts)
-    apart = encoder.encode([replace(p, image=None if p.image is None else p.image.copy()) for p in prompts])
-    assert together.grids is not None and apart.grids is not None
-    assert (len(together.grids), together.shown) == (3, (0, 1, None, 0, 2))
-    assert (len(apart.grids), apart.shown) == (4, (0, 1, None, 2, 3))
+    together = processor.encode(prompts)
+    apart = processor.encode([replace(p, image=None if p.image is None else p.image.copy()) for p in prompts])
+    assert together.image_grid_thw is not None and apart.image_grid_thw is not None
+    assert (len(together.image_grid_thw), together.image_index) == (3, (0, 1, None, 0, 2))
+    assert (len(apart.image_grid_thw), apart.image_index) == (4, (0, 1, None, 2, 3))
     assert torch.equal(together.positions, apart.positions)
     scores = [score(policy, shared(policy, batch, ids, mask), ids, mask).logprobs for batch in (together, apart)]
     torch.testing.assert_close(scores[0], scores[1], **TOLERANCE)
@@ -217,10 +233,10 @@ def test_prompts_on_one_picture_share_its_encoding_and_add_up_their_gradients(bu
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [[0], [1], [3, 4], [4, 0, 3], [0, 1, 2, 3, 4]])
 def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, rows: list[int]) -> None:
-    policy, encoder = pair
-    prompts = make_prompts(encoder, [(3, 2), None, (2, 2), (5, 3), (1, 3)])
+    policy, processor = pair
+    prompts = make_prompts(processor, [(3, 2), None, (2, 2), (5, 3), (1, 3)])
     prompts[3] = replace(prompts[3], image=prompts[0].image)
-    found, alone = encoder.encode(prompts).select(rows), encoder.encode([prompts[row] for row in rows])
+    found, alone = processor.encode(prompts).select(rows), processor.encode([prompts[row] for row in rows])
     assert torch.equal(found.ids, alone.ids) and torch.equal(found.mask, alone.mask)
     assert torch.equal(found.positions[:, found.mask], alone.positions[:, alone.mask])
     assert torch.equal(found.next_position, alone.next_position)
@@ -231,12 +247,12 @@ def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, row
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_that_were_looked_at_need_not_be_seen_again(build, make_prompts, family: str) -> None:
     """Nor can they be: what is known of them is all that is used, whatever way the prompts go and whoever is left."""
-    policy, encoder = build(family)
-    choose_trained(policy, freeze_vision=True, lora=None)
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
-    looked = policy.look(prompts)
+    policy, processor = build(family)
+    set_trainable(policy, freeze_vision_tower=True, lora=None)
+    prompts = processor.encode(make_prompts(processor, SIZES))
+    looked = policy.precompute_image_features(prompts)
     assert looked.features is not None and {f.shape[0] for f in looked.features} == {3 if family == "qwen3_vl" else 1}
-    gone = replace(looked, pixels=torch.full_like(prompts.pixels, torch.nan))
+    gone = replace(looked, pixel_values=torch.full_like(prompts.pixel_values, torch.nan))
     ids, mask = completions(len(SIZES) * GROUP, 4)
     for way in (shared, recomputed):
         expected = way(policy, prompts, ids, mask)[mask]
@@ -257,10 +273,10 @@ def test_pictures_that_were_looked_at_need_not_be_seen_again(build, make_prompts
 @torch.no_grad()
 @pytest.mark.parametrize("way", ["shared", "recomputed"])
 def test_rope_deltas_left_over_in_the_model_change_nothing(build, make_prompts, way: str) -> None:
-    policy, encoder = build("qwen2_vl")
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    policy, processor = build("qwen2_vl")
+    prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES), 4)
-    hidden = shared if way == "shared" else Policy.recomputed_hidden
+    hidden = shared if way == "shared" else Policy.hidden_without_cache
     before = hidden(policy, prompts, ids, mask)[mask]
     policy.core.model.rope_deltas = torch.full((len(SIZES), 1), 77)
     assert torch.equal(hidden(policy, prompts, ids, mask)[mask], before)
@@ -268,8 +284,8 @@ def test_rope_deltas_left_over_in_the_model_change_nothing(build, make_prompts, 
 
 @torch.no_grad()
 def test_what_stands_in_the_padding_changes_nothing(pair, make_prompts) -> None:
-    policy, encoder = pair
-    prompts = encoder.encode(make_prompts(encoder, SIZES))
+    policy, processor = pair
+    prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES) * GROUP, 6)
     other_prompts = replace(prompts, ids=prompts.ids.masked_fill(~prompts.mask, 17))
     other_ids = ids.masked_fill(~mask, 23)
@@ -281,9 +297,9 @@ def test_what_stands_in_the_padding_changes_nothing(pair, make_prompts) -> None:
 
 @torch.no_grad()
 def test_completions_of_one_token_and_prompts_without_any_picture(pair, make_prompts) -> None:
-    policy, encoder = pair
-    prompts = encoder.encode(make_prompts(encoder, [None, None]))
-    assert prompts.pixels is None and prompts.grids is None
+    policy, processor = pair
+    prompts = processor.encode(make_prompts(processor, [None, None]))
+    assert prompts.pixel_values is None and prompts.image_grid_thw is None
     for width in (1, 4):
         ids, mask = completions(2 * GROUP, width)
         found = score(policy, shared(policy, prompts, ids, mask), ids, mask)
@@ -294,8 +310,8 @@ def test_completions_of_one_token_and_prompts_without_any_picture(pair, make_pro
 @torch.no_grad()
 def test_token_by_token_equals_all_at_once(pair, make_prompts) -> None:
     """Also for rows that go on when others have left."""
-    policy, encoder = pair
-    prefix = policy.prefill(encoder.encode(make_prompts(encoder, SIZES)))
+    policy, processor = pair
+    prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES)))
     ids, _ = completions(len(SIZES) * GROUP, 6)
     at_once = policy.extend(prefix.repeat(GROUP), ids, torch.ones_like(ids, dtype=torch.bool))
     decoder, rows = policy.decoder(prefix, GROUP, 6), torch.arange(len(ids))

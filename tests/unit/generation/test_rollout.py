@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from medr1.generation.logprobs import completion_hidden, score
-from medr1.generation.rollout import Sampling, draw, rollout, truncated_log_probs
+from medr1.generation.rollout import Sampling, rollout, sample_inverse_cdf, warped_log_probs
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 from medr1.models.tensors import Completions, Prefix
 from tests.conftest import FAMILIES
 
@@ -23,7 +23,7 @@ SIZES = [(2, 2), None, (5, 3), (1, 3), (3, 3), None]
 
 
 def sampling(**changes: object) -> Sampling:
-    return replace(Sampling(max_new_tokens=10, end_id=0, banned=()), **changes)  # type: ignore[arg-type]
+    return replace(Sampling(max_completion_length=10, eos_token_id=0, suppress_tokens=()), **changes)  # type: ignore[arg-type]
 
 
 def uniforms_of(rows: int, width: int, seed: int = 0) -> Tensor:
@@ -31,11 +31,11 @@ def uniforms_of(rows: int, width: int, seed: int = 0) -> Tensor:
 
 
 def with_end(
-    policy: Policy, prefix: Prefix, s: Sampling, group_size: int = 1, uniforms: Tensor | None = None
+    policy: Policy, prefix: Prefix, s: Sampling, num_generations: int = 1, uniforms: Tensor | None = None
 ) -> Sampling:
     """The settings with an end token that random weights do come to: the one most common after the first place."""
-    endless = rollout(policy, prefix, replace(s, end_id=-1), group_size, uniforms)
-    return replace(s, end_id=int(endless.ids[:, 1:].flatten().mode().values))
+    endless = rollout(policy, prefix, replace(s, eos_token_id=-1), num_generations, uniforms)
+    return replace(s, eos_token_id=int(endless.ids[:, 1:].flatten().mode().values))
 
 
 # The distribution
@@ -43,7 +43,7 @@ def with_end(
 
 def slow_distribution(logits: list[float], s: Sampling) -> list[float]:
     """Banned, tempered, top-k, top-p, one token after the other from the most likely."""
-    weights = {i: float(np.exp(x / s.temperature)) for i, x in enumerate(logits) if i not in s.banned}
+    weights = {i: float(np.exp(x / s.temperature)) for i, x in enumerate(logits) if i not in s.suppress_tokens}
     order = sorted(weights, key=lambda i: -weights[i])
     if s.top_k:
         order = order[: s.top_k]
@@ -62,32 +62,34 @@ def slow_distribution(logits: list[float], s: Sampling) -> list[float]:
         {},
         {"temperature": 0.5},
         {"temperature": 2.0},
-        {"banned": (0, 5)},
+        {"suppress_tokens": (0, 5)},
         {"top_k": 1},
-        {"top_k": 3, "banned": (2,)},
+        {"top_k": 3, "suppress_tokens": (2,)},
         {"top_k": 100},
         {"top_p": 0.6},
         {"top_p": 1e-6},
-        {"temperature": 1.7, "top_k": 5, "top_p": 0.8, "banned": (1,)},
+        {"temperature": 1.7, "top_k": 5, "top_p": 0.8, "suppress_tokens": (1,)},
     ],
     ids=str,
 )
 def test_distribution_equals_a_slow_reference(changes: dict[str, object]) -> None:
     s = sampling(**changes)
     logits = torch.randn(20, 9, generator=torch.Generator().manual_seed(0)) * 2
-    found = truncated_log_probs(logits, s, torch.tensor(s.banned, dtype=torch.long)).exp()
+    found = warped_log_probs(logits, s, torch.tensor(s.suppress_tokens, dtype=torch.long)).exp()
     expected = torch.tensor([slow_distribution(row.tolist(), s) for row in logits])
     torch.testing.assert_close(found, expected)
-    assert not found[:, list(s.banned)].any()
+    assert not found[:, list(s.suppress_tokens)].any()
 
 
 def test_frequencies_of_draws_are_the_probabilities() -> None:
-    log_p = truncated_log_probs(torch.tensor([[2.0, 0.0, -1.0, 1.0, 3.0]]), sampling(banned=(3,)), torch.tensor([3]))
+    log_p = warped_log_probs(
+        torch.tensor([[2.0, 0.0, -1.0, 1.0, 3.0]]), sampling(suppress_tokens=(3,)), torch.tensor([3])
+    )
     n = 20_000
     even = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # evenly spread, so the counts are right but for rounding
-    counts = draw(log_p.expand(n, -1), even).bincount(minlength=5)
+    counts = sample_inverse_cdf(log_p.expand(n, -1), even).bincount(minlength=5)
     torch.testing.assert_close(counts.double(), n * log_p[0].double().exp(), atol=1.0, rtol=0)
-    by_chance = draw(log_p.expand(n, -1), uniforms_of(n, 1)[:, 0]).bincount(minlength=5)
+    by_chance = sample_inverse_cdf(log_p.expand(n, -1), uniforms_of(n, 1)[:, 0]).bincount(minlength=5)
     torch.testing.assert_close(by_chance / n, log_p[0].exp(), atol=0.015, rtol=0)
 
 
@@ -102,7 +104,7 @@ def test_the_impossible_is_never_drawn(logits: list[float], uniform: float) -> N
     if max(logits) == float("-inf"):
         logits[0] = 0.0
     log_p = torch.log_softmax(torch.tensor([logits]), -1)
-    token = int(draw(log_p, torch.tensor([uniform], dtype=torch.float64)))
+    token = int(sample_inverse_cdf(log_p, torch.tensor([uniform], dtype=torch.float64)))
     assert log_p[0, token] > float("-inf")
 
 
@@ -110,21 +112,21 @@ def test_the_impossible_is_never_drawn(logits: list[float], uniform: float) -> N
 
 
 def test_sampling_without_uniforms_is_refused(tiny, make_prompts) -> None:
-    policy, encoder = tiny("qwen2_vl")
-    prefix = policy.prefill(encoder.encode(make_prompts(encoder, SIZES[:1])))
+    policy, processor = tiny("qwen2_vl")
+    prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES[:1])))
     with pytest.raises(ValueError, match="uniforms"):
         rollout(policy, prefix, sampling())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate_of_transformers_on_100_prompts(build, make_prompts, family: str) -> None:
-    policy, encoder = build(family)
+    policy, processor = build(family)
     rng = np.random.default_rng(1)
     sizes = [(int(rng.integers(1, 5)), int(rng.integers(1, 5))) for _ in range(100)]
-    prompts = make_prompts(encoder, sizes, seed=2)
-    width, banned = 8, tuple(encoder.banned_ids())
-    batches = [encoder.encode(prompts[i : i + 25]) for i in range(0, 100, 25)]
-    greedy = sampling(max_new_tokens=width, banned=banned, temperature=0.0)
+    prompts = make_prompts(processor, sizes, seed=2)
+    width, suppress_tokens = 8, tuple(processor.suppressed_token_ids())
+    batches = [processor.encode(prompts[i : i + 25]) for i in range(0, 100, 25)]
+    greedy = sampling(max_completion_length=width, suppress_tokens=suppress_tokens, temperature=0.0)
     greedy = with_end(policy, policy.prefill(batches[0]), greedy)
     found: list[list[int]] = []
     for batch in batches:
@@ -133,16 +135,20 @@ def test_greedy_equals_generate_of_transformers_on_100_prompts(build, make_promp
     model = policy.model
     model.generation_config = GenerationConfig()  # what it ships would fill whatever equals the library's defaults
     plain = GenerationConfig(
-        do_sample=False, max_new_tokens=width, eos_token_id=greedy.end_id, pad_token_id=0, suppress_tokens=list(banned)
+        do_sample=False,
+        max_new_tokens=width,
+        eos_token_id=greedy.eos_token_id,
+        pad_token_id=0,
+        suppress_tokens=list(suppress_tokens),
     )
     for prompt, ids in zip(prompts, found, strict=True):
-        one = encoder.encode([prompt])
+        one = processor.encode([prompt])
         types = (one.ids == model.config.image_token_id).int()
         whole = model.generate(
             one.ids,
             attention_mask=one.mask.long(),
-            pixel_values=one.pixels,
-            image_grid_thw=one.grids,
+            pixel_values=one.pixel_values,
+            image_grid_thw=one.image_grid_thw,
             mm_token_type_ids=types,
             generation_config=plain,
         )
@@ -156,7 +162,7 @@ class Case:
     """Groups of three over prompts with pictures of several sizes and without, some ending early."""
 
     policy: Policy
-    encoder: Encoder
+    processor: Processor
     sampling: Sampling
     prefix: Prefix
     uniforms: Tensor
@@ -165,23 +171,29 @@ class Case:
 
 @pytest.fixture(params=FAMILIES)
 def case(request, tiny, make_prompts) -> Case:
-    policy, encoder = tiny(request.param)
-    prefix = policy.prefill(encoder.encode(make_prompts(encoder, SIZES)))
+    policy, processor = tiny(request.param)
+    prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES)))
     uniforms = uniforms_of(len(SIZES) * 3, 12, 4)
-    s = with_end(policy, prefix, sampling(max_new_tokens=12, banned=tuple(encoder.banned_ids())), 3, uniforms)
-    return Case(policy, encoder, s, prefix, uniforms, rollout(policy, prefix, s, 3, uniforms))
+    s = with_end(
+        policy,
+        prefix,
+        sampling(max_completion_length=12, suppress_tokens=tuple(processor.suppressed_token_ids())),
+        3,
+        uniforms,
+    )
+    return Case(policy, processor, s, prefix, uniforms, rollout(policy, prefix, s, 3, uniforms))
 
 
 def test_mask_runs_to_the_end_token_and_truncation_is_its_absence(case: Case) -> None:
     s, c = case.sampling, case.completions
     lengths = c.mask.sum(1).tolist()
-    assert c.ids.shape[1] == max(lengths) == s.max_new_tokens
+    assert c.ids.shape[1] == max(lengths) == s.max_completion_length
     assert 0 < int(c.truncated.sum()) < len(lengths)
     for ids, mask, logprobs, truncated, length in zip(c.ids, c.mask, c.logprobs, c.truncated, lengths, strict=True):
         assert mask.tolist() == [True] * length + [False] * (len(ids) - length)
-        ends = (ids[:length] == s.end_id).nonzero().flatten().tolist()
+        ends = (ids[:length] == s.eos_token_id).nonzero().flatten().tolist()
         assert ends == ([] if truncated else [length - 1])
-        assert length == s.max_new_tokens or not truncated
+        assert length == s.max_completion_length or not truncated
         assert (logprobs[:length] < 0).all() and not logprobs[length:].any()
 
 
@@ -191,7 +203,7 @@ def test_an_end_token_in_the_last_place_is_no_truncation(case: Case) -> None:
     row = int(lengths.masked_fill(c.truncated | (lengths < 2), 99).argmin())
     prefix, uniforms = case.prefix.select(torch.tensor([row // 3])), case.uniforms[row : row + 1]
     for width, truncated in ((int(lengths[row]), False), (int(lengths[row]) - 1, True)):
-        again = rollout(case.policy, prefix, replace(case.sampling, max_new_tokens=width), 1, uniforms)
+        again = rollout(case.policy, prefix, replace(case.sampling, max_completion_length=width), 1, uniforms)
         assert again.ids[0].tolist() == c.ids[row, :width].tolist()
         assert again.truncated.tolist() == [truncated]
 
@@ -204,16 +216,16 @@ def test_samples_of_one_group_differ(case: Case) -> None:
 def test_banned_tokens_are_not_sampled(case: Case) -> None:
     c = case.completions
     forbidden = c.ids[c.mask].unique()
-    banned = replace(case.sampling, end_id=-1, banned=tuple(forbidden.tolist()))
-    again = rollout(case.policy, case.prefix, banned, 3, case.uniforms)
+    suppress_tokens = replace(case.sampling, eos_token_id=-1, suppress_tokens=tuple(forbidden.tolist()))
+    again = rollout(case.policy, case.prefix, suppress_tokens, 3, case.uniforms)
     assert not torch.isin(again.ids, forbidden).any()
 
 
 def test_a_batch_of_n_equals_n_singles(case: Case, make_prompts) -> None:
     """The same uniforms give the same samples, whoever shares the batch, has left it, or pads it."""
     c = case.completions
-    for b, prompt in enumerate(make_prompts(case.encoder, SIZES)):
-        prefix = case.policy.prefill(case.encoder.encode([prompt]))
+    for b, prompt in enumerate(make_prompts(case.processor, SIZES)):
+        prefix = case.policy.prefill(case.processor.encode([prompt]))
         for row in range(3 * b, 3 * b + 3):
             alone = rollout(case.policy, prefix, case.sampling, 1, case.uniforms[row : row + 1])
             length = int(c.mask[row].sum())
@@ -226,7 +238,9 @@ def test_rollout_and_scoring_agree_on_the_log_probabilities(case: Case, temperat
     s = replace(case.sampling, temperature=temperature)
     c = rollout(case.policy, case.prefix, s, 3, case.uniforms)
     hidden = completion_hidden(case.policy, case.prefix, c.ids, c.mask)
-    scores = score(case.policy, hidden, c.ids, c.mask, temperature=temperature, banned=torch.tensor(s.banned))
+    scores = score(
+        case.policy, hidden, c.ids, c.mask, temperature=temperature, suppress_tokens=torch.tensor(s.suppress_tokens)
+    )
     torch.testing.assert_close(scores.logprobs, c.logprobs, atol=1e-5, rtol=0)
 
 

@@ -16,36 +16,36 @@ from torch import Tensor
 from medr1.errors import CheckpointError
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models import loading
-from medr1.models.loading import attention_for, choose_trained, load_policy, reference_of, save_policy
+from medr1.models.loading import load_policy, make_reference, resolve_attn_implementation, save_policy, set_trainable
 from medr1.models.policy import Policy
-from medr1.models.processor import Encoder
+from medr1.models.processor import Processor
 from medr1.training.optimization import build_optimizer
 from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (3, 2)]
-OPTIMIZER: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "schedule": "constant", "warmup_fraction": 0.0}
+OPTIMIZER: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "schedule": "constant", "warmup_ratio": 0.0}
 OPTIMIZER |= {"steps": 1, "adam_beta2": 0.999}
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 Damage = Callable[[Path], object]
 
 
-def load(path: Path, adapter: Path | None = None, checkpointing: bool = False) -> tuple[Policy, Encoder]:
+def load(path: Path, adapter: Path | None = None, checkpointing: bool = False) -> tuple[Policy, Processor]:
     return load_policy(
-        str(path), precision="float32", attention="sdpa", gradient_checkpointing=checkpointing, adapter=adapter
+        str(path), dtype="float32", attn_implementation="sdpa", gradient_checkpointing=checkpointing, adapter=adapter
     )
 
 
-def logits(policy: Policy, encoder: Encoder, make_prompts) -> Tensor:
-    return policy.logits(policy.prefill(encoder.encode(make_prompts(encoder, SIZES))).hidden)
+def logits(policy: Policy, processor: Processor, make_prompts) -> Tensor:
+    return policy.logits(policy.prefill(processor.encode(make_prompts(processor, SIZES))).hidden)
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def saved(request, build, tmp_path_factory) -> tuple[Path, Policy, Encoder]:
+def saved(request, build, tmp_path_factory) -> tuple[Path, Policy, Processor]:
     """A checkpoint in the hub's format and the policy it was made from."""
-    policy, encoder = build(request.param, seed=5)
+    policy, processor = build(request.param, seed=5)
     path = tmp_path_factory.mktemp("checkpoint") / request.param
-    save_policy(policy, encoder, path)
-    return path, policy, encoder
+    save_policy(policy, processor, path)
+    return path, policy, processor
 
 
 @pytest.fixture(scope="session")
@@ -55,23 +55,26 @@ def base(build, tmp_path_factory) -> Path:
     return path
 
 
-def with_adapter(base: Path, targets: str = "both", freeze_vision: bool = False) -> tuple[Policy, Encoder]:
+def with_adapter(base: Path, targets: str = "both", freeze_vision_tower: bool = False) -> tuple[Policy, Processor]:
     """A policy with an adapter that does something, as after training."""
-    policy, encoder = load(base)
-    choose_trained(policy, freeze_vision=freeze_vision, lora=(2, 4, targets))
+    policy, processor = load(base)
+    set_trainable(policy, freeze_vision_tower=freeze_vision_tower, lora=(2, 4, targets))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
-    return policy, encoder
+    return policy, processor
 
 
 @torch.no_grad()
 def test_a_checkpoint_comes_back_as_it_was(saved, make_prompts) -> None:
-    path, policy, encoder = saved
+    path, policy, processor = saved
     again, its_encoder = load(path)
     assert {p.name for p in path.iterdir()} >= {"config.json", WEIGHTS, "tokenizer.json", "preprocessor_config.json"}
-    assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, encoder, make_prompts))
-    assert its_encoder.banned_ids() == encoder.banned_ids() and its_encoder.end_id == encoder.end_id
+    assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, processor, make_prompts))
+    assert (
+        its_encoder.suppressed_token_ids() == processor.suppressed_token_ids()
+        and its_encoder.eos_token_id == processor.eos_token_id
+    )
     assert its_encoder.tokenizer.padding_side == "left" and not again.training
 
 
@@ -79,7 +82,7 @@ def test_a_checkpoint_comes_back_as_it_was(saved, make_prompts) -> None:
 def test_the_config_of_the_released_checkpoints_reads_the_same(saved, tmp_path, make_prompts) -> None:
     """transformers nests the text model's settings today; the files of Qwen2-VL and Qwen2.5-VL on the hub have them at
     the top. All have an older form of the rotary embedding's, and Qwen3-VL's another name of the vision tower."""
-    path, policy, encoder = saved
+    path, policy, processor = saved
     shutil.copytree(path, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     text = config.pop("text_config")
@@ -94,7 +97,7 @@ def test_the_config_of_the_released_checkpoints_reads_the_same(saved, tmp_path, 
         config = text | config
     (tmp_path / "config.json").write_text(json.dumps(config))
     again, its_encoder = load(tmp_path)
-    assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, encoder, make_prompts))
+    assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, processor, make_prompts))
 
 
 def edit_json(name: str, **changes: object) -> Damage:
@@ -229,9 +232,9 @@ def test_shipped_generation_settings_change_nothing(saved, tmp_path, make_prompt
     uniforms = torch.rand(len(SIZES) * 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     results = []
     for checkpoint in (saved[0], path):
-        policy, encoder = load(checkpoint)
-        s = Sampling(8, encoder.end_id, tuple(encoder.banned_ids()))
-        prefix = policy.prefill(encoder.encode(make_prompts(encoder, SIZES)))
+        policy, processor = load(checkpoint)
+        s = Sampling(8, processor.eos_token_id, tuple(processor.suppressed_token_ids()))
+        prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES)))
         results.append(rollout(policy, prefix, s, 4, uniforms))
     assert policy.model.generation_config.top_k == 1  # it was there to be heeded
     assert torch.equal(results[0].ids, results[1].ids) and torch.equal(results[0].logprobs, results[1].logprobs)
@@ -239,21 +242,21 @@ def test_shipped_generation_settings_change_nothing(saved, tmp_path, make_prompt
 
 
 def test_the_chat_template_of_older_checkpoints_is_found_beside_the_processor(saved, tmp_path) -> None:
-    path, _, encoder = saved
+    path, _, processor = saved
     shutil.copytree(path, tmp_path, dirs_exist_ok=True)
     template = (tmp_path / "chat_template.jinja").read_text()
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    assert load(tmp_path)[1].chat("Which organ?") == encoder.chat("Which organ?")
+    assert load(tmp_path)[1].chat("Which organ?") == processor.chat("Which organ?")
 
 
 def test_pictures_that_are_no_whole_number_of_tokens_are_refused_before_the_weights_are_read(saved, tmp_path) -> None:
-    path, _, encoder = saved
+    path, _, processor = saved
     shutil.copytree(path, tmp_path, dirs_exist_ok=True)
     (tmp_path / WEIGHTS).unlink()
     token = {"qwen3_vl": 32}.get(path.name, 28)
-    assert encoder.image_token == token
-    given: dict[str, Any] = {"precision": "float32", "attention": "sdpa", "gradient_checkpointing": False}
+    assert processor.image_token == token
+    given: dict[str, Any] = {"dtype": "float32", "attn_implementation": "sdpa", "gradient_checkpointing": False}
     near = {28: 392, 32: 384}[token]
     with pytest.raises(CheckpointError, match=f"image_size of {near} .*image_token={token}"):
         load_policy(str(tmp_path), image_size=388, **given)
@@ -264,18 +267,26 @@ def test_pictures_that_are_no_whole_number_of_tokens_are_refused_before_the_weig
 def test_attention_is_the_fastest_that_machine_and_precision_allow(monkeypatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: False)
-    assert attention_for("auto", "bfloat16", gpu) == attention_for("auto", "bfloat16", cpu) == "sdpa"
-    assert attention_for("eager", "bfloat16", gpu) == "eager"
+    assert (
+        resolve_attn_implementation("auto", "bfloat16", gpu)
+        == resolve_attn_implementation("auto", "bfloat16", cpu)
+        == "sdpa"
+    )
+    assert resolve_attn_implementation("eager", "bfloat16", gpu) == "eager"
     monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
     for capability, found in (((7, 5), "sdpa"), ((8, 0), "flash_attention_2"), ((9, 0), "flash_attention_2")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
-        assert attention_for("auto", "bfloat16", gpu) == found
-    assert attention_for("auto", "float32", gpu) == attention_for("auto", "bfloat16", cpu) == "sdpa"
+        assert resolve_attn_implementation("auto", "bfloat16", gpu) == found
+    assert (
+        resolve_attn_implementation("auto", "float32", gpu)
+        == resolve_attn_implementation("auto", "bfloat16", cpu)
+        == "sdpa"
+    )
 
 
 def test_full_tuning_trains_everything(saved) -> None:
     policy, _ = load(saved[0])
-    choose_trained(policy, freeze_vision=False, lora=None)
+    set_trainable(policy, freeze_vision_tower=False, lora=None)
     assert all(p.requires_grad for p in policy.parameters())
     assert len(policy.trained_state("policy.")) == len(list(policy.parameters()))
 
@@ -301,21 +312,21 @@ def test_lora_trains_adapters_alone_in_the_half_that_was_asked_for(saved, target
 
 @torch.no_grad()
 def test_with_the_adapter_off_the_policy_is_the_base(saved, make_prompts) -> None:
-    path, before, encoder = saved
+    path, before, processor = saved
     policy, _ = with_adapter(path)
-    untouched = logits(before, encoder, make_prompts)
-    assert (logits(policy, encoder, make_prompts) - untouched).abs().max() > 0.1
+    untouched = logits(before, processor, make_prompts)
+    assert (logits(policy, processor, make_prompts) - untouched).abs().max() > 0.1
     with policy.without_adapter():
-        assert torch.equal(logits(policy, encoder, make_prompts), untouched)
-    assert (logits(policy, encoder, make_prompts) - untouched).abs().max() > 0.1
-    assert reference_of(policy) is None
+        assert torch.equal(logits(policy, processor, make_prompts), untouched)
+    assert (logits(policy, processor, make_prompts) - untouched).abs().max() > 0.1
+    assert make_reference(policy) is None
 
 
 @pytest.mark.parametrize("lora", [None, (2, 4, "both")])
 def test_no_gradient_reaches_a_frozen_vision_tower(saved, make_prompts, lora) -> None:
-    policy, encoder = load(saved[0])
-    choose_trained(policy, freeze_vision=True, lora=lora)
-    logits(policy, encoder, make_prompts).square().sum().backward()
+    policy, processor = load(saved[0])
+    set_trainable(policy, freeze_vision_tower=True, lora=lora)
+    logits(policy, processor, make_prompts).square().sum().backward()
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     optimizer, _ = build_optimizer(policy.parameters(), **OPTIMIZER)
     optimizer.step()
@@ -329,31 +340,31 @@ def test_no_gradient_reaches_a_frozen_vision_tower(saved, make_prompts, lora) ->
 def test_a_choice_that_trains_nothing_is_refused(saved) -> None:
     policy, _ = load(saved[0])
     with pytest.raises(CheckpointError, match="nothing is left to train"):
-        choose_trained(policy, freeze_vision=True, lora=(2, 4, "vision"))
+        set_trainable(policy, freeze_vision_tower=True, lora=(2, 4, "vision"))
 
 
 @torch.no_grad()
 def test_a_saved_adapter_comes_back_on_its_base(saved, tmp_path, make_prompts) -> None:
     path, _, _ = saved
-    policy, encoder = with_adapter(path)
-    save_policy(policy, encoder, tmp_path)
+    policy, processor = with_adapter(path)
+    save_policy(policy, processor, tmp_path)
     assert not (tmp_path / WEIGHTS).exists()
     again, its_encoder = load(path, tmp_path)
-    assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, encoder, make_prompts))
+    assert torch.equal(logits(again, its_encoder, make_prompts), logits(policy, processor, make_prompts))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_reference_stays_when_the_policy_is_trained(saved, make_prompts, checkpointing: bool) -> None:
-    policy, encoder = load(saved[0], checkpointing=checkpointing)
-    assert policy.recomputes is checkpointing
-    choose_trained(policy, freeze_vision=False, lora=None)
-    reference = reference_of(policy)
+    policy, processor = load(saved[0], checkpointing=checkpointing)
+    assert policy.gradient_checkpointing is checkpointing
+    set_trainable(policy, freeze_vision_tower=False, lora=None)
+    reference = make_reference(policy)
     assert reference is not None and not any(p.requires_grad for p in reference.parameters())
-    before = logits(policy, encoder, make_prompts)
+    before = logits(policy, processor, make_prompts)
     before.square().mean().backward()
     torch.optim.SGD(policy.parameters(), lr=0.1).step()
     with torch.no_grad():
-        assert torch.equal(logits(reference, encoder, make_prompts), before)
-        assert not torch.allclose(logits(policy, encoder, make_prompts), before, atol=1e-3)
+        assert torch.equal(logits(reference, processor, make_prompts), before)
+        assert not torch.allclose(logits(policy, processor, make_prompts), before, atol=1e-3)
     assert policy.core.is_activation_checkpointing is checkpointing
-    assert not reference.recomputes and not reference.core.is_activation_checkpointing
+    assert not reference.gradient_checkpointing and not reference.core.is_activation_checkpointing

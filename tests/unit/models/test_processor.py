@@ -12,7 +12,7 @@ from PIL import Image
 from medr1.domain.reasoning import ReasoningMode, instruction, target_text
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
-from medr1.models.processor import IMAGE_TOKEN, Encoder, Prompt
+from medr1.models.processor import IMAGE_TOKEN, Processor, Prompt
 from medr1.models.tiny import SPECIAL, TAGS, build_image_processor, build_tokenizer
 from tests.conftest import FAMILIES
 
@@ -32,7 +32,7 @@ def no_rope(*_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
     raise AssertionError("not to be asked")
 
 
-ENCODER = Encoder(TOKENIZER, build_image_processor(), no_rope)
+ENCODER = Processor(TOKENIZER, build_image_processor(), no_rope)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -41,41 +41,41 @@ def pair(request, tiny):
 
 
 def test_prompts_are_padded_on_the_left(pair, make_prompts) -> None:
-    _, encoder = pair
-    prompts = make_prompts(encoder, SIZES)
-    batch = encoder.encode(prompts)
+    _, processor = pair
+    prompts = make_prompts(processor, SIZES)
+    batch = processor.encode(prompts)
     assert batch.ids.shape == batch.mask.shape == batch.positions.shape[1:]
     lengths = batch.mask.sum(1).tolist()
     assert len(set(lengths)) == len(SIZES) and max(lengths) == batch.ids.shape[1]
     for row, prompt in enumerate(prompts):
         padding = batch.ids.shape[1] - lengths[row]
         assert batch.mask[row].tolist() == [False] * padding + [True] * lengths[row]
-        assert (batch.ids[row, :padding] == encoder.tokenizer.pad_token_id).all()
-        text = encoder.tokenizer.decode(batch.ids[row, padding:])
+        assert (batch.ids[row, :padding] == processor.tokenizer.pad_token_id).all()
+        text = processor.tokenizer.decode(batch.ids[row, padding:])
         pictures = text.count(IMAGE_TOKEN)
         assert text == prompt.text.replace(IMAGE_TOKEN, IMAGE_TOKEN * max(1, pictures))
 
 
 def test_every_picture_becomes_as_many_image_tokens_as_merged_patches(pair, make_prompts) -> None:
-    policy, encoder = pair
-    batch = encoder.encode(make_prompts(encoder, SIZES))
-    assert batch.grids is not None and batch.pixels is not None
+    policy, processor = pair
+    batch = processor.encode(make_prompts(processor, SIZES))
+    assert batch.image_grid_thw is not None and batch.pixel_values is not None
     found = (batch.ids == policy.core.config.image_token_id).sum(1).tolist()
     assert found == [4, 0, 15, 3]
     assert found == [0 if size is None else size[0] * size[1] for size in SIZES]
-    assert (batch.grids.prod(1) // 4).tolist() == [n for n in found if n]
-    assert batch.pixels.shape[0] == 4 * sum(found)
+    assert (batch.image_grid_thw.prod(1) // 4).tolist() == [n for n in found if n]
+    assert batch.pixel_values.shape[0] == 4 * sum(found)
 
 
 def test_positions_are_the_models_own_for_each_row_alone(pair, make_prompts) -> None:
-    policy, encoder = pair
-    batch = encoder.encode(make_prompts(encoder, SIZES))
-    assert batch.grids is not None
-    grids = iter(batch.grids.split(1))
+    policy, processor = pair
+    batch = processor.encode(make_prompts(processor, SIZES))
+    assert batch.image_grid_thw is not None
+    image_grid_thw = iter(batch.image_grid_thw.split(1))
     for row, size in enumerate(SIZES):
         ids = batch.ids[row, batch.mask[row]].unsqueeze(0)
         types = (ids == policy.core.config.image_token_id).int()
-        grid = None if size is None else next(grids)
+        grid = None if size is None else next(image_grid_thw)
         own, deltas = policy.core.model.get_rope_index(ids, types, image_grid_thw=grid)
         found = batch.positions[:, row, batch.mask[row]]
         assert torch.equal(found, own[:, 0])
@@ -87,16 +87,16 @@ def test_positions_are_the_models_own_for_each_row_alone(pair, make_prompts) -> 
 
 
 def test_a_prompt_is_encoded_alike_alone_and_in_company(pair, make_prompts) -> None:
-    _, encoder = pair
-    prompts = make_prompts(encoder, SIZES)
-    together, used = encoder.encode(prompts), 0
+    _, processor = pair
+    prompts = make_prompts(processor, SIZES)
+    together, used = processor.encode(prompts), 0
     for row, prompt in enumerate(prompts):
-        alone, keep = encoder.encode([prompt]), together.mask[row]
+        alone, keep = processor.encode([prompt]), together.mask[row]
         assert torch.equal(alone.ids[0], together.ids[row, keep])
         assert torch.equal(alone.positions[:, 0], together.positions[:, row, keep])
-        if alone.pixels is not None and together.pixels is not None:
-            assert torch.equal(alone.pixels, together.pixels[used : used + len(alone.pixels)])
-            used += len(alone.pixels)
+        if alone.pixel_values is not None and together.pixel_values is not None:
+            assert torch.equal(alone.pixel_values, together.pixel_values[used : used + len(alone.pixel_values)])
+            used += len(alone.pixel_values)
 
 
 @pytest.mark.parametrize("mode", ReasoningMode)
@@ -116,13 +116,13 @@ def test_a_record_becomes_one_user_turn_with_one_image_token(mode: ReasoningMode
 
 def test_a_picture_without_a_place_for_it_is_refused(tiny) -> None:
     """Else the features of one picture would move into the place of the next, and nothing would be noticed."""
-    _, encoder = tiny("qwen2_vl")
+    _, processor = tiny("qwen2_vl")
     image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
-    for text in (encoder.chat("no place", with_image=False), encoder.chat(f"two places {IMAGE_TOKEN}")):
+    for text in (processor.chat("no place", with_image=False), processor.chat(f"two places {IMAGE_TOKEN}")):
         with pytest.raises(DataError, match="image_pad"):
-            encoder.encode([Prompt(text, image), Prompt(encoder.chat("right"), image)])
+            processor.encode([Prompt(text, image), Prompt(processor.chat("right"), image)])
     with pytest.raises(DataError, match="image_pad"):
-        encoder.encode([Prompt(encoder.chat("a place"), None)])
+        processor.encode([Prompt(processor.chat("a place"), None)])
 
 
 @given(TEXTS)
@@ -140,20 +140,22 @@ def test_completions_come_back_as_they_were(rationales: list[str], mode: Reasoni
     for row, keep in zip(ids, mask, strict=True):
         length = int(keep.sum())
         assert keep.tolist() == [True] * length + [False] * (len(row) - length)
-        assert (row == ENCODER.end_id).nonzero()[0].item() == length - 1  # the end token is a part of the completion
-        assert (row[length:] == ENCODER.end_id).all()
+        assert (row == ENCODER.eos_token_id).nonzero()[
+            0
+        ].item() == length - 1  # the end token is a part of the completion
+        assert (row[length:] == ENCODER.eos_token_id).all()
 
 
 def test_an_empty_completion_is_the_end_token_alone() -> None:
     ids, mask = ENCODER.completion_ids(["", "lung"])
     assert mask.sum(1).tolist() == [1, len(TOKENIZER("lung")["input_ids"]) + 1]
-    assert ids[0, 0] == ENCODER.end_id
+    assert ids[0, 0] == ENCODER.eos_token_id
 
 
 def test_all_special_tokens_but_the_end_are_banned_and_the_tags_are_not() -> None:
-    banned = ENCODER.banned_ids()
-    assert banned == sorted(TOKENIZER.convert_tokens_to_ids([t for t in SPECIAL if t != "<|im_end|>"]))
-    assert ENCODER.end_id == TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+    suppress_tokens = ENCODER.suppressed_token_ids()
+    assert suppress_tokens == sorted(TOKENIZER.convert_tokens_to_ids([t for t in SPECIAL if t != "<|im_end|>"]))
+    assert ENCODER.eos_token_id == TOKENIZER.convert_tokens_to_ids("<|im_end|>")
     tags = TOKENIZER("".join(TAGS))["input_ids"]
     assert tags == TOKENIZER.convert_tokens_to_ids(list(TAGS))  # one token each
-    assert not set(tags) & set(banned)
+    assert not set(tags) & set(suppress_tokens)

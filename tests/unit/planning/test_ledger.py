@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from medr1.planning.memory_ledger import ACTIVATIONS, LOGITS, WEIGHTS, Ledger
-from medr1.planning.meta_tracer import Stage, fused_attention
+from medr1.planning.meta_tracer import MetaTracer, fused_attention
 
 
 def test_what_lives_is_counted_once_and_what_is_gone_is_struck_out() -> None:
@@ -41,7 +41,7 @@ def test_a_tensor_can_move_to_another_part() -> None:
 
 def test_the_stage_keeps_values_where_there_are_some() -> None:
     mask = torch.tensor([[True, False, True], [False, False, True]])
-    with Stage() as stage:
+    with MetaTracer() as stage:
         hidden = torch.empty(2, 3, 8, device="meta")
         chosen = hidden[mask]
         assert chosen.shape == (3, 8) and chosen.is_meta
@@ -55,7 +55,7 @@ def test_what_is_remembered_of_an_operation_does_not_change_the_count() -> None:
     """The second of two equal operations is not worked out again; views never become tensors of their own."""
     totals = []
     for _ in range(2):
-        with Stage() as stage:
+        with MetaTracer() as stage:
             x = torch.empty(4, 6, device="meta")
             for _ in range(3):
                 x = torch.matmul(x.view(2, 2, 6), torch.empty(6, 6, device="meta")).reshape(4, 6)
@@ -67,7 +67,7 @@ def test_what_is_remembered_of_an_operation_does_not_change_the_count() -> None:
 def test_attention_on_the_stage_keeps_no_weights() -> None:
     peaks = []
     for length in (64, 128):
-        with fused_attention(), Stage() as stage:
+        with fused_attention(), MetaTracer() as stage:
             q = torch.empty(1, 2, length, 16, device="meta", requires_grad=True)
             torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
         peaks.append(stage.peak)

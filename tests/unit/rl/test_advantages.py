@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medr1.rl.advantages import EPSILON, group_advantages, zero_variance
+from medr1.rl.advantages import EPSILON, group_advantages, zero_std_groups
 
 GROUPS = st.integers(2, 9).flatmap(
     lambda size: st.lists(
@@ -57,15 +57,15 @@ def test_every_group_is_centred_and_scaled_by_itself(groups: list[list[float]]) 
 def test_a_group_without_variance_has_exactly_no_advantage(groups: list[list[float]], scaling: str) -> None:
     rewards = torch.tensor([*groups, [groups[0][0]] * len(groups[0])])
     found = group_advantages(rewards.flatten(), rewards.shape[1], scaling).view_as(rewards)
-    flat = zero_variance(rewards.flatten(), rewards.shape[1])
-    assert flat.tolist() == [len(set(group)) == 1 for group in rewards.tolist()]
-    assert not found[flat].any()
-    assert found[~flat].any(1).all()
+    zero_std = zero_std_groups(rewards.flatten(), rewards.shape[1])
+    assert zero_std.tolist() == [len(set(group)) == 1 for group in rewards.tolist()]
+    assert not found[zero_std].any()
+    assert found[~zero_std].any(1).all()
     assert all(math.isfinite(a) for a in found.flatten().tolist())
 
 
-@pytest.mark.parametrize("group_size", [3, 6, 7, 8, 16])
+@pytest.mark.parametrize("num_generations", [3, 6, 7, 8, 16])
 @pytest.mark.parametrize("reward", [0.1, 0.7, 0.9, 1.1, 1.2])
-def test_rounding_of_the_mean_makes_no_advantage(group_size: int, reward: float) -> None:
+def test_rounding_of_the_mean_makes_no_advantage(num_generations: int, reward: float) -> None:
     """In float32 the mean of eight times 1.2 is not 1.2."""
-    assert not group_advantages(torch.full((2 * group_size,), reward), group_size, "group").any()
+    assert not group_advantages(torch.full((2 * num_generations,), reward), num_generations, "group").any()

@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def begun(run: RunDirectory, *overrides: str) -> DictConfig:
     cfg = compose("train", overrides=list(overrides))
-    run.begin(cfg, list(overrides), {"data_fingerprint": "f00d"})
+    run.create(cfg, list(overrides), {"data_fingerprint": "f00d"})
     return cfg
 
 
@@ -130,7 +130,7 @@ def test_the_stored_config_comes_back_typed(
     assert stored == cfg
     assert OmegaConf.get_type(stored) is TrainConfig
     assert OmegaConf.get_type(stored.data) is data and OmegaConf.get_type(stored.algorithm) is algorithm
-    assert stored.model.precision in Precision and isinstance(stored.model.precision, Precision)
+    assert stored.model.dtype in Precision and isinstance(stored.model.dtype, Precision)
     check(stored)
 
 
@@ -141,7 +141,7 @@ def test_the_stored_config_comes_back_typed(
         (lambda text: text.replace("seed: 0\noutput", "seed: zero\noutput"), "zero"),
         (lambda text: text + "colour: red\n", "seed"),
         (lambda text: text.replace("beta:", "betta:"), "betta"),
-        (lambda text: text.replace("group_size: 8\n  updates", "groups: 8\n  updates"), "groups"),
+        (lambda text: text.replace("num_generations: 8\n  updates", "groups: 8\n  updates"), "groups"),
         (lambda text: text.split("algorithm:")[0], "algorithm"),
         (lambda text: "a: [1", "parsing"),
         (lambda text: "- 1\n- 2\n", "settings"),

@@ -199,10 +199,10 @@ def test_metrics_go_out_in_batches(start: Callable[..., Tracker], uri: str) -> N
         batches.append(len(more["metrics"])),
         send(*args, **more),
     )
-    begin = time.monotonic()
+    create = time.monotonic()
     for step in range(1100):
         tracker.metrics({"a": float(step), "b": 0.0}, step)
-    assert all(size <= 1000 for size in batches) and len(batches) <= 3 + (time.monotonic() - begin) / 5
+    assert all(size <= 1000 for size in batches) and len(batches) <= 3 + (time.monotonic() - create) / 5
     tracker.finish()
     assert sum(batches) == 2200
     assert points(uri, tracker.run_id, "a") == [(step, float(step)) for step in range(1100)]

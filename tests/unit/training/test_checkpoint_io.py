@@ -94,8 +94,8 @@ def test_tied_weights_are_stored_once_and_overlapping_views_survive(tmp_path: Pa
     loaded = round_trip(tree, tmp_path)
     same(tree, loaded)
     assert loaded["state_dict"]["embed"] is loaded["state_dict"]["head"]
-    total = sum(file.stat().st_size for file in (tmp_path / "c.ckpt").iterdir())
-    assert total < 2.2 * shared.numel() * 4
+    normalizer = sum(file.stat().st_size for file in (tmp_path / "c.ckpt").iterdir())
+    assert normalizer < 2.2 * shared.numel() * 4
 
 
 def test_versions_of_submodules_survive(tmp_path: Path) -> None:
@@ -262,13 +262,13 @@ class Manual(pl.LightningModule):
         self.seen: list[float] = []
 
     def training_step(self, batch: torch.Tensor, index: int) -> None:
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer, lr_scheduler_type = self.optimizers(), self.lr_schedulers()
         noise = torch.nn.functional.dropout(self.first(batch).tanh(), 0.5)
         loss = self.second(noise).square().mean()
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        schedule.step()
+        lr_scheduler_type.step()
         self.seen.append(float(batch[0, 0]))
 
     def configure_optimizers(self) -> Any:
@@ -305,13 +305,13 @@ def fit(folder: Path, steps: int, ckpt_path: str | None = None, **saving: Any) -
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 11])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    whole, whole_trainer = fit(tmp_path / "whole", 13)
+    unsharded_params, whole_trainer = fit(tmp_path / "whole", 13)
     before, _ = fit(tmp_path / "halves", stop)
     after, trainer = fit(tmp_path / "halves", 13, ckpt_path=str(tmp_path / "halves" / f"step={stop}.ckpt"))
-    assert before.seen + after.seen == whole.seen
-    same(whole.state_dict(), after.state_dict())
+    assert before.seen + after.seen == unsharded_params.seen
+    same(unsharded_params.state_dict(), after.state_dict())
     same(whole_trainer.optimizers[0].state_dict(), trainer.optimizers[0].state_dict())
-    same(whole.lr_schedulers().state_dict(), after.lr_schedulers().state_dict())
+    same(unsharded_params.lr_schedulers().state_dict(), after.lr_schedulers().state_dict())
     io = SafetensorsCheckpointIO()
     ends = [io.load_checkpoint(tmp_path / name / "step=13.ckpt") for name in ("whole", "halves")]
     assert ends[0]["hyper_parameters"] == {"width": 4}

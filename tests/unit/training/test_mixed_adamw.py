@@ -49,9 +49,9 @@ def test_bfloat16_follows_what_float32_would_do() -> None:
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit() -> None:
-    whole, first = weights(torch.bfloat16), weights(torch.bfloat16)
-    optimizer = MixedPrecisionAdamW(whole, **SETTINGS)
-    train(whole, optimizer, range(20))
+    unsharded_params, first = weights(torch.bfloat16), weights(torch.bfloat16)
+    optimizer = MixedPrecisionAdamW(unsharded_params, **SETTINGS)
+    train(unsharded_params, optimizer, range(20))
     interrupted = MixedPrecisionAdamW(first, **SETTINGS)
     train(first, interrupted, range(10))
     stored = copy.deepcopy(interrupted.state_dict())
@@ -59,7 +59,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit() -> None:
     resumed = MixedPrecisionAdamW(again, **SETTINGS)
     resumed.load_state_dict(stored)
     train(again, resumed, range(10, 20))
-    for a, b in zip(whole, again, strict=True):
+    for a, b in zip(unsharded_params, again, strict=True):
         assert torch.equal(a, b)
         for name in ("master", "exp_avg", "exp_avg_sq"):
             assert resumed.state[b][name].dtype == torch.float32
@@ -82,8 +82,8 @@ def test_full_tuning_in_half_precision_has_the_copy_and_other_training_has_not(
         parameters,
         learning_rate=1e-6,
         weight_decay=0.0,
-        schedule="constant",
-        warmup_fraction=0.0,
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
         steps=1,
         adam_beta2=0.999,
     )

@@ -11,37 +11,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medr1.errors import CheckpointError
-from medr1.training.optimization import build_optimizer, check_state, micro_batches, pieces, rate_factor
+from medr1.training.optimization import build_optimizer, check_state, micro_batches, rate_factor, split_to_count
 
 SCHEDULES = ["constant", "linear", "cosine"]
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"),
+    ("lr_scheduler_type", "expected"),
     [
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]),
         ("cosine", [0.5, 1.0, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0]),
     ],
 )
-def test_by_hand(schedule: str, expected: list[float]) -> None:
-    assert [rate_factor(step, 6, 1 / 3, schedule) for step in range(7)] == pytest.approx(expected)
+def test_by_hand(lr_scheduler_type: str, expected: list[float]) -> None:
+    assert [rate_factor(step, 6, 1 / 3, lr_scheduler_type) for step in range(7)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_without_warm_up_the_first_step_has_the_full_rate(schedule: str) -> None:
-    assert rate_factor(0, 10, 0.0, schedule) == 1.0
+@pytest.mark.parametrize("lr_scheduler_type", SCHEDULES)
+def test_without_warm_up_the_first_step_has_the_full_rate(lr_scheduler_type: str) -> None:
+    assert rate_factor(0, 10, 0.0, lr_scheduler_type) == 1.0
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.sampled_from(SCHEDULES))
-def test_rises_to_one_then_never_rises_again(steps: int, warmup_fraction: float, schedule: str) -> None:
-    factors = [rate_factor(step, steps, warmup_fraction, schedule) for step in range(steps + 5)]
+def test_rises_to_one_then_never_rises_again(steps: int, warmup_ratio: float, lr_scheduler_type: str) -> None:
+    factors = [rate_factor(step, steps, warmup_ratio, lr_scheduler_type) for step in range(steps + 5)]
     top = factors.index(1.0)
-    assert abs(top + 1 - steps * warmup_fraction) <= 1
+    assert abs(top + 1 - steps * warmup_ratio) <= 1
     assert all(0 < f <= 1 for f in factors[:steps])  # no step is lost to a rate of zero
     assert all(a < b for a, b in pairwise(factors[: top + 1]))
     assert all(a >= b for a, b in pairwise(factors[top:]))
-    if schedule != "constant" and top + 1 < steps:
+    if lr_scheduler_type != "constant" and top + 1 < steps:
         assert factors[steps:] == pytest.approx([0.0] * 5, abs=1e-12)
 
 
@@ -53,8 +53,8 @@ def test_only_what_is_trained_is_optimized_at_the_scheduled_rate() -> None:
         learning_rate=0.4,
         weight_decay=0.1,
         adam_beta2=0.95,
-        schedule="linear",
-        warmup_fraction=0.5,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.5,
         steps=4,
     )
     rates = []
@@ -93,7 +93,7 @@ def test_micro_batches_hold_every_item_once_in_order_and_fit(sizes: list[int], b
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 40))
 def test_parts_are_cut_into_as_many_pieces_as_asked_for(sizes: list[int], more: int) -> None:
     count = min(len(sizes) + more, sum(sizes))
-    cut = pieces(sizes, count)
+    cut = split_to_count(sizes, count)
     assert sum(map(len, cut)) == count
     for size, part in zip(sizes, cut, strict=True):
         assert [row for piece in part for row in piece] == list(range(size)) and all(part)

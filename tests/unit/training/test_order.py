@@ -43,6 +43,6 @@ def test_shares_part_the_batch_in_its_order(indices: list[int], world_size: int)
 
 
 def test_a_stream_resumes_where_it_stopped() -> None:
-    whole = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
-    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7)) == whole[3:]
-    assert len(whole) == 7
+    unsharded_params = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
+    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7)) == unsharded_params[3:]
+    assert len(unsharded_params) == 7
