@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.config.messages import explain
 from medr1.config.paths import CONF, SWEEPS
-from medr1.config.schema import EvaluateConfig, TrainConfig, register, register_sweeps
+from medr1.config.schema import register, register_sweeps
+from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.config.validate import check, is_server
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory

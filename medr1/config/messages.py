@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from hydra.errors import MissingConfigException
 
-from medr1.config.schema import SCHEMAS, TrainConfig, key_paths
+from medr1.config.schema import SCHEMAS, key_paths
+from medr1.config.settings import TrainConfig
 
 
 def explain(error: Exception, schema: type) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import Attention, LoraTargets, Precision, Split, Tuning
 from medr1.config.image_tokens import fitting
-from medr1.config.schema import ALL, LOOPBACK, ServerConfig
+from medr1.config.settings import ALL, LOOPBACK, ServerConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medr1.config.schema import OmniMedVQAConfig
+from medr1.config.settings import OmniMedVQAConfig
 from medr1.data.image_index import ImageIndex, group_pictures
 from medr1.data.sources.omnimedvqa.files import (
     Question,

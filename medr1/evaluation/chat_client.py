@@ -18,7 +18,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-from medr1.config.schema import LOOPBACK
+from medr1.config.settings import LOOPBACK
 from medr1.errors import ServerError
 
 _LONGEST_WAIT = 60.0  # seconds; what a server asks for itself may be longer

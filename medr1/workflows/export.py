@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from medr1.config.schema import TrainConfig
+from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.loading import export_policy, load_policy, resolve_attn_implementation
 from medr1.reporting.model_card import model_card

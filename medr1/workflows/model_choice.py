@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from medr1.config.compose import evaluation_config, model_names
 from medr1.config.image_tokens import fitting, known_image_token_size
-from medr1.config.schema import TrainConfig
+from medr1.config.settings import TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory, read_json

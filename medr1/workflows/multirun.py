@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medr1.config.messages import explain
 from medr1.config.naming import job_name, sweep_name
 from medr1.config.paths import PACKAGE
-from medr1.config.schema import TrainConfig
+from medr1.config.settings import TrainConfig
 from medr1.config.validate import check
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import write_json

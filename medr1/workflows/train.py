@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from medr1.config.schema import CommonConfig, EvaluateConfig, TrainConfig
+from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import is_server
 from medr1.data.image_loader import ImageLoader
 from medr1.data.sources.phantoms.base_mixture import corpus

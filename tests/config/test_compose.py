@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import ReleasedAxis
 from medr1.config.naming import job_name, run_directory
-from medr1.config.schema import SCHEMAS, SWEEPS, EvaluateConfig, TrainConfig, register, register_sweeps
+from medr1.config.schema import SCHEMAS, register, register_sweeps
+from medr1.config.settings import SWEEPS, EvaluateConfig, TrainConfig
 from medr1.config.validate import check
 from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode

@@ -21,7 +21,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medr1.config.schema import OmniMedVQAConfig, TrainConfig, register
+from medr1.config.schema import register
+from medr1.config.settings import OmniMedVQAConfig, TrainConfig
 from medr1.config.validate import check
 from medr1.data.sources.registry import load_dataset
 from medr1.errors import Medr1Error

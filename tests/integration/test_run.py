@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from medr1.config.schema import TrainConfig
+from medr1.config.settings import TrainConfig
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.data.sources.registry import load_dataset
 from medr1.evaluation.image_ablation import shuffled_images

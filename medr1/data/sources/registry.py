@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from medr1.config.enums import OnBadRecord, Split
-from medr1.config.schema import ALL
+from medr1.config.settings import ALL
 from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.data.sources.omnimedvqa.source import Loaded, load_omnimedvqa
 from medr1.data.sources.phantoms.records import World, make_records

@@ -13,15 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import Precision
-from medr1.config.schema import (
-    GRPOConfig,
-    OmniMedVQAConfig,
-    PhantomsConfig,
-    PretrainConfig,
-    SFTConfig,
-    TrainConfig,
-    register,
-)
+from medr1.config.schema import register
+from medr1.config.settings import GRPOConfig, OmniMedVQAConfig, PhantomsConfig, PretrainConfig, SFTConfig, TrainConfig
 from medr1.config.validate import check
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import RunDirectory, environment, write_json, write_text
