@@ -145,13 +145,15 @@ def _load(choice: ModelChoice) -> Model:
 def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
     from PIL import Image
 
-    from medr1.evaluation.option_probabilities import tell
+    from medr1.evaluation.option_probabilities import generate_with_option_probabilities
     from medr1.models.processor import Prompt
 
     side, mode = model.choice.image_size, model.choice.mode
     shown = picture.resize((side, side), Image.Resampling.BICUBIC)
     prompt = Prompt(model.processor.chat(question_text(question, options, mode)), shown)
-    told = tell(model.policy, model.processor, prompt, options, model.choice.max_completion_length)
+    told = generate_with_option_probabilities(
+        model.policy, model.processor, prompt, options, model.choice.max_completion_length
+    )
     read = parse(told.text, mode, options)
     note = ""
     if read.answer is None:
