@@ -72,7 +72,7 @@ class Ours:
                 optimizer={
                     "learning_rate": 1e-6,
                     "weight_decay": 0.0,
-                    "schedule": "constant",
+                    "lr_scheduler_type": "constant",
                     "warmup_ratio": 0.0,
                     "steps": 1000,
                     "adam_beta2": 0.999,

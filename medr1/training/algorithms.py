@@ -44,7 +44,7 @@ def build_algorithm(
     optimizer = {
         "learning_rate": a.learning_rate,
         "weight_decay": a.weight_decay,
-        "schedule": str(a.lr_scheduler_type),
+        "lr_scheduler_type": str(a.lr_scheduler_type),
         "warmup_ratio": a.warmup_ratio,
         "adam_beta2": a.adam_beta2,
         "steps": cfg.trainer.max_steps * int(a.get("num_iterations", 1)),

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import ReleasedAxis
 from medr1.config.naming import job_name, run_directory
+from medr1.config.paths import SWEEPS
 from medr1.config.schema import SCHEMAS, register, register_sweeps
-from medr1.config.settings import SWEEPS, EvaluateConfig, TrainConfig
+from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.config.validate import check
 from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medr1.generate import generate, load
 from PIL import Image
 
+from medr1.ask import ask, load
 from medr1.domain.reasoning import question_text
 from medr1.errors import ConfigError
 from medr1.generation.rollout import Sampling, rollout
@@ -77,7 +77,7 @@ def test_an_export_gives_the_same_tokens_without_medr1(
     assert told_by_card(tmp_path / "export", picture, base) == expected
     # medr1 itself reads it, and asks as the run was asked.
     assert told_by(tmp_path / "export", picture) == expected
-    answers = [generate(load(model), picture, QUESTION, ["ct", "mri"]) for model in (adapted.path, tmp_path / "export")]
+    answers = [ask(load(model), picture, QUESTION, ["ct", "mri"]) for model in (adapted.path, tmp_path / "export")]
     assert answers[0].completion == answers[1].completion and answers[0].letter == answers[1].letter
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medr1.generate import load
 from PIL import Image
 from safetensors.torch import load_file
 
+from medr1.ask import load
 from medr1.domain.reasoning import question_text
 from medr1.evaluation.predictions import read_predictions
 from medr1.generation.rollout import Sampling, rollout

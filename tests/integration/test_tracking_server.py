@@ -25,10 +25,10 @@ from PIL import Image
 from medr1.errors import TrackingError
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory
+from medr1.tracking import offline_queue
 from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import send_unsent, unsent
 from medr1.tracking.tracker import Tracker
-from medr1.tracking.tracker import offline_queue as tracking_outbox
 from medr1.workflows.sweep_report import report_sweep
 from tests.integration.conftest import command, only_run, read_json, run_command
 
@@ -96,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_a_server_that_comes_back_gets_what_it_missed(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking_outbox, "_FIRST_WAIT", 0.0)
+    monkeypatch.setattr(offline_queue, "_FIRST_WAIT", 0.0)
     picture = Image.new("L", (8, 8), 3)
     (tmp_path / "file.txt").write_text("old")
     with Tracker.start(server.uri, "tests", "r", tmp_path) as tracker:

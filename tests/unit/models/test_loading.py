@@ -23,7 +23,12 @@ from medr1.training.optimization import build_optimizer
 from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (3, 2)]
-OPTIMIZER: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "schedule": "constant", "warmup_ratio": 0.0}
+OPTIMIZER: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "weight_decay": 0.1,
+    "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0,
+}
 OPTIMIZER |= {"steps": 1, "adam_beta2": 0.999}
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 Damage = Callable[[Path], object]
