@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from medr1.config.paths import PACKAGE
 
 # What a run's numbers do not depend on: where it is written and tracked, and how often.
-_INDIFFERENT = ("hydra", "output_dir", "tracking", "sweep", "resume", "plan", "plan_memory")
+_INDIFFERENT = ("hydra", "output_dir", "plugins", "tracking", "sweep", "resume", "plan", "plan_memory")
 _INDIFFERENT_WITHIN = {"trainer": ("save_steps", "logging_steps"), "data": ("cache_dir",)}
 # What tells a process of a launcher its number; Lightning knows its processes by the same.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")

@@ -56,6 +56,7 @@ class ModelConfig:
     ``image_token_size``: side of one image token in pixels; ``image_size`` is a multiple of it.
     """
 
+    kind: str = "hf"
     name: str = MISSING
     path: str = MISSING
     image_token_size: int = 28
@@ -76,6 +77,7 @@ class ServerConfig(ModelConfig):
     ``timeout`` and ``backoff`` in seconds. The key itself is in no config, only the name of its variable.
     """
 
+    kind: str = "server"
     url: str = MISSING
     api_key_variable: str | None = "OPENAI_API_KEY"
     concurrency: int = 8
@@ -307,6 +309,8 @@ class CommonConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     output_dir: str = "runs"
+    plugins: str | None = None
+    """A folder with components of your own: its Python files are imported, its YAML files are options of their groups."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""From the runs of a sweep to its tables, figures and report, and to its own run in MLflow. Loads no torch."""
+"""Writes the tables, figures and report of a sweep, and logs them to its own run in MLflow. Loads no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
 from medr1.tracking.history import History
 from medr1.tracking.tracker import Tracker
-from medr1.workflows.session import send_rest
+from medr1.workflows.session import send_pending
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ _CURVES = ("train/reward", "train/completions/mean_length", "train/loss")
 
 
 def report_sweep(place: Path) -> None:
-    """Makes everything that a sweep shows, from the files of those of its runs that are finished.
+    """Writes the report of a sweep from the files of its finished runs.
 
     Raises:
-        ConfigError: no sweep there. DataError: none of its runs is finished, or their predictions do not go together.
+        ConfigError: the directory holds no sweep. DataError: no run is finished, or the runs have other test records.
     """
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # matplotlib writes PDF with it
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     directory = SweepDirectory(place.absolute())
     manifest = directory.read()
     states = directory.states(manifest.jobs)
@@ -50,7 +50,7 @@ def report_sweep(place: Path) -> None:
     history = _history(directory)
     if history is not None:  # the curves of the report come from MLflow
         for name in finished:
-            send_rest(directory.run(name))
+            send_pending(directory.run(name))
     runs = [_read(directory.run(name), manifest.jobs[name].axes) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
     report = write_report(
@@ -100,7 +100,7 @@ def _history(directory: SweepDirectory) -> History | None:
 
 
 def _uri(directory: SweepDirectory) -> str:
-    """Where the sweep is tracked. Its own note leaves out a password, which the configs of its runs have."""
+    """The tracking URI of the sweep. mlflow.json leaves out a password, which the configs of the runs have."""
     stored = stored_run(directory.path)
     assert stored is not None
     runs = [directory.run(name) for name in directory.read().jobs]
@@ -129,7 +129,7 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
 
 
 def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> Section | None:
-    """On the phantoms, where the truth about every picture is known, what the rationales are worth."""
+    """How many claims of the rationales are true. Only for phantoms, where the truth about every image is known."""
     records: dict[str, Record] = {}
     for name in finished:
         data: DictConfig = _config(directory.run(name)).data
@@ -146,7 +146,7 @@ def _config(run: RunDirectory) -> DictConfig:
 
 
 def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
-    """What made the numbers; more than one value means that runs of different versions or data stand together."""
+    """Versions and data of the runs. More than one value means that runs of different versions or data are mixed."""
     load_if_exists: dict[str, set[str]] = {}
     for name in finished:
         environment: dict[str, Any] = read_json(directory.run(name).path / "environment.json")
@@ -158,7 +158,7 @@ def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
 
 
 def _track(directory: SweepDirectory, states: Mapping[str, State], tables: SweepTables, console: Console) -> None:
-    """The sweep's own run in MLflow: the report, its figures and files, and the numbers that sum it up."""
+    """Logs the report and its summary metrics to the sweep's own run in MLflow."""
     stored = stored_run(directory.path)
     if stored is None:
         return
