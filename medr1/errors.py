@@ -1,6 +1,6 @@
-"""Errors a user can act on: each names what is wrong, where, and the remedy."""
+"""Errors that a user can act on. Each message names what is wrong, where, and the remedy."""
 
-USER_ERROR = 2  # exit status for what the user can mend, as argparse has it
+USER_ERROR = 2  # exit status, as argparse has it
 
 
 class Medr1Error(Exception):

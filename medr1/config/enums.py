@@ -1,4 +1,4 @@
-"""The closed choices of the schema, each a word in a config. Imported before anything heavy."""
+"""Settings with a fixed set of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a mistake in the config: what is wrong, and the nearest valid name."""
+"""Error messages for mistakes in a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medr1.config.settings import TrainConfig
 
 
 def explain(error: Exception, schema: type) -> str:
-    """One message for a mistake in the config: what is wrong, and the nearest valid name."""
+    """The message for an error of Hydra or OmegaConf: what is wrong, and the nearest valid name."""
     message = str(error).strip()
     cause = error.__cause__
     if cause is not None and str(cause).strip() not in message:
@@ -42,7 +42,7 @@ def explain(error: Exception, schema: type) -> str:
 
 
 def _owners(key: str) -> Iterator[str]:
-    """The choices (group=name) that have a setting."""
+    """The options (group=name) whose schema has this key."""
     for (group, name), schema in schemas().items():
         if group and key in key_paths(schema, f"{group}."):
             yield f"{group}={name.removesuffix('_schema')}"
