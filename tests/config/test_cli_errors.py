@@ -15,8 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config.schema import register
-from medr1.config.validate import check
+from tests.composing import check
 from medr1.errors import ConfigError
 from tests.command_lines import ROOT, Answer, run
 
@@ -39,6 +38,8 @@ TYPED: dict[str, list[str]] = {
     "modalty=ct": ["'modalty'", "Did you mean 'modality'"],
     "debg=quick": ["'debg'", "Did you mean 'debug'"],
     "algorithm.objectiv.beta=0": ["'algorithm.objectiv.beta'", "Did you mean 'algorithm.objective.beta'"],
+    "algorithm.group_size=4": ["algorithm.group_size is called algorithm.num_generations"],
+    "+trainer.steps=4": ["+trainer.steps is called trainer.max_steps"],
     "lr=3": ["'lr'", "--cfg job"],
     "+algorithm.learning_rat=3": ["+algorithm.learning_rat", "no such setting", "learning_rate"],
     "+sead=3": ["+sead", "no such setting", "seed"],
@@ -58,7 +59,7 @@ TYPED: dict[str, list[str]] = {
     "seed": ["'seed'", "missing EQUAL"],
     # Combinations
     "model=hf": ["model=hf needs model.path="],
-    "data=omnimedvqa": ["data=omnimedvqa needs data.root=", "QA_information"],
+    "data=omnimedvqa": ["data=omnimedvqa needs data.root="],
     "data=omnimedvqa data.root=nowhere": ["data.root=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.splits=nowhere": ["data.splits=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.split=test_only": ["data.split=test_only", "evaluate.py"],
@@ -67,8 +68,8 @@ TYPED: dict[str, list[str]] = {
     "resume=nowhere seed=1 modality=ct": ["resume=", "leave out seed=1, modality=ct"],
     "output_dir=a_file": ["a_file", "Not a directory", "output_dir"],
     "hydra.run.dir=a_file": ["a_file", "output_dir"],
-    "model=server": ["model=server needs model.url=http", "model.path=NAME"],
-    "model=server model.url=http://127.0.0.1:1/v1 model.path=n": ["can only be asked", "algorithm=zero_shot"],
+    "model=server": ["model=server needs model.path=... and model.url=..."],
+    "model=server model.url=http://127.0.0.1:1/v1 model.path=n": ["algorithm=zero_shot"],
     "evaluate.py model=server model.url=127.0.0.1:8000 model.path=n": ["model.url=127.0.0.1:8000", "use http://HOST"],
     "evaluate.py model=server model.url=http://h:99999/v1 model.path=n": ["http://h:99999", "range"],
     "evaluate.py model=server model.url=http://me:pw@h/v1 model.path=n": ["no name and password", "use http://HOST"],
@@ -107,7 +108,7 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "data.image_size=1": ["data.image_size=1", "use data.image_size=28"],
     "data.image_size=0": ["data.image_size=0", "use data.image_size=28"],
     "data.image_size=384": ["data.image_size=384", "use data.image_size=392"],
-    "model.image_token_size=32": ["data.image_size=84", "32 x 32", "model.image_token_size", "use data.image_size=96"],
+    "model.image_token_size=32": ["data.image_size=84", "model.image_token_size=32", "use data.image_size=96"],
     "model.image_token_size=0": ["model.image_token_size=0", "between 1"],
     "model.attn_implementation=flash_attention_2": [
         "half precision",
@@ -116,7 +117,7 @@ IMPOSSIBLE: dict[str, list[str]] = {
     ],
     "trainer.devices=3": ["trainer.train_batch_size=16", "3 processes"],
     "trainer.devices=2 trainer.num_nodes=3": ["trainer.train_batch_size=16", "6 processes"],
-    "reward.accuracy=0 reward.format=0": ["reward.accuracy=0", "reward.format=0", "weight"],
+    "reward.functions.accuracy.weight=0 reward.functions.format.weight=0": ["weight"],
     "model.tuning=lora model.freeze_vision_tower=true model.lora.target_modules=vision": ["nothing to train"],
 }
 
@@ -132,7 +133,6 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
 
 @pytest.fixture(scope="module")
 def default() -> DictConfig:
-    register()
     with initialize_config_dir(version_base=None, config_dir=str(ROOT / "conf")):
         return compose("train")
 

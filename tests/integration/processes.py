@@ -92,8 +92,8 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
 
     from medr1.tracking.tracker import NullTracker
     from medr1.training import grpo, sft
-    from medr1.workflows import train as pipeline
-    from tests.integration.conftest import composed
+    from medr1.workflows.train import train
+    from tests.composing import composed
 
     torch.set_num_threads(1)
     rank_zero_only.rank = rank  # pytorch_lightning reads it when it is imported, which was before this process
@@ -123,7 +123,7 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
         kind.on_train_batch_end = after_a_step  # type: ignore[method-assign,assignment]
     NullTracker.metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", dict(values))  # type: ignore[method-assign]
     given = (f"resume={run_dir / 'run'}",) if resume else overrides
-    pipeline.train(composed("train", *given), run_dir / "run", list(given))
+    train(composed("train", *given), run_dir / "run", list(given))
 
 
 def _append(path: Path, value: Any) -> None:

@@ -21,9 +21,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medr1.config.schema import register
 from medr1.config.settings import OmniMedVQAConfig, TrainConfig
-from medr1.config.validate import check
+from tests.composing import check
 from medr1.data.sources.registry import load_dataset
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
@@ -101,7 +100,6 @@ def track(uri: str) -> Callable[[Place], None]:
 
 def configure(*overrides: str) -> Callable[[Place], None]:
     def meet(at: Place) -> None:
-        register()
         with initialize_config_dir(version_base=None, config_dir=str(ROOT / "conf")):
             check(compose("train", overrides=list(overrides)))
 

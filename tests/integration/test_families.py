@@ -22,9 +22,9 @@ from medr1.generation.rollout import Sampling, rollout
 from medr1.models.loading import FAMILIES, load_policy, save_policy
 from medr1.models.processor import Prompt
 from medr1.runs.run_directory import RunDirectory, read_json
-from medr1.workflows import train as pipeline
+from medr1.workflows.evaluate import evaluate
 from medr1.workflows.export import export_run
-from tests.integration.conftest import composed, train_here
+from tests.composing import composed, train_here
 
 QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}
 SHORT = ["debug=quick", "modality=mri", "reasoning=no_think", "tracking=none", "model=hf", "evaluation.limit=1"]
@@ -39,7 +39,7 @@ SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01, "
 
 def evaluated(directory: Path, *overrides: str) -> RunDirectory:
     cfg = composed("evaluate", f"output_dir={directory.parent}", *overrides)
-    pipeline.evaluate(cfg, directory, list(overrides))
+    evaluate(cfg, directory, list(overrides))
     return RunDirectory(directory)
 
 
@@ -90,7 +90,7 @@ def test_from_a_checkpoint_of_the_hub_to_one_for_everybody(build, family: str, t
 
     # As the large ones are trained: half precision, layers run again in the backward pass, the vision tower as it was.
     full = train_here(tmp_path / "full", *SHORT, *RL, f"model.path={sft.model}", "model.freeze_vision_tower=true")
-    cfg = full.stored_config(pipeline.TrainConfig)
+    cfg = full.stored_config(TrainConfig)
     assert cfg.model.dtype == "bfloat16" and cfg.model.gradient_checkpointing and cfg.model.tuning != "lora"
     assert cfg.data.image_size == 3 * {"qwen3_vl": 32}.get(family, 28)
     assert read_json(full.environment)["attn_implementation"] == "sdpa"

@@ -11,7 +11,7 @@ from benchmarks.plan_against_measured import Measurement, overrides
 from medr1.data.sources.registry import load_dataset
 from medr1.errors import ConfigError
 from medr1.planning.device import GIB, find_device
-from medr1.workflows import train as pipeline
+from medr1.workflows.train import train
 from medr1.workflows.forecast import forecast_memory, refuse_what_cannot_fit
 from medr1.workflows.plan import plan
 from tests.integration.conftest import ROOT, composed, run_command
@@ -49,7 +49,7 @@ def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> No
     cfg = composed("train", *given)
     ledger = Measurement()
     with ledger:
-        pipeline.train(cfg, tmp_path / "run", given)
+        train(cfg, tmp_path / "run", given)
     assert forecast_memory(composed("train", *given)).peak == pytest.approx(ledger.peak, rel=0.2)
 
 

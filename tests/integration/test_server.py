@@ -17,7 +17,7 @@ from medr1.evaluation.predictions import Prediction, read_predictions
 from medr1.evaluation.server_predictions import partial_of
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows import train as pipeline
+from medr1.workflows.evaluate import evaluate
 from tests.command_lines import run as command_lines
 from tests.integration.conftest import (
     MINI,
@@ -79,7 +79,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 def local(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """The same model on this machine."""
     run = RunDirectory(tmp_path_factory.mktemp("local") / "run")
-    pipeline.evaluate(composed("evaluate", *DATA, f"output_dir={run.path.parent}", "tracking=none"), run.path, [])
+    evaluate(composed("evaluate", *DATA, f"output_dir={run.path.parent}", "tracking=none"), run.path, [])
     return run
 
 
@@ -200,7 +200,7 @@ def test_a_served_model_is_a_row_of_train(serve: Callable[..., Served], local: R
 def test_a_local_evaluation_is_resumed_too(local: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     before = answers(local, "base"), local.summary.read_text()
     local.predictions("blank_image").unlink()
-    pipeline.evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
+    evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
     assert (answers(local, "base"), local.summary.read_text()) == before
 
 
@@ -212,7 +212,7 @@ def test_two_hundred_real_questions_survive_a_killed_client_and_a_killed_server(
     real = ("data=omnimedvqa", f"data.root={MINI}", "evaluation.limit=8", "reasoning=no_think", "tracking=none")
     few = ("evaluation.blank_image=false", "evaluation.shuffled_image=false", "data.image_size=84")
     here = RunDirectory(tmp_path / "here" / "run")
-    pipeline.evaluate(composed("evaluate", *real, *few, f"output_dir={here.path.parent}"), here.path, [])
+    evaluate(composed("evaluate", *real, *few, f"output_dir={here.path.parent}"), here.path, [])
     expected = answers(here, "base")
     assert len(expected) >= 200 and len({line.modality for line in expected}) == 8
 

@@ -1,4 +1,4 @@
-"""What a sweep gives to its runs, and what it says of those that are started out of sight."""
+"""The environment of a run of a sweep, and the progress of runs that are launched remotely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from medr1.runs.sweep import Job, Manifest, SweepDirectory
-from medr1.workflows.multirun import run_environment, watch
+from medr1.workflows.sweep_job import print_progress, run_environment
 
 
 def test_a_run_inside_a_slurm_job_starts_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,21 +31,21 @@ def test_runs_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
     assert run_environment(OmegaConf.create({"n_jobs": 4}))["OMP_NUM_THREADS"] == "3"
 
 
-def test_what_is_started_out_of_sight_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_of_remotely_launched_runs_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = SweepDirectory(tmp_path / "sweep")
     jobs = {name: Job(name, {"seed": name}, []) for name in ("a", "b")}
     directory.add(Manifest("title", "seed", "modality", [], list(jobs), jobs))
-    told = ""
+    printed = ""
 
     def wait_for(text: str) -> None:
-        nonlocal told
+        nonlocal printed
         deadline = time.monotonic() + 30
-        while text not in told:
-            assert time.monotonic() < deadline, told
+        while text not in printed:
+            assert time.monotonic() < deadline, printed
             time.sleep(0.01)
-            told += capsys.readouterr().out
+            printed += capsys.readouterr().out
 
-    watching = threading.Thread(target=watch, args=(directory, directory.states(jobs), 0.01), daemon=True)
+    watching = threading.Thread(target=print_progress, args=(directory, directory.states(jobs), 0.01), daemon=True)
     watching.start()
     for file, text in (
         (directory.run("a").config, "a: started; 0 of 2 done"),
@@ -56,4 +56,4 @@ def test_what_is_started_out_of_sight_is_told(tmp_path: Path, capsys: pytest.Cap
         file.write_text(json.dumps({}))
         wait_for(text)
     watching.join(30)
-    assert not watching.is_alive(), "nothing is left to be told"
+    assert not watching.is_alive(), "all runs have ended"
