@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
+from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.loading import export_policy, load_policy, resolve_attn_implementation
 from medr1.reporting.model_card import model_card
-from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
+from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.model_choice import HOW_TO_ASK, ModelChoice
 
 
@@ -35,10 +37,9 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
         raise ConfigError(f"{run.path} has no results yet; finish it with train.py resume={run.path}")
     if not merge and choice.adapter is None:
         raise ConfigError(f"merge=false: {run.path} was trained in full and has no adapter; leave out merge=false")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with ExitStack() as stack:
         try:
-            partial.mkdir(parents=True)
+            partial = stack.enter_context(atomic_directory(target))
         except OSError as error:
             raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
         if merge:
@@ -58,9 +59,6 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
             shutil.copytree(choice.adapter, partial, dirs_exist_ok=True)
         write_json(partial / HOW_TO_ASK, choice.how_to_ask())
         write_text(partial / "README.md", _card(cfg, run, choice, merge))
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it after the rename
     print(f"export: {target}")
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from medr1.atomic_write import read_json
 from medr1.config.compose import evaluation_config, model_names
 from medr1.config.image_tokens import fitting, known_image_token_size
 from medr1.config.settings import TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
-from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory, read_json
+from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory
 
 HOW_TO_ASK = "medr1.json"  # in an export: what the weights alone do not say
 

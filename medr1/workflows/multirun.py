@@ -30,13 +30,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from medr1.atomic_write import write_json
 from medr1.config.messages import explain
 from medr1.config.naming import job_name, sweep_name
 from medr1.config.paths import PACKAGE
 from medr1.config.settings import TrainConfig
 from medr1.config.validate import check
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
-from medr1.runs.run_directory import write_json
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, cores, time_left
 from medr1.tracking.address import stored_run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import signal
 import warnings
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from medr1.atomic_write import atomic_directory, write_json
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import is_server
 from medr1.data.image_loader import ImageLoader
@@ -34,7 +34,7 @@ from medr1.models.loading import load_policy, resolve_attn_implementation, save_
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.tiny import build_tiny_policy
-from medr1.runs.run_directory import RunDirectory, write_json
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.tracker import AnyTracker, NullTracker
 from medr1.training.algorithms import build_algorithm, count_steps, lora_of
@@ -255,11 +255,8 @@ def _ask_base(
 
 def _store_model(policy: Policy, processor: Processor, run: RunDirectory, state: Mapping[str, Tensor] | None) -> None:
     """Writes the trained weights in one step: model/ is there whole or not at all."""
-    partial = run.path / ".model.partial"
-    if partial.exists():
-        shutil.rmtree(partial)
-    save_policy(policy, processor, partial, state)
-    partial.rename(run.model)
+    with atomic_directory(run.model) as partial:
+        save_policy(policy, processor, partial, state)
 
 
 def loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from medr1.generate import load
 from PIL import Image
 from safetensors.torch import load_file
 
+from medr1.atomic_write import read_json
 from medr1.domain.reasoning import question_text
 from medr1.evaluation.predictions import read_predictions
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.loading import FAMILIES, load_policy, save_policy
 from medr1.models.processor import Prompt
-from medr1.runs.run_directory import RunDirectory, read_json
+from medr1.runs.run_directory import RunDirectory
 from medr1.workflows import train as pipeline
 from medr1.workflows.export import export_run
 from tests.integration.conftest import composed, train_here
