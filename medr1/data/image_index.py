@@ -27,7 +27,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from medr1.atomic_write import write_text
 from medr1.data.images import read_rgb, resolve_inside
 from medr1.domain.records import BadRecord, Reason
 from medr1.errors import DataError
@@ -153,13 +153,9 @@ class ImageIndex:
 
     def _write_cache(self) -> None:
         """Replaces the cache in one step, so that neither a crash nor a second process leaves half a file."""
-        folder = self._cache_file.parent
         lines = [json.dumps(self._header), *(json.dumps(_to_json(self._known[path])) for path in sorted(self._known))]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as temporary:
-                temporary.write("\n".join(lines) + "\n")
-            os.replace(temporary.name, self._cache_file)
+            write_text(self._cache_file, "\n".join(lines) + "\n")
         except OSError as error:
             raise DataError(
                 f"the picture index {self._cache_file} cannot be written: {error}. Remedy: a writable cache folder"

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from matplotlib.figure import Figure
 from PIL import Image
 
+from medr1.atomic_write import write_text
 from medr1.errors import DataError
 from medr1.evaluation.statistics import wilson
 from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, SweepTables
@@ -139,8 +140,7 @@ def write_report(
         body="\n".join(f'<section><h2 id="{anchor}">{name}</h2>\n{html}</section>' for anchor, name, html in parts),
     )
     path = folder / "report.html"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8", newline="\n")
+    write_text(path, html)
     return path
 
 

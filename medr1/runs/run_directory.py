@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medr1.atomic_write import write_json, write_text
 from medr1.config.paths import PACKAGE
 from medr1.config.schema import SCHEMAS
 from medr1.errors import CheckpointError, ConfigError
@@ -186,22 +185,6 @@ def _typed(stored: Any, schema: type) -> DictConfig:
         raise ValueError(f"{', '.join(sorted(missing))} missing")
     assert isinstance(typed, DictConfig)
     return typed
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
 
 
 def environment() -> dict[str, Any]:

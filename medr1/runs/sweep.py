@@ -18,8 +18,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from medr1.atomic_write import write_json
 from medr1.errors import ConfigError
-from medr1.runs.run_directory import RunDirectory, write_json
+from medr1.runs.run_directory import RunDirectory
 
 
 class State(StrEnum):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from medr1.atomic_write import read_json, write_json
 from medr1.errors import ConfigError
 
 RUN_FILE = "mlflow.json"
@@ -24,11 +24,8 @@ class StoredRun:
     experiment_id: str = field(default="", compare=False)
 
     def write(self, run_dir: Path) -> None:
-        """Stores it in the run directory, at once or not at all."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        partial = run_dir / f".{RUN_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, run_dir / RUN_FILE)
+        """Writes ``mlflow.json`` in the run directory."""
+        write_json(run_dir / RUN_FILE, asdict(self))
 
 
 def stored_run(run_dir: Path) -> StoredRun | None:
@@ -41,7 +38,7 @@ def stored_run(run_dir: Path) -> StoredRun | None:
     if not file.exists():
         return None
     try:
-        return StoredRun(**json.loads(file.read_bytes()))
+        return StoredRun(**read_json(file))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file} is damaged ({error}): remove it to track the run as a new one") from error
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medr1.atomic_write import atomic_write
 from medr1.errors import TrackingError
 from medr1.tracking.address import StoredRun, without_password
 
@@ -83,10 +84,8 @@ class Outbox:
             if self._try({"do": "artifact", "path": str(made), "folder": folder}):
                 return
             kept = self._files / path
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_name(f".partial.{name}")
-            shutil.copyfile(made, partial)
-            os.replace(partial, kept)
+            with atomic_write(kept) as file:
+                file.write(made.read_bytes())
         self._keep({"do": "artifact", "path": str(kept.relative_to(self._run_dir)), "folder": folder})
 
     def end(self, status: str) -> None:
@@ -121,9 +120,8 @@ class Outbox:
         finally:
             self._count = len(waiting) - done
             if done and self._count:
-                partial = self._file.with_suffix(".partial")
-                partial.write_bytes(b"".join(line + b"\n" for line in waiting[done:]))
-                os.replace(partial, self._file)
+                with atomic_write(self._file) as file:
+                    file.writelines(line + b"\n" for line in waiting[done:])
         self._clear()
 
     def mark_offline(self, error: Exception) -> None:

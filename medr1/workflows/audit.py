@@ -6,11 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from medr1.atomic_write import write_json, write_text
 from medr1.config.settings import EvaluateConfig
 from medr1.errors import ConfigError
 from medr1.evaluation.audit import audit
 from medr1.reporting.audit_text import metric_items, render
-from medr1.runs.run_directory import environment, write_json, write_text
+from medr1.runs.run_directory import environment
 from medr1.tracking.tracker import Tracker
 
 

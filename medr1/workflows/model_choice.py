@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medr1.atomic_write import read_json
 from medr1.config.image_tokens import fitting, known_image_token_size
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
-from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory, read_json
+from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory
 from medr1.workflows.compose import evaluation_config, model_names
 
 PROMPT_SETTINGS = "medr1.json"  # in an export, beside the weights: mode, image size and the like

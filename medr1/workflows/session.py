@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
@@ -24,7 +25,7 @@ from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.reporting.tables import render_results
-from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import send_unsent, unsent

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from medr1.atomic_write import read_json, write_json, write_text
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.records import Record
 from medr1.errors import DataError
@@ -22,7 +23,7 @@ from medr1.reporting.rationale_section import rationale_section
 from medr1.reporting.report import RunLink, Section, write_report
 from medr1.reporting.table_files import to_csv, to_dict
 from medr1.reporting.trend_section import trend_section
-from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
 from medr1.tracking.history import History

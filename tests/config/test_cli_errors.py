@@ -15,9 +15,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from tests.composing import check
 from medr1.errors import ConfigError
 from tests.command_lines import ROOT, Answer, run
+from tests.composing import check
 
 # What is typed after train.py (or evaluate.py), and what the message must say.
 TYPED: dict[str, list[str]] = {

@@ -19,11 +19,11 @@ from medr1.config.naming import job_name, run_directory
 from medr1.config.paths import SWEEPS
 from medr1.config.schema import register_sweeps, schemas
 from medr1.config.settings import EvaluateConfig, TrainConfig
-from tests.composing import check
 from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
+from tests.composing import check
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

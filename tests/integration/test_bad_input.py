@@ -22,7 +22,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medr1.config.settings import OmniMedVQAConfig, TrainConfig
-from tests.composing import check
 from medr1.data.sources.registry import load_dataset
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
@@ -32,6 +31,7 @@ from medr1.tracking.address import stored_run
 from medr1.tracking.tracker import Tracker
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from tests.command_lines import ROOT, run
+from tests.composing import check
 
 QA = "data/QA_information/Open-access/D.json"
 SPLIT = "data/Splits/X-Ray_train.json"

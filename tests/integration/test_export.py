@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from medr1.ask import ask, load
+from medr1.atomic_write import read_json
 from medr1.domain.reasoning import question_text
 from medr1.errors import ConfigError
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.processor import Prompt
-from medr1.runs.run_directory import RunDirectory, read_json
+from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.export import export_run
 from tests.integration.conftest import ROOT, run_command, train_here
 

@@ -16,15 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from medr1.ask import load
+from medr1.atomic_write import read_json
 from medr1.domain.reasoning import question_text
 from medr1.evaluation.predictions import read_predictions
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.loading import FAMILIES, load_policy, save_policy
 from medr1.models.processor import Prompt
-from medr1.runs.run_directory import RunDirectory, read_json
+from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.evaluate import evaluate
 from medr1.workflows.export import export_run
-from tests.composing import composed, train_here
+from tests.composing import composed
+from tests.integration.conftest import train_here
 
 QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}
 SHORT = ["debug=quick", "modality=mri", "reasoning=no_think", "tracking=none", "model=hf", "evaluation.limit=1"]

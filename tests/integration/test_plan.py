@@ -11,9 +11,9 @@ from benchmarks.plan_against_measured import Measurement, overrides
 from medr1.data.sources.registry import load_dataset
 from medr1.errors import ConfigError
 from medr1.planning.device import GIB, find_device
-from medr1.workflows.train import train
 from medr1.workflows.forecast import forecast_memory, refuse_what_cannot_fit
 from medr1.workflows.plan import plan
+from medr1.workflows.train import train
 from tests.integration.conftest import ROOT, composed, run_command
 
 TINY = ROOT / "medr1" / "models" / "tiny_base"
