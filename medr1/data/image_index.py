@@ -27,6 +27,7 @@ import base64
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
