@@ -30,14 +30,20 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass
 class RecipeConfig:
-    """The numbers that change with the size of the model; the algorithms refer to them."""
+    """Defaults that depend on the size of the model. The algorithms and trainers interpolate them."""
 
     max_steps: int = MISSING
+    """Default of ``trainer.max_steps``."""
     train_batch_size: int = MISSING
+    """Default of ``trainer.train_batch_size``."""
     num_generations: int = MISSING
+    """Default of ``algorithm.num_generations``."""
     rl_learning_rate: float = MISSING
+    """Default of ``algorithm.learning_rate`` for GRPO and its variants."""
     sft_learning_rate: float = MISSING
+    """Default of ``algorithm.learning_rate`` for SFT."""
     max_completion_length: int = MISSING
+    """Default of the maximum completion length, in training and in evaluation."""
 
 
 @dataclass
@@ -45,29 +51,60 @@ class LoraConfig:
     """Low-rank adapters (peft)."""
 
     r: int = 16
+    """Rank of the adapters.
+
+    TRL: lora_r. verl: actor_rollout_ref.model.lora_rank."""
     lora_alpha: int = 32
+    """Scale of the adapters: their output is multiplied by ``lora_alpha / r``.
+
+    TRL: lora_alpha. verl: actor_rollout_ref.model.lora_alpha."""
     target_modules: LoraTargets = LoraTargets.language
+    """Which linear layers get adapters: those of the language model, of the vision tower, or of both.
+
+    TRL: lora_target_modules. verl: actor_rollout_ref.model.target_modules."""
 
 
 @dataclass
 class ModelConfig:
-    """A checkpoint in the format of Hugging Face: a directory or a hub id.
-
-    ``image_token_size``: side of one image token in pixels; ``image_size`` is a multiple of it.
-    """
+    """A checkpoint in Hugging Face format: a local directory or a hub id."""
 
     kind: str = "hf"
+    """Component that serves the model: ``hf`` loads it, ``server`` is a chat server."""
     name: str = MISSING
+    """Name of the model in run directories, tables and MLflow."""
     path: str = MISSING
+    """Directory or hub id of the checkpoint; with ``model=server`` the model's name at the server.
+
+    TRL: model_name_or_path. verl: actor_rollout_ref.model.path."""
     image_token_size: int = 28
+    """Side of one image token in pixels. ``data.image_size`` must be a multiple of it."""
     image_size: int = MISSING
+    """Default of ``data.image_size``."""
     dtype: Precision = Precision.float32
+    """Precision of the weights and of the computation.
+
+    TRL: dtype. verl: actor_rollout_ref.actor.fsdp_config.model_dtype."""
     attn_implementation: Attention = Attention.auto
+    """Attention implementation of transformers. ``auto`` takes FlashAttention 2 where it is installed and the dtype
+    allows it, else PyTorch's own (``sdpa``).
+
+    TRL: attn_implementation. verl: -."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, which needs less memory and more time.
+
+    TRL: gradient_checkpointing. verl: actor_rollout_ref.model.enable_gradient_checkpointing."""
     freeze_vision_tower: bool = False
+    """Do not train the vision tower. Each image is then encoded only once per step.
+
+    TRL: -. verl: actor_rollout_ref.actor.freeze_vision_tower."""
     tuning: Tuning = Tuning.full
+    """Train all weights (``full``) or LoRA adapters (``lora``).
+
+    TRL: use_peft. verl: -."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapters of ``model.tuning=lora``."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """Defaults for this size of model."""
 
 
 @dataclass
@@ -262,38 +299,62 @@ class TrainerConfig:
 
 @dataclass
 class TrackingConfig:
-    """MLflow. ``uri`` is a SQLite file or a server; ``log_completions_steps`` steps a table of samples is logged."""
+    """Experiment tracking in MLflow."""
 
     name: str = MISSING
+    """Name of this choice of the group."""
     enabled: bool = True
+    """Whether the run is logged to MLflow. The run directory holds the same results either way.
+
+    TRL: report_to. verl: trainer.logger."""
     uri: str = MISSING
+    """``sqlite:///PATH`` or the address of an MLflow server, ``http://HOST:PORT``."""
     experiment: str = "medr1"
+    """Name of the MLflow experiment.
+
+    TRL: -. verl: trainer.project_name."""
     log_completions_steps: int = 25
+    """Log a table of sampled completions with their images every so many steps.
+
+    TRL: log_completions. verl: -."""
     num_completions: int = 8
+    """Number of completions in that table.
+
+    TRL: num_completions_to_print. verl: -."""
 
 
 @dataclass
 class EvaluationConfig:
-    """Greedy evaluation over the test records of all modalities and question types."""
+    """Greedy decoding of the test records of all modalities and question types."""
 
     batch_size: int = 128
+    """Records that are decoded together.
+
+    TRL: per_device_eval_batch_size. verl: data.val_batch_size."""
     max_completion_length: int = MISSING
+    """Maximum number of tokens of a completion in evaluation."""
     blank_image: bool = True
+    """Run the blank-image control: the evaluated model with a uniform grey image in place of the record's image."""
     shuffled_image: bool = True
+    """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
     limit: int | None = None
+    """Evaluate at most so many records of each pair of modality and question type. null: all.
+
+    TRL: -. verl: data.val_max_samples."""
 
 
 @dataclass
 class SweepConfig:
-    """Several runs and their table: what its rows and columns are. ``name`` is null in a single run or a plain -m.
-
-    ``stop_on_failure``: the first run that fails ends the sweep; otherwise the others go on.
-    """
+    """A sweep: several runs and the matrix made of them."""
 
     name: str | None = None
+    """Name of the sweep; null in a single run and in a plain ``-m``."""
     rows: str | None = None
+    """Setting that distinguishes the rows of the matrix, such as ``modality`` or ``data.shortcut``."""
     columns: TableAxis = TableAxis.modality
+    """Split of the test records that makes the columns of the matrix."""
     stop_on_failure: bool = False
+    """Start no further runs after one has failed."""
 
 
 @dataclass
@@ -301,42 +362,67 @@ class CommonConfig:
     """What training and evaluation share."""
 
     model: ModelConfig = MISSING
+    """The model: a file of ``conf/model``."""
     data: DataConfig = MISSING
+    """The data source: a file of ``conf/data``."""
     modality: ModalityConfig = MISSING
+    """Modality of the training records: a file of ``conf/modality``."""
     question_type: QuestionTypeConfig = MISSING
+    """Question type of the training records: a file of ``conf/question_type``."""
     reasoning: ReasoningConfig = MISSING
+    """Reasoning mode: a file of ``conf/reasoning``."""
     tracking: TrackingConfig = MISSING
+    """Experiment tracking: a file of ``conf/tracking``."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation on the test records."""
     seed: int = 0
+    """Seed of the order of records, of sampling and of new weights.
+
+    TRL: seed. verl: data.seed."""
     output_dir: str = "runs"
+    """Directory under which run directories are created, relative to the working directory.
+
+    TRL: output_dir. verl: trainer.default_local_dir."""
     plugins: str | None = None
     """A folder with components of your own: its Python files are imported, its YAML files are options of their groups."""
 
 
 @dataclass
 class TrainConfig(CommonConfig):
-    """``python train.py``. ``resume`` continues a run from its own stored config. ``plan`` says what the run needs
-    instead of running it, on this machine or on a GPU of ``plan_memory`` GiB."""
+    """Settings of ``train.py``."""
 
     reward: RewardConfig = MISSING
+    """The reward functions and their weights: a file of ``conf/reward``."""
     algorithm: AlgorithmConfig = MISSING
+    """The training algorithm: a file of ``conf/algorithm``."""
     trainer: TrainerConfig = MISSING
+    """Devices, number of steps and batch size: a file of ``conf/trainer``."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    """A sweep over several runs: a file of ``sweeps/``."""
     resume: str | None = None
+    """Run directory to resume, with the config that is stored in it.
+
+    TRL: resume_from_checkpoint. verl: trainer.resume_from_path."""
     plan: bool = False
+    """Print the memory and time that the run needs instead of running it."""
     plan_memory: float | None = None
+    """Memory in GiB of the GPU to plan for. null: the device of this machine."""
 
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    """``python evaluate.py``. ``run`` evaluates a finished run again, ``sweep`` makes the tables of a sweep again,
-    ``audit`` examines the question files of a place, ``resume`` continues an evaluation that was stopped; without any
-    the model stands for itself (zero-shot). ``export`` writes the model of ``run`` into a new directory, with ``merge``
-    as one checkpoint, without as a LoRA adapter."""
+    """Settings of ``evaluate.py``. Without ``resume``, ``run``, ``sweep`` and ``audit`` the model itself is evaluated
+    (zero-shot)."""
 
     resume: str | None = None
+    """Run directory of an interrupted evaluation to resume."""
     run: str | None = None
+    """Run directory of a finished training run to evaluate again."""
     sweep: str | None = None
+    """Directory of a sweep whose tables and report are made again."""
     audit: str | None = None
+    """Directory of question files to audit for leaks and shortcuts."""
     export: str | None = None
+    """New directory into which the model of ``run`` is exported."""
     merge: bool = True
+    """Merge LoRA adapters into the exported model. false: export the adapter alone."""
