@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.config.messages import explain
 from medr1.config.naming import job_name, sweep_name
-from medr1.config.paths import PACKAGE
+from medr1.config.paths import CHECKOUT
 from medr1.config.settings import TrainConfig
 from medr1.config.validate import check
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
@@ -43,7 +43,6 @@ from medr1.tracking.address import stored_run
 if TYPE_CHECKING:
     from medr1.tracking.tracker import Tracker
 
-_TRAIN = PACKAGE.parent / "train.py"
 # Overrides that say where and how, not what: they do not make another sweep.
 _PLACE = ("sweep", "launcher", "output_dir", "tracking", "hydra")
 
@@ -88,8 +87,8 @@ class SweepCallback(Callback):
                 runs = [(" ".join(overrides), cfg) for _, overrides, cfg in _expanded(config, _lists(config)[0])]
                 _say_plans(runs)
             sys.exit(0)
-        # The workers of some launchers start elsewhere, where only what is installed can be imported.
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(_TRAIN.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        if CHECKOUT:  # for the new processes of launchers and runs: medr1 need not be installed
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
         logging.getLogger("hydra").setLevel(logging.WARNING)  # the sweep says itself what it starts
         with _loud():
             directory = plan(config)
@@ -278,13 +277,12 @@ def run_job(cfg: DictConfig) -> None:
     given = [override for override in settings.overrides.task if not override.startswith("launcher=")]
     command = [f"resume={_quoted(run.path)}"] if run.config.is_file() else [*given, *where]
     environment = run_environment(settings.launcher)
+    train = [sys.executable, "-m", "medr1.cli.train"]
     print(f"{number} {name}: {'continued' if run.config.is_file() else 'started'}", flush=True)
     start = time.monotonic()
     run.path.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(_TRAIN), *command], stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
+        process = subprocess.Popen([*train, *command], stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             status = process.wait()
         except BaseException:
@@ -331,6 +329,7 @@ def run_environment(launcher: DictConfig) -> dict[str, str]:
     it does not see the number of tasks.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_NTASKS")}
+    environment["PYTHONSAFEPATH"] = "1"  # python -m would also import from the folder in which the command is typed
     if "n_jobs" in launcher and _parallel(launcher) > 1:  # or each run would start as many threads as there are cores
         environment.setdefault("OMP_NUM_THREADS", str(cores(_parallel(launcher))))
     return environment
