@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medr1 import __version__
 from medr1.atomic_write import write_json, write_text
-from medr1.config.paths import PACKAGE
+from medr1.config.paths import CHECKOUT
 from medr1.config.schema import SCHEMAS
 from medr1.errors import CheckpointError, ConfigError
 
@@ -190,7 +191,7 @@ def _typed(stored: Any, schema: type) -> DictConfig:
 def environment() -> dict[str, Any]:
     """Versions and commit, so that a number can be traced to what made it."""
     return {
-        "versions": {name: version(name) for name in _VERSIONS},
+        "versions": {"medr1": __version__} | {name: version(name) for name in _VERSIONS},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": _git_commit(),
@@ -199,10 +200,11 @@ def environment() -> dict[str, Any]:
 
 def _git_commit() -> str:
     """The commit of the project's own files, marked where they were changed since; empty outside of git."""
-    root = PACKAGE.parent
+    if CHECKOUT is None:  # git would find the repository in which the environment happens to lie
+        return ""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     try:

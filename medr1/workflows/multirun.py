@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.config.messages import explain
 from medr1.config.naming import job_name, sweep_name
-from medr1.config.paths import PACKAGE
+from medr1.config.paths import CHECKOUT
 from medr1.config.settings import TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
@@ -77,9 +77,9 @@ class SweepCallback(Callback):
                 runs = [(" ".join(overrides), cfg) for _, overrides, cfg in _compose_runs(config, _parse(config)[0])]
                 _print_plans(runs)
             sys.exit(0)
-        # The workers of some launchers start in another folder, where a checkout cannot be imported.
-        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        if CHECKOUT:  # the workers of some launchers start in another folder, where a checkout cannot be imported
+            paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         logging.getLogger("hydra").setLevel(logging.WARNING)  # the sweep prints which runs it starts
         with _errors_end_the_command():
             directory = create_sweep(config)

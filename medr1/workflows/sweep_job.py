@@ -16,10 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from medr1.atomic_write import read_json, write_json
-from medr1.config.paths import PACKAGE
 from medr1.runs.sweep import State, SweepDirectory, cores, time_left
-
-_TRAIN = PACKAGE.parent / "train.py"
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -51,7 +48,7 @@ def run_job(cfg: DictConfig) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, str(_TRAIN), *command],
+            [sys.executable, "-m", "medr1.cli.train", *command],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=run_environment(settings.launcher),
