@@ -147,32 +147,34 @@ def _load(choice: ModelChoice) -> Model:
 def _ask(model: Model, image: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
     from PIL import Image
 
-    from medr1.evaluation.option_probabilities import tell
+    from medr1.evaluation.option_probabilities import generate_with_option_probabilities
     from medr1.models.processor import Prompt
 
     side, mode = model.choice.image_size, model.choice.mode
     resized = image.resize((side, side), Image.Resampling.BICUBIC)
     prompt = Prompt(model.processor.chat(question_text(question, options, mode)), resized)
-    told = tell(model.policy, model.processor, prompt, options, model.choice.max_completion_length)
-    read = parse(told.text, mode, options)
+    completion = generate_with_option_probabilities(
+        model.policy, model.processor, prompt, options, model.choice.max_completion_length
+    )
+    read = parse(completion.text, mode, options)
     note = ""
     if read.answer is None:
         cut = (
             f", cut off after {model.choice.max_completion_length} tokens (max_completion_length),"
-            if told.truncated
+            if completion.truncated
             else ""
         )
         note = f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}"
-    elif told.probabilities is None:
+    elif completion.probabilities is None:
         note = "no probabilities: the tokenizer does not write each letter as one token at this place"
     return Answer(
         letter=read.answer,
         text=options[read.answer] if read.answer is not None else None,
-        probabilities=told.probabilities,
+        probabilities=completion.probabilities,
         rationale=read.rationale,
-        completion=told.text,
+        completion=completion.text,
         format=read.format,
-        truncated=told.truncated,
+        truncated=completion.truncated,
         note=note,
     )
 

@@ -1,7 +1,7 @@
-"""The audit of a data set: what its splits give away before any model is trained.
+"""The audit of a data set: duplicates between training and test, and what baselines without a model score.
 
-Everything is counted over the readable records: those that this project uses and those that it refuses only because
-they repeat an option, since whoever else reads the files meets these as well. Rates are fractions.
+All counts are over the readable records: those that medr1 uses and those that it refuses only because they repeat an
+option, because other readers of the same files keep these. Rates are fractions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from medr1.errors import DataError
 from medr1.evaluation.option_prior import OptionPrior
 from medr1.evaluation.surface_cues import CueCounts, count_cues, expected_accuracy
 
-Value = Modality | QuestionType
+Value = Modality | QuestionType  # a cell of a split family
 _AXES: dict[SplitAxis, type[Modality] | type[QuestionType]] = {
     SplitAxis.MODALITY: Modality,
     SplitAxis.QUESTION_TYPE: QuestionType,
@@ -43,11 +43,10 @@ _AXES: dict[SplitAxis, type[Modality] | type[QuestionType]] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One set of files: a family of splits, or QA_information.
+    """One set of files: a split family, or QA_information.
 
-    ``records`` are all in the files, ``readable`` those that everything else is counted over. ``options``: number of
-    readable records by number of options. ``repeats``: readable records with two options that differ in nothing but
-    case and a closing full stop. ``bad``: records that are refused, by reason.
+    ``records``: all records in the files. ``options``: readable records by number of options. ``repeats``: readable
+    records with two options that differ only in case and a final full stop. ``bad``: refused records by reason.
     """
 
     name: str
@@ -62,62 +61,60 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Test images (different paths) that training shows as well: as the same path, and as the same picture.
+    """Number of test images, and of those that are also training images.
 
-    ``by_picture`` counts those by path too; it is None where the pictures are not there.
+    ``by_path`` compares paths, ``by_content`` the images themselves (see ``data.image_index``). ``by_content`` includes
+    ``by_path`` and is None without image files.
     """
 
     images: int
     by_path: int
-    by_picture: int | None
+    by_content: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class CellAudit:
-    """One modality or question type of a family of splits.
+    """One modality or question type of a split family.
 
-    ``train`` and ``test`` are numbers of records; None where there is no such file. The rest is about the test
-    records: ``options`` by number of options, ``chance`` of a uniform guess, ``blind`` the option prior fitted to the
-    training records of this cell (see ``Family``), ``cues`` the surface cues with a uniform guess where there is none,
-    ``leak`` against the training records of this cell.
+    ``train`` and ``test``: numbers of records, None without such a file. All else is about the test records:
+    ``options`` by number of options, ``chance`` of a uniform guess, ``surface_cues`` with a uniform guess without a
+    cue, ``option_prior`` fitted to the training records of the same cell, ``leak`` of their images.
     """
 
     train: int | None
     test: int | None
     options: Mapping[int, int]
     chance: float | None
-    cues: float | None
-    blind: float | None
+    surface_cues: float | None
+    option_prior: float | None
     leak: Leak | None
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family of splits: cells by modality or by question type.
+    """One split family, with cells by modality or by question type.
 
-    ``blind[trained][tested]`` is the accuracy of an option prior: for each question the option whose text has the
-    highest right / (offered + 1) among the training records, without case and closing full stops; ties count as a
-    uniform guess among them. The one more offer keeps a text that was right once in one question behind one that was
-    right in 90 of 91. ``across`` is the mean over all pairs of different cells with equal weight, ``across_chance``
-    the mean chance of the same pairs. ``leak``: all test images against all training of the family.
+    ``option_prior[trained][tested]``: expected accuracy of ``OptionPrior`` fitted to one cell and tested on another,
+    with a uniform guess between ties. ``off_diagonal`` and ``off_diagonal_chance``: its mean and the mean chance over
+    all pairs of different cells, with equal weight. ``leak``: all test images against all training images.
     """
 
     axis: SplitAxis
     cells: Mapping[Value, CellAudit]
-    blind: Mapping[Value, Mapping[Value, float]]
-    across: float | None
-    across_chance: float | None
+    option_prior: Mapping[Value, Mapping[Value, float]]
+    off_diagonal: float | None
+    off_diagonal_chance: float | None
     leak: Leak | None
 
     @property
     def pairs(self) -> int:
-        """Number of pairs of different cells, trained and tested."""
-        return sum(trained is not tested for trained, row in self.blind.items() for tested in row)
+        """Number of pairs of different trained and tested cells."""
+        return sum(trained is not tested for trained, row in self.option_prior.items() for tested in row)
 
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Questions (same image, question and options) in training of one family and in the test of the other."""
+    """Training questions of one family that are test questions of the other (same image, question and options)."""
 
     train: SplitAxis
     test: SplitAxis
@@ -127,66 +124,64 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What is known about the data at ``place``.
+    """The audit of the files at ``place``.
 
-    ``pictures``: images compared as pictures; None where they are not there. ``bad_images``: images that cannot be
-    read, by reason. ``examples``: messages about bad records, the first of each file and reason.
+    ``compared_images``: number of images compared by content, None without image files. ``bad_images``: unreadable
+    images by reason. ``examples``: one message for each file and reason for bad records.
     """
 
     place: str
     sources: Sequence[Source]
     families: Sequence[Family]
     crossings: Sequence[Crossing]
-    pictures: int | None
+    compared_images: int | None
     bad_images: Mapping[str, int]
     examples: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, with texts as keys, ready for JSON."""
-        return {**_plain(asdict(self))}
+        """Plain types only, ready for JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
 
 def audit(
     place: Path, images: Path | None = None, *, cache_dir: Path, max_pixels: int = OmniMedVQAConfig.max_image_pixels
 ) -> Audit:
-    """Reads and counts; 63,489 records take seconds, the first look at the pictures minutes.
+    """Audits the question files at ``place``. 63,489 records take seconds, the first pass over the images minutes.
 
     Args:
-        place: OmniMedVQA's root, or a folder or file of the split layout. Records come from the split files, and from
-            QA_information where there are none.
-        images: the folder that image paths start from; by default ``place`` if it holds the folder Images.
-        cache_dir: where what is known about pictures is kept, as ``load_omnimedvqa`` keeps it.
-        max_pixels: larger pictures are not decoded.
+        place: OmniMedVQA's root, or a folder or file of the split layout. Records come from the split files, or from
+            QA_information if there are none.
+        images: the folder that image paths are relative to; by default ``place`` if it has the folder Images.
+        cache_dir: folder of the image index, shared with ``load_omnimedvqa``.
+        max_pixels: larger images are not decoded.
 
     Raises:
-        DataError: a place without usable files, or ``images`` without a single picture of the records.
+        DataError: a place without usable files, or ``images`` without any image of the records.
     """
     parts = _read(place)
     root = images or (place if (place / "Images").is_dir() else None)
-    found, bad_images = _pictures(root, parts, cache_dir, max_pixels) if root else ({}, {})
-    pictures = found or None
-    if images and not pictures:
-        raise DataError(f"{images} holds none of the pictures that {place} names. Remedy: the folder above Images")
-    families = {axis: [part for part in parts if part.axis is axis] for axis in SplitAxis}
-    split = {axis: of_axis for axis, of_axis in families.items() if of_axis}
+    contents, bad_images = _image_contents(root, parts, cache_dir, max_pixels) if root else ({}, {})
+    if images and not contents:
+        raise DataError(f"{images} has none of the images that {place} names. Remedy: the folder above Images")
+    split = {axis: of_axis for axis in SplitAxis if (of_axis := [part for part in parts if part.axis is axis])}
     unsplit = [part for part in parts if part.axis is None]
     sources = {f"{axis} splits".replace("_", " "): of_axis for axis, of_axis in split.items()}
-    sources["QA_information"] = unsplit
+    families = split or {axis: _cells_without_split(axis, unsplit) for axis in SplitAxis}
     return Audit(
         place=str(place),
-        sources=[_source(name, of_source) for name, of_source in sources.items() if of_source],
-        families=[_family(axis, of_axis, pictures) for axis, of_axis in split.items()]
-        or [_family(axis, _by_value(axis, unsplit), pictures) for axis in SplitAxis],
+        sources=[_source(name, of) for name, of in (sources | {"QA_information": unsplit}).items() if of],
+        families=[_family(axis, of_axis, contents) for axis, of_axis in families.items()],
         crossings=list(_crossings(split)),
-        pictures=len(found) or None,
+        compared_images=len(contents) or None,
         bad_images=bad_images,
-        examples=_examples(bad for part in parts for bad in part.bad),
+        examples=[str(bad) for bad in _first_of_each(bad for part in parts for bad in part.bad)],
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The readable records of one file (or of one cell), in training or test; all of QA_information has no axis."""
+    """The readable records of one file or cell. The records of QA_information have no axis."""
 
     axis: SplitAxis | None
     value: Value | None
@@ -199,9 +194,9 @@ class _Part:
 
 
 def _read(place: Path) -> list[_Part]:
-    """The split files, and QA_information where there is one."""
+    """The split files and QA_information, as far as they exist."""
     if not place.exists():
-        raise DataError(f"{place} does not exist. Remedy: OmniMedVQA's folder, or a folder of Med-R1's split files")
+        raise DataError(f"{place} does not exist. Remedy: the folder of OmniMedVQA or of Med-R1's split files")
     splits, release = place / "Splits", place / "QA_information"
     if not splits.is_dir() and not release.is_dir():
         splits = place
@@ -212,21 +207,24 @@ def _read(place: Path) -> list[_Part]:
 def _part(reading: Reading, file: SplitFile | None = None) -> _Part:
     axis, value = (file.axis, file.value) if file else (None, None)
     unknown = Reason.UNKNOWN_QUESTION_TYPE if axis is SplitAxis.QUESTION_TYPE else Reason.UNKNOWN_MODALITY
-    homeless = [q for q in reading.questions if (value if file else q.modality) is None]
+    without_cell = [q for q in reading.questions if (value if file else q.modality) is None]
     return _Part(
         axis=axis,
         value=value,
         train=file is not None and file.part == "train",
         records=len(reading.questions) + len(reading.bad),
-        questions=[*reading.questions, *_repeating(reading.bad)],
-        bad=[*reading.bad, *(BadRecord(q.file, q.position, unknown, f"the file gives {q.named}") for q in homeless)],
+        questions=[*reading.questions, *_with_repeated_option(reading.bad)],
+        bad=[
+            *reading.bad,
+            *(BadRecord(q.file, q.position, unknown, f"the file gives {q.named}") for q in without_cell),
+        ],
         files=reading.files,
         images=frozenset(reading.images),
     )
 
 
-def _by_value(axis: SplitAxis, parts: Iterable[_Part]) -> list[_Part]:
-    """Unsplit records as tests of each cell, for what can be said without a split."""
+def _cells_without_split(axis: SplitAxis, parts: Iterable[_Part]) -> list[_Part]:
+    """Records without a split, by cell, as test records."""
     cells: dict[Value, list[Question]] = defaultdict(list)
     for question in (question for part in parts for question in part.questions):
         value = question.modality if axis is SplitAxis.MODALITY else question.question_type
@@ -235,8 +233,8 @@ def _by_value(axis: SplitAxis, parts: Iterable[_Part]) -> list[_Part]:
     return [_Part(axis, value, False, len(questions), questions) for value, questions in cells.items()]
 
 
-def _repeating(bad: Iterable[BadRecord]) -> Iterator[Question]:
-    """The records that are refused for a repeated option, read again: the reader keeps their place only."""
+def _with_repeated_option(bad: Iterable[BadRecord]) -> Iterator[Question]:
+    """The records that were refused for a repeated option, read again because the reader keeps only their position."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for record in bad:
         if record.reason is not Reason.DUPLICATE_OPTION:
@@ -260,11 +258,11 @@ def _repeating(bad: Iterable[BadRecord]) -> Iterator[Question]:
             )
 
 
-def _pictures(
+def _image_contents(
     root: Path, parts: Iterable[_Part], cache_dir: Path, max_pixels: int
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Picture (see ``image_index``) of each image that can be read; number of the others by reason."""
-    # The name that load_omnimedvqa gives it, so that no picture is decoded twice.
+    """Identity of each readable image's content (see ``image_index``), and number of unreadable images by reason."""
+    # The file name that load_omnimedvqa uses, so that no image is decoded twice.
     name = f"pictures-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.jsonl"
     paths = sorted(frozenset[str]().union(*(part.images for part in parts)))
     facts = ImageIndex(root, cache_dir / name, max_pixels=max_pixels).check(paths).values()
@@ -280,44 +278,44 @@ def _source(name: str, parts: Sequence[_Part]) -> Source:
         readable=len(questions),
         options=_option_counts(questions),
         repeats=sum(len(set(map(option_meaning, q.options.values()))) < len(q.options) for q in questions),
-        cues=count_cues((q.options, q.answer) for q in questions),
+        cues=count_cues(_answered(questions)),
         bad=_count(bad.reason.value for part in parts for bad in part.bad),
     )
 
 
-def _family(axis: SplitAxis, parts: Sequence[_Part], pictures: Mapping[str, str] | None) -> Family:
-    train, test = (_questions(part for part in parts if part.train is training) for training in (True, False))
+def _family(axis: SplitAxis, parts: Sequence[_Part], contents: Mapping[str, str]) -> Family:
+    train, test = (_by_value(part for part in parts if part.train is training) for training in (True, False))
     values: list[Value] = [value for value in _AXES[axis] if value in train or value in test]
-    blind: dict[Value, dict[Value, float]] = {}
+    prior: dict[Value, dict[Value, float]] = {}
     for trained in (value for value in values if value in train):
-        prior = OptionPrior.count((q.options, q.answer) for q in train[trained])
-        blind[trained] = {tested: _blind(prior, test[tested]) for tested in values if tested in test}
-    chances = {value: fmean(1 / len(q.options) for q in test[value]) for value in values if value in test}
-    pairs = [(a, b) for a, row in blind.items() for b in row if a is not b]
+        fitted = OptionPrior.count(_answered(train[trained]))
+        prior[trained] = {value: fitted.expected_accuracy(_answered(test[value])) for value in values if value in test}
+    chance = {value: fmean(1 / len(q.options) for q in test[value]) for value in values if value in test}
+    pairs = [(trained, tested) for trained, row in prior.items() for tested in row if trained is not tested]
     cells = {
         value: CellAudit(
             train=len(train[value]) if value in train else None,
             test=len(test[value]) if value in test else None,
             options=_option_counts(test.get(value, ())),
-            chance=chances.get(value),
-            cues=expected_accuracy((q.options, q.answer) for q in test[value]) if value in test else None,
-            blind=blind.get(value, {}).get(value),
-            leak=_leak(train.get(value), test.get(value), pictures),
+            chance=chance.get(value),
+            surface_cues=expected_accuracy(_answered(test[value])) if value in test else None,
+            option_prior=prior.get(value, {}).get(value),
+            leak=_leak(train.get(value, ()), test.get(value, ()), contents),
         )
         for value in values
     }
     return Family(
         axis=axis,
         cells=cells,
-        blind=blind,
-        across=fmean(blind[a][b] for a, b in pairs) if pairs else None,
-        across_chance=fmean(chances[b] for _, b in pairs) if pairs else None,
-        leak=_leak(_joined(train), _joined(test), pictures),
+        option_prior=prior,
+        off_diagonal=fmean(prior[trained][tested] for trained, tested in pairs) if pairs else None,
+        off_diagonal_chance=fmean(chance[tested] for _, tested in pairs) if pairs else None,
+        leak=_leak(_all(train), _all(test), contents),
     )
 
 
-def _questions(parts: Iterable[_Part]) -> dict[Value | None, list[Question]]:
-    """By value of the axis; None for a file called unknown. Empty files count as none."""
+def _by_value(parts: Iterable[_Part]) -> dict[Value | None, list[Question]]:
+    """Questions by cell, without empty files; None is a file called unknown."""
     questions: dict[Value | None, list[Question]] = defaultdict(list)
     for part in parts:
         if part.questions:
@@ -325,41 +323,32 @@ def _questions(parts: Iterable[_Part]) -> dict[Value | None, list[Question]]:
     return dict(questions)
 
 
-def _joined(questions: Mapping[Value | None, list[Question]]) -> list[Question]:
+def _all(questions: Mapping[Value | None, list[Question]]) -> list[Question]:
     return [question for of_value in questions.values() for question in of_value]
 
 
-def _leak(
-    train: Sequence[Question] | None, test: Sequence[Question] | None, pictures: Mapping[str, str] | None
-) -> Leak | None:
-    """None where one of the two is not there."""
+def _answered(questions: Iterable[Question]) -> Iterator[tuple[Mapping[str, str], str]]:
+    return ((q.options, q.answer) for q in questions)
+
+
+def _leak(train: Sequence[Question], test: Sequence[Question], contents: Mapping[str, str]) -> Leak | None:
+    """None if one of the two is empty."""
     if not train or not test:
         return None
     trained, tested = {q.image for q in train}, {q.image for q in test}
-    by_picture = None
-    if pictures is not None:
-        # An image that cannot be read is at least the same as itself.
-        known = {pictures.get(image, image) for image in trained}
-        by_picture = sum(pictures.get(image, image) in known for image in tested)
-    return Leak(len(tested), len(tested & trained), by_picture)
+    by_content = None
+    if contents:
+        # An unreadable image is compared by its path.
+        known = {contents.get(image, image) for image in trained}
+        by_content = sum(contents.get(image, image) in known for image in tested)
+    return Leak(len(tested), len(tested & trained), by_content)
 
 
 def _crossings(families: Mapping[SplitAxis, Sequence[_Part]]) -> Iterator[Crossing]:
     for train_axis, test_axis in permutations(families, 2):
-        train = [q.content for q in _joined(_questions(part for part in families[train_axis] if part.train))]
-        test = {q.content for q in _joined(_questions(part for part in families[test_axis] if not part.train))}
+        train = [q.content for q in _all(_by_value(part for part in families[train_axis] if part.train))]
+        test = {q.content for q in _all(_by_value(part for part in families[test_axis] if not part.train))}
         yield Crossing(train_axis, test_axis, len(train), sum(content in test for content in train))
-
-
-def _blind(prior: OptionPrior, test: Sequence[Question]) -> float:
-    """Expected accuracy of the option with the best score, where ties are guessed."""
-    total = 0.0
-    for question in test:
-        of_letter = {letter: prior.score(text) for letter, text in question.options.items()}
-        best = max(of_letter.values())
-        if of_letter[question.answer] == best:
-            total += 1 / sum(score == best for score in of_letter.values())
-    return total / len(test)
 
 
 def _option_counts(questions: Iterable[Question]) -> dict[int, int]:
@@ -370,14 +359,9 @@ def _count(reasons: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(reasons).items()))
 
 
-def _examples(bad: Iterable[BadRecord]) -> list[str]:
-    """The first of each file and reason."""
-    return [str(record) for record in {(b.file, b.reason): b for b in reversed(list(bad))}.values()][::-1]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value.value if isinstance(value, SplitAxis) else value
+def _first_of_each(bad: Iterable[BadRecord]) -> Iterable[BadRecord]:
+    """The first bad record of each file and reason."""
+    first: dict[tuple[str, Reason], BadRecord] = {}
+    for record in bad:
+        first.setdefault((record.file, record.reason), record)
+    return first.values()

@@ -1,4 +1,4 @@
-"""What a model is shown in place of the record's picture. Loads no torch."""
+"""Image ablations: the model is evaluated with a blank image or with another record's image. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from PIL import Image
 from medr1.data.image_loader import ImageLoader
 from medr1.domain.records import Record
 
-BLANK = (128, 128, 128)  # mid grey: an image, with nothing in it
+MID_GREY = (128, 128, 128)
 
 
 class ImageAblation(StrEnum):
-    """What the policy is shown in place of the record's picture."""
+    """The image that the model sees: the record's own, a blank one, or that of another record."""
 
-    NONE = "own"
+    NONE = "none"
     BLANK = "blank"
-    SHUFFLED = "other"
+    SHUFFLED = "shuffled"
 
 
-def ablated_loader(records: Sequence[Record], picture: ImageAblation, load: ImageLoader) -> ImageLoader:
-    """What gives the picture that is shown with each of the records."""
-    if picture is ImageAblation.SHUFFLED:
-        instead = {record.id: other for record, other in zip(records, shuffled_images(records), strict=True)}
-        return lambda record: load(instead[record.id])
-    if picture is ImageAblation.BLANK:
-        return lambda record: Image.new("RGB", load(record).size, BLANK)
+def ablated_loader(records: Sequence[Record], ablation: ImageAblation, load: ImageLoader) -> ImageLoader:
+    """A loader that returns the ablated image of each of the ``records``."""
+    if ablation is ImageAblation.SHUFFLED:
+        donors = {record.id: donor for record, donor in zip(records, shuffled_images(records), strict=True)}
+        return lambda record: load(donors[record.id])
+    if ablation is ImageAblation.BLANK:
+        return lambda record: Image.new("RGB", load(record).size, MID_GREY)
     return load
 
 
 def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """For each record one whose picture is shown instead: another picture of the same modality.
+    """For each record, a record with another image of the same modality.
 
-    The pictures of a modality change places in a circle drawn by ``seed``, so that what the policy can know of the
-    pictures as a whole stays as it was. A modality with a single picture keeps it: there is no other.
+    The images of a modality are permuted in one random cycle, so that their distribution stays the same. The only
+    image of a modality keeps its place.
     """
-    first: dict[str, dict[str, Record]] = {}  # by modality: a record for each picture
+    by_modality: dict[str, dict[str, Record]] = {}  # a record for each image
     for record in records:
-        first.setdefault(record.modality, {}).setdefault(record.image.key, record)
-    instead: dict[tuple[str, str], Record] = {}
-    for modality, pictures in first.items():
-        order = sorted(pictures)
+        by_modality.setdefault(record.modality, {}).setdefault(record.image.key, record)
+    donors: dict[tuple[str, str], Record] = {}
+    for modality, of_image in by_modality.items():
+        order = sorted(of_image)
         random.Random(f"{seed} {modality}").shuffle(order)
-        for key, other in zip(order, order[1:] + order[:1], strict=True):
-            instead[modality, key] = pictures[other]
-    return [instead[record.modality, record.image.key] for record in records]
+        for key, donor in zip(order, order[1:] + order[:1], strict=True):
+            donors[modality, key] = of_image[donor]
+    return [donors[record.modality, record.image.key] for record in records]

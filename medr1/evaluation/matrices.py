@@ -1,6 +1,6 @@
-"""From the runs of a sweep to its tables: matrices, what generalizes in them, and contrasts between methods and rows.
+"""From the runs of a sweep to its tables: matrices, generalization, and contrasts between methods and rows.
 
-Legend: V vectors of outcomes (one a run and condition), n records, C columns, S seeds, R resamples.
+Legend: V vectors of outcomes (one per run and condition), n records, C columns, S seeds, R resamples.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from operator import attrgetter
 
 import numpy as np
 
@@ -16,34 +15,26 @@ from medr1.data.sources.phantoms.drawing import SCANNERS
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.bootstrap import BoolArray, FloatArray, IntArray, Scores, column_means, estimate, score
+from medr1.evaluation.metrics import check_same_questions
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.evaluation.statistics import holm, mcnemar_exact, rueger, wilson
-from medr1.evaluation.tables import (
+from medr1.evaluation.statistics import PairedDifference, holm, mcnemar_exact, rueger, wilson
+from medr1.evaluation.sweep_tables import (
     ALL,
+    SINGLE_METHOD,
     ContrastMatrix,
-    Estimate,
     Generalization,
     Matrix,
     SweepRun,
     SweepTables,
     TableCell,
-    Versus,
 )
-from medr1.reporting.findings import SINGLE_METHOD, findings
 
 SEED_AXIS = "seed"
 SCANNER_COLUMNS = ("seen scanners", "held-out scanner")
-_ENUMS: dict[str, tuple[str, ...]] = {
-    "modality": tuple(Modality),
-    "question_type": tuple(QuestionType),
-}
-_COLUMNS = {**_ENUMS, "scanner": SCANNER_COLUMNS}
-# What must agree between two answers to one record.
-_question = attrgetter("image", "modality", "question_type", "answer", "options")
-# Side a of a comparison wherever they stand: what is compared with, first of all the untrained model.
-_REFERENCES = ("zero_shot", "sft")
-# Up to so many methods (or rows) each is compared with each; of more, each with the first one.
-_ALL_PAIRS = 6
+_DATA_AXES: dict[str, tuple[str, ...]] = {"modality": tuple(Modality), "question_type": tuple(QuestionType)}
+_COLUMNS = {**_DATA_AXES, "scanner": SCANNER_COLUMNS}
+_REFERENCES = ("zero_shot", "sft")  # always side a of a contrast; the first one also against the second
+_ALL_PAIRS = 6  # up to so many methods are all compared with each other; more, each with the first only
 
 Seeds = Mapping[str, int]  # number of the run by seed
 
@@ -56,40 +47,37 @@ def tabulate(
     Args:
         row_axis: the axis whose values are the rows, such as "modality".
         column_axis: "modality", "question_type" or "scanner".
-        resamples, seed: of the bootstrap; every number depends on these, the predictions and the order of runs only.
+        resamples, seed: of the bootstrap. The numbers depend on these, the predictions and the order of runs only.
 
     Raises:
-        DataError: no runs, runs that do not vary the same axes or stand twice for one cell, no predictions,
-            records that are not the same in all runs and conditions.
+        DataError: no runs, runs that vary different axes or share a cell, no predictions, or records that differ
+            between runs or conditions.
         ConfigError: a column axis that test records do not have.
     """
     methods = _arrange(runs, row_axis)
-    test = _Test.of(runs[0], column_axis)
-    evidence = _Evidence.of(runs, test, resamples, np.random.default_rng(seed))
-    lines = {m: {row: evidence.trained(seeds) for row, seeds in rows.items()} for m, rows in methods.items()}
-    matrices = tuple(_matrix(evidence, method, rows, lines[method]) for method, rows in methods.items())
+    sweep = _Sweep.of(runs, column_axis, resamples, np.random.default_rng(seed))
+    rows = {m: {row: sweep.accuracy(seeds) for row, seeds in of_method.items()} for m, of_method in methods.items()}
+    matrices = [_matrix(sweep, method, of_method, rows[method]) for method, of_method in methods.items()]
     contrasts = [
-        _contrast(evidence, a, b, {row: (methods[a][row], methods[b][row]) for row in methods[a] if row in methods[b]})
+        _contrast(sweep, a, b, {row: (methods[a][row], methods[b][row]) for row in methods[a] if row in methods[b]})
         for a, b in _pairs(list(methods))
     ]
-    if row_axis not in _ENUMS:
+    if row_axis not in _DATA_AXES:  # rows are ways of training, which are compared as well
         contrasts += [
-            _contrast(evidence, f"{method}: {a}", f"{method}: {b}", {method: (rows[a], rows[b])})
-            for method, rows in methods.items()
-            for a, b in _pairs(list(rows))
+            _contrast(sweep, f"{method}: {a}", f"{method}: {b}", {method: (of_method[a], of_method[b])})
+            for method, of_method in methods.items()
+            for a, b in _pairs(list(of_method))
         ]
-    compared = tuple(contrast for contrast in contrasts if contrast)
     return SweepTables(
         row_axis=row_axis,
         column_axis=column_axis,
         seeds=tuple(dict.fromkeys(run.axes[SEED_AXIS] for run in runs if SEED_AXIS in run.axes)),
-        matrices=matrices,
-        contrasts=compared,
-        findings=findings(matrices, compared, row_axis, column_axis),
+        matrices=tuple(matrices),
+        contrasts=tuple(contrast for contrast in contrasts if contrast),
     )
 
 
-def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, dict[str, int]]]:
+def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, Seeds]]:
     """The number of each run by method, row and seed."""
     if not runs:
         raise DataError("a table needs at least one finished run")
@@ -100,70 +88,110 @@ def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, dic
         if {*run.axes, SEED_AXIS} != {row_axis, *others, SEED_AXIS} or row_axis not in run.axes:
             raise DataError(
                 f"run {run.name} varies {', '.join(run.axes) or 'nothing'}, run {first.name} "
-                f"{', '.join(first.axes) or 'nothing'}; the runs of a table vary the same axes, {row_axis} among them"
+                f"{', '.join(first.axes) or 'nothing'}; all runs of a table must vary the same axes, including "
+                f"{row_axis}"
             )
         method = " ".join(run.axes[axis] for axis in others) or SINGLE_METHOD
         seeds = methods.setdefault(method, {}).setdefault(run.axes[row_axis], {})
         earlier = seeds.setdefault(run.axes.get(SEED_AXIS, ""), number)
         if earlier != number:
-            raise DataError(
-                f"runs {runs[earlier].name} and {run.name} stand for the same cell ({dict(run.axes)}); leave one out"
-            )
-    order = {value: place for place, value in enumerate(_ENUMS.get(row_axis, ()))}
+            raise DataError(f"runs {runs[earlier].name} and {run.name} have the same axes ({dict(run.axes)})")
+    order = {value: place for place, value in enumerate(_DATA_AXES.get(row_axis, ()))}
     for run in runs:
         order.setdefault(run.axes[row_axis], len(order))
     return {method: dict(sorted(rows.items(), key=lambda row: order[row[0]])) for method, rows in methods.items()}
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What to compare, as (a, b): b is the later one, unless it is a reference and a is none."""
+    """What to compare, as (a, b). b is the later one, unless only b is a reference."""
+
+    def rank(name: str) -> int:
+        return next((rank for rank, value in enumerate(_REFERENCES) if value in name.split()), len(_REFERENCES))
+
     pairs = combinations(names, 2) if len(names) <= _ALL_PAIRS else ((names[0], name) for name in names[1:])
-    return [(b, a) if _rank(b) < _rank(a) else (a, b) for a, b in pairs]
-
-
-def _rank(name: str) -> int:
-    return next((rank for rank, value in enumerate(_REFERENCES) if value in name.split()), len(_REFERENCES))
+    return [(b, a) if rank(b) < rank(a) else (a, b) for a, b in pairs]
 
 
 @dataclass(frozen=True, slots=True)
-class _Test:
-    """The n test records that all runs answer, as the first run has them, and where each stands."""
+class _Row:
+    """One row of a matrix: means over seeds by column, the last one for all records. ``p`` [C + 1]: of a difference."""
 
-    run: str
-    questions: Mapping[str, Prediction]  # by record id
+    scores: Scores
+    p: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """The outcomes of all runs on the n test records."""
+
+    runs: Sequence[SweepRun]
     columns: tuple[str, ...]  # those that occur, without ALL
-    column: IntArray  # n
-    image: IntArray  # n
-    sizes: tuple[int, ...]  # C + 1, as are the next two
+    column: IntArray  # [n]
+    sizes: tuple[int, ...]  # [C + 1], as are the next two
     images: tuple[int, ...]
     chance: tuple[float, ...]
+    correct: BoolArray  # [V, n]: trained (or base, without training) of every run, then base of the trained runs
+    base: Mapping[int, int]  # vector of a run's base condition
+    controls: Mapping[str, Mapping[int, FloatArray]]  # accuracy [C + 1] by condition and run
+    scores: Scores  # [V, C + 1]
+    rng: np.random.Generator
 
     @classmethod
-    def of(cls, run: SweepRun, column_axis: str) -> _Test:
+    def of(cls, runs: Sequence[SweepRun], column_axis: str, resamples: int, rng: np.random.Generator) -> _Sweep:
         if column_axis not in _COLUMNS:
             raise ConfigError(f"column axis {column_axis!r} is none of {', '.join(_COLUMNS)}")
-        if not (lines := run.predictions[_asked(run)]):
-            raise DataError(f"run {run.name} has no predictions; evaluate it on test records")
+        lines = runs[0].predictions[_main_condition(runs[0])]
+        if not lines:
+            raise DataError(f"run {runs[0].name} has no predictions; evaluate it on test records")
         names = [_column(line, column_axis) for line in lines]
         columns = tuple(str(name) for name in _COLUMNS[column_axis] if name in names)
         column = np.asarray([columns.index(name) for name in names], dtype=np.intp)
         image = np.unique([line.image for line in lines], return_inverse=True)[1].astype(np.intp)
-        of_column = [image[column == c] for c in range(len(columns))]
-        guess = np.asarray([[1 / line.options for line in lines]])
+        images = [image[column == c] for c in range(len(columns))] + [image]
+
+        reference = {line.record: line for line in lines}
+        outcomes = [_outcomes(run, reference, runs[0].name) for run in runs]
+        correct = [conditions.pop(_main_condition(run)) for run, conditions in zip(runs, outcomes, strict=True)]
+        base: dict[int, int] = {}
+        controls: dict[str, dict[int, FloatArray]] = {}
+        for number, conditions in enumerate(outcomes):
+            for condition, values in conditions.items():
+                if condition == Condition.BASE:
+                    base[number] = len(correct)
+                    correct.append(values)
+                else:
+                    controls.setdefault(condition, {})[number] = column_means(values[None], column)[0]
         return cls(
-            run=run.name,
-            questions={line.record: line for line in lines},
+            runs=runs,
             columns=columns,
             column=column,
-            image=image,
-            sizes=tuple(len(part) for part in (*of_column, image)),
-            images=tuple(len(np.unique(part)) for part in (*of_column, image)),
-            chance=tuple(column_means(guess, column)[0].tolist()),
+            sizes=tuple(map(len, images)),
+            images=tuple(len(np.unique(part)) for part in images),
+            chance=tuple(column_means(np.asarray([[1 / line.options for line in lines]]), column)[0].tolist()),
+            correct=np.stack(correct),
+            base=base,
+            controls=controls,
+            scores=score(np.stack(correct), column, image, resamples, rng),
+            rng=rng,
         )
 
+    def accuracy(self, seeds: Seeds) -> _Row:
+        return _Row(self.scores.select(list(seeds.values())).over_seeds(self.rng))
 
-def _asked(run: SweepRun) -> Condition:
-    """The condition that the run stands for: a run without training is the base model."""
+    def difference(self, a: Sequence[int], b: Sequence[int]) -> _Row:
+        """Vectors ``b`` minus vectors ``a``, paired by seed."""
+        per_seed = []
+        for of_a, of_b in zip(self.correct[list(a)], self.correct[list(b)], strict=True):
+            only_a = np.bincount(self.column, weights=of_a & ~of_b)
+            only_b = np.bincount(self.column, weights=of_b & ~of_a)
+            counts = [*zip(only_a, only_b, strict=True), (only_a.sum(), only_b.sum())]
+            per_seed.append([mcnemar_exact(int(in_a), int(in_b)) for in_a, in_b in counts])
+        scores = (self.scores.select(b) - self.scores.select(a)).over_seeds(self.rng)
+        return _Row(scores, tuple(rueger(p) for p in zip(*per_seed, strict=True)))
+
+
+def _main_condition(run: SweepRun) -> Condition:
+    """Trained, or base for a run without training."""
     for condition in (Condition.TRAINED, Condition.BASE):
         if condition in run.predictions:
             return condition
@@ -176,201 +204,118 @@ def _column(line: Prediction, column_axis: str) -> str:
     _, found, scanner = line.image.rpartition("/scanner-")
     if not found or scanner not in SCANNERS:
         raise DataError(
-            f"record {line.record}: image {line.image!r} names none of the scanners {', '.join(SCANNERS)}; only "
-            "phantoms have scanners"
+            f"record {line.record}: image {line.image!r} has none of the scanners {', '.join(SCANNERS)}; only phantoms "
+            "have scanners"
         )
     return SCANNER_COLUMNS[scanner == SCANNERS[-1]]
 
 
-def _outcomes(run: SweepRun, test: _Test) -> dict[str, BoolArray]:
-    """Right or wrong [n] by condition, in the order of the test records."""
-    found: dict[str, BoolArray] = {}
+def _outcomes(run: SweepRun, reference: Mapping[str, Prediction], reference_run: str) -> dict[str, BoolArray]:
+    """Whether each prediction is correct, [n] by condition, in the order of the ``reference``."""
+    outcomes: dict[str, BoolArray] = {}
     for condition, lines in run.predictions.items():
-        here = {line.record: line for line in lines}
-        where = f"run {run.name}, condition {condition}"
-        for name, missing in ((where, test.questions.keys() - here.keys()), (test.run, here.keys() - test.questions)):
-            if missing:
-                raise DataError(
-                    f"{where} and run {test.run} do not hold the same records: {name} lacks {len(missing)}, such as "
-                    f"{min(missing)}; evaluate both on the same test records"
-                )
-        if len(here) != len(lines):
-            raise DataError(f"{where}: {len(lines)} predictions for {len(here)} records; a record occurs twice")
-        for record, line in test.questions.items():
-            if _question(here[record]) != _question(line):
-                raise DataError(
-                    f"record {record} is not the same question in {where} ({_shown(here[record])}) and run "
-                    f"{test.run} ({_shown(line)}); evaluate both on the same data"
-                )
-        found[condition] = np.asarray([here[record].correct for record in test.questions], dtype=np.bool_)
-    return found
+        by_record = {line.record: line for line in lines}
+        name = f"run {run.name}, condition {condition}"
+        check_same_questions(reference, by_record, f"run {reference_run}", name)
+        if len(by_record) != len(lines):
+            raise DataError(f"{name}: {len(lines)} predictions for {len(by_record)} records; a record occurs twice")
+        outcomes[condition] = np.asarray([by_record[record].correct for record in reference], dtype=np.bool_)
+    return outcomes
 
 
-def _shown(line: Prediction) -> str:
-    return ", ".join(map(str, _question(line)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One row of a matrix: means over seeds by column, the last one that of all records."""
-
-    scores: Scores  # C + 1
-    p: tuple[float, ...] = ()  # C + 1, for a difference
-
-    def estimate(self, column: int) -> Estimate:
-        return estimate(float(self.scores.value[column]), self.scores.resampled[column])
-
-    def mean(self) -> Estimate:
-        return _mean([(self, column) for column in range(len(self.scores.value) - 1)])
-
-
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What all runs answered. ``base``: vector of a trained run's base condition, where it has one."""
-
-    runs: Sequence[SweepRun]
-    test: _Test
-    rights: BoolArray  # V, n: what every run stands for, then the base of those that were trained
-    base: Mapping[int, int]
-    scores: Scores
-    controls: Mapping[str, Mapping[int, FloatArray]]  # accuracy [C + 1] by condition and run
-    rng: np.random.Generator
-
-    @classmethod
-    def of(cls, runs: Sequence[SweepRun], test: _Test, resamples: int, rng: np.random.Generator) -> _Evidence:
-        answered = [_outcomes(run, test) for run in runs]
-        rights = [conditions.pop(_asked(run)) for run, conditions in zip(runs, answered, strict=True)]
-        base: dict[int, int] = {}
-        controls: dict[str, dict[int, FloatArray]] = {}
-        for number, conditions in enumerate(answered):
-            for condition, correct in conditions.items():
-                if condition == Condition.BASE:
-                    base[number] = len(rights)
-                    rights.append(correct)
-                else:
-                    controls.setdefault(condition, {})[number] = column_means(correct[None], test.column)[0]
-        stacked = np.stack(rights)
-        return cls(runs, test, stacked, base, score(stacked, test.column, test.image, resamples, rng), controls, rng)
-
-    def trained(self, seeds: Seeds) -> _Line:
-        return _Line(self.scores.select(list(seeds.values())).over_seeds(self.rng))
-
-    def difference(self, a: Sequence[int], b: Sequence[int]) -> _Line:
-        """Vectors ``b`` minus vectors ``a``, paired by seed."""
-        per_seed = []
-        for left, correct in zip(self.rights[list(a)], self.rights[list(b)], strict=True):
-            only_a = np.bincount(self.test.column, weights=left & ~correct)
-            only_b = np.bincount(self.test.column, weights=correct & ~left)
-            counts = [*zip(only_a, only_b, strict=True), (only_a.sum(), only_b.sum())]
-            per_seed.append([mcnemar_exact(int(b_count), int(c_count)) for b_count, c_count in counts])
-        scores = (self.scores.select(b) - self.scores.select(a)).over_seeds(self.rng)
-        return _Line(scores, tuple(rueger(p) for p in zip(*per_seed, strict=True)))
-
-
-def _matrix(evidence: _Evidence, method: str, rows: Mapping[str, Seeds], lines: Mapping[str, _Line]) -> Matrix:
-    test = evidence.test
+def _matrix(sweep: _Sweep, method: str, seeds: Mapping[str, Seeds], rows: Mapping[str, _Row]) -> Matrix:
     gains = {}
-    for row, seeds in rows.items():
-        if all(run in evidence.base for run in seeds.values()):
-            trained = list(seeds.values())
-            gains[row] = evidence.difference([evidence.base[run] for run in trained], trained)
-    versus = _versus(gains, test.columns)
-    cells = {
-        row: {
-            name: _cell(evidence, column, list(rows[row].values()), line, versus.get(row, {}).get(name))
-            for column, name in enumerate((*test.columns, ALL))
-        }
-        for row, line in lines.items()
-    }
+    for row, of_row in seeds.items():
+        runs = list(of_row.values())
+        if all(run in sweep.base for run in runs):
+            gains[row] = sweep.difference([sweep.base[run] for run in runs], runs)
+    tested = _paired_differences(gains, sweep.columns)
     return Matrix(
         method=method,
         rows=tuple(rows),
-        columns=test.columns,
-        cells=cells,
-        means={row: line.mean() for row, line in lines.items()},
-        generalization=_generalization(lines, test.columns),
+        columns=sweep.columns,
+        cells={
+            row: {
+                name: _cell(sweep, column, list(seeds[row].values()), of_row, tested.get(row, {}).get(name))
+                for column, name in enumerate((*sweep.columns, ALL))
+            }
+            for row, of_row in rows.items()
+        },
+        means={row: estimate(*_mean([(of_row, c) for c in range(len(sweep.columns))])) for row, of_row in rows.items()},
+        generalization=_generalization(rows, sweep.columns),
     )
 
 
-def _cell(evidence: _Evidence, column: int, runs: Sequence[int], line: _Line, gain: Versus | None) -> TableCell:
-    n = evidence.test.sizes[column]
-    accuracy = line.estimate(column)
-    if len(runs) == 1:
-        correct = round(accuracy.value * n)
-        accuracy = Estimate(correct / n, *wilson(correct, n))
-    base = [evidence.base[run] for run in runs if run in evidence.base]
+def _cell(sweep: _Sweep, column: int, runs: Sequence[int], row: _Row, gain: PairedDifference | None) -> TableCell:
+    n = sweep.sizes[column]
+    accuracy = row.scores.estimate(column)
+    base = [sweep.base[run] for run in runs if run in sweep.base]
     return TableCell(
         n=n,
-        images=evidence.test.images[column],
-        runs=tuple(evidence.runs[run].name for run in runs),
-        accuracy=accuracy,
-        chance=evidence.test.chance[column],
-        # A mean over some of the seeds only would not be the counterpart of the accuracy beside it.
-        base=float(evidence.scores.value[base, column].mean()) if len(base) == len(runs) else None,
+        images=sweep.images[column],
+        runs=tuple(sweep.runs[run].name for run in runs),
+        accuracy=wilson(round(accuracy.value * n), n) if len(runs) == 1 else accuracy,
+        chance=sweep.chance[column],
+        # A mean over some of the seeds is not comparable with the accuracy, which is over all seeds.
+        base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
         gain=gain,
         controls={
             condition: float(np.mean([by_run[run][column] for run in runs]))
-            for condition, by_run in evidence.controls.items()
+            for condition, by_run in sweep.controls.items()
             if all(run in by_run for run in runs)
         },
     )
 
 
-def _contrast(evidence: _Evidence, a: str, b: str, rows: Mapping[str, tuple[Seeds, Seeds]]) -> ContrastMatrix | None:
-    """``b`` minus ``a`` in every row, on the seeds that both have; None where they share nothing."""
-    lines = {}
-    for row, (of_a, of_b) in rows.items():
+def _contrast(sweep: _Sweep, a: str, b: str, seeds: Mapping[str, tuple[Seeds, Seeds]]) -> ContrastMatrix | None:
+    """``b`` minus ``a`` in every row, on the seeds that both have. None without a common seed."""
+    rows = {}
+    for row, (of_a, of_b) in seeds.items():
         if shared := [seed for seed in of_a if seed in of_b]:
-            lines[row] = evidence.difference([of_a[seed] for seed in shared], [of_b[seed] for seed in shared])
-    if not lines:
+            rows[row] = sweep.difference([of_a[seed] for seed in shared], [of_b[seed] for seed in shared])
+    if not rows:
         return None
-    columns = evidence.test.columns
-    generalization = _generalization(lines, columns)
     return ContrastMatrix(
         a=a,
         b=b,
-        rows=tuple(lines),
-        columns=columns,
-        cells=_versus(lines, columns),
-        overall=_mean([(line, column) for line in lines.values() for column in range(len(columns))]),
-        gap=generalization.gap if generalization else None,
-        off_diagonal=generalization.off_diagonal if generalization else None,
+        rows=tuple(rows),
+        columns=sweep.columns,
+        cells=_paired_differences(rows, sweep.columns),
+        overall=estimate(*_mean([(row, column) for row in rows.values() for column in range(len(sweep.columns))])),
+        generalization=_generalization(rows, sweep.columns),
     )
 
 
-def _versus(lines: Mapping[str, _Line], columns: Sequence[str]) -> dict[str, dict[str, Versus]]:
-    """The differences with their p-values: all cells are one family of Holm's, the columns of all records another."""
-    inner = iter(holm([p for line in lines.values() for p in line.p[:-1]]))
-    outer = iter(holm([line.p[-1] for line in lines.values()]))
+def _paired_differences(rows: Mapping[str, _Row], columns: Sequence[str]) -> dict[str, dict[str, PairedDifference]]:
+    """By row and column. Holm's correction is over all cells, and separately over the column of all records."""
+    inner = iter(holm([p for row in rows.values() for p in row.p[:-1]]))
+    outer = iter(holm([row.p[-1] for row in rows.values()]))
     return {
-        row: {
-            name: Versus(line.estimate(column), line.p[column], next(outer if name == ALL else inner))
-            for column, name in enumerate((*columns, ALL))
+        name: {
+            column: PairedDifference(row.scores.estimate(c), row.p[c], next(outer if column == ALL else inner))
+            for c, column in enumerate((*columns, ALL))
         }
-        for row, line in lines.items()
+        for name, row in rows.items()
     }
 
 
-def _generalization(lines: Mapping[str, _Line], columns: Sequence[str]) -> Generalization | None:
-    """Over the rows that are columns as well; None for fewer than two."""
-    square = {row: line for row, line in lines.items() if row in columns}
+def _generalization(rows: Mapping[str, _Row], columns: Sequence[str]) -> Generalization | None:
+    """Over the rows that are also columns; None for fewer than two."""
+    square = {name: row for name, row in rows.items() if name in columns}
     if len(square) < 2:
         return None
-    diagonal = [(line, columns.index(row)) for row, line in square.items()]
-    rest = [(line, c) for row, line in square.items() for c, name in enumerate(columns) if name != row]
-    (of_diagonal, diagonals), (of_rest, rests) = _average(diagonal), _average(rest)
+    own, own_resampled = _mean([(row, columns.index(name)) for name, row in square.items()])
+    rest, rest_resampled = _mean(
+        [(row, c) for name, row in square.items() for c, column in enumerate(columns) if column != name]
+    )
     return Generalization(
-        diagonal=estimate(of_diagonal, diagonals),
-        off_diagonal=estimate(of_rest, rests),
-        gap=estimate(of_diagonal - of_rest, diagonals - rests),
+        diagonal=estimate(own, own_resampled),
+        off_diagonal=estimate(rest, rest_resampled),
+        gap=estimate(own - rest, own_resampled - rest_resampled),
     )
 
 
-def _mean(cells: Sequence[tuple[_Line, int]]) -> Estimate:
-    return estimate(*_average(cells))
-
-
-def _average(cells: Sequence[tuple[_Line, int]]) -> tuple[float, FloatArray]:
+def _mean(cells: Sequence[tuple[_Row, int]]) -> tuple[float, FloatArray]:
     """Mean over cells with equal weight: the value and its resamples [R]."""
-    value = np.mean([line.scores.value[column] for line, column in cells])
-    return float(value), np.mean([line.scores.resampled[column] for line, column in cells], axis=0)
+    value = np.mean([row.scores.value[column] for row, column in cells])
+    return float(value), np.mean([row.scores.resampled[column] for row, column in cells], axis=0)

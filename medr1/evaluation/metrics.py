@@ -1,59 +1,58 @@
-"""From predictions to numbers: a cell for all records, one for each modality and one for each question type."""
+"""Metrics of one condition, and the comparison of two: over all records, by modality and by question type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from statistics import fmean
 from typing import Any, TypeVar
 
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
+from medr1.evaluation.bootstrap import paired_difference
 from medr1.evaluation.predictions import Prediction
-from medr1.evaluation.statistics import holm, mcnemar_exact, paired_difference, wilson
+from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnemar_exact, wilson
 
 K = TypeVar("K", Modality, QuestionType)
+T = TypeVar("T")
+C = TypeVar("C")
+_QUESTION = attrgetter("image", "modality", "question_type", "answer", "options")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one set of predictions amounts to. Rates are fractions of ``n``; ``low``/``high`` is Wilson's 95 % interval.
+    """Metrics of ``n`` predictions. Rates are fractions of ``n``.
 
-    ``accuracy`` counts answers read by the grammar; ``lenient_accuracy`` those a last-resort reading finds as well.
-    ``chance`` is what a uniform guess among the options would score; ``length`` the mean number of completion tokens.
+    ``accuracy``: answers that the grammar accepts, with the Wilson 95 % interval. ``lenient_accuracy``: also those that
+    only the lenient parser reads. ``chance``: accuracy of a uniform guess among the options. ``mean_length``: mean
+    number of completion tokens. ``clipped_ratio``: completions that reached the token limit.
     """
 
     n: int
     images: int
-    accuracy: float
-    low: float
-    high: float
+    accuracy: Estimate
     chance: float
     format_rate: float
     unparsed_rate: float
     lenient_accuracy: float
-    length: float
-    truncated_rate: float
+    mean_length: float
+    clipped_ratio: float
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
-    """Condition b against condition a on the same records.
+class Contrast(PairedDifference):
+    """Condition b against condition a on the same ``n`` records, with a 95 % bootstrap interval over images.
 
-    ``difference`` is accuracy of b minus accuracy of a, ``low``/``high`` its 95 % bootstrap interval over images.
-    ``b`` records are right only in a, ``c`` only in b (McNemar's names); ``p`` is the exact two-sided McNemar value,
-    ``p_holm`` the same adjusted for all cells of its family (all modalities, or all question types).
+    ``only_a`` records are correct only in a, ``only_b`` only in b. ``p_holm`` is corrected over all modalities, or all
+    question types.
     """
 
     n: int
     images: int
-    difference: float
-    low: float
-    high: float
-    b: int
-    c: int
-    p: float
-    p_holm: float
+    only_a: int
+    only_b: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,12 @@ class Summary:
 
     @property
     def modality_mean(self) -> float:
-        """Accuracy averaged over modalities with equal weight: the paper's headline, which is not ``overall``."""
-        return fmean(cell.accuracy for cell in self.by_modality.values())
+        """Accuracy averaged over modalities with equal weight, as Med-R1 reports it."""
+        return fmean(cell.accuracy.value for cell in self.by_modality.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
-        return {**_plain(self), "modality_mean": self.modality_mean}
+        return {**json.loads(json.dumps(asdict(self))), "modality_mean": self.modality_mean}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,107 +86,115 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
-        return _plain(self)
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
 
 def summarise(predictions: Sequence[Prediction]) -> Summary:
-    """The numbers of one condition.
+    """The metrics of one condition.
 
     Raises:
         DataError: no predictions, several conditions, or a record that occurs twice.
     """
-    condition = _index(predictions)[0]
+    condition, _ = _index(predictions)
     return Summary(
         condition=condition,
         overall=_cell(predictions),
-        by_modality={m: _cell(part) for m in Modality if (part := [p for p in predictions if p.modality == m])},
-        by_question_type={
-            t: _cell(part) for t in QuestionType if (part := [p for p in predictions if p.question_type == t])
-        },
+        by_modality=_by(Modality, predictions, lambda p: p.modality, _cell),
+        by_question_type=_by(QuestionType, predictions, lambda p: p.question_type, _cell),
     )
 
 
 def compare(
     a: Sequence[Prediction], b: Sequence[Prediction], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Comparison:
-    """Condition ``b`` against condition ``a``, record by record.
+    """Condition ``b`` against condition ``a``, paired by record.
 
     Raises:
-        DataError: the two do not hold the same records, or a record's question differs between them.
+        DataError: the two have different records, or a record's question differs between them.
     """
-    name_a, of_a = _index(a)
-    name_b, of_b = _index(b)
-    for name, missing in ((name_b, of_a.keys() - of_b.keys()), (name_a, of_b.keys() - of_a.keys())):
-        if missing:
-            raise DataError(
-                f"condition {name} lacks {len(missing)} record(s) that the other one has, such as {min(missing)}; "
-                "evaluate both on the same test records"
-            )
-    pairs = [(of_a[record], of_b[record]) for record in of_a]
-    for left, correct in pairs:
-        if _question(left) != _question(correct):
-            raise DataError(
-                f"record {left.record} is not the same question in {name_a} {_question(left)} and {name_b} "
-                f"{_question(correct)}; evaluate both on the same data"
-            )
+    (name_a, of_a), (name_b, of_b) = _index(a), _index(b)
+    check_same_questions(of_a, of_b, f"condition {name_a}", f"condition {name_b}")
 
-    def contrast(part: list[tuple[Prediction, Prediction]]) -> Contrast:
-        right_a, right_b = [left.correct for left, _ in part], [correct.correct for _, correct in part]
-        images = [left.image for left, _ in part]
-        difference = paired_difference(right_a, right_b, images, level, resamples, seed)
-        only_a = sum(x and not y for x, y in zip(right_a, right_b, strict=True))
-        only_b = sum(y and not x for x, y in zip(right_a, right_b, strict=True))
+    def contrast(pairs: Sequence[tuple[Prediction, Prediction]]) -> Contrast:
+        images = [left.image for left, _ in pairs]
+        correct_a, correct_b = [left.correct for left, _ in pairs], [right.correct for _, right in pairs]
+        only_a = sum(x and not y for x, y in zip(correct_a, correct_b, strict=True))
+        only_b = sum(y and not x for x, y in zip(correct_a, correct_b, strict=True))
         p = mcnemar_exact(only_a, only_b)
-        return Contrast(len(part), len(set(images)), *difference, b=only_a, c=only_b, p=p, p_holm=p)
+        return Contrast(
+            difference=paired_difference(correct_a, correct_b, images, level, resamples, seed),
+            p=p,
+            p_holm=p,
+            n=len(pairs),
+            images=len(set(images)),
+            only_a=only_a,
+            only_b=only_b,
+        )
 
+    pairs = [(of_a[record], of_b[record]) for record in of_a]
     return Comparison(
         a=name_a,
         b=name_b,
         overall=contrast(pairs),
-        by_modality=_with_holm(
-            {m: contrast(part) for m in Modality if (part := [p for p in pairs if p[0].modality == m])}
-        ),
-        by_question_type=_with_holm(
-            {t: contrast(part) for t in QuestionType if (part := [p for p in pairs if p[0].question_type == t])}
-        ),
+        by_modality=_with_holm(_by(Modality, pairs, lambda pair: pair[0].modality, contrast)),
+        by_question_type=_with_holm(_by(QuestionType, pairs, lambda pair: pair[0].question_type, contrast)),
     )
 
 
+def check_same_questions(a: Mapping[str, Prediction], b: Mapping[str, Prediction], name_a: str, name_b: str) -> None:
+    """Raises DataError unless both have the same records (keys), with the same image, options and answer."""
+    for name, missing in ((name_b, a.keys() - b.keys()), (name_a, b.keys() - a.keys())):
+        if missing:
+            raise DataError(
+                f"{name_a} and {name_b} have different records: {name} lacks {len(missing)}, such as {min(missing)}; "
+                "evaluate both on the same test records"
+            )
+    for record in a:
+        if _QUESTION(a[record]) != _QUESTION(b[record]):
+            raise DataError(
+                f"record {record} is not the same question in {name_a} {_QUESTION(a[record])} and in {name_b} "
+                f"{_QUESTION(b[record])}; evaluate both on the same data"
+            )
+
+
 def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
-    """Flat names and values for a tracker, such as ``test/accuracy/modality/ct``."""
+    """Names and values of a condition's metrics for a tracker, such as ``trained/accuracy/modality/ct``."""
     cell = summary.overall
-    yield f"{prefix}/accuracy", cell.accuracy
+    yield f"{prefix}/accuracy", cell.accuracy.value
     for modality, part in summary.by_modality.items():
-        yield f"{prefix}/accuracy/modality/{modality.value}", part.accuracy
+        yield f"{prefix}/accuracy/modality/{modality.value}", part.accuracy.value
     for question_type, part in summary.by_question_type.items():
-        yield f"{prefix}/accuracy/question_type/{question_type.value}", part.accuracy
+        yield f"{prefix}/accuracy/question_type/{question_type.value}", part.accuracy.value
     yield f"{prefix}/format_rate", cell.format_rate
     yield f"{prefix}/unparsed_rate", cell.unparsed_rate
-    yield f"{prefix}/completion_length", cell.length
+    yield f"{prefix}/completions/mean_length", cell.mean_length
     yield f"{prefix}/chance", cell.chance
     yield f"{prefix}/lenient_accuracy", cell.lenient_accuracy
 
 
+def _by(kinds: type[K], items: Sequence[T], kind_of: Callable[[T], K], metric: Callable[[list[T]], C]) -> dict[K, C]:
+    """``metric`` of the items of each kind that occurs."""
+    return {kind: metric(part) for kind in kinds if (part := [item for item in items if kind_of(item) == kind])}
+
+
 def _cell(part: Sequence[Prediction]) -> Cell:
-    n, correct = len(part), sum(p.correct for p in part)
-    interval = wilson(correct, n)
+    n = len(part)
     return Cell(
         n=n,
         images=len({p.image for p in part}),
-        accuracy=correct / n,
-        low=interval.low,
-        high=interval.high,
+        accuracy=wilson(sum(p.correct for p in part), n),
         chance=fmean(1 / p.options for p in part),
         format_rate=sum(p.format for p in part) / n,
         unparsed_rate=sum(p.parsed is None for p in part) / n,
         lenient_accuracy=sum(p.lenient == p.answer for p in part) / n,
-        length=fmean(p.length for p in part),
-        truncated_rate=sum(p.truncated for p in part) / n,
+        mean_length=fmean(p.length for p in part),
+        clipped_ratio=sum(p.truncated for p in part) / n,
     )
 
 
 def _index(predictions: Iterable[Prediction]) -> tuple[str, dict[str, Prediction]]:
-    """The one condition of these predictions, and the predictions by record id."""
+    """The condition of these predictions, and the predictions by record id."""
     index: dict[str, Prediction] = {}
     conditions: set[str] = set()
     for line in predictions:
@@ -196,23 +203,11 @@ def _index(predictions: Iterable[Prediction]) -> tuple[str, dict[str, Prediction
         index[line.record] = line
         conditions.add(line.condition)
     if len(conditions) != 1:
-        found = ", ".join(sorted(conditions)) or "no prediction at all"
+        found = ", ".join(sorted(conditions)) or "no predictions"
         raise DataError(f"expected the predictions of one condition, found: {found}")
     return conditions.pop(), index
-
-
-def _question(line: Prediction) -> tuple[str, str, str, str, int]:
-    """What must agree between two conditions for a paired comparison to mean anything."""
-    return line.image, line.modality.value, line.question_type.value, line.answer, line.options
 
 
 def _with_holm(family: dict[K, Contrast]) -> dict[K, Contrast]:
     adjusted = holm([contrast.p for contrast in family.values()])
     return {key: replace(contrast, p_holm=p) for (key, contrast), p in zip(family.items(), adjusted, strict=True)}
-
-
-def _plain(numbers: Summary | Comparison) -> dict[str, Any]:
-    values = asdict(numbers)
-    for family in ("by_modality", "by_question_type"):
-        values[family] = {key.value: cell for key, cell in values[family].items()}
-    return values

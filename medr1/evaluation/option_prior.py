@@ -1,4 +1,4 @@
-"""Controls: what can be scored without looking at the image. A score means little before it beats these."""
+"""The option prior: a baseline that sees neither image nor question. Model scores are to be compared with it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from medr1.domain.reasoning import ReasoningMode, target_text
+from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record, option_meaning
 from medr1.errors import DataError
-from medr1.evaluation.predictions import Condition, Prediction, prediction
+from medr1.evaluation.predictions import Condition, Prediction, baseline_prediction
 
 
 @dataclass(frozen=True, slots=True)
 class OptionPrior:
-    """The blind control: for each question the option whose text was most often right in training.
+    """Predicts, for each question, the option whose text was most often correct in training.
 
-    "Most often" means right / (offered + 1), not the bare number of times right: a frequent distractor must not win
-    over a rarer text that is right whenever it is offered, nor a text seen once over one right in 90 of 91 questions.
-    A text that training never offered counts as never right. Texts are compared by
-    ``medr1.domain.records.option_meaning``, without case and closing full stops, so that the control reads what an option
-    says and not how the annotator happened to type the right one: with typography it scores higher still on OmniMedVQA
-    (ultrasound 1.000 instead of .834), because the right option is often the only one in lower case or with a full
-    stop. Neither question nor image is looked at.
+    The score of a text is correct / (offered + 1). The denominator keeps frequent distractors behind rarer texts that
+    are always correct, and a text seen once behind one that was correct in 90 of 91 questions. Texts that training
+    never offered score 0.
+
+    Texts are compared by ``option_meaning``, without case and final full stops. With them the score on OmniMedVQA
+    would be higher still (ultrasound 1.000 instead of .834), because the correct option is often the only one in lower
+    case or with a full stop; ``surface_cues`` measures that separately.
     """
 
     correct: Mapping[str, int]
@@ -31,16 +31,16 @@ class OptionPrior:
 
     @classmethod
     def fit(cls, train_records: Iterable[Record]) -> OptionPrior:
-        """Counts, over the training records, how often each option text is offered and how often it is right.
+        """Counts how often each option text is offered and correct in the training records.
 
         Raises:
-            DataError: no training records, so that there is nothing to know.
+            DataError: no training records.
         """
         return cls.count((record.options, record.answer) for record in train_records)
 
     @classmethod
     def count(cls, questions: Iterable[tuple[Mapping[str, str], str]]) -> OptionPrior:
-        """As ``fit``, from the options and the right letter of each question."""
+        """As ``fit``, from the options and the correct letter of each question."""
         correct: Counter[str] = Counter()
         offered: Counter[str] = Counter()
         for options, answer in questions:
@@ -51,34 +51,32 @@ class OptionPrior:
         return cls(correct, offered)
 
     def score(self, text: str) -> float:
-        """How often the text was right among the training questions offering it, with one more that it lost."""
         meaning = option_meaning(text)
         return self.correct.get(meaning, 0) / (self.offered.get(meaning, 0) + 1)
 
     def predict(self, record: Record) -> str:
         """The letter of the option with the highest score.
 
-        Ties, hence also questions of which nothing is known, go to the text with the largest hash together with the
-        record id: reproducible, the same wherever the option stands, and at chance in the long run. "The first one"
-        would turn a bias in where the right option stands into a score.
+        Ties, and questions with unknown options only, are broken by a hash of record id and text. This is reproducible,
+        independent of the order of the options, and at chance on average. Taking the first option would turn a bias in
+        the position of the correct option into a score.
         """
-        return max(record.options, key=lambda letter: self._rank(record, letter))
 
-    def _rank(self, record: Record, letter: str) -> tuple[float, bytes]:
-        text = record.options[letter]
-        return self.score(text), hashlib.sha256(f"{record.id}\n{option_meaning(text)}".encode()).digest()
+        def rank(letter: str) -> tuple[float, bytes]:
+            text = record.options[letter]
+            return self.score(text), hashlib.sha256(f"{record.id}\n{option_meaning(text)}".encode()).digest()
+
+        return max(record.options, key=rank)
+
+    def expected_accuracy(self, questions: Iterable[tuple[Mapping[str, str], str]]) -> float:
+        """Accuracy on the options and the correct letter of each question, with a uniform guess between ties."""
+        credits = []
+        for options, answer in questions:
+            scores = {letter: self.score(text) for letter, text in options.items()}
+            best = max(scores.values())
+            credits.append((scores[answer] == best) / sum(score == best for score in scores.values()))
+        return sum(credits) / len(credits)
 
 
 def option_prior_predictions(prior: OptionPrior, records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
-    """The control's answers as lines of a predictions file. Well-formed by construction, and no token is generated."""
-    return [
-        prediction(
-            record,
-            condition=Condition.OPTION_PRIOR,
-            reasoning=mode,
-            text=target_text(mode, prior.predict(record)),
-            length=0,
-            truncated=False,
-        )
-        for record in records
-    ]
+    return [baseline_prediction(r, Condition.OPTION_PRIOR, mode, prior.predict(r)) for r in records]

@@ -1,4 +1,4 @@
-"""One greedy answer, and how probable the policy holds each option where it writes the answer's letter."""
+"""One greedy completion with the policy's probability of each option at the position of the answer's letter."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from medr1.models.tensors import Decoder, Prefix, PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """``text`` of a greedy completion, whether the token limit cut it, and the probability of each option's letter.
+class ScoredCompletion:
+    """``text`` of a greedy completion, whether it reached the token limit, and the probability of each option's letter.
 
-    ``probabilities`` is None where no answer block can be read, where its letter is none of the options', or where the
-    tokenizer cannot write every letter as one token in its place.
+    ``probabilities`` is None if there is no readable answer block, if its letter is not an option, or if the tokenizer
+    has no single token for one of the letters at this position.
     """
 
     text: str
@@ -28,12 +28,12 @@ class Told:
     probabilities: dict[str, float] | None
 
 
-class _Listening:
-    """A policy that keeps the hidden states from which each token was decided."""
+class _HiddenStateRecorder:
+    """A policy that stores the hidden state from which each token is chosen."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.heard: list[Tensor] = []
+        self.hidden_states: list[Tensor] = []
 
     def prefill(self, prompts: PromptBatch) -> Prefix:
         return self.policy.prefill(prompts)
@@ -45,51 +45,49 @@ class _Listening:
         return self.policy.decoder(prefix, num_generations, max_length)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        self.heard.append(hidden)
+        self.hidden_states.append(hidden)
         return self.policy.logits(hidden)
 
 
 @torch.no_grad()
-def tell(
+def generate_with_option_probabilities(
     policy: Policy, processor: Processor, prompt: Prompt, options: Mapping[str, str], max_completion_length: int
-) -> Told:
-    """Decodes ``prompt`` greedily and reads the letters' probabilities at the place of the answer's letter.
+) -> ScoredCompletion:
+    """Decodes ``prompt`` greedily and computes the probability of each option.
 
-    At the step of decoding that wrote the letter, after all that the completion says before it (in Think-Before after
-    the rationale), the softmax over the options' letters alone: what the policy would answer if at that place it had
-    to name an option. Because the letter was chosen greedily, none of the others is more probable.
+    The probabilities are the softmax over the letters of the options at the step that generated the answer's letter,
+    given all earlier tokens of the completion (in Think-Before, the rationale). The generated letter has the highest.
     """
-    listening = _Listening(policy)
+    recorder = _HiddenStateRecorder(policy)
     sampling = Sampling(
         max_completion_length, processor.eos_token_id, tuple(processor.suppressed_token_ids()), temperature=0.0
     )
-    done = rollout(listening, listening.prefill(processor.encode([prompt]).to(policy.device)), sampling)
-    (text,) = processor.decode(done.ids, done.mask)
-    ids = done.ids[0][done.mask[0]].tolist()
+    completion = rollout(recorder, recorder.prefill(processor.encode([prompt]).to(policy.device)), sampling)
+    (text,) = processor.decode(completion.ids, completion.mask)
+    ids = completion.ids[0][completion.mask[0]].tolist()
     probabilities = None
     place = answer_place(text)
     if place is not None and text[place] in options:
         step = _step_of(processor, ids, text[: place + 1])
         letters = _letter_ids(processor, ids[step], text[place], options)
         if letters is not None:
-            logits = policy.logits(listening.heard[step])[0, list(letters.values())]
-            shares = logits.double().softmax(-1).tolist()
-            probabilities = dict(zip(letters, shares, strict=True))
-    return Told(text, bool(done.truncated[0]), probabilities)
+            logits = policy.logits(recorder.hidden_states[step])[0, list(letters.values())]
+            probabilities = dict(zip(letters, logits.double().softmax(-1).tolist(), strict=True))
+    return ScoredCompletion(text, bool(completion.truncated[0]), probabilities)
 
 
-def _step_of(processor: Processor, ids: list[int], beginning: str) -> int:
-    """The step that wrote the last character of ``beginning``, with which the completion ``ids`` begins."""
+def _step_of(processor: Processor, ids: list[int], prefix: str) -> int:
+    """The step of the completion ``ids`` that generated the last character of its beginning ``prefix``."""
     for step in range(len(ids)):
-        (so_far,) = processor.tokenizer.batch_decode([ids[: step + 1]], skip_special_tokens=True)
-        if so_far.startswith(beginning):
+        (decoded,) = processor.tokenizer.batch_decode([ids[: step + 1]], skip_special_tokens=True)
+        if decoded.startswith(prefix):
             return step
-    raise AssertionError(f"{beginning!r} is no beginning of its own completion")
+    raise AssertionError(f"the completion does not begin with {prefix!r}")
 
 
-def _letter_ids(processor: Processor, written: int, letter: str, options: Mapping[str, str]) -> dict[str, int] | None:
-    """For each option the token that differs from ``written`` in the letter alone (``C``, ``(C``, ``>C``)."""
-    spelling = str(processor.tokenizer.convert_ids_to_tokens(written))
+def _letter_ids(processor: Processor, generated: int, letter: str, options: Mapping[str, str]) -> dict[str, int] | None:
+    """For each option, the token that differs from ``generated`` only in the letter (``C``, ``(C``, ``>C``)."""
+    spelling = str(processor.tokenizer.convert_ids_to_tokens(generated))
     vocabulary = processor.tokenizer.get_vocab()
     ids = {option: vocabulary.get(spelling.replace(letter, option, 1)) for option in options}
     return None if None in ids.values() else {option: int(i) for option, i in ids.items() if i is not None}

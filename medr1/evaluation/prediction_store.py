@@ -1,4 +1,4 @@
-"""Answers of a run on disk, one predictions file for each condition: what is there already is not asked again."""
+"""The predictions of a run on disk, one file for each condition. Conditions that have a file are not run again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from medr1.evaluation.surface_cues import surface_cue_predictions
 
 @dataclass(kw_only=True)
 class PredictionStore:
-    """Predictions of the test ``records`` under each condition, one file each (``file`` names it). Loads no torch.
+    """Predictions of the test ``records`` under each condition. Loads no torch.
 
-    ``load`` gives a record's picture as the model sees it; ``max_completion_length`` is the longest completion.
+    ``load`` returns a record's image at the model's input size, ``file`` the path of a condition's predictions file.
+    Subclasses add ``generate``, which runs a model.
     """
 
     records: Sequence[Record]
@@ -28,18 +29,19 @@ class PredictionStore:
     max_completion_length: int
     conditions: dict[str, list[Prediction]] = field(default_factory=dict, init=False)
 
-    def run_blind_baselines(self, train: Sequence[Record]) -> None:
-        """The controls that see no picture: the option most often right in training, and the cues of typography."""
-        if train:
-            self.save(Condition.OPTION_PRIOR, option_prior_predictions(OptionPrior.fit(train), self.records, self.mode))
-        self.save(Condition.SURFACE_CUES, surface_cue_predictions(self.records, self.mode))
-
     def load_if_exists(self, condition: str) -> bool:
-        """Whether the condition has been answered before; if so, its answers are read."""
+        """Reads the predictions of a condition if its file exists. Returns whether they are in ``conditions``."""
         if self.file(condition).is_file():
             self.conditions[condition] = read_predictions(self.file(condition))
         return condition in self.conditions
 
-    def save(self, condition: str, lines: list[Prediction]) -> None:
-        write_predictions(self.file(condition), lines)
-        self.conditions[condition] = lines
+    def save(self, condition: str, predictions: list[Prediction]) -> None:
+        write_predictions(self.file(condition), predictions)
+        self.conditions[condition] = predictions
+
+    def run_blind_baselines(self, train: Sequence[Record]) -> None:
+        """Saves the baselines that see no image: surface cues and, if there are ``train`` records, the option prior."""
+        if train:
+            prior = OptionPrior.fit(train)
+            self.save(Condition.OPTION_PRIOR, option_prior_predictions(prior, self.records, self.mode))
+        self.save(Condition.SURFACE_CUES, surface_cue_predictions(self.records, self.mode))

@@ -1,25 +1,36 @@
-"""The predictions file: the contract between training and everything that is shown.
+"""The predictions file: one JSON line for each record, in one file for each condition.
 
-One JSON line for each record and condition. Every number of a table or figure can be recomputed from it.
+Every number of a table or figure can be recomputed from these files:
+
+    from medr1.evaluation.metrics import compare, summarise
+    from medr1.evaluation.predictions import read_predictions
+
+    base, trained = (read_predictions(run / "predictions" / f"{name}.jsonl") for name in ("base", "trained"))
+    summarise(trained).overall.accuracy  # value and 95 % interval
+    compare(base, trained).by_modality[Modality.MRI].difference
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
 
 from medr1.atomic_write import atomic_write
-from medr1.domain.reasoning import ReasoningMode, parse
+from medr1.domain.reasoning import ReasoningMode, parse, target_text
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
 
 
 class Condition(StrEnum):
-    """The conditions that tables know by name."""
+    """What a run is evaluated under. Files, metrics and tables use these names.
+
+    ``base`` is the model before training, ``trained`` after. In the others the image is blank or that of another
+    record of the same modality, or no model is used at all (``option_prior``, ``surface_cues``).
+    """
 
     BASE = "base"
     TRAINED = "trained"
@@ -31,15 +42,15 @@ class Condition(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer to one record under one condition.
+    """One completion for one record under one condition.
 
-    ``record`` and ``image`` are the keys of record and picture; ``answer`` is the expected letter, ``parsed`` the one
-    read from ``text`` by the grammar, ``lenient`` the one a last-resort reading finds (both None where there is none);
-    ``format`` says whether the whole text obeys the grammar of ``reasoning``; ``length`` counts completion tokens;
-    ``truncated`` says whether the token limit cut the completion; ``options`` is the number of options.
+    ``record`` and ``image`` are keys. ``answer`` is the correct letter, ``parsed`` the one read from ``text`` by the
+    grammar, ``lenient`` the one read by the lenient parser (both None if there is none). ``format``: the whole text
+    matches the grammar of ``reasoning``. ``length``: number of completion tokens. ``truncated``: the completion reached
+    the token limit. ``options``: number of options.
 
     Raises:
-        DataError: fields that contradict each other, so that no file can claim a right answer it does not contain.
+        DataError: fields that contradict each other, such as ``correct`` with a wrong letter.
     """
 
     record: str
@@ -60,10 +71,10 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if not self.record or not self.condition:
-            raise DataError(f"record {self.record!r}, condition {self.condition!r}: neither may be empty")
+            raise DataError(f"record {self.record!r}, condition {self.condition!r}: must not be empty")
         if self.correct != (self.parsed == self.answer):
             raise DataError(
-                f"record {self.record}: right is {self.correct}, but parsed is {self.parsed!r} and answer {self.answer!r}"
+                f"record {self.record}: correct is {self.correct}, parsed {self.parsed!r}, answer {self.answer!r}"
             )
         if self.options < 2 or self.length < 0:
             raise DataError(f"record {self.record}: {self.options} option(s), length {self.length}")
@@ -72,8 +83,8 @@ class Prediction:
 def prediction(
     record: Record, condition: str, reasoning: ReasoningMode, text: str, length: int, truncated: bool
 ) -> Prediction:
-    """The line for one completion ``text`` (without special tokens) of ``length`` tokens."""
-    read = parse(text, reasoning, record.options)
+    """Parses one completion ``text`` (without special tokens) of ``length`` tokens."""
+    parsed = parse(text, reasoning, record.options)
     return Prediction(
         record=record.id,
         image=record.image.key,
@@ -83,35 +94,32 @@ def prediction(
         reasoning=reasoning,
         text=text,
         answer=record.answer,
-        parsed=read.answer,
-        lenient=read.lenient,
-        correct=read.answer == record.answer,
-        format=read.format,
+        parsed=parsed.answer,
+        lenient=parsed.lenient,
+        correct=parsed.answer == record.answer,
+        format=parsed.format,
         length=length,
         truncated=truncated,
         options=len(record.options),
     )
 
 
-def by_condition(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
-    """The predictions of each condition, in the order given."""
-    groups: dict[str, list[Prediction]] = {}
-    for line in predictions:
-        groups.setdefault(line.condition, []).append(line)
-    return groups
+def baseline_prediction(record: Record, condition: str, mode: ReasoningMode, letter: str) -> Prediction:
+    """The prediction of a baseline without a model: a well-formed completion of no tokens."""
+    return prediction(record, condition, mode, target_text(mode, letter), length=0, truncated=False)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Writes the file in one step: a reader sees the old file or the whole new one, never a part.
+    """Writes the file atomically.
 
     Raises:
-        DataError: a record that occurs twice in one condition; nothing is written then.
+        DataError: a record that occurs twice in one condition; nothing is written.
     """
     seen: set[tuple[str, str]] = set()
     with atomic_write(path) as file:
         for line in predictions:
             _check_new(seen, line)
-            # ASCII escapes: whatever a model emits, lone surrogates included, comes back as it was.
+            # ASCII escapes: any text a model emits, lone surrogates included, survives the round trip.
             file.write(json.dumps(asdict(line)).encode() + b"\n")
 
 
@@ -119,35 +127,31 @@ def read_predictions(path: Path) -> list[Prediction]:
     """All predictions of the file, in its order.
 
     Raises:
-        DataError: names file and line: no file, no UTF-8, broken JSON, a field that is missing, unknown or of the
+        DataError: with file and line: no file, not UTF-8, broken JSON, a field that is missing, unknown or of the
             wrong type or value, a record that occurs twice in one condition.
     """
-    return list(_lines(path))
-
-
-def _lines(path: Path) -> Iterator[Prediction]:
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such predictions file; evaluate the run first") from error
+    predictions: list[Prediction] = []
     seen: set[tuple[str, str]] = set()
     for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n") if raw else [], start=1):
         try:
             parsed = _from_json(line.decode("utf-8"))
             _check_new(seen, parsed)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {number}: not UTF-8: {error}") from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: broken JSON: {error}; was the file cut off?") from error
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path}, line {number}: not JSON in UTF-8, perhaps incomplete: {error}") from error
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
-        yield parsed
+        predictions.append(parsed)
+    return predictions
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **{field.name: (str,) for field in fields(Prediction)},
     **dict.fromkeys(("parsed", "lenient"), (str, NoneType)),
-    **dict.fromkeys(("right", "format", "truncated"), (bool,)),
+    **dict.fromkeys(("correct", "format", "truncated"), (bool,)),
     **dict.fromkeys(("length", "options"), (int,)),
 }
 
@@ -161,7 +165,7 @@ def _from_json(line: str) -> Prediction:
     if unknown := value.keys() - _TYPES.keys():
         raise DataError(f"unknown field(s): {', '.join(sorted(unknown))}")
     for name, types in _TYPES.items():
-        # type(), not isinstance: to Python True is an int, and a length of True is a mistake.
+        # type() instead of isinstance(), because bool is a subclass of int.
         if type(value[name]) not in types:
             raise DataError(f"field {name}: {value[name]!r} is not {' or '.join(kind.__name__ for kind in types)}")
     enums = {"modality": Modality, "question_type": QuestionType, "reasoning": ReasoningMode}

@@ -1,13 +1,14 @@
-"""Rationales under test: on phantoms every claim of a rationale can be checked against the truth about its picture.
+"""Checks the claims of rationales on phantoms, whose image content is known.
 
-A claim is a word of the phantoms' vocabulary: a whole word, in any case, since no two words of it differ only in case
-and none belongs to two attributes. A word that several modalities share ("angiography") is one claim, true if this
-phantom has that value. A claim made again counts once; two values of one attribute ("left right") are two claims. All
-other words, plurals included, are unknown and claim nothing. Grammar is not read, so "no cyst" claims a cyst.
+A claim is a whole word of the phantoms' vocabulary, in any case; no word belongs to two attributes. A word that several
+modalities share ("angiography") is true if this phantom has that value. Repetitions count once; two values of one
+attribute ("left right") are two claims. All other words, plurals included, are unknown words. Grammar is ignored, so
+that "no cyst" claims a cyst.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,13 +22,13 @@ from medr1.data.sources.phantoms.records import NAMES, Phantom, choices
 from medr1.domain.reasoning import parse
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
+from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
 from medr1.evaluation.predictions import Prediction
-from medr1.evaluation.statistics import wilson
-from medr1.evaluation.tables import Estimate
+from medr1.evaluation.statistics import Estimate, wilson
 
 
 class Attribute(StrEnum):
-    """What a rationale can name, in the order in which a phantom's own rationale names it."""
+    """The attributes of a phantom, in the order in which its own rationale names them."""
 
     MODALITY = "modality"
     TECHNIQUE = "technique"
@@ -37,8 +38,8 @@ class Attribute(StrEnum):
     LOCATION = "location"
 
 
-# What a question asks about. "Which imaging technique?" is the question type MODALITY; none asks for its name.
-ASKED: dict[QuestionType, Attribute] = {
+# The attribute that a question asks for. "Which imaging technique?" has the question type MODALITY.
+QUESTION_ATTRIBUTE: dict[QuestionType, Attribute] = {
     QuestionType.ANATOMY: Attribute.ANATOMY,
     QuestionType.DISEASE: Attribute.FINDING,
     QuestionType.LESION: Attribute.GRADE,
@@ -49,7 +50,7 @@ _VOCABULARY: dict[str, tuple[Attribute, str]] = {
     **{name.casefold(): (Attribute.MODALITY, name) for name in NAMES.values()},
     **{
         value.casefold(): (attribute, value)
-        for question_type, attribute in ASKED.items()
+        for question_type, attribute in QUESTION_ATTRIBUTE.items()
         for modality in Modality
         for value in choices(question_type, modality)
     },
@@ -59,7 +60,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``text`` is the value as the vocabulary spells it; it stands at ``rationale[start:end]``, first time only."""
+    """``text`` is spelt as in the vocabulary; its first occurrence is ``rationale[start:end]``."""
 
     attribute: Attribute
     text: str
@@ -69,8 +70,8 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One prediction whose rationale was read; ``rationale`` is empty where the completion has none."""
+class CheckedRationale:
+    """One prediction with the claims of its rationale, which is empty if the completion has none."""
 
     record: Record
     prediction: Prediction
@@ -78,34 +79,37 @@ class Reading:
     claims: tuple[Claim, ...]
 
     @property
-    def answered(self) -> str | None:
-        """The text of the option answered, None where no answer was read."""
+    def predicted_text(self) -> str | None:
+        """The text of the predicted option, None without a readable answer."""
         return None if self.prediction.parsed is None else self.record.options[self.prediction.parsed]
 
     @property
-    def said(self) -> frozenset[str]:
-        """The values named for the attribute that the question asks about."""
-        return frozenset(c.text for c in self.claims if c.attribute is ASKED[self.record.question_type])
+    def named(self) -> frozenset[str]:
+        """The values that the rationale names for the attribute in question."""
+        return frozenset(c.text for c in self.claims if c.attribute is QUESTION_ATTRIBUTE[self.record.question_type])
 
     @property
     def comparable(self) -> bool:
-        """There is an answer, and the rationale names the attribute that the question asks about."""
-        return bool(self.said) and self.answered is not None
+        """There is an answer, and the rationale names the attribute in question."""
+        return bool(self.named) and self.predicted_text is not None
 
     @property
     def contradicts(self) -> bool:
-        """A comparable rationale names another value than the one answered; naming both supports neither."""
-        return self.comparable and self.said != {self.answered}
+        """The rationale is comparable and names anything but the predicted value."""
+        return self.comparable and self.named != {self.predicted_text}
 
     @property
-    def right_reason(self) -> bool:
-        """The rationale names the right value of the attribute asked about, and no other."""
-        return self.said == {self.record.answer_text}
+    def correct_reason(self) -> bool:
+        """The rationale names the correct value of the attribute in question and no other."""
+        return self.named == {self.record.answer_text}
+
+    def about(self, attribute: Attribute) -> list[Claim]:
+        return [claim for claim in self.claims if claim.attribute is attribute]
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeRates:
-    """One attribute: its claims, the share of them that are false, the share of rationales that name it."""
+    """One attribute: number of claims, the share that is false, and the share of rationales that name it."""
 
     claims: int
     false_share: Estimate | None
@@ -114,17 +118,17 @@ class AttributeRates:
 
 @dataclass(frozen=True, slots=True)
 class RationaleRates:
-    """What the rationales of ``n`` predictions on ``images`` pictures are worth. None where there is nothing to count.
+    """Rates over the rationales of ``n`` predictions on ``images`` images. None if there is nothing to count.
 
-    ``no_answer`` predictions have no readable answer, ``with_rationale`` have a rationale that is not empty.
-    ``accuracy`` is of all ``n``. Of all claims: ``false_share`` (the hallucination rate). Of all rationales:
-    ``false_per_rationale`` (mean number of false claims), ``any_false`` (share with at least one), ``coverage`` (mean
-    share of the six attributes that are named). Of all words: ``unknown_share``.
+    ``no_answer``: predictions without a readable answer. ``with_rationale``: predictions with a rationale.
+    ``accuracy``: over all ``n``. ``false_share``: false claims among all claims, the hallucination rate. Over all
+    rationales: ``false_per_rationale`` (mean number of false claims), ``any_false`` (share with at least one),
+    ``coverage`` (mean share of the six attributes that are named). ``unknown_share``: among all words.
 
-    ``compared`` predictions have an answer and a rationale that names the attribute asked about; ``compared_right`` of
-    them are right. ``contradiction``: share of them that name another value than the one answered.
-    ``right_but_wrong_reason``: share of the right ones whose rationale names a wrong value;
-    ``wrong_but_right_reason``: share of the wrong ones whose rationale names the right value and no other.
+    ``compared``: predictions with an answer and a rationale that names the attribute in question; ``compared_correct``
+    of them are correct. ``contradiction``: share of them that name another value than the predicted one.
+    ``correct_but_wrong_reason``: share of the correct ones whose rationale names a wrong value.
+    ``wrong_but_correct_reason``: share of the wrong ones whose rationale names only the correct value.
     """
 
     n: int
@@ -132,7 +136,7 @@ class RationaleRates:
     no_answer: int
     with_rationale: int
     compared: int
-    compared_right: int
+    compared_correct: int
     claims: int
     accuracy: Estimate
     false_share: Estimate | None
@@ -141,36 +145,36 @@ class RationaleRates:
     coverage: Estimate | None
     unknown_share: Estimate | None
     contradiction: Estimate | None
-    right_but_wrong_reason: Estimate | None
-    wrong_but_right_reason: Estimate | None
+    correct_but_wrong_reason: Estimate | None
+    wrong_but_correct_reason: Estimate | None
     by_attribute: dict[Attribute, AttributeRates]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
-        values = asdict(self)
-        return {**values, "by_attribute": {key.value: rates for key, rates in values["by_attribute"].items()}}
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
 
 def claims(rationale: str, truth: Phantom) -> list[Claim]:
-    """The claims of a rationale in their order, each with its truth."""
-    values = {attribute: truth.value(question_type) for question_type, attribute in ASKED.items()}
+    """The claims of a rationale in their order, each true or false of the phantom."""
+    values = {attribute: truth.value(question_type) for question_type, attribute in QUESTION_ATTRIBUTE.items()}
     values[Attribute.MODALITY] = NAMES[truth.modality]
     found: dict[str, Claim] = {}
     for match in _WORD.finditer(rationale):
-        if known := _VOCABULARY.get(match[0].casefold()):
-            attribute, text = known
+        if match[0].casefold() in _VOCABULARY:
+            attribute, text = _VOCABULARY[match[0].casefold()]
             found.setdefault(text, Claim(attribute, text, text == values[attribute], *match.span()))
     return list(found.values())
 
 
-def read_rationales(predictions: Iterable[Prediction], records: Mapping[str, Record]) -> list[Reading]:
+def check_rationales(predictions: Iterable[Prediction], records: Mapping[str, Record]) -> list[CheckedRationale]:
     """The predictions of one condition and reasoning mode with their records (``records``: by id) and claims.
 
     Raises:
-        DataError: no predictions, several conditions or modes, a record that is unknown, is no phantom or is another
-            question than the one that was answered.
+        DataError: no predictions, several conditions or modes, or a record that is unknown, is not a phantom or is
+            another question than the predicted one.
     """
-    readings = []
+    checked = []
     kinds = set()
     for line in predictions:
         kinds.add(f"{line.condition} ({line.reasoning.value})")
@@ -180,151 +184,127 @@ def read_rationales(predictions: Iterable[Prediction], records: Mapping[str, Rec
         truth = record.image
         if not isinstance(truth, Phantom):
             raise DataError(
-                f"record {line.record}: its picture {truth.key} is no phantom, so the claims of a rationale cannot be "
-                "checked; rationales are tested with data=phantoms only"
+                f"record {line.record}: image {truth.key} is not a phantom; rationales can only be checked with "
+                "data=phantoms"
             )
-        answer = (truth.key, record.answer, len(record.options))
-        if answer != (line.image, line.answer, line.options) or line.parsed not in {None, *record.options}:
+        expected, found = (truth.key, record.answer, len(record.options)), (line.image, line.answer, line.options)
+        if expected != found or line.parsed not in {None, *record.options}:
             raise DataError(
-                f"record {line.record} asks about {truth.key}, right is {record.answer} of {len(record.options)}; the "
-                f"prediction ({line.parsed}) is about {line.image}, right is {line.answer} of {line.options}; "
-                "pass the records, with the same data.seed, that were evaluated"
+                f"record {line.record}: image, answer and number of options are {expected} in the data and {found} in "
+                f"the prediction ({line.parsed}); pass the records of the evaluation, with the same data.seed"
             )
         rationale = parse(line.text, line.reasoning, record.options).rationale
-        readings.append(Reading(record, line, rationale, tuple(claims(rationale, truth))))
+        checked.append(CheckedRationale(record, line, rationale, tuple(claims(rationale, truth))))
     if len(kinds) != 1:
-        found = ", ".join(sorted(kinds)) or "no prediction at all"
-        raise DataError(f"expected the predictions of one condition and reasoning mode, found: {found}")
-    return readings
+        found_kinds = ", ".join(sorted(kinds)) or "no predictions"
+        raise DataError(f"expected the predictions of one condition and reasoning mode, found: {found_kinds}")
+    return checked
 
 
 def rationale_rates(
     predictions: Sequence[Prediction], records: Mapping[str, Record], resamples: int = 2000, seed: int = 0
 ) -> RationaleRates:
-    """The rates of one condition; several runs may be pooled. For a cell, pass the predictions of the cell.
+    """The rates of one condition. Several runs may be pooled; for a cell, pass the predictions of the cell.
 
-    The 95 % intervals are a percentile bootstrap over images, because the rationales of one picture are much alike: a
-    share taken as one of independent rationales would look surer than it is. Where every image gives 0, or every one
-    gives 1, it is Wilson's interval with one trial for each image, as a bootstrap cannot know what it has never seen.
+    The 95 % intervals are a percentile bootstrap over images, because the rationales of one image are correlated. If
+    all images have rate 0, or all have rate 1, the Wilson interval with one trial per image is used, because a
+    bootstrap would return a point.
 
     Raises:
-        DataError: see ``read_rationales``.
+        DataError: see ``check_rationales``.
     """
-    readings = read_rationales(predictions, records)
-    spoken = [r for r in readings if r.rationale]
-    compared = [r for r in spoken if r.comparable]
+    checked = check_rationales(predictions, records)
+    rationales = [r for r in checked if r.rationale]
+    compared = [r for r in rationales if r.comparable]
 
-    def ratio(part: Iterable[Reading], count: Callable[[Reading], tuple[int, int]]) -> Estimate | None:
-        return _ratio([(r.prediction.image, *count(r)) for r in part], resamples, seed)
+    def ratio(
+        part: Iterable[CheckedRationale], count: Callable[[CheckedRationale], tuple[int, int]]
+    ) -> Estimate | None:
+        """Sum of numerators over sum of denominators. Images without a denominator are left out."""
+        counts = [(r.prediction.image, *pair) for r in part if (pair := count(r))[1]]
+        if not counts:
+            return None
+        images, numerators, denominators = zip(*counts, strict=True)
+        sums = sums_by_image(images, numerators, denominators)
+        for rate in (0, 1):
+            if (sums[:, 0] == rate * sums[:, 1]).all():
+                return wilson(rate * len(sums), len(sums))
+        return bootstrap_ratio(sums, resamples=resamples, seed=seed)
 
-    def share(part: Iterable[Reading], holds: Callable[[Reading], bool]) -> Estimate | None:
+    def share(part: Iterable[CheckedRationale], holds: Callable[[CheckedRationale], bool]) -> Estimate | None:
         return ratio(part, lambda r: (holds(r), 1))
 
     def of_attribute(attribute: Attribute) -> AttributeRates:
         return AttributeRates(
-            claims=sum(len(_about(r, attribute)) for r in spoken),
-            false_share=ratio(spoken, lambda r: _false_of(_about(r, attribute))),
-            coverage=share(spoken, lambda r: bool(_about(r, attribute))),
+            claims=sum(len(r.about(attribute)) for r in rationales),
+            false_share=ratio(rationales, lambda r: (_false(r.about(attribute)), len(r.about(attribute)))),
+            coverage=share(rationales, lambda r: bool(r.about(attribute))),
         )
 
-    accuracy = share(readings, lambda r: r.prediction.correct)
-    assert accuracy is not None  # read_rationales returns at least one
+    accuracy = share(checked, lambda r: r.prediction.correct)
+    assert accuracy is not None  # check_rationales returns at least one
     return RationaleRates(
-        n=len(readings),
-        images=len({r.prediction.image for r in readings}),
-        no_answer=sum(r.prediction.parsed is None for r in readings),
-        with_rationale=len(spoken),
+        n=len(checked),
+        images=len({r.prediction.image for r in checked}),
+        no_answer=sum(r.prediction.parsed is None for r in checked),
+        with_rationale=len(rationales),
         compared=len(compared),
-        compared_right=sum(r.prediction.correct for r in compared),
-        claims=sum(len(r.claims) for r in spoken),
+        compared_correct=sum(r.prediction.correct for r in compared),
+        claims=sum(len(r.claims) for r in rationales),
         accuracy=accuracy,
-        false_share=ratio(spoken, lambda r: (_false(r), len(r.claims))),
-        false_per_rationale=ratio(spoken, lambda r: (_false(r), 1)),
-        any_false=share(spoken, lambda r: _false(r) > 0),
-        coverage=ratio(spoken, lambda r: (len({c.attribute for c in r.claims}), len(Attribute))),
-        unknown_share=ratio(spoken, lambda r: _unknown_of_all_words(r.rationale)),
+        false_share=ratio(rationales, lambda r: (_false(r.claims), len(r.claims))),
+        false_per_rationale=ratio(rationales, lambda r: (_false(r.claims), 1)),
+        any_false=share(rationales, lambda r: _false(r.claims) > 0),
+        coverage=ratio(rationales, lambda r: (len({c.attribute for c in r.claims}), len(Attribute))),
+        unknown_share=ratio(rationales, lambda r: _unknown_and_all_words(r.rationale)),
         contradiction=share(compared, lambda r: r.contradicts),
-        right_but_wrong_reason=share((r for r in compared if r.prediction.correct), lambda r: not r.right_reason),
-        wrong_but_right_reason=share((r for r in compared if not r.prediction.correct), lambda r: r.right_reason),
+        correct_but_wrong_reason=share((r for r in compared if r.prediction.correct), lambda r: not r.correct_reason),
+        wrong_but_correct_reason=share((r for r in compared if not r.prediction.correct), lambda r: r.correct_reason),
         by_attribute={attribute: of_attribute(attribute) for attribute in Attribute},
     )
 
 
-def gallery(
+def select_examples(
     predictions: Sequence[Prediction], records: Mapping[str, Record], n: int = 8, seed: int = 0
-) -> list[Reading]:
-    """At most ``n`` examples to look at, where answer and rationale can be compared.
+) -> list[CheckedRationale]:
+    """At most ``n`` comparable examples for a gallery; the same input and seed give the same choice.
 
-    The four combinations of right and wrong answers with right and wrong reasons take turns as far as they occur;
-    within one, new pictures come first, then modalities and question types shown least. The order is: right answer
-    with right reason, right with wrong, wrong with right, wrong with wrong. The same input and seed, the same choice.
+    The four combinations of correct and wrong answers with correct and wrong reasons take turns, as far as they occur.
+    Within one, images, modalities and question types that were chosen least are preferred. The order is: correct answer
+    with correct reason, correct with wrong, wrong with correct, wrong with wrong.
 
     Raises:
-        DataError: see ``read_rationales``.
+        DataError: see ``check_rationales``.
     """
-    readings = sorted((r for r in read_rationales(predictions, records) if r.comparable), key=lambda r: r.record.id)
-    rng = np.random.default_rng(seed)
-    left: dict[tuple[bool, bool], list[Reading]] = {(a, b): [] for a in (True, False) for b in (True, False)}
-    for i in rng.permutation(len(readings)):
-        left[_corner(readings[i])].append(readings[i])
-    shown: Counter[str] = Counter()
-    chosen: dict[tuple[bool, bool], list[Reading]] = {corner: [] for corner in left}
-    taken = 0
-    while taken < n and any(left.values()):
-        for corner, candidates in left.items():
-            if candidates and taken < n:
-                # min takes the first of equals: the one that the permutation put first.
-                best = min(candidates, key=lambda r: [shown[key] for key in _seen(r)])
-                # By identity: pooled runs hold equal predictions.
-                left[corner] = [r for r in candidates if r is not best]
-                chosen[corner].append(best)
-                shown.update(_seen(best))
-                taken += 1
-    return [reading for part in chosen.values() for reading in part]
+    checked = sorted((r for r in check_rationales(predictions, records) if r.comparable), key=lambda r: r.record.id)
+    candidates: dict[tuple[bool, bool], list[CheckedRationale]] = {
+        (answer, reason): [] for answer in (True, False) for reason in (True, False)
+    }
+    for i in np.random.default_rng(seed).permutation(len(checked)):
+        candidates[checked[i].prediction.correct, checked[i].correct_reason].append(checked[i])
+    times_chosen: Counter[str] = Counter()
+    chosen: dict[tuple[bool, bool], list[CheckedRationale]] = {kind: [] for kind in candidates}
+    while any(candidates.values()) and sum(map(len, chosen.values())) < n:
+        for kind, left in candidates.items():
+            if left and sum(map(len, chosen.values())) < n:
+                # min takes the first of equals, which is random by the permutation.
+                best = min(left, key=lambda r: [times_chosen[key] for key in _diversity_keys(r)])
+                # By identity, because pooled runs have equal predictions.
+                candidates[kind] = [r for r in left if r is not best]
+                chosen[kind].append(best)
+                times_chosen.update(_diversity_keys(best))
+    return [example for part in chosen.values() for example in part]
 
 
-def _corner(reading: Reading) -> tuple[bool, bool]:
-    return reading.prediction.correct, reading.right_reason
-
-
-def _seen(reading: Reading) -> tuple[str, str, str]:
-    record = reading.record
+def _diversity_keys(checked: CheckedRationale) -> tuple[str, str, str]:
+    record = checked.record
     return record.image.key, f"modality {record.modality}", f"question type {record.question_type}"
 
 
-def _about(reading: Reading, attribute: Attribute) -> list[Claim]:
-    return [c for c in reading.claims if c.attribute is attribute]
+def _false(part: Sequence[Claim]) -> int:
+    return sum(not claim.true for claim in part)
 
 
-def _false_of(part: Sequence[Claim]) -> tuple[int, int]:
-    return sum(not c.true for c in part), len(part)
-
-
-def _false(reading: Reading) -> int:
-    return _false_of(reading.claims)[0]
-
-
-def _unknown_of_all_words(rationale: str) -> tuple[int, int]:
+def _unknown_and_all_words(rationale: str) -> tuple[int, int]:
     words = _WORD.findall(rationale)
     return sum(word.casefold() not in _VOCABULARY for word in words), len(words)
-
-
-def _ratio(counts: Sequence[tuple[str, int, int]], resamples: int, seed: int) -> Estimate | None:
-    """Sum of numerators over sum of denominators, from (image, numerator, denominator), bootstrap over images."""
-    of_image: dict[str, tuple[int, int]] = {}
-    for image, more_part, more_whole in counts:
-        if more_whole:  # an image that has nothing to count is no cluster, so that no resample divides by zero
-            before = of_image.get(image, (0, 0))
-            of_image[image] = before[0] + more_part, before[1] + more_whole
-    if not of_image:
-        return None
-    # Images with the same counts are exchangeable: draw how often each kind occurs (as in paired_difference).
-    kinds, occurrences = np.unique(np.array(list(of_image.values())), axis=0, return_counts=True)
-    part, whole = kinds[:, 0], kinds[:, 1]
-    images = len(of_image)
-    value = float(occurrences @ part / (occurrences @ whole))
-    if not part.any() or (part == whole).all():
-        return Estimate(value, *wilson(round(value) * images, images))
-    draws = np.random.default_rng(seed).multinomial(images, occurrences / images, size=resamples)
-    low, high = np.quantile((draws @ part) / (draws @ whole), [0.025, 0.975])
-    return Estimate(value, float(low), float(high))

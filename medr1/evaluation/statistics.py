@@ -1,117 +1,86 @@
-"""How sure a number is: intervals, the paired test and its correction for several cells. float64 throughout.
+"""Estimates with confidence intervals, paired tests, and corrections for several tests.
 
-Legend: n records, K clusters (images), R resamples.
+Legend: n records, K images, R resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest
 
 
-class Interval(NamedTuple):
-    """A two-sided confidence interval; both ends belong to it."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with the ends of its confidence interval, 95 % unless stated otherwise."""
 
+    value: float
     low: float
     high: float
 
-
-class Difference(NamedTuple):
-    """Accuracy of condition b minus accuracy of condition a, with its confidence interval, as fractions."""
-
-    estimate: float
-    low: float
-    high: float
+    @property
+    def contains_zero(self) -> bool:
+        return self.low <= 0 <= self.high
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion, which stays inside [0, 1] and keeps its coverage in small cells.
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Accuracy of side b minus accuracy of side a on the same records.
 
-    It takes the n questions as independent. Several questions on one image make the truth somewhat wider; differences
-    between conditions, where it matters most, go through ``paired_difference`` instead.
+    ``p`` is the exact McNemar p-value; with several seeds, ``rueger`` of their values. ``p_holm`` is the same after
+    Holm's correction over the table.
+    """
+
+    difference: Estimate
+    p: float
+    p_holm: float
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
+    """A proportion with its Wilson score interval.
+
+    The n trials count as independent. Several questions on one image make the true interval somewhat wider;
+    differences between conditions use ``bootstrap.paired_difference`` instead.
 
     Raises:
-        ValueError: n < 1, or successes outside 0..n, or level outside (0, 1).
+        ValueError: n < 1, successes outside 0..n, or level outside (0, 1).
     """
-    _check_level(level)
+    check_level(level)
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} trials is no proportion")
+        raise ValueError(f"{successes} successes in {n} trials are not a proportion")
     interval = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+    return Estimate(successes / n, float(interval.low), float(interval.high))
 
 
-def mcnemar_exact(b: int, c: int) -> float:
+def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Two-sided exact McNemar p-value of two conditions on the same records.
 
-    Args:
-        b: records that only the first condition answers rightly.
-        c: records that only the second one answers rightly.
+    If both accuracies are equal, ``only_a`` is binomial(only_a + only_b, 1/2). Without discordant records p is 1.
 
-    Under the hypothesis of equal accuracy b is binomial(b + c, 1/2). With no discordant record nothing speaks against
-    the hypothesis: 1.
+    Args:
+        only_a: records that only the first condition answers correctly.
+        only_b: records that only the second condition answers correctly.
 
     Raises:
         ValueError: a negative count.
     """
-    if b < 0 or c < 0:
-        raise ValueError(f"b and c are counts, not {b} and {c}")
-    return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-
-
-def paired_difference(
-    right_a: Sequence[bool],
-    right_b: Sequence[bool],
-    clusters: Sequence[str],
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Accuracy of b minus accuracy of a on the same n records, with a percentile bootstrap over images.
-
-    Images are drawn with replacement, each with all its questions, because the questions of one image stand or fall
-    together. Where all records agree in both conditions the interval is the point [0, 0]: a bootstrap cannot know
-    about what it has never seen.
-
-    Args:
-        right_a, right_b: n outcomes, in the same order of records.
-        clusters: n image keys.
-
-    Raises:
-        ValueError: lengths that differ, no record, level outside (0, 1), fewer than one resample.
-    """
-    _check_level(level)
-    if not len(right_a) == len(right_b) == len(clusters):
-        raise ValueError(f"lengths differ: {len(right_a)} and {len(right_b)} outcomes, {len(clusters)} clusters")
-    if not len(clusters) or resamples < 1:
-        raise ValueError(f"needs records and resamples, not {len(clusters)} and {resamples}")
-    gain = np.asarray(right_b, dtype=np.float64) - np.asarray(right_a, dtype=np.float64)  # n, in {-1, 0, 1}
-    _, image = np.unique(np.asarray(clusters, dtype=np.str_), return_inverse=True)  # n -> 0..K-1
-    gains = np.bincount(image, weights=gain)  # K, a whole number each
-    sizes = np.bincount(image).astype(np.float64)  # K
-    # Images with the same gain and size are exchangeable: drawing how often each *kind* occurs has the same
-    # distribution as drawing images, at R x kinds (tens) instead of R x K (tens of thousands).
-    kinds, occurrences = np.unique(np.stack([gains, sizes], axis=1), axis=0, return_counts=True)
-    total = int(occurrences.sum())
-    draws = np.random.default_rng(seed).multinomial(total, occurrences / total, size=resamples)  # R x kinds
-    differences = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(gain.mean()), float(low), float(high))
+    if only_a < 0 or only_b < 0:
+        raise ValueError(f"counts cannot be negative: {only_a} and {only_b}")
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given: controls the chance of any false claim in a family.
+    """Holm's step-down adjusted p-values, in the order given. They control the family-wise error rate.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 
     Raises:
-        ValueError: a value outside [0, 1], NaN included.
+        ValueError: a value outside [0, 1], or NaN.
     """
-    p = np.asarray(pvalues, dtype=np.float64)
-    if not bool(np.all((p >= 0) & (p <= 1))):
-        raise ValueError(f"p-values lie in [0, 1]: {list(pvalues)}")
+    p = _pvalues(pvalues)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0)
     adjusted = np.empty_like(p)
@@ -121,21 +90,30 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def rueger(pvalues: Sequence[float]) -> float:
-    """One p-value for a hypothesis tested several times, such as once a seed: twice the median, at most 1.
+    """One p-value for a hypothesis that was tested several times, such as once per seed: twice the median, at most 1.
 
-    Valid however the tests depend on each other, and seeds that answer the same records do. Of an even number the
-    median is the mean of the middle two, which is valid a fortiori.
-    Source: Rueger 1978, "Das maximale Signifikanzniveau des Tests ...", Metrika 25. One value stays as it is.
+    It is valid under any dependence between the tests; seeds share the test records. For an even number of tests the
+    median is the mean of the middle two. A single value is returned unchanged.
+
+    Source: Rueger 1978, "Das maximale Signifikanzniveau des Tests ...", Metrika 25.
 
     Raises:
         ValueError: no value, or one outside [0, 1].
     """
-    p = np.asarray(pvalues, dtype=np.float64)
-    if not len(p) or not bool(np.all((p >= 0) & (p <= 1))):
-        raise ValueError(f"expected p-values in [0, 1], got {list(pvalues)}")
+    p = _pvalues(pvalues)
+    if not len(p):
+        raise ValueError("needs at least one of the p-values")
     return float(p[0]) if len(p) == 1 else min(1.0, 2 * float(np.median(p)))
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raises ValueError unless 0 < level < 1."""
     if not 0 < level < 1:
-        raise ValueError(f"a confidence level lies between 0 and 1, not at {level}")
+        raise ValueError(f"confidence level must be between 0 and 1, got {level}")
+
+
+def _pvalues(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    p = np.asarray(values, dtype=np.float64)
+    if not bool(np.all((p >= 0) & (p <= 1))):
+        raise ValueError(f"p-values must be in [0, 1], got {list(values)}")
+    return p

@@ -1,25 +1,25 @@
-"""Surface cues: what the typing of the options gives away, whatever they say.
+"""Surface cues: the correct option can often be guessed from how the options are typed, whatever they say.
 
-In many OmniMedVQA questions the right option is the only one that begins in lower case, or the odd one out by its
-closing full stop. The rules here look at the first and the last character of each option and at nothing else; they
-are not learnt from any answer.
+In many OmniMedVQA questions the correct option is the only one that begins in lower case, or the only one with (or
+without) a final full stop. The rules read the first and the last character of each option and are not fitted to
+answers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from medr1.domain.reasoning import ReasoningMode, target_text
+from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
-from medr1.evaluation.predictions import Condition, Prediction, prediction
+from medr1.evaluation.predictions import Condition, Prediction, baseline_prediction
 
 
 @dataclass(frozen=True, slots=True)
 class CueCount:
-    """In ``n`` records the cue points to one option, and in ``right`` of these to the right one."""
+    """In ``n`` records the cue points to one option; in ``correct`` of these it is the correct one."""
 
     n: int = 0
     correct: int = 0
@@ -27,12 +27,12 @@ class CueCount:
 
 @dataclass(frozen=True, slots=True)
 class CueCounts:
-    """How often each cue is there, and how often it is right.
+    """How often each cue occurs and points to the correct option.
 
     ``lower_case``: exactly one option begins in lower case. ``odd_full_stop``: of three or more options exactly one
-    differs from all others by its closing full stop. ``with_full_stop``: exactly one option closes with a full stop;
-    ``without_full_stop``: exactly one does not. The last two also count pairs of two options, in which neither is the
-    odd one: such a pair counts in both.
+    differs from all others in its final full stop. ``with_full_stop``: exactly one option ends with a full stop;
+    ``without_full_stop``: exactly one does not. A question with two options, one of them with a full stop, counts in
+    both of the last two cues.
     """
 
     lower_case: CueCount
@@ -42,81 +42,66 @@ class CueCounts:
 
 
 def cue_option(options: Mapping[str, str]) -> str | None:
-    """The letter that the cues point to: the lower-case cue first, then the full stop; None where there is neither."""
+    """The letter that the cues point to: lower case first, then the full stop. None without a cue."""
     return lower_case_option(options) or odd_full_stop_option(options)
 
 
 def lower_case_option(options: Mapping[str, str]) -> str | None:
-    """The only option that begins in lower case; None if none or several do."""
+    """The only option that begins in lower case, or None."""
     return _only([letter for letter, text in options.items() if text.lstrip()[:1].islower()])
 
 
 def odd_full_stop_option(options: Mapping[str, str]) -> str | None:
-    """The one of three or more options whose closing full stop, or lack of one, no other shares."""
-    if len(options) < 3:
-        return None
-    stopped, others = _by_full_stop(options)
-    return _only(stopped) or _only(others)
+    """The only one of three or more options that differs from all others in its final full stop, or None."""
+    return (_full_stop_option(options, True) or _full_stop_option(options, False)) if len(options) > 2 else None
 
 
 def count_cues(questions: Iterable[tuple[Mapping[str, str], str]]) -> CueCounts:
-    """Counts the cues in (options, letter of the right one)."""
-    found: dict[str, list[bool]] = {
-        "lower_case": [],
-        "odd_full_stop": [],
-        "with_full_stop": [],
-        "without_full_stop": [],
-    }
-    for options, answer in questions:
-        stopped, others = _by_full_stop(options)
-        pointed = {
-            "lower_case": lower_case_option(options),
-            "odd_full_stop": odd_full_stop_option(options),
-            "with_full_stop": _only(stopped),
-            "without_full_stop": _only(others),
-        }
-        for cue, letter in pointed.items():
-            if letter is not None:
-                found[cue].append(letter == answer)
-    return CueCounts(**{cue: CueCount(len(rights), sum(rights)) for cue, rights in found.items()})
+    """Counts the cues, from the options and the correct letter of each question."""
+    questions = list(questions)
+
+    def count(cue: Callable[[Mapping[str, str]], str | None]) -> CueCount:
+        hits = [letter == answer for options, answer in questions if (letter := cue(options)) is not None]
+        return CueCount(len(hits), sum(hits))
+
+    return CueCounts(
+        lower_case=count(lower_case_option),
+        odd_full_stop=count(odd_full_stop_option),
+        with_full_stop=count(lambda options: _full_stop_option(options, True)),
+        without_full_stop=count(lambda options: _full_stop_option(options, False)),
+    )
 
 
 def expected_accuracy(questions: Iterable[tuple[Mapping[str, str], str]]) -> float:
-    """Accuracy of the cues over (options, letter of the right one), with a uniform guess where there is no cue."""
-    pointed = ((cue_option(options), options, answer) for options, answer in questions)
-    return fmean(1 / len(options) if letter is None else float(letter == answer) for letter, options, answer in pointed)
+    """Accuracy of the cues on the options and the correct letter of each question, with a guess without a cue."""
+    return fmean(
+        1 / len(options) if (letter := cue_option(options)) is None else float(letter == answer)
+        for options, answer in questions
+    )
 
 
 def surface_cue_predictions(records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
-    """The control's answers as lines of a predictions file. Well-formed by construction, and no token is generated.
+    """Predicts the option that the cues point to.
 
-    Where no cue points anywhere, the text with the largest hash together with the record id is taken: reproducible,
-    the same wherever the option stands, and at chance in the long run.
+    Without a cue the option is chosen by a hash of record id and text. This is reproducible, independent of the order
+    of the options, and at chance on average.
     """
     return [
-        prediction(
-            record,
-            condition=Condition.SURFACE_CUES,
-            reasoning=mode,
-            text=target_text(mode, cue_option(record.options) or _any_option(record)),
-            length=0,
-            truncated=False,
-        )
-        for record in records
+        baseline_prediction(r, Condition.SURFACE_CUES, mode, cue_option(r.options) or _hashed_option(r))
+        for r in records
     ]
 
 
-def _any_option(record: Record) -> str:
+def _hashed_option(record: Record) -> str:
     def rank(letter: str) -> bytes:
         return hashlib.sha256(f"{record.id}\n{record.options[letter]}".encode()).digest()
 
     return max(record.options, key=rank)
 
 
-def _by_full_stop(options: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Letters of the options with and without a closing full stop."""
-    stopped = [letter for letter, text in options.items() if text.rstrip().endswith(".")]
-    return stopped, [letter for letter in options if letter not in stopped]
+def _full_stop_option(options: Mapping[str, str], ends: bool) -> str | None:
+    """The only option whose text ends with a full stop (``ends``), or does not."""
+    return _only([letter for letter, text in options.items() if text.rstrip().endswith(".") is ends])
 
 
 def _only(letters: list[str]) -> str | None:

@@ -17,7 +17,7 @@ from medr1.data.image_loader import cached_image_loader
 from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
-from medr1.evaluation.generate import predict
+from medr1.evaluation.local_predictions import predict
 from medr1.models.loading import has_weights, load_policy, set_trainable
 from medr1.planning.device import GIB, Device
 from medr1.planning.limits import Run, largest_budget, largest_group

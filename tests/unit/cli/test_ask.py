@@ -16,7 +16,7 @@ from medr1.data.image_file import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError
-from medr1.evaluation.generate import predict
+from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.option_probabilities import _letter_ids
 from medr1.models.loading import save_policy
 from medr1.workflows.model_choice import choose
