@@ -164,7 +164,7 @@ def _resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The stored config of an evaluation. Where its server stands and how it is asked may have changed."""
     stored = RunDirectory(run_directory()).stored_config(EvaluateConfig)
     others = [o for o in overrides if not o.startswith("resume=")]
-    free = ("url", "api_key_variable", "concurrency", "timeout", "attempts", "backoff") if is_server(stored) else ()
+    free = ("url", "api_key_variable", "concurrency", "timeout", "max_retries") if is_server(stored) else ()
     for override in [o for o in others if o != "model=server"]:
         key = override.partition("=")[0].removeprefix("model.")
         if key not in free or not override.startswith("model."):

@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[Prediction]:
 _TYPES: dict[str, tuple[type, ...]] = {
     **{field.name: (str,) for field in fields(Prediction)},
     **dict.fromkeys(("parsed", "lenient"), (str, NoneType)),
-    **dict.fromkeys(("right", "format", "truncated"), (bool,)),
+    **dict.fromkeys(("correct", "format", "truncated"), (bool,)),
     **dict.fromkeys(("length", "options"), (int,)),
 }
 
