@@ -45,6 +45,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
+def drop_torn_line(path: Path) -> None:
+    """Removes the last line of a file that is only appended to, if a kill has cut it off before its line end."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """An empty directory that replaces ``path`` when the block ends; after an exception ``path`` is unchanged.

@@ -109,9 +109,10 @@ class ModelConfig:
 
 @dataclass
 class ServerConfig(ModelConfig):
-    """A model behind an OpenAI-compatible chat server: ``path`` is its name there. Only asked, never trained.
+    """A model behind an OpenAI-compatible chat server, where ``path`` is its name. It is evaluated, never trained.
 
-    ``timeout`` and ``backoff`` in seconds. The key itself is in no config, only the name of its variable.
+    ``concurrency``: requests at once. ``timeout``: seconds without data from the server. ``max_retries``: after the
+    first attempt. ``api_key_variable``: the environment variable with the API key, which no config contains.
     """
 
     kind: str = "server"
@@ -119,8 +120,7 @@ class ServerConfig(ModelConfig):
     api_key_variable: str | None = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout: float = 300.0
-    max_retries: int = 6
-    backoff: float = 1.0
+    max_retries: int = 5
     repetition_penalty: float | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -105,8 +106,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.image_token_size": (1, 1024),
     "model.concurrency": (1, 1024),
     "model.timeout": (0.1, 86_400),
-    "model.max_retries": (1, 100),
-    "model.backoff": (0, 3600),
+    "model.max_retries": (0, 100),
     "model.repetition_penalty": (0.01, 100),
 }
 
@@ -133,18 +133,22 @@ def _check_images(cfg: CommonConfig) -> None:
 
 
 def api_key(model: ServerConfig) -> str | None:
-    """The key for the server, from the environment; None where none is set.
+    """The API key in the environment variable ``model.api_key_variable``, or None.
 
     Raises:
-        ConfigError: a key that cannot be sent in a header.
+        ConfigError: the key has characters that cannot be sent in a header.
     """
     key = os.environ.get(model.api_key_variable, "").strip() if model.api_key_variable else ""
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"the environment variable {model.api_key_variable} holds more than a key; set it again")
+        raise ConfigError(
+            f"the environment variable {model.api_key_variable} holds no API key: it must be printable ASCII"
+        )
     return key or None
 
 
 def check_server(model: ServerConfig) -> None:
+    if find_spec("openai") is None:
+        raise ConfigError('model=server needs the openai library: pip install "medr1[server]"')
     url, form = str(model.url), "use http://HOST:PORT/v1 or https://HOST/v1"
     try:
         parts = urlsplit(url)
@@ -152,16 +156,16 @@ def check_server(model: ServerConfig) -> None:
     except ValueError as error:
         raise ConfigError(f"model.url={url}: {error}; {form}") from error
     if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"model.url={url}: no address of a server; {form}")
-    if "@" in parts.netloc:  # not repeated: what stands there may be a password
-        raise ConfigError(f"model.url: no name and password before the host, they would be stored; {form}")
+        raise ConfigError(f"model.url={url}: not the address of a server; {form}")
+    if "@" in parts.netloc:  # the message must not show the URL, which may contain a password
+        raise ConfigError(f"model.url: leave out name and password, which would be stored with the config; {form}")
     if parts.query or parts.fragment:
-        raise ConfigError(f"model.url={url}: neither ? nor # can stand in it; {form}")
+        raise ConfigError(f"model.url={url}: it cannot have a query (?) or a fragment (#); {form}")
     if parts.path.rstrip("/").endswith("/completions"):
-        raise ConfigError(f"model.url={url}: leave out /chat/completions, which is added; {form}")
+        raise ConfigError(f"model.url={url}: leave out /chat/completions; {form}")
     if api_key(model) and parts.scheme == "http" and host not in LOOPBACK:
         raise ConfigError(
-            f"model.url={url}: the key in {model.api_key_variable} would cross the network in the clear; use https, or "
+            f"model.url={url}: the API key in {model.api_key_variable} would be sent unencrypted; use https, or "
             "model.api_key_variable=null to send none"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -84,28 +85,29 @@ class ServerModel:
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]
     ) -> dict[str, list[Prediction]]:
-        from medr1.evaluation.chat_client import ChatServer
+        from medr1.evaluation.chat_client import ChatClient
         from medr1.evaluation.server_predictions import ServerPredictionStore
         from medr1.workflows.session import prediction_settings, run_controls
 
         model = session.cfg.model
         assert isinstance(model, ServerConfig)
-        server = ChatServer(
+        client = ChatClient(
             model.url,
             model.path,
-            key=api_key(model),
+            api_key=api_key(model),
             timeout=model.timeout,
             max_retries=model.max_retries,
             repetition_penalty=model.repetition_penalty,
         )
         store = ServerPredictionStore(**prediction_settings(session), concurrency=model.concurrency)
-        generate = partial(store.generate, server)
+        generate = partial(store.generate, client)
         try:
-            generate(condition, ImageAblation.NONE)
-            run_controls(session, store, generate)
+            with closing(client):
+                generate(condition, ImageAblation.NONE)
+                run_controls(session, store, generate)
         except ServerError as error:
             command = session.resume_command
-            raise ServerError(f"{error}\nthe predictions so far are stored; continue with {command}") from error
+            raise ServerError(f"{error}\nthe predictions so far are on disk; continue with {command}") from error
         return store.conditions
 
 
