@@ -26,6 +26,7 @@ from medr1.config.paths import CONF, SWEEPS
 from medr1.config.schema import register, register_sweeps
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.config.validate import check, is_server
+from medr1.data.sources import SOURCES  # noqa: F401  (importing it registers the schemas of the data sources)
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows import multirun

@@ -7,17 +7,16 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from medr1.config import resolvers, settings
 from medr1.config.paths import SWEEPS
+from medr1.config.registry import Registry
 from medr1.config.settings import (
     EvaluateConfig,
     GRPOConfig,
     ModalityConfig,
     ModelConfig,
-    OmniMedVQAConfig,
-    PhantomsConfig,
     PretrainConfig,
     QuestionTypeConfig,
     ReasoningConfig,
@@ -35,8 +34,6 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     (None, "evaluate_schema"): EvaluateConfig,
     ("model", "schema"): ModelConfig,
     ("model", "server_schema"): ServerConfig,
-    ("data", "phantoms_schema"): PhantomsConfig,
-    ("data", "omnimedvqa_schema"): OmniMedVQAConfig,
     ("modality", "schema"): ModalityConfig,
     ("question_type", "schema"): QuestionTypeConfig,
     ("reasoning", "schema"): ReasoningConfig,
@@ -50,12 +47,23 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
 }
 
 
+def schemas() -> dict[tuple[str | None, str], type]:
+    """All schemas, including those of registered components."""
+    components = {(r.group, f"{c.kind}_schema"): c.settings for r in Registry.by_group.values() for c in r}
+    return SCHEMAS | components
+
+
 def register() -> None:
     """Makes schemas and resolvers known to Hydra; call before composing."""
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
     resolvers.register()
+
+
+def typed(node: DictConfig) -> Any:
+    """The settings of a config node as an instance of its dataclass, with all interpolations resolved."""
+    return OmegaConf.to_object(node)
 
 
 def register_sweeps() -> None:
@@ -75,6 +83,6 @@ def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _schemas_of(name: str, annotation: Any) -> list[type]:
-    groups = [schema for (group, _), schema in SCHEMAS.items() if group == name]
+    groups = [schema for (group, _), schema in schemas().items() if group == name]
     own = getattr(settings, annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""), None)
     return groups or ([own] if isinstance(own, type) and is_dataclass(own) else [])

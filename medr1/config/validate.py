@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config.enums import Attention, LoraTargets, Precision, Split, Tuning
+from medr1.config.enums import Attention, LoraTargets, Precision, Tuning
 from medr1.config.image_tokens import fitting
+from medr1.config.registry import Registry
+from medr1.config.schema import typed
 from medr1.config.settings import ALL, LOOPBACK, ServerConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
@@ -44,8 +46,7 @@ def check(cfg: DictConfig) -> None:
             "model.attn_implementation=flash_attention_2 computes in half precision only; use model.dtype=bfloat16, or "
             "model.attn_implementation=sdpa"
         )
-    if cfg.data.name == "omnimedvqa":
-        _check_root(cfg)
+    _check_data(cfg.data, training="trainer" in cfg)
     if "trainer" in cfg:
         _check_training(cfg)
 
@@ -170,13 +171,16 @@ def _check_server(model: DictConfig) -> None:
         )
 
 
-def _check_root(cfg: DictConfig) -> None:
-    if OmegaConf.is_missing(cfg.data, "root"):
-        raise ConfigError("data=omnimedvqa needs data.root=DIR, the folder that holds Images/ and QA_information/")
-    for key in ("root", "splits"):
-        value = cfg.data[key]
-        if value is not None and not Path(value).exists():
-            raise ConfigError(f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})")
+def _check_data(data: DictConfig, training: bool) -> None:
+    source: Any = Registry.by_group["data"][data.kind]
+    if OmegaConf.get_type(data) is not source.settings:
+        raise ConfigError(f"data.kind={data.kind}: the source is chosen with data=NAME")
+    if missing := sorted(OmegaConf.missing_keys(data)):
+        raise ConfigError(f"data={data.name} needs " + " and ".join(f"data.{key}=VALUE" for key in missing))
+    settings = typed(data)
+    source.check(settings)
+    if training:
+        source.check_training(settings)
 
 
 def _check_training(cfg: DictConfig) -> None:
@@ -190,8 +194,6 @@ def _check_training(cfg: DictConfig) -> None:
             f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use "
             "algorithm=zero_shot, or evaluate.py"
         )
-    if cfg.data.name == "omnimedvqa" and cfg.data.split == Split.test_only:
-        raise ConfigError("data.split=test_only leaves nothing to train on; use evaluate.py, or another data.split")
     if cfg.trainer.train_batch_size % (cfg.trainer.devices * cfg.trainer.num_nodes):
         raise ConfigError(
             f"trainer.train_batch_size={cfg.trainer.train_batch_size} cannot be shared evenly by "

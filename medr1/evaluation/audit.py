@@ -6,7 +6,6 @@ they repeat an option, since whoever else reads the files meets these as well. R
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medr1.config.settings import OmniMedVQAConfig
-from medr1.data.image_index import ImageIndex, group_pictures
+from medr1.data.image_index import ImageIndex, group_by_content
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.omnimedvqa.files import (
     Question,
     Reading,
@@ -219,7 +218,7 @@ def _part(reading: Reading, file: SplitFile | None = None) -> _Part:
         train=file is not None and file.part == "train",
         records=len(reading.questions) + len(reading.bad),
         questions=[*reading.questions, *_repeating(reading.bad)],
-        bad=[*reading.bad, *(BadRecord(q.file, q.position, unknown, f"the file gives {q.named}") for q in homeless)],
+        bad=[*reading.bad, *(q.rejected(unknown, f"the file gives {q.label}") for q in homeless)],
         files=reading.files,
         images=frozenset(reading.images),
     )
@@ -264,11 +263,9 @@ def _pictures(
     root: Path, parts: Iterable[_Part], cache_dir: Path, max_pixels: int
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Picture (see ``image_index``) of each image that can be read; number of the others by reason."""
-    # The name that load_omnimedvqa gives it, so that no picture is decoded twice.
-    name = f"pictures-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.jsonl"
     paths = sorted(frozenset[str]().union(*(part.images for part in parts)))
-    facts = ImageIndex(root, cache_dir / name, max_pixels=max_pixels).check(paths).values()
-    return group_pictures(facts), _count(fact.reason.value for fact in facts if fact.reason)
+    facts = ImageIndex(root, cache_dir, max_pixels=max_pixels).check(paths).values()
+    return group_by_content(facts), _count(fact.reason.value for fact in facts if fact.reason)
 
 
 def _source(name: str, parts: Sequence[_Part]) -> Source:

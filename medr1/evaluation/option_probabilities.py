@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medr1.domain.reasoning import answer_place
+from medr1.domain.reasoning import answer_position
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
@@ -67,7 +67,7 @@ def tell(
     (text,) = processor.decode(done.ids, done.mask)
     ids = done.ids[0][done.mask[0]].tolist()
     probabilities = None
-    place = answer_place(text)
+    place = answer_position(text)
     if place is not None and text[place] in options:
         step = _step_of(processor, ids, text[: place + 1])
         letters = _letter_ids(processor, ids[step], text[place], options)

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from medr1.config.paths import PACKAGE
-from medr1.config.schema import SCHEMAS
+from medr1.config.schema import schemas
 from medr1.errors import CheckpointError, ConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"  # by it PEFT knows an adapter
@@ -176,8 +176,8 @@ def _typed(stored: Any, schema: type) -> DictConfig:
         raise ValueError(f"it must hold the settings {', '.join(sorted(keys))}")
     chosen = {}
     for group in keys & set(stored) & {"data", "algorithm", "model"}:
-        schemas = [s for (name, _), s in SCHEMAS.items() if name == group]
-        fitting = [s for s in schemas if {item.name for item in fields(s)} >= set(stored[group])]
+        candidates = [s for (name, _), s in schemas().items() if name == group]
+        fitting = [s for s in candidates if {item.name for item in fields(s)} >= set(stored[group])]
         if not fitting:
             raise ValueError(f"{group} has the settings {', '.join(map(str, stored[group]))}")
         chosen[group] = fitting[0]()

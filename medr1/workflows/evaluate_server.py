@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from medr1.config.validate import api_key
-from medr1.data.sources.registry import Dataset
+from medr1.data.dataset import Dataset
 from medr1.errors import ServerError
 from medr1.evaluation.chat_client import ChatServer
 from medr1.evaluation.predictions import Condition, Prediction

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from medr1.config.compose import evaluation_config, model_names
 from medr1.config.image_tokens import fitting, known_image_token_size
 from medr1.config.settings import TrainConfig
+from medr1.data.sources import SOURCES  # noqa: F401  (importing it registers the schemas of the data sources)
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory, read_json

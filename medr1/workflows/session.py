@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from medr1.config.schema import typed
+from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
-from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
 from medr1.evaluation.image_ablation import ImageAblation
@@ -49,7 +50,7 @@ def evaluation(
         ConfigError: the place holds another run, is being worked on, or was begun with data that has changed since.
     """
     with run.lock():
-        data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+        data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
         for message in data.messages:
             log.info(message)
         if not resumed:

@@ -11,7 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from medr1.data.sources.phantoms.records import World, make_records
+from medr1.config.schema import typed
+from medr1.config.settings import TrainConfig
+from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.matrices import tabulate
@@ -129,14 +131,15 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
 
 
 def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> Section | None:
-    """On the phantoms, where the truth about every picture is known, what the rationales are worth."""
+    """The section about rationales, if the image attributes of all test records are known."""
     records: dict[str, Record] = {}
     for name in finished:
-        data: DictConfig = _config(directory.run(name)).data
-        if data.name != "phantoms":
+        data = typed(directory.run(name).stored_config(TrainConfig).data)
+        annotated = SOURCES[data.kind].annotated_test_records(data)
+        if not annotated:
             return None
-        records |= {r.id: r for r in make_records(World.TEST, data.seed, data.test_images_per_modality)}
-    return rationale_section(runs, records, int(data.image_size), row_axis)
+        records |= {record.id: record for record in annotated}
+    return rationale_section(runs, records, data.image_size, row_axis)
 
 
 def _config(run: RunDirectory) -> DictConfig:

@@ -23,11 +23,12 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from medr1.config.schema import typed
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import is_server
+from medr1.data.dataset import Dataset, load_dataset
 from medr1.data.image_loader import ImageLoader
 from medr1.data.sources.phantoms.base_mixture import corpus
-from medr1.data.sources.registry import Dataset, load_dataset
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.models.loading import load_policy, resolve_attn_implementation, save_policy, set_trainable
@@ -70,7 +71,7 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
     OmegaConf.set_readonly(cfg, True)
     silence_library_logs()
     pl.seed_everything(cfg.seed, verbose=False)
-    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
     count_steps(cfg, len(data.train))
     first = _is_first_process()
     if first:

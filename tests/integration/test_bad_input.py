@@ -24,7 +24,7 @@ from PIL import Image
 from medr1.config.schema import register
 from medr1.config.settings import OmniMedVQAConfig, TrainConfig
 from medr1.config.validate import check
-from medr1.data.sources.registry import load_dataset
+from medr1.data.dataset import load_dataset
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
 from medr1.models.loading import load_policy, save_policy
