@@ -16,8 +16,9 @@ import torch
 
 from benchmarks.workload import SHAPES, save_checkpoint
 from medr1.config.compose import CONF, train_config
+from medr1.config.schema import typed
 from medr1.config.validate import check
-from medr1.data.sources.registry import load_dataset
+from medr1.data.dataset import load_dataset
 from medr1.workflows.forecast import forecast_memory
 from medr1.workflows.plan import probe
 from medr1.workflows.train import silence_library_logs
@@ -51,7 +52,7 @@ def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) ->
     ]
     cfg = train_config(overrides)
     check(cfg)
-    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
     forecast = forecast_memory(cfg, data)
     gc.collect()
     if on_gpu:

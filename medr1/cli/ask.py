@@ -115,14 +115,14 @@ def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
         raise DataError(f"{len(options)} options; at most {len(LETTERS)} have letters ({LETTERS[0]} to {LETTERS[-1]})")
     lettered = dict(zip(LETTERS, options, strict=False))
     try:
-        check_choices("the question", question, question, lettered, LETTERS[0])
+        check_choices(question, lettered, LETTERS[0])
     except BadRecord as error:
         raise DataError(f"question {question!r}: {error.detail}") from error
     return lettered
 
 
 def _read(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> Image.Image:
-    from medr1.data.image_file import read_image
+    from medr1.data.images import read_image
 
     return read_image(Path(image), window=window, frame=frame, max_pixels=max_pixels)
 

@@ -44,29 +44,6 @@ class LRSchedulerType(StrEnum):
     cosine = "cosine"
 
 
-class Split(StrEnum):
-    """How OmniMedVQA's records are divided into training and test."""
-
-    released = "released"
-    image_grouped = "image_grouped"
-    test_only = "test_only"
-
-
-class ReleasedAxis(StrEnum):
-    """Which of Med-R1's two families of released splits is read; ``auto`` takes the axis that is narrowed."""
-
-    auto = "auto"
-    modality = "modality"
-    question_type = "question_type"
-
-
-class OnBadRecord(StrEnum):
-    """What happens to records that cannot be used. They are counted and reported either way."""
-
-    error = "error"
-    skip = "skip"
-
-
 class LossAggMode(StrEnum):
     """How the losses of tokens become one number; see ``medr1.rl.objective``."""
 

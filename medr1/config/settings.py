@@ -15,11 +15,8 @@ from medr1.config.enums import (
     LossAggMode,
     LossMode,
     LRSchedulerType,
-    OnBadRecord,
     Precision,
-    ReleasedAxis,
     ScaleRewards,
-    Split,
     TableAxis,
     Tuning,
 )
@@ -126,35 +123,14 @@ class ServerConfig(ModelConfig):
 
 @dataclass
 class DataConfig:
-    """What every data source has: pictures are shown to the model at image_size x image_size pixels."""
+    """Settings of every data source. Each source adds its own, see ``medr1.data.sources``."""
 
     name: str = MISSING
+    """Name of the choice, shown in MLflow and in reports."""
+    kind: str = MISSING
+    """Data source, set by the schema of the choice."""
     image_size: int = MISSING
-
-
-@dataclass
-class PhantomsConfig(DataConfig):
-    """The embedded world."""
-
-    seed: int = 0
-    train_images_per_modality: int = 400
-    test_images_per_modality: int = 80
-    shortcut: float = 0.0
-
-
-@dataclass
-class OmniMedVQAConfig(DataConfig):
-    """OmniMedVQA's release layout under ``root``; ``splits`` defaults to its Splits folder."""
-
-    root: str = MISSING
-    splits: str | None = None
-    split: Split = Split.released
-    axis: ReleasedAxis = ReleasedAxis.auto
-    on_bad_record: OnBadRecord = OnBadRecord.skip
-    test_fraction: float = 0.2
-    seed: int = 0
-    max_image_pixels: int = 50_000_000
-    cache_dir: str = MISSING
+    """Side length in pixels to which every image is resized. A multiple of model.image_token_size."""
 
 
 @dataclass

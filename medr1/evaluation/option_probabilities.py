@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medr1.domain.reasoning import answer_place
+from medr1.domain.reasoning import answer_position
 from medr1.generation.rollout import Sampling, rollout
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
@@ -66,7 +66,7 @@ def generate_with_option_probabilities(
     (text,) = processor.decode(completion.ids, completion.mask)
     ids = completion.ids[0][completion.mask[0]].tolist()
     probabilities = None
-    place = answer_place(text)
+    place = answer_position(text)
     if place is not None and text[place] in options:
         step = _step_of(processor, ids, text[: place + 1])
         letters = _letter_ids(processor, ids[step], text[place], options)

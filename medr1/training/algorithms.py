@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, read_write
 
 from medr1.config.enums import Tuning
+from medr1.config.schema import typed
+from medr1.data.dataset import Dataset
 from medr1.data.image_loader import ImageLoader
 from medr1.data.sources.phantoms.base_mixture import BaseMixture
-from medr1.data.sources.registry import Dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.generation.rollout import Sampling
 from medr1.models.loading import make_reference
@@ -50,18 +51,7 @@ def build_algorithm(
         "steps": cfg.trainer.max_steps * int(a.get("num_iterations", 1)),
     }
     if a.name == "pretrain":
-        mixture = BaseMixture(
-            seed=cfg.seed,
-            images_per_modality=a.images_per_modality,
-            binding_steps=a.binding_steps,
-            text_steps=a.text_steps,
-            ramp=a.ramp,
-            text_batch=a.text_batch,
-            described=a.described,
-            pictures=a.pictures,
-            words=a.words,
-            careless=a.careless,
-        )
+        mixture = BaseMixture(cfg.seed, typed(a))
         base = BaseBatches(mixture, processor, load, a.letter_weight)
         return SFTModule(policy, optimizer, a.max_grad_norm, cfg.trainer.max_tokens_per_device), base.supervised
     batches = RecordBatches(

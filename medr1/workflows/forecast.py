@@ -9,7 +9,8 @@ from math import ceil
 from omegaconf import DictConfig
 
 from medr1.config.enums import Attention
-from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
+from medr1.config.schema import typed
+from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode, question_text, target_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
@@ -51,7 +52,7 @@ def forecast_memory(cfg: DictConfig, data: Dataset | None = None, device: Device
     Raises:
         CheckpointError: no configuration of the model. DataError: no data.
     """
-    data = data or load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = data or load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
     device = device or device_of(cfg)
     run, lengths = _run(cfg, data, device)
     return Forecast(run, run.answers() | run.step(), lengths)

@@ -13,8 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from medr1.config.schema import typed
+from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
-from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
 from medr1.evaluation.local_predictions import predict
@@ -38,7 +39,7 @@ def plan(cfg: DictConfig) -> None:
         ConfigError: the run cannot fit; says what to change.
     """
     silence_library_logs()
-    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
     count_steps(cfg, len(data.train))
     device = device_of(cfg)
     forecast = forecast_memory(cfg, data, device)

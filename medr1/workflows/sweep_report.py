@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from medr1.atomic_write import read_json, write_json, write_text
-from medr1.data.sources.phantoms.records import World, make_records
+from medr1.config.settings import TrainConfig
+from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.matrices import tabulate
@@ -105,7 +105,7 @@ def _uri(directory: SweepDirectory) -> str:
     stored = stored_run(directory.path)
     assert stored is not None
     runs = [directory.run(name) for name in directory.read().jobs]
-    uris = [str(_config(run).tracking.uri) for run in runs if run.config.is_file()]
+    uris = [run.stored_config(TrainConfig).tracking.uri for run in runs if run.config.is_file()]
     return next((uri for uri in uris if without_password(uri) == stored.uri), stored.uri)
 
 
@@ -130,20 +130,17 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
 
 
 def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> Section | None:
-    """How many claims of the rationales are true. Only for phantoms, where the truth about every image is known."""
+    """How many claims of the rationales are true, where the data source knows the truth about every image."""
     records: dict[str, Record] = {}
+    image_size = 0
     for name in finished:
-        data: DictConfig = _config(directory.run(name)).data
-        if data.name != "phantoms":
+        data = directory.run(name).stored_config(TrainConfig).data
+        annotated = SOURCES[data.kind].annotated_test_records(data)
+        if not annotated:
             return None
-        records |= {r.id: r for r in make_records(World.TEST, data.seed, data.test_images_per_modality)}
-    return rationale_section(runs, records, int(data.image_size), row_axis)
-
-
-def _config(run: RunDirectory) -> DictConfig:
-    stored = OmegaConf.load(run.config)
-    assert isinstance(stored, DictConfig)
-    return stored
+        records |= {record.id: record for record in annotated}
+        image_size = data.image_size
+    return rationale_section(runs, records, image_size, row_axis)
 
 
 def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medr1.config.settings import OmniMedVQAConfig, TrainConfig
-from medr1.data.sources.registry import load_dataset
+from medr1.data.dataset import load_dataset
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
 from medr1.models.loading import load_policy, save_policy

@@ -28,9 +28,12 @@ class Source(ABC, Generic[S]):
             ConfigError: settings that cannot work.
         """
 
-    def has_training_records(self, settings: S) -> bool:
-        """Whether these settings leave any records to train on."""
-        return True
+    def check_training(self, settings: S) -> None:
+        """Checks that the settings leave records to train on, before anything is loaded.
+
+        Raises:
+            ConfigError: settings without training records.
+        """
 
     @abstractmethod
     def load(self, settings: S, selection: Selection) -> Dataset:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medr1.data.image_file import read_image
 from PIL import Image
 
 from medr1.ask import Model, ask, load, main
-from medr1.data.image_file import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError

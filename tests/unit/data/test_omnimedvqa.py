@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medr1.data.sources.omnimedvqa.source import Loaded, load_omnimedvqa
 from PIL import Image
 
 from medr1.config.enums import OnBadRecord, Split
 from medr1.data.sources.omnimedvqa.files import SplitAxis, parse_modality, parse_question_type
-from medr1.data.sources.omnimedvqa.source import Loaded, load_omnimedvqa
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
 

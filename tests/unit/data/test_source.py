@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from medr1.config.settings import OmniMedVQAConfig, PhantomsConfig
-from medr1.data.sources.registry import Dataset, limit_cells, load_dataset, select
+from medr1.data.dataset import Dataset, limit_cells, load_dataset, select
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
 

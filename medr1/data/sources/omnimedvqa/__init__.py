@@ -74,8 +74,9 @@ class OmniMedVQA(Source[OmniMedVQAConfig]):
             if value is not None and not Path(value).exists():
                 raise ConfigError(f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})")
 
-    def has_training_records(self, settings: OmniMedVQAConfig) -> bool:
-        return settings.split is not Split.test_only
+    def check_training(self, settings: OmniMedVQAConfig) -> None:
+        if settings.split is Split.test_only:
+            raise ConfigError("data.split=test_only has no training records; use evaluate.py, or another data.split")
 
     def load(self, settings: OmniMedVQAConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa

@@ -49,6 +49,10 @@ class Question:
     label: str
     part: str = ""
 
+    def rejected(self, reason: Reason, detail: str) -> BadRecord:
+        """The error that names this question."""
+        return BadRecord(reason, detail, self.file, self.position)
+
     @property
     def content(self) -> tuple[str, str, tuple[str, ...]]:
         """Equal for the same question in both layouts: image path, question and the texts of the options."""
@@ -86,44 +90,39 @@ class SplitFile:
     reading: Reading
 
 
-_MODALITY_WORDS = {
-    "ct": Modality.CT,
-    "mr": Modality.MRI,
-    "mri": Modality.MRI,
-    "us": Modality.US,
-    "oct": Modality.OCT,
-    "fp": Modality.FP,
+# First words and prefixes (letters only) of the names that the release and the split files use.
+_MODALITIES = {
+    Modality.CT: ({"ct"}, "computedtomography"),
+    Modality.MRI: ({"mr", "mri"}, "magneticresonance"),
+    Modality.XRAY: (set(), "xray"),
+    Modality.US: ({"us"}, "ultrasound"),
+    Modality.DER: (set(), "dermoscop"),
+    Modality.FP: ({"fp"}, "fundus"),
+    Modality.OCT: ({"oct"}, "opticalcoherence"),
+    Modality.MICRO: (set(), "microscop"),
 }
-_MODALITY_PREFIXES = {
-    "computedtomography": Modality.CT,
-    "magneticresonance": Modality.MRI,
-    "xray": Modality.XRAY,
-    "ultrasound": Modality.US,
-    "dermoscop": Modality.DER,
-    "fundus": Modality.FP,
-    "opticalcoherence": Modality.OCT,
-    "microscop": Modality.MICRO,
-}
-_QUESTION_TYPE_PREFIXES = {
-    "anatomy": QuestionType.ANATOMY,
-    "disease": QuestionType.DISEASE,
-    "lesion": QuestionType.LESION,
-    "modality": QuestionType.MODALITY,
-    "otherbiological": QuestionType.ATTRIBUTES,
+_QUESTION_TYPES = {
+    QuestionType.ANATOMY: "anatomy",
+    QuestionType.DISEASE: "disease",
+    QuestionType.LESION: "lesion",
+    QuestionType.MODALITY: "modality",
+    QuestionType.ATTRIBUTES: "otherbiological",
 }
 
 
 def parse_modality(name: str) -> Modality | None:
-    """The modality that a name of the release starts with, e.g. "OCT (Optical Coherence Tomography", or None."""
+    """The modality that a name starts with, e.g. "OCT (Optical Coherence Tomography", or None."""
     words = re.findall(r"[a-z]+", name.casefold())
-    by_prefix = (value for prefix, value in _MODALITY_PREFIXES.items() if "".join(words).startswith(prefix))
-    return _MODALITY_WORDS.get(words[0] if words else "") or next(by_prefix, None)
+    for modality, (first_words, prefix) in _MODALITIES.items():
+        if words and (words[0] in first_words or "".join(words).startswith(prefix)):
+            return modality
+    return None
 
 
 def parse_question_type(name: str) -> QuestionType | None:
-    """The question type that a name of the release starts with, or None."""
+    """The question type that a name starts with, or None."""
     letters = "".join(re.findall(r"[a-z]+", name.casefold()))
-    return next((value for prefix, value in _QUESTION_TYPE_PREFIXES.items() if letters.startswith(prefix)), None)
+    return next((kind for kind, prefix in _QUESTION_TYPES.items() if letters.startswith(prefix)), None)
 
 
 def read_release(folder: Path) -> Reading:
@@ -225,9 +224,7 @@ def _release_question(file: str, position: str, record: Mapping[str, object]) ->
     # Faulty options explain why no option matches, so they are checked first, with any letter as the answer.
     check_choices(question, options, matches[0] if matches else next(iter(options), ""))
     if not matches:
-        raise BadRecord(
-            Reason.ANSWER_NOT_AMONG_OPTIONS, f"gt_answer {correct!r}, options {list(options.values())}"
-        )
+        raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, f"gt_answer {correct!r}, options {list(options.values())}")
     modality, question_type = parse_modality(label or ""), parse_question_type(kind)
     if question_type is None:
         raise BadRecord(Reason.UNKNOWN_QUESTION_TYPE, f"question_type {kind!r}")

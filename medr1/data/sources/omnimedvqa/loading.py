@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -44,19 +43,17 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
     root = Path(settings.root)
     if settings.split is Split.image_grouped and not 0.0 < settings.test_fraction < 1.0:
         raise DataError(f"data.test_fraction={settings.test_fraction}. Remedy: a value between 0 and 1, such as 0.2")
-    axis = SplitAxis.MODALITY
-    if settings.axis is ReleasedAxis.question_type or (
-        settings.axis is ReleasedAxis.auto and selection.modality == ALL and selection.question_type != ALL
-    ):
-        axis = SplitAxis.QUESTION_TYPE
-    reading, by_exclusion = _read(root, settings, axis)
+    axis = settings.axis
+    if axis is ReleasedAxis.auto:
+        only_type = selection.modality == ALL and selection.question_type != ALL
+        axis = ReleasedAxis.question_type if only_type else ReleasedAxis.modality
+    reading, by_exclusion = _read(root, settings, SplitAxis(axis.value))
     index = ImageIndex(root, Path(settings.cache_dir), max_pixels=settings.max_image_pixels)
-    complete, bad = _without_unknown_axes(reading)
+    bad = [*reading.bad, *(q.rejected(*unknown) for q in reading.questions if (unknown := _unknown_axis(q)))]
+    complete = [question for question in reading.questions if not _unknown_axis(question)]
     images = index.check(question.image for question in complete)
     usable = [question for question in complete if images[question.image].reason is None]
-    for question in complete:
-        if reason := images[question.image].reason:
-            bad.append(BadRecord(reason, images[question.image].detail, question.file, question.position))
+    bad += [q.rejected(reason, images[q.image].detail) for q in complete if (reason := images[q.image].reason)]
     bad_counts = dict(sorted(Counter(record.reason.value for record in bad).items()))
     if bad:
         _report_bad(root, bad, bad_counts, settings.on_bad_record, empty=not usable)
@@ -168,19 +165,12 @@ def _read(root: Path, settings: OmniMedVQAConfig, axis: SplitAxis) -> tuple[Read
     return reading, by_exclusion
 
 
-def _without_unknown_axes(reading: Reading) -> tuple[list[Question], list[BadRecord]]:
-    """The questions whose modality and question type are known, and all bad records so far."""
-    complete, bad = [], list(reading.bad)
-    for question in reading.questions:
-        if question.modality is None:
-            reason, detail = Reason.UNKNOWN_MODALITY, f"modality is given as {question.label}"
-        elif question.question_type is None:
-            reason, detail = Reason.UNKNOWN_QUESTION_TYPE, "no file gives the question type"
-        else:
-            complete.append(question)
-            continue
-        bad.append(BadRecord(reason, detail, question.file, question.position))
-    return complete, bad
+def _unknown_axis(question: Question) -> tuple[Reason, str] | None:
+    if question.modality is None:
+        return Reason.UNKNOWN_MODALITY, f"modality is given as {question.label}"
+    if question.question_type is None:
+        return Reason.UNKNOWN_QUESTION_TYPE, "no file gives the question type"
+    return None
 
 
 def _report_bad(root: Path, bad: list[BadRecord], counts: dict[str, int], on_bad: OnBadRecord, empty: bool) -> None:
@@ -206,7 +196,7 @@ def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str
     records: list[Record] = []
     seen: Counter[str] = Counter()
     for q in questions:
-        assert q.modality is not None and q.question_type is not None  # see _without_unknown_axes
+        assert q.modality is not None and q.question_type is not None  # see _unknown_axis
         seen[q.id] += 1
         # Predictions are stored by record id, so repeated ids are numbered.
         identity = q.id if seen[q.id] == 1 else f"{q.id}~{seen[q.id]}"
@@ -219,7 +209,7 @@ def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str
 
 
 def _parts(records: Sequence[Record], questions: Sequence[Question], settings: OmniMedVQAConfig) -> list[str]:
-    """"train" or "test" for each record."""
+    """ "train" or "test" for each record."""
     if settings.split is Split.released:
         return [question.part for question in questions]
     if settings.split is Split.test_only:

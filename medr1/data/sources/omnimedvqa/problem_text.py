@@ -52,7 +52,9 @@ def parse_problem(text: str) -> Problem:
     """
     for respect_parentheses in (True, False):
         labels = _labels(text, respect_parentheses)
-        readings = [reading for i, label in enumerate(labels) if label.can_be_first and (reading := _reading(labels, i))]
+        readings = [
+            reading for i, label in enumerate(labels) if label.can_be_first and (reading := _reading(labels, i))
+        ]
         if readings:
             best = max(readings, key=lambda reading: (len(reading), reading[0].start))
             ends = [label.start for label in best[1:]] + [len(text)]
@@ -87,7 +89,9 @@ def _labels(text: str, respect_parentheses: bool) -> list[_Label]:
         position = match.end()
         separator = match["separator"]
         labels.append(
-            _Label(match["letter"], match.start(), match.end(), not separator.strip(), separator[:1] in (",", ";", "\n"))
+            _Label(
+                match["letter"], match.start(), match.end(), not separator.strip(), separator[:1] in (",", ";", "\n")
+            )
         )
     return labels
 

@@ -1,9 +1,8 @@
-"""What the tiny base model learns from: a stream of examples made from a seed and a step number alone.
+"""Training examples of the tiny base model, made from a seed and a step number.
 
-A narrow model from nothing does not learn to bind options to letters from pictures (see the two stages below), so the
-stream begins with the words of a picture in the picture's place, and with pictures that are only described, and asks
-about pictures once binding works. A part of the targets is careless about the format, as the outputs of a general
-model are, so that there is a format to learn.
+A small model trained from scratch does not learn to bind options to letters from images. Training therefore starts
+with texts in place of images and with image descriptions, and adds questions about images once the binding is learned.
+Some targets violate the format, as completions of a general model do, so that reinforcement learning can improve it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medr1.data.sources.phantoms.records import NAMES, World, ask, choices, make_phantom, make_records
+from medr1.config.settings import PretrainConfig
+from medr1.data.sources.phantoms.records import NAMES, World, choices, make_phantom, make_record, make_records
 from medr1.domain.reasoning import ReasoningMode, question_text, target_text
 from medr1.domain.records import LETTERS, Modality, QuestionType, Record
 
@@ -22,7 +22,7 @@ _WORDS = sorted({value for modality in Modality for kind in QuestionType for val
 
 @dataclass(frozen=True, slots=True)
 class BaseExample:
-    """One example: the user's text, the words that stand in the picture's place (None: the picture), and a target."""
+    """One example. ``content`` is the user message. ``words``, if not None, replaces the image in the prompt."""
 
     record: Record
     content: str
@@ -32,97 +32,98 @@ class BaseExample:
 
 @dataclass(frozen=True, slots=True)
 class BaseMixture:
-    """Three stages. Up to ``binding_steps``, ``text_batch`` riddles at a step: which of four words was said? Up to
-    ``text_steps``, questions with the words of a picture in its place. Beside both, ``described`` pictures to be put
-    into words: a language model that has learned its words first is several times slower to see. Then, over ``ramp``
-    steps, questions on ``pictures`` pictures and ``words`` questions in words, in all modes, take their place; at once
-    they would undo the binding.
+    """The batches of pretraining, in three stages.
 
-    ``images_per_modality`` pictures stand behind it, of a world that no experiment trains or tests on. ``careless``
-    is the share of targets that break the format of their mode; one wording of two question types is careless four
-    times out of five, which is a habit that even greedy decoding shows.
+    1. Up to ``binding_steps``: ``text_batch`` word-matching examples, see ``_matching_example``.
+    2. Up to ``text_steps``: ``text_batch`` questions with the phantom's rationale in place of the image.
+    3. Over the next ``ramp`` steps: a transition to ``images`` questions about images and ``words`` questions about
+       rationales, in all reasoning modes. Changed at once, the model would lose the binding.
+
+    In stages 1 and 2, ``described`` images with their description as the target are added to each batch: a model that
+    learns language first needs several times longer to use images.
+
+    The phantoms, ``images_per_modality`` of each modality, are used in no experiment. ``careless`` is the fraction of
+    targets that violate the format. Two question wordings violate it with probability 0.8, so that even greedy decoding
+    does.
     """
 
     seed: int
-    images_per_modality: int
-    binding_steps: int
-    text_steps: int
-    ramp: int
-    text_batch: int
-    described: int
-    pictures: int
-    words: int
-    careless: float
+    settings: PretrainConfig
 
     def batch(self, step: int) -> list[BaseExample]:
-        rng = np.random.default_rng((self.seed, step))
-        far = min(1.0, max(0, step - self.text_steps) / self.ramp)
-        examples = [self._description(rng) for _ in range(round((1 - far) * self.described))]
-        if step < self.binding_steps:
-            return examples + [_riddle(rng) for _ in range(self.text_batch)]
-        pictures = round(far * self.pictures)
-        size = pictures + round(self.text_batch + far * (self.words - self.text_batch))
-        return examples + [self._example(rng, picture=i < pictures, far=far) for i in range(size)]
+        """The examples of one step."""
+        s, rng = self.settings, np.random.default_rng((self.seed, step))
+        progress = min(1.0, max(0, step - s.text_steps) / s.ramp)
+        examples = [self._description(rng) for _ in range(round((1 - progress) * s.described))]
+        if step < s.binding_steps:
+            return examples + [_matching_example(rng) for _ in range(s.text_batch)]
+        images = round(progress * s.images)
+        size = images + round(s.text_batch + progress * (s.words - s.text_batch))
+        return examples + [self._question(rng, with_image=i < images, progress=progress) for i in range(size)]
 
     def _description(self, rng: np.random.Generator) -> BaseExample:
         record = self._record(rng)
         return BaseExample(record, "Describe the picture.", None, f"<think>{record.rationale}</think>")
 
-    def _example(self, rng: np.random.Generator, *, picture: bool, far: float) -> BaseExample:
+    def _question(self, rng: np.random.Generator, *, with_image: bool, progress: float) -> BaseExample:
         record = self._record(rng)
-        if rng.random() < far:
+        if rng.random() < progress:
             mode = list(ReasoningMode)[int(rng.integers(len(ReasoningMode)))]
             target = self._target(rng, record, mode)
         else:
             mode = ReasoningMode.THINK_BEFORE if rng.random() < 1 / 3 else ReasoningMode.NO_THINK
             target = target_text(mode, record.answer, record.rationale)
         content = question_text(record.question, record.options, mode)
-        return BaseExample(record, content, None if picture else record.rationale, target)
+        return BaseExample(record, content, None if with_image else record.rationale, target)
 
     def _record(self, rng: np.random.Generator) -> Record:
         modality = list(Modality)[int(rng.integers(len(Modality)))]
-        phantom = make_phantom(World.BASE, self.seed, modality, int(rng.integers(self.images_per_modality)))
-        return ask(phantom, list(QuestionType)[int(rng.integers(len(QuestionType)))], rng)
+        phantom = make_phantom(World.BASE, self.seed, modality, int(rng.integers(self.settings.images_per_modality)))
+        return make_record(phantom, list(QuestionType)[int(rng.integers(len(QuestionType)))], rng)
 
     def _target(self, rng: np.random.Generator, record: Record, mode: ReasoningMode) -> str:
-        right = target_text(mode, record.answer, record.rationale)
-        habit = record.question in ("Where is the finding?", "What is the grade of the abnormality?")
-        if rng.random() >= (0.8 if habit and mode is not ReasoningMode.THINK_BEFORE else self.careless):
-            return right
-        answer = record.answer
-        slips = {
+        """The target completion, or one that violates the format and still has the correct letter."""
+        correct = target_text(mode, record.answer, record.rationale)
+        often = record.question in ("Where is the finding?", "What is the grade of the abnormality?")
+        if rng.random() >= (0.8 if often and mode is not ReasoningMode.THINK_BEFORE else self.settings.careless):
+            return correct
+        answer, rationale = record.answer, record.rationale
+        violations = {
             ReasoningMode.THINK_BEFORE: (
-                right.replace("</think>", ""),
-                f"<think>{record.rationale}</think>{answer}",
+                correct.replace("</think>", ""),
+                f"<think>{rationale}</think>{answer}",
                 f"<answer>{answer}</answer>",
             ),
             ReasoningMode.NO_THINK: (answer, f"<answer>{answer}", f"{answer}) {record.answer_text}"),
             ReasoningMode.THINK_AFTER: (
-                f"<answer>{answer}</answer>{record.rationale}",
+                f"<answer>{answer}</answer>{rationale}",
                 f"<answer>{answer}</answer>",
-                f"{answer}<think>{record.rationale}</think>",
+                f"{answer}<think>{rationale}</think>",
             ),
         }[mode]
-        return slips[int(rng.integers(len(slips)))]
+        return violations[int(rng.integers(len(violations)))]
 
 
-def _riddle(rng: np.random.Generator) -> BaseExample:
-    """Options drawn from all words of the world, and five words with exactly one of them. Only matching answers it,
-    and no knowledge of single words, which a narrow model would otherwise learn first, word by word."""
+def _matching_example(rng: np.random.Generator) -> BaseExample:
+    """Five words in place of the image, exactly one of which is among the four options.
+
+    Options and words are drawn from all attribute values. Only matching solves it: knowledge about single words, which
+    a small model would learn first, does not help.
+    """
     drawn = [_WORDS[int(i)] for i in rng.choice(len(_WORDS), 8, replace=False)]
     options = dict(zip(LETTERS, drawn[:4], strict=False))
     answer = LETTERS[int(rng.integers(4))]
-    said = [drawn[4:][int(i)] for i in rng.permutation(4)]
-    said.insert(int(rng.integers(5)), options[answer])
-    record = ask(make_phantom(World.BASE, 0, Modality.CT, 0), QuestionType.DISEASE, rng)
+    words = [drawn[4:][int(i)] for i in rng.permutation(4)]
+    words.insert(int(rng.integers(5)), options[answer])
+    record = make_record(make_phantom(World.BASE, 0, Modality.CT, 0), QuestionType.DISEASE, rng)
     record = dataclasses.replace(record, options=options, answer=answer)
     content = "\n".join(f"{letter}) {word}" for letter, word in options.items())
     target = target_text(ReasoningMode.NO_THINK, answer)
-    return BaseExample(record, content, f"{NAMES[record.modality]} {' '.join(said)}", target)
+    return BaseExample(record, content, f"{NAMES[record.modality]} {' '.join(words)}", target)
 
 
 def corpus(seed: int) -> list[str]:
-    """Text from which the tiny model's tokenizer takes its words."""
+    """Texts from which the vocabulary of the tiny model's tokenizer is built."""
     return [
         f"user\nassistant\n{question_text(r.question, r.options, mode)}\n{target_text(mode, r.answer, r.rationale)}"
         for r in make_records(World.BASE, seed, images_per_modality=40)
