@@ -7,7 +7,6 @@ docstring ends the build.
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import re
 import sys
@@ -27,6 +26,9 @@ from omegaconf import MISSING, OmegaConf
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+# Imported here and not when it is used: MkDocs restores sys.path after it has loaded a hook.
+from medr1.config.schema import register  # noqa: E402
+
 CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"
 # Groups that choose one word or a command-line shortcut; the others have settings of their own.
 GROUPS = ("model", "data", "modality", "question_type", "reasoning", "reward", "algorithm", "trainer", "tracking")
@@ -37,6 +39,10 @@ _NAMES = re.compile(r"\s*TRL: (?P<trl>.+?)\. verl: (?P<verl>.+?)\.\s*$", re.DOTA
 
 class MissingDocstring(Exception):
     """A setting has no docstring."""
+
+
+class PerOption(dict[str, Any]):
+    """The default of a setting for each option of its group."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def settings_of(schema: type, prefix: str, values: Mapping[str, Any]) -> Iterato
 
 def schemas() -> dict[str, dict[str, type]]:
     """Every registered schema by config group and name; the group ``""`` holds those of the two commands."""
-    importlib.import_module("medr1.config.schema").register()
+    register()
     found: dict[str, dict[str, type]] = {}
     for group, content in ConfigStore.instance().repo.items():
         if group.endswith(".yaml"):
@@ -151,15 +157,18 @@ def chosen(group: str) -> str | None:
 
 
 def _base_values(group: str, schema: str) -> dict[str, Any]:
-    """Defaults of a schema: those of the option that names it, of the group's default option if several do."""
-    users = [name for name, path in options(group).items() if schema in defaults_list(path)]
-    if not users:
-        return {}
-    name = chosen(group) if chosen(group) in users else users[0]
-    values = own_values(options(group)[typing.cast(str, name)], f"{group}.")
-    if len(users) > 1 and name == users[0] != chosen(group):
-        others = [own_values(options(group)[user], f"{group}.") for user in users]
-        values = {key: value for key, value in values.items() if all(o.get(key) == value for o in others)}
+    """Defaults of a schema by dotted key, from the options that name it in their defaults list.
+
+    Where several do and differ, the default lists each value with its option.
+    """
+    users = {
+        name: own_values(path, f"{group}.") for name, path in options(group).items() if schema in defaults_list(path)
+    }
+    values: dict[str, Any] = {}
+    for key in dict.fromkeys(key for own in users.values() for key in own):
+        found = {name: own[key] for name, own in users.items() if key in own}
+        same = len(found) == len(users) and len({_word(value) for value in found.values()}) == 1
+        values[key] = next(iter(found.values())) if same else PerOption(found)
     return values
 
 
@@ -196,9 +205,12 @@ def configuration() -> str:
         lines += [f"## `{group}`", "", *_options(group), ""]
         for name, schema in found.get(group, {}).items():
             users = [f"`{option}`" for option in options(group) if name in _ancestry(group, option)]
-            heading = f"### `{group}`: {_summary(schema)}" if len(found[group]) > 1 else ""
+            bases = [f"`{option}`" for option in options(group) if name in defaults_list(options(group)[option])]
+            others = [user for user in users if user not in bases]
+            heading = f"### Settings of {', '.join(bases)}" if len(found[group]) > 1 and bases else ""
+            shared = f" Also for {', '.join(others)}." if heading and others else ""
             rows = list(settings_of(schema, f"{group}.", _base_values(group, name)))
-            lines += [heading, "", f"For {', '.join(users)}." if heading and users else "", "", *_table(rows), ""]
+            lines += [heading, "", f"{_summary(schema)}{shared}", "", *_table(rows), ""]
     for group in PRESETS:
         if options(group):
             lines += [f"## `{group}`", "", *_options(group), ""]
@@ -227,9 +239,8 @@ def _ancestry(group: str, option: str) -> set[str]:
 
 
 def _summary(schema: type) -> str:
-    return (
-        (inspect.getdoc(schema) or schema.__name__).split("\n\n")[0].replace("\n", " ").replace("``", "`").rstrip(".")
-    )
+    first = (inspect.getdoc(schema) or schema.__name__).split("\n\n")[0]
+    return _flat(first).replace("``", "`")
 
 
 def _options(group: str) -> list[str]:
@@ -254,8 +265,7 @@ def _table(rows: list[Setting]) -> list[str]:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for row in rows:
         names = f"<br><small>TRL {_code(row.trl)}, verl {_code(row.verl)}</small>" if row.trl else ""
-        default = f"`{row.default}`" if row.default else ""
-        lines.append(f"| `{row.key}` | {row.type} | {default} | {_cell(row.meaning)}{names} |")
+        lines.append(f"| `{row.key}` | {row.type} | {row.default} | {_cell(row.meaning)}{names} |")
     return lines
 
 
@@ -270,11 +280,20 @@ def _type(hint: Any) -> str:
 
 
 def _default(item: Field[Any], value: Any) -> str:
-    if value is None and item.default is not NO_DEFAULT:
-        value = item.default
-    if value is None and item.default_factory is not NO_DEFAULT:
-        value = item.default_factory()
-    return "" if value == MISSING else _word(value)
+    own = item.default
+    if own is NO_DEFAULT and item.default_factory is not NO_DEFAULT:
+        own = item.default_factory()
+    own = "" if own is NO_DEFAULT or own == MISSING else _quoted(own)
+    if isinstance(value, PerOption):
+        if all(name == of for name, of in value.items()):
+            return "name of the option"
+        each = [f"{_quoted(of)} (`{name}`)" for name, of in value.items() if of != MISSING]
+        return "<br>".join([own, *each] if own else each)
+    return own if value is None else "" if value == MISSING else _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    return f"`{_word(value)}`" if _word(value) else ""
 
 
 def _word(value: Any) -> str:
