@@ -187,14 +187,18 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("image", help="PNG, JPEG, TIFF; DICOM with the extra [dicom]")
     parser.add_argument("question")
-    parser.add_argument("options", nargs="*", metavar="option", help="two to ten texts, in the order in which they are shown")
+    parser.add_argument(
+        "options", nargs="*", metavar="option", help="two to ten texts, in the order in which they are shown"
+    )
     parser.add_argument(
         "--model", default="tiny", help="run directory, export, name in conf/model, checkpoint or hub id"
     )
     parser.add_argument("--reasoning", choices=[mode.value for mode in ReasoningMode], help="default: as trained")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: as trained")
     parser.add_argument("--max-completion-length", type=int, metavar="N", help="default: as trained")
-    parser.add_argument("--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of the grey levels")
+    parser.add_argument(
+        "--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of the grey levels"
+    )
     parser.add_argument("--frame", type=int, metavar="N", help="DICOM with several frames: which one, from 0")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="larger images are refused")
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")

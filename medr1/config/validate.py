@@ -183,7 +183,9 @@ def _check_training(cfg: TrainConfig) -> None:
         raise ConfigError("trainer.max_steps=null needs trainer.num_train_epochs; give one of the two")
     lora = cfg.model.tuning == Tuning.lora
     if lora and cfg.model.freeze_vision_tower and cfg.model.lora.target_modules == LoraTargets.vision:
-        raise ConfigError("model.freeze_vision_tower=true with model.lora.target_modules=vision leaves nothing to train")
+        raise ConfigError(
+            "model.freeze_vision_tower=true with model.lora.target_modules=vision leaves nothing to train"
+        )
 
 
 def _multiple(size: int, of: int) -> int:

@@ -4,21 +4,12 @@ Two files have the same content if their thumbnails (16 x 16, grey, zero mean, u
 ``MAX_CONTENT_DISTANCE`` root mean square. The normalisation ignores brightness and contrast; the square shape ignores
 a changed aspect ratio.
 
-The threshold of 0.14 comes from the 1,194 images of the OmniMedVQA sample (712,221 pairs):
-
-- 61 pairs differ by 0.119 or less. All of them are duplicates: 22 MHSMA x.jpg / x.png (0.03-0.09), 35 pairs of copies
-  in Chest CT Scan, radiographs of CoronaHack that occur again in OCT & X-Ray 2017 (2, at 0.00) and in Covid-19 tianchi
-  (1, at 0.06, under another name), and one ultrasound frame saved twice (0.119).
-- No pair lies between 0.119 and 0.167. The next pairs are neighbouring OCT slices (0.167), different fundi of PALM2019
-  (0.170) and neighbouring MR slices (0.188). Different sperm cells of MHSMA start at 0.40, different chest radiographs
-  at 0.26.
-- All 1,194 images stay within the threshold when saved as JPEG of quality 75 (at most 0.122), resized to 224 x 224
-  (0.051) or reduced in contrast (0.077). At JPEG quality 40, 20 images exceed it, and at half the size with quality 60,
-  14 images, all of low contrast. Cropped by 3 % on each side, 1,095 images exceed it: crops are not detected.
-
-Neighbouring slices of one patient are therefore not grouped. Among many thousand fundi, a few different ones may be.
-Thumbnails of 24 to 48 pixels separate no better. Without the normalisation the classes overlap: different sperm cells
-differ by 3.2 grey levels, resized copies by up to 3.4.
+The threshold of 0.14 was chosen on the 1,194 images of the OmniMedVQA sample (712,221 pairs). The 61 pairs at or below
+0.119 are all duplicates: converted formats, copies in other data sets, frames saved twice. The next pairs, from 0.167,
+are neighbouring OCT slices, different fundi (0.170) and neighbouring MR slices (0.188), so slices of one patient are
+not grouped. Among many thousand fundi, a few different ones may be. Saving as JPEG of quality 75, resizing to 224 x 224
+and reducing the contrast change no image by more than 0.122. Strong compression of low-contrast images and cropping by
+3 % on each side exceed the threshold and are not detected. Larger thumbnails separate no better.
 """
 
 from __future__ import annotations
@@ -74,87 +65,80 @@ class ImageFacts:
     detail: str = ""
 
 
-class ImageIndex:
-    """Decodes each image below ``root`` once and caches the result by path, size and modification time.
+def check_images(
+    root: Path, paths: Iterable[str], cache_dir: Path, *, max_pixels: int, workers: int = 4
+) -> dict[str, ImageFacts]:
+    """Checks each path below ``root``. Decodes only files that are new or have changed since they were cached.
 
-    The cache is one JSON Lines file per root in ``cache_dir``; its first line has the format and ``max_pixels``. A
+    The cache is one JSON Lines file per root in ``cache_dir``. Its first line has the format and ``max_pixels``. A
     damaged cache, or one with another first line, is rebuilt.
+
+    Raises:
+        DataError: the cache cannot be written.
     """
-
-    def __init__(self, root: Path, cache_dir: Path, *, max_pixels: int, workers: int = 4) -> None:
-        self._root, self._max_pixels, self._workers = root, max_pixels, workers
-        name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-        self._cache_file = cache_dir / f"images-{name}.jsonl"
-        self._header = {"format": _FORMAT, "max_pixels": max_pixels}
-        self._cached = self._read_cache()
-
-    def check(self, paths: Iterable[str]) -> dict[str, ImageFacts]:
-        """Facts about each path. Decodes only files that are new or have changed.
-
-        Raises:
-            DataError: the cache cannot be written.
-        """
-        facts: dict[str, ImageFacts] = {}
-        todo: list[tuple[str, os.stat_result]] = []
-        for path in dict.fromkeys(paths):
-            try:
-                state = resolve_inside(self._root, path).stat()
-            except BadRecord as bad:
-                facts[path] = ImageFacts(path, 0, 0, reason=bad.reason, detail=bad.detail)
-                continue
-            except (OSError, ValueError):
-                detail = f"image {path!r} does not exist below {self._root}"
-                facts[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
-                continue
-            cached = self._cached.get(path)
-            if cached is not None and (cached.size, cached.mtime_ns) == (state.st_size, state.st_mtime_ns):
-                facts[path] = cached
-            else:
-                todo.append((path, state))
-        if todo:
-            decoded: dict[str, ImageFacts] = {}
-            try:
-                with ThreadPoolExecutor(self._workers) as pool:
-                    results = pool.map(self._decode, *zip(*todo, strict=True))
-                    console, hide = Console(stderr=True), len(todo) < _PROGRESS_FROM
-                    for fact in track(results, "Checking images", total=len(todo), console=console, disable=hide):
-                        decoded[fact.path] = fact
-            finally:  # also after an interrupt, because decoding a large release takes hours
-                self._cached |= decoded
-                self._write_cache()
-            facts |= decoded
-        return facts
-
-    def _decode(self, path: str, state: os.stat_result) -> ImageFacts:
+    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    cache, header = cache_dir / f"images-{name}.jsonl", {"format": _FORMAT, "max_pixels": max_pixels}
+    cached = _read_cache(cache, header)
+    facts: dict[str, ImageFacts] = {}
+    todo: dict[str, os.stat_result] = {}
+    for path in dict.fromkeys(paths):
         try:
-            thumbnail = make_thumbnail(read_rgb(self._root, path, self._max_pixels))
-            content = resolve_inside(self._root, path).read_bytes()
+            state = resolve_inside(root, path).stat()
         except BadRecord as bad:
-            return ImageFacts(path, state.st_size, state.st_mtime_ns, reason=bad.reason, detail=bad.detail)
-        return ImageFacts(path, state.st_size, state.st_mtime_ns, hashlib.sha256(content).hexdigest(), thumbnail)
+            facts[path] = ImageFacts(path, 0, 0, reason=bad.reason, detail=bad.detail)
+            continue
+        except (OSError, ValueError):
+            detail = f"image {path!r} does not exist below {root}"
+            facts[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
+            continue
+        known = cached.get(path)
+        if known is not None and (known.size, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
+            facts[path] = known
+        else:
+            todo[path] = state
+    if not todo:
+        return facts
+    decoded: dict[str, ImageFacts] = {}
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            results = pool.map(lambda path: _decode(root, path, todo[path], max_pixels), todo)
+            console, hide = Console(stderr=True), len(todo) < _PROGRESS_FROM
+            for fact in track(results, "Checking images", total=len(todo), console=console, disable=hide):
+                decoded[fact.path] = fact
+    finally:  # also after an interrupt, because decoding a large release takes hours
+        _write_cache(cache, header, cached | decoded)
+    return facts | decoded
 
-    def _read_cache(self) -> dict[str, ImageFacts]:
-        if not self._cache_file.is_file():
-            return {}
-        try:
-            with self._cache_file.open(encoding="utf-8") as lines:
-                if json.loads(next(lines, "null")) != self._header:
-                    log.info("%s has another format or pixel limit: all images are checked again", lines.name)
-                    return {}
+
+def _decode(root: Path, path: str, state: os.stat_result, max_pixels: int) -> ImageFacts:
+    try:
+        thumbnail = make_thumbnail(read_rgb(root, path, max_pixels))
+        content = resolve_inside(root, path).read_bytes()
+    except BadRecord as bad:
+        return ImageFacts(path, state.st_size, state.st_mtime_ns, reason=bad.reason, detail=bad.detail)
+    return ImageFacts(path, state.st_size, state.st_mtime_ns, hashlib.sha256(content).hexdigest(), thumbnail)
+
+
+def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(encoding="utf-8") as lines:
+            if json.loads(next(lines, "null")) == header:
                 return {facts.path: facts for facts in map(_from_json, lines)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s is damaged (%s): all images are checked again", self._cache_file, error)
-            return {}
+        log.info("%s has another format or pixel limit: all images are checked again", file)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s): all images are checked again", file, error)
+    return {}
 
-    def _write_cache(self) -> None:
-        """Replaces the cache atomically, so that neither a crash nor a second process leaves a partial file."""
-        lines = [json.dumps(self._header), *(_to_json(self._cached[path]) for path in sorted(self._cached))]
-        try:
-            write_text(self._cache_file, "\n".join(lines) + "\n")
-        except OSError as error:
-            raise DataError(
-                f"the image cache {self._cache_file} cannot be written: {error}. Remedy: a writable folder"
-            ) from error
+
+def _write_cache(file: Path, header: dict[str, int], facts: dict[str, ImageFacts]) -> None:
+    """Replaces the cache atomically, so that neither a crash nor a second process leaves a partial file."""
+    lines = [json.dumps(header), *(_to_json(facts[path]) for path in sorted(facts))]
+    try:
+        write_text(file, "\n".join(lines) + "\n")
+    except OSError as error:
+        raise DataError(f"the image cache {file} cannot be written: {error}. Remedy: a writable folder") from error
 
 
 def make_thumbnail(image: Image.Image) -> bytes:

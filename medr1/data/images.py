@@ -59,22 +59,18 @@ def resolve_inside(root: Path, relative: str) -> Path:
     Raises:
         BadRecord: PATH_LEAVES_ROOT, or MALFORMED for a path that no file system accepts.
     """
-
-    def rejected(reason: Reason, detail: str) -> BadRecord:
-        return BadRecord(reason, f"image path {relative!r} {detail}", str(root), relative)
-
     if not relative or "\0" in relative:
-        raise rejected(Reason.MALFORMED, "is empty or contains a null character")
+        raise _rejected(root, relative, Reason.MALFORMED, "has an empty path, or one with a null character")
     windows = PureWindowsPath(relative)
     if PurePosixPath(relative).is_absolute() or windows.drive or windows.root:
-        raise rejected(Reason.PATH_LEAVES_ROOT, "is absolute; it must be relative to the data root")
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that is absolute; it must be relative")
     if ".." in windows.parts:
-        raise rejected(Reason.PATH_LEAVES_ROOT, "contains '..'; it must stay below the data root")
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that contains '..'")
     # realpath() of a link loop returns the loop itself, which read_rgb() then reports as NO_IMAGE.
     base = os.path.realpath(root)
     target = os.path.realpath(os.path.join(base, relative))
     if os.path.commonpath((base, target)) != base:
-        raise rejected(Reason.PATH_LEAVES_ROOT, f"is a link to {target}, outside the data root")
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, f"is a link to {target}, outside the data root")
     return Path(target)
 
 
@@ -88,28 +84,27 @@ def read_rgb(root: Path, relative: str, max_pixels: int, limit: str = "data.max_
             UNDECODABLE_IMAGE (empty, truncated, damaged or of an unknown format).
     """
     path = resolve_inside(root, relative)
-
-    def rejected(reason: Reason, detail: str) -> BadRecord:
-        return BadRecord(reason, f"image {relative!r} {detail}", str(root), relative)
-
-    def too_large(found: str) -> BadRecord:
-        return rejected(Reason.IMAGE_TOO_LARGE, f"is too large: {found}; the limit is {max_pixels} pixels ({limit})")
-
+    allowed = f"the limit is {max_pixels} pixels ({limit})"
     if not path.is_file():
-        raise rejected(Reason.NO_IMAGE, f"does not exist below {root}")
+        raise _rejected(root, relative, Reason.NO_IMAGE, f"does not exist below {root}")
     if path.stat().st_size == 0:
-        raise rejected(Reason.UNDECODABLE_IMAGE, "has 0 bytes")
+        raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, "has 0 bytes")
     try:
         with Image.open(path) as image:
             if image.width * image.height > max_pixels:
-                raise too_large(f"{image.width} x {image.height}")
+                size = f"{image.width} x {image.height}"
+                raise _rejected(root, relative, Reason.IMAGE_TOO_LARGE, f"is too large: {size}; {allowed}")
             image.load()
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow applies a fixed limit of its own while it reads the header.
-        raise too_large(str(error)) from error
+        raise _rejected(root, relative, Reason.IMAGE_TOO_LARGE, f"is too large: {error}; {allowed}") from error
     except _DECODER_ERRORS as error:
-        raise rejected(Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
+        raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
+
+
+def _rejected(root: Path, relative: str, reason: Reason, detail: str) -> BadRecord:
+    return BadRecord(reason, f"image {relative!r} {detail}", str(root), relative)
 
 
 def read_image(

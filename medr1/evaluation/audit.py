@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medr1.data.image_index import ImageIndex, group_by_content
+from medr1.data.image_index import check_images, group_by_content
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.omnimedvqa.files import (
     Question,
@@ -259,7 +259,7 @@ def _image_contents(
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Content of each readable image (see ``image_index``), and number of unreadable images by reason."""
     paths = sorted(frozenset[str]().union(*(part.images for part in parts)))
-    facts = ImageIndex(root, cache_dir, max_pixels=max_pixels).check(paths).values()
+    facts = check_images(root, paths, cache_dir, max_pixels=max_pixels).values()
     return group_by_content(facts), _count(fact.reason.value for fact in facts if fact.reason)
 
 

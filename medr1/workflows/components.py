@@ -116,4 +116,3 @@ def check_components(cfg: CommonConfig) -> None:
     if isinstance(cfg, TrainConfig):
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
-

@@ -54,9 +54,7 @@ def prediction_store(session: Session) -> LocalPredictionStore:
     return LocalPredictionStore(**prediction_settings(session), batch_size=session.cfg.evaluation.batch_size)
 
 
-def evaluate(
-    session: Session, condition: Condition, weights: tuple[str, Path | None]
-) -> dict[str, list[Prediction]]:
+def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | None]) -> dict[str, list[Prediction]]:
     """Predictions of the model under ``condition``, and of its controls."""
     store = prediction_store(session)
     store.load_if_exists(Condition.BASE)

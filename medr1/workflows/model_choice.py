@@ -71,7 +71,9 @@ def choose(
         token = known_image_token_size(choice.path) or 1  # 1: unknown; checked when the model is loaded
         if image_size <= 0 or image_size % token:
             near = fitting(image_size, token)
-            raise ConfigError(f"image_size {image_size}: not a multiple of {token}, the pixels of an image token; use {near}")
+            raise ConfigError(
+                f"image_size {image_size}: not a multiple of {token}, the pixels of an image token; use {near}"
+            )
         choice = replace(choice, image_size=image_size)
     if max_completion_length is not None:
         if max_completion_length < 1:

@@ -17,6 +17,7 @@ from medr1.evaluation.predictions import Condition, Prediction
 if TYPE_CHECKING:
     from medr1.workflows.session import Session
 
+
 class ModelKind(Protocol):
     """A component of the config group ``model``."""
 
@@ -74,7 +75,13 @@ class ServerModel:
     kind: ClassVar[str] = "server"
     settings: ClassVar[type[ModelConfig]] = ServerConfig
     is_trainable: ClassVar[bool] = False
-    may_change_on_resume: ClassVar[tuple[str, ...]] = ("url", "api_key_variable", "concurrency", "timeout", "max_retries")
+    may_change_on_resume: ClassVar[tuple[str, ...]] = (
+        "url",
+        "api_key_variable",
+        "concurrency",
+        "timeout",
+        "max_retries",
+    )
 
     def check(self, model: ServerConfig) -> None:
         check_server(model)

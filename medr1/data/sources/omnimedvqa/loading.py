@@ -12,7 +12,7 @@ from typing import Any
 
 from medr1.config.settings import ALL
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.image_index import ImageFacts, ImageIndex, group_by_content
+from medr1.data.image_index import ImageFacts, check_images, group_by_content
 from medr1.data.images import FileImage
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
 from medr1.data.sources.omnimedvqa.axes import complete_axes
@@ -48,10 +48,10 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
         only_type = selection.modality == ALL and selection.question_type != ALL
         axis = ReleasedAxis.question_type if only_type else ReleasedAxis.modality
     reading, by_exclusion = _read(root, settings, SplitAxis(axis.value))
-    index = ImageIndex(root, Path(settings.cache_dir), max_pixels=settings.max_image_pixels)
     bad = [*reading.bad, *(q.rejected(*unknown) for q in reading.questions if (unknown := _unknown_axis(q)))]
     complete = [question for question in reading.questions if not _unknown_axis(question)]
-    images = index.check(question.image for question in complete)
+    paths = (question.image for question in complete)
+    images = check_images(root, paths, Path(settings.cache_dir), max_pixels=settings.max_image_pixels)
     usable = [question for question in complete if images[question.image].reason is None]
     bad += [q.rejected(reason, images[q.image].detail) for q in complete if (reason := images[q.image].reason)]
     bad_counts = dict(sorted(Counter(record.reason.value for record in bad).items()))
@@ -179,13 +179,8 @@ def _report_bad(root: Path, bad: list[BadRecord], counts: dict[str, int], on_bad
     if on_bad is OnBadRecord.skip and not empty:
         log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), summary)
         return
-    # The first record of every reason comes before the second of any, so that each reason has an example.
-    seen: Counter[Reason] = Counter()
-    ranked = []
-    for record in bad:
-        ranked.append((seen[record.reason], record))
-        seen[record.reason] += 1
-    shown = [str(record) for _, record in sorted(ranked, key=lambda pair: pair[0])[:_SHOWN]]
+    first = {record.reason: record for record in reversed(bad)}.values()  # each reason gets an example
+    shown = [str(record) for record in [*first, *(record for record in bad if record not in first)][:_SHOWN]]
     more = [f"… and {len(bad) - len(shown)} more"] if len(bad) > len(shown) else []
     remedy = "correct data.root" if empty else "correct the data, or skip these records with data.on_bad_record=skip"
     head = f"{root}: {f'none of the {len(bad)} records read can' if empty else f'{len(bad)} record(s) cannot'} be used"

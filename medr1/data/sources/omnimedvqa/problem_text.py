@@ -12,7 +12,6 @@ Labels must be distinct and without gaps (A to D, in any order). Otherwise the p
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from medr1.domain.records import LETTERS
@@ -29,17 +28,6 @@ class Problem(NamedTuple):
     options: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Label:
-    """A label in the text, from the start of its separator to the end of ``)``."""
-
-    letter: str
-    start: int
-    end: int
-    can_be_first: bool
-    can_be_later: bool
-
-
 def parse_problem(text: str) -> Problem:
     """Splits a problem string into question and options.
 
@@ -52,14 +40,12 @@ def parse_problem(text: str) -> Problem:
     """
     for respect_parentheses in (True, False):
         labels = _labels(text, respect_parentheses)
-        readings = [
-            reading for i, label in enumerate(labels) if label.can_be_first and (reading := _reading(labels, i))
-        ]
-        if readings:
-            best = max(readings, key=lambda reading: (len(reading), reading[0].start))
-            ends = [label.start for label in best[1:]] + [len(text)]
-            options = {label.letter: text[label.end : end].strip() for label, end in zip(best, ends, strict=True)}
-            return Problem(text[: best[0].start].strip(), options)
+        firsts = (i for i, label in enumerate(labels) if not label["separator"].strip())
+        if readings := [reading for i in firsts if (reading := _reading(labels, i))]:
+            best = max(readings, key=lambda reading: (len(reading), reading[0].start()))
+            ends = [label.start() for label in best[1:]] + [len(text)]
+            options = {label["letter"]: text[label.end() : end].strip() for label, end in zip(best, ends, strict=True)}
+            return Problem(text[: best[0].start()].strip(), options)
     found = ", ".join(f"{match['letter']})" for match in _LABEL.finditer(text))
     raise ValueError(f"no list of options A), B), … in {text!r}" + (f" (labels found: {found})" if found else ""))
 
@@ -76,28 +62,22 @@ def parse_solution(text: str) -> str:
     return match[1]
 
 
-def _labels(text: str, respect_parentheses: bool) -> list[_Label]:
+def _labels(text: str, respect_parentheses: bool) -> list[re.Match[str]]:
     """All labels, without those inside parentheses if ``respect_parentheses``."""
-    labels: list[_Label] = []
+    labels = []
     depth = position = 0
     for match in _LABEL.finditer(text):
         for parenthesis in _PARENTHESIS.findall(text, position, match.end() - 1):
             depth = depth + 1 if parenthesis == "(" else max(0, depth - 1)
         position = match.end() - 1
-        if depth and respect_parentheses:
-            continue
-        position = match.end()
-        separator = match["separator"]
-        labels.append(
-            _Label(
-                match["letter"], match.start(), match.end(), not separator.strip(), separator[:1] in (",", ";", "\n")
-            )
-        )
+        if not depth or not respect_parentheses:
+            position = match.end()
+            labels.append(match)
     return labels
 
 
-def _reading(labels: list[_Label], first: int) -> list[_Label]:
+def _reading(labels: list[re.Match[str]], first: int) -> list[re.Match[str]]:
     """The labels of the options if they start at ``labels[first]``; empty if a letter repeats or is missing."""
-    chosen = [labels[first], *(label for label in labels[first + 1 :] if label.can_be_later)]
-    letters = {label.letter for label in chosen}
+    chosen = [labels[first], *(label for label in labels[first + 1 :] if label["separator"][:1] in (",", ";", "\n"))]
+    letters = {label["letter"] for label in chosen}
     return chosen if len(letters) == len(chosen) >= 2 and letters == set(LETTERS[: len(chosen)]) else []
