@@ -9,10 +9,10 @@ from pathlib import Path
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
-from medr1.models.loading import export_policy
+from medr1.models.export import export_policy
 from medr1.reporting.model_card import model_card
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows.local_model import load_model
+from medr1.workflows.local_model import load_trained
 from medr1.workflows.model_choice import PROMPT_SETTINGS, ModelChoice
 
 
@@ -39,7 +39,7 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
             if choice.adapter is not None and not merge:
                 shutil.copytree(choice.adapter, directory, dirs_exist_ok=True)
             else:
-                policy, processor = load_model(cfg, choice.path, choice.adapter)
+                policy, processor = load_trained(cfg, (choice.path, choice.adapter))
                 export_policy(policy, processor, directory, choice.max_completion_length)
             write_json(directory / PROMPT_SETTINGS, choice.prompt_settings())
             write_text(directory / "README.md", _card(cfg, run, choice, merge))

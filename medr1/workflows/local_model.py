@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.models.loading import load_policy, resolve_attn_implementation
+from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.runs.sweep import sweep_of
@@ -19,27 +20,17 @@ from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.session import Session, prediction_settings, run_controls
 
 
-def load_model(
-    cfg: CommonConfig, path: str, adapter: Path | None = None, *, is_trained: bool = False
-) -> tuple[Policy, Processor]:
-    """The checkpoint at ``path``, with an adapter on it if one is given, as the config asks for it.
-
-    ``is_trained``: it will be trained, so gradient checkpointing applies.
-    """
-    silence_library_logs()
-    return load_policy(
-        path,
-        adapter=adapter,
-        dtype=str(cfg.model.dtype),
-        attn_implementation=attn_implementation(cfg),
-        gradient_checkpointing=is_trained and cfg.model.gradient_checkpointing,
-        image_size=cfg.data.image_size,
-    )
+def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
+    """The model of a config, for this machine. ``is_trained``: it will be trained, so gradient checkpointing applies."""
+    spec = ModelSpec.from_config(cfg.model, device_of(cfg), cfg.data.image_size)
+    return spec if is_trained else replace(spec, gradient_checkpointing=False)
 
 
-def attn_implementation(cfg: CommonConfig) -> str:
-    """The attention implementation that ``model.attn_implementation`` stands for on this machine."""
-    return resolve_attn_implementation(str(cfg.model.attn_implementation), str(cfg.model.dtype), device_of(cfg))
+def load_trained(cfg: CommonConfig, weights: tuple[str, Path | None]) -> tuple[Policy, Processor]:
+    """Loads a checkpoint, and an adapter on it or None, in place of the base that the config names."""
+    path, adapter = weights
+    policy, processor = load_policy(replace(model_spec(cfg), path=path, adapter=adapter))
+    return policy.to(device_of(cfg)), processor
 
 
 def device_of(cfg: CommonConfig) -> torch.device:
@@ -56,10 +47,10 @@ def prediction_store(session: Session) -> LocalPredictionStore:
 
 def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | None]) -> dict[str, list[Prediction]]:
     """Predictions of the model under ``condition``, and of its controls."""
+    silence_library_logs()
     store = prediction_store(session)
     store.load_if_exists(Condition.BASE)
-    policy, processor = load_model(session.cfg, *weights)
-    policy.to(device_of(session.cfg))
+    policy, processor = load_trained(session.cfg, weights)
     if condition is Condition.BASE:
         generate_base(session, store, policy, processor)
     generate = partial(store.generate, policy, processor)
@@ -77,7 +68,7 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
     inputs = {
         "path": cfg.model.path,
         "dtype": str(cfg.model.dtype),
-        "attn_implementation": attn_implementation(cfg),
+        "attn_implementation": model_spec(cfg).attn_implementation,
         "evaluation": cfg.evaluation,
         "mode": cfg.reasoning.mode,
         "image_size": cfg.data.image_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medr1.atomic_write import read_json
 from medr1.config.image_tokens import fitting, known_image_token_size
@@ -18,6 +18,11 @@ from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory
 from medr1.workflows.compose import evaluation_config, model_names
+
+if TYPE_CHECKING:
+    import torch
+
+    from medr1.models.loading import ModelSpec
 
 PROMPT_SETTINGS = "medr1.json"  # in an export, beside the weights: mode, image size and the like
 
@@ -45,6 +50,13 @@ class ModelChoice:
         cfg = run.stored_config(TrainConfig)
         path, adapter = run.weights(str(cfg.model.path))
         return replace(_of_config(cfg), path=path, adapter=adapter)
+
+    def spec(self, device: torch.device) -> ModelSpec:
+        """How to load the model for a device."""
+        from medr1.models.loading import ModelSpec, resolve_attn_implementation
+
+        attention = resolve_attn_implementation(self.attn_implementation, self.dtype, device)
+        return ModelSpec(self.path, self.dtype, attention, image_size=self.image_size, adapter=self.adapter)
 
     def prompt_settings(self) -> dict[str, Any]:
         """What an export stores in medr1.json, for ``choose``."""

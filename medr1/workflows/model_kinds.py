@@ -57,9 +57,9 @@ class LocalModel:
     def check(self, model: ModelConfig) -> None: ...
 
     def facts(self, session_config: Any) -> dict[str, Any]:
-        from medr1.workflows.local_model import attn_implementation
+        from medr1.workflows.local_model import model_spec
 
-        return {"attn_implementation": attn_implementation(session_config)}
+        return {"attn_implementation": model_spec(session_config).attn_implementation}
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]

@@ -18,7 +18,9 @@ from medr1.config.settings import TrainConfig
 from medr1.data.dataset import Dataset
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.models.loading import save_policy, set_trainable
+from medr1.models.adapters import set_trainable
+from medr1.models.export import save_policy
+from medr1.models.loading import load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.runs.run_directory import RunDirectory
@@ -29,7 +31,7 @@ from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.steps import Steps
 from medr1.workflows.forecast import refuse_what_cannot_fit
 from medr1.workflows.library_logs import silence_library_logs
-from medr1.workflows.local_model import device_of, generate_base, load_model, prediction_store
+from medr1.workflows.local_model import device_of, generate_base, load_trained, model_spec, prediction_store
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.session import Session, is_first_process, open_session, report, run_controls
 
@@ -80,14 +82,15 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
     if is_trained:
         log.info("training has ended before; its model is loaded from %s", run.model)
     else:
+        spec = model_spec(cfg, is_trained=True)
         if algorithm.needs_base:
-            policy, processor = load_model(cfg, cfg.model.path, is_trained=True)
+            policy, processor = load_policy(spec)
             if is_first:
                 generate_base(session, store, policy.to(device_of(cfg)), processor)
         else:
             policy, processor = algorithm.initial_policy(cfg)
         pl.seed_everything(cfg.seed, verbose=False)  # new adapters are equal in all processes and after a resume
-        set_trainable(policy, cfg.model)
+        set_trainable(policy, freeze_vision_tower=spec.freeze_vision_tower, lora=spec.lora)
         state = _fit(session, cfg, policy, processor)
         if not is_first:
             return {}
@@ -95,8 +98,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         del policy, state
         gc.collect()  # module and trainer, with the optimizer's state, refer to each other
     # Loaded from its files: what is evaluated is what evaluate.py will load.
-    policy, processor = load_model(cfg, *run.weights(cfg.model.path))
-    policy.to(device_of(cfg))
+    policy, processor = load_trained(cfg, run.weights(cfg.model.path))
     generate = partial(store.generate, policy, processor)
     generate(Condition.TRAINED, ImageAblation.NONE)
     run_controls(session, store, generate)
@@ -106,8 +108,9 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
 def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processor) -> Mapping[str, Tensor] | None:
     """Trains. Returns the weights of the trained model where the policy holds shards of them, else None."""
     run, tracker = session.run, session.tracker
-    training = ALGORITHMS[cfg.algorithm.kind].build(cfg, session.data, policy, processor, tracker)
-    steps, iterations = cfg.trainer.max_steps, training.num_iterations
+    algorithm = ALGORITHMS[cfg.algorithm.kind]
+    training = algorithm.build(cfg, session.data, policy, processor, tracker)
+    steps, iterations = cfg.trainer.max_steps, algorithm.num_iterations(cfg.algorithm)
     assert steps is not None
     checkpoints = ModelCheckpoint(
         dirpath=run.checkpoints,
