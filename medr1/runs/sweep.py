@@ -113,7 +113,7 @@ class SweepDirectory:
         return {name: self.state(name) for name in names}
 
     @contextmanager
-    def shared_answers(self, asked: Mapping[str, Any]) -> Iterator[Path]:
+    def shared_base_predictions(self, asked: Mapping[str, Any]) -> Iterator[Path]:
         """The file of answers that runs share which ask the same; held, so that only the first one asks."""
         key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
         folder = self.path / "base"
@@ -135,7 +135,7 @@ def sweep_of(run: RunDirectory) -> SweepDirectory | None:
     return above if above.manifest_file.is_file() else None
 
 
-def time_left(seconds: Sequence[float], left: int, parallel: int) -> float | None:
+def seconds_left(seconds: Sequence[float], left: int, parallel: int) -> float | None:
     """Seconds until ``left`` runs are done, from how long others took; None before the first."""
     return sum(seconds) / len(seconds) * left / parallel if seconds else None
 

@@ -36,7 +36,7 @@ def audit_files(cfg: EvaluateConfig, directory: Path) -> None:
         return
     tags = {"audit": str(place)}
     with Tracker.start(cfg.tracking.uri, cfg.tracking.experiment, directory.name, directory, tags=tags) as tracker:
-        tracker.metrics(dict(metric_items(result)), 0)
+        tracker.log_metrics(dict(metric_items(result)), 0)
         for name in ("audit.json", "audit.txt"):
-            tracker.artifact(directory / name)
+            tracker.log_artifact(directory / name)
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)

@@ -74,5 +74,5 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
         "image_size": cfg.data.image_size,
         "data": session.data.fingerprint,
     }
-    with sweep.shared_answers(inputs) as shared:
+    with sweep.shared_base_predictions(inputs) as shared:
         store.generate_or_reuse(shared, policy, processor, Condition.BASE)

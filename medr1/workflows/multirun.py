@@ -43,7 +43,7 @@ _open_trackers: list[Tracker] = []
 def interrupted() -> None:
     """Closes the sweep's run in MLflow as KILLED. The same command opens it again."""
     for tracker in _open_trackers:
-        tracker.finish("KILLED")
+        tracker.end_run("KILLED")
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _start_tracker(config: DictConfig, directory: SweepDirectory) -> None:
         tags={"sweep": manifest.title},
         run_id=before.run_id if before else None,
     )
-    tracker.params({"rows": manifest.rows, "columns": manifest.columns})
+    tracker.log_params({"rows": manifest.rows, "columns": manifest.columns})
     _open_trackers.append(tracker)
 
 

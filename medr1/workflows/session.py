@@ -28,7 +28,7 @@ from medr1.reporting.tables import render_results
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.address import stored_run
-from medr1.tracking.offline_queue import send_unsent, unsent
+from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
@@ -145,9 +145,9 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     if Condition.BASE in conditions and Condition.TRAINED in conditions:
         comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
     for name, summary in summaries.items():
-        tracker.metrics(dict(metric_items(name, summary)), step)
+        tracker.log_metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
-        tracker.metrics({"trained/difference": comparison.overall.difference}, step)
+        tracker.log_metrics({"trained/difference": comparison.overall.difference}, step)
     trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
     table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
     write_json(
@@ -162,9 +162,9 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     )
     write_text(run.results, table.to_markdown())
     for path in (run.summary, run.results):
-        tracker.artifact(path)
+        tracker.log_artifact(path)
     for name in conditions:
-        tracker.artifact(run.predictions(name), "predictions")
+        tracker.log_artifact(run.predictions(name), "predictions")
     console = Console(width=100)
     console.print(table)
     console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
@@ -179,10 +179,10 @@ def send_pending(run: RunDirectory) -> bool:
         TrackingError: the server still does not answer.
     """
     stored = stored_run(run.path)
-    if stored is None or not run.finished.is_file() or not unsent(run.path, stored):
+    if stored is None or not run.finished.is_file() or not has_pending_calls(run.path, stored):
         return False
     with run.lock():
-        sent = send_unsent(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
+        sent = replay_pending_calls(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
     log.info("%s: %d queued calls were sent to MLflow", run.path, sent)
     return True
 
@@ -206,9 +206,9 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
     if isinstance(cfg, TrainConfig):
         trainer = {key: settings["trainer"][key] for key in ("max_steps", "train_batch_size", "devices")}
         values |= {"reward": settings["reward"], "algorithm": settings["algorithm"], "trainer": trainer}
-    tracker.params(values)
+    tracker.log_params(values)
     for file in ("config.yaml", "overrides.yaml", "environment.json"):
-        tracker.artifact(run.path / file)
+        tracker.log_artifact(run.path / file)
 
 
 def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> AnyTracker:
@@ -224,5 +224,5 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
         run.path,
         tags={PARENT_TAG: parent.run_id} if parent else None,
         run_id=before.run_id if before else None,
-        remedy=resume_command(cfg, run),
+        resend_command=resume_command(cfg, run),
     )

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from medr1.atomic_write import read_json, write_json
-from medr1.runs.sweep import State, SweepDirectory, cores, time_left
+from medr1.runs.sweep import State, SweepDirectory, cores, seconds_left
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -68,7 +68,7 @@ def run_job(cfg: DictConfig) -> None:
     states = list(directory.states(manifest.wanted).values())
     durations = [s for job in manifest.wanted if (s := directory.seconds(job)) is not None]
     waiting = len(states) - states.count(State.FINISHED) - states.count(State.FAILED)
-    left = time_left(durations, waiting, _parallel_runs(settings.launcher))
+    left = seconds_left(durations, waiting, _parallel_runs(settings.launcher))
     about = f", about {left / 60:.0f} min left" if left else ""
     done = f"{states.count(State.FINISHED)} of {len(states)} done{about}"
     print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; {done}", flush=True)

@@ -91,7 +91,7 @@ def _history(directory: SweepDirectory) -> History | None:
         return None
     uri = _uri(directory)
     history = History(uri)
-    if not history.there:
+    if not history.is_reachable():
         log.warning(
             "MLflow at %s does not answer: the report has no curves; python evaluate.py sweep=%s makes it whole",
             *(without_password(uri), directory.path),
@@ -111,7 +111,7 @@ def _uri(directory: SweepDirectory) -> str:
 
 def _curves(run: RunDirectory, history: History | None) -> dict[str, list[tuple[int, float]]]:
     stored = stored_run(run.path)
-    return history.curves(stored, _CURVES) if history and stored else {}
+    return history.metrics(stored, _CURVES) if history and stored else {}
 
 
 def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State, history: History | None) -> RunLink:
@@ -124,7 +124,7 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
         state=state.value,
         seconds=directory.seconds(name),
         directory=os.path.relpath(run.path, directory.report),
-        page=history.page(stored) if history and stored else "",
+        page=stored.url if history and stored else "",
         error=run.log.read_text(encoding="utf-8", errors="replace") if failed else "",
     )
 
@@ -166,8 +166,8 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
         directory.path.name,
         directory.path,
         run_id=stored.run_id,
-        remedy=f"python evaluate.py sweep={directory.path}",
-        must_answer=False,
+        resend_command=f"python evaluate.py sweep={directory.path}",
+        require_server=False,
     ) as tracker:
         numbers: dict[str, float] = {"finished": list(states.values()).count(State.FINISHED), "runs": len(states)}
         for matrix in tables.matrices:
@@ -177,7 +177,7 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
             if g := matrix.generalization:
                 parts = {"diagonal": g.diagonal, "off_diagonal": g.off_diagonal, "gap": g.gap}
                 numbers |= {f"{name}/{method}": estimate.value for name, estimate in parts.items()}
-        tracker.metrics(numbers, 0)
-        tracker.artifact(directory.report)
-        tracker.finish("FINISHED" if set(states.values()) == {State.FINISHED} else "FAILED")
+        tracker.log_metrics(numbers, 0)
+        tracker.log_artifact(directory.report)
+        tracker.end_run("FINISHED" if set(states.values()) == {State.FINISHED} else "FAILED")
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ import pytest
 
 from medr1.config.naming import sweep_name
 from medr1.errors import ConfigError
-from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, sweep_of, time_left
+from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, sweep_of, seconds_left
 
 
 def manifest(*names: str) -> Manifest:
@@ -74,7 +74,7 @@ def test_a_run_knows_its_sweep(sweep: SweepDirectory) -> None:
 
 def test_only_those_who_ask_the_same_share_answers(sweep: SweepDirectory) -> None:
     def place(**asked: object) -> Path:
-        with sweep.shared_answers(asked) as file:
+        with sweep.shared_base_predictions(asked) as file:
             return file
 
     assert place(mode="no_think", limit=None) == place(limit=None, mode="no_think")
@@ -82,8 +82,8 @@ def test_only_those_who_ask_the_same_share_answers(sweep: SweepDirectory) -> Non
 
 
 def test_the_time_left_is_that_of_the_runs_before(sweep: SweepDirectory) -> None:
-    assert time_left([], 3, 1) is None and sweep.seconds("ct") is None
-    assert time_left([60.0, 120.0], 4, 2) == 180.0
+    assert seconds_left([], 3, 1) is None and sweep.seconds("ct") is None
+    assert seconds_left([60.0, 120.0], 4, 2) == 180.0
     put(sweep.run("ct").timing, {"seconds": 12.5})
     assert sweep.seconds("ct") == 12.5
 

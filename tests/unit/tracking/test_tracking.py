@@ -1,4 +1,4 @@
-"""The tracker against a real MLflow on SQLite."""
+"""The tracker with a real MLflow on SQLite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medr1.tracking.tracker import NullTracker, Tracker
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for the module, since its schema takes seconds; a path that a careless URI would break on."""
+    """One database for the module, because creating it takes seconds. Its path has characters that URIs quote."""
     return f"sqlite:///{tmp_path_factory.mktemp('a b#%')}/new/mlflow.db"
 
 
@@ -42,7 +42,7 @@ def client(uri: str) -> Any:
 
 
 def load_table(uri: str, run_id: str) -> Any:
-    """As a user of MLflow reads it; its ``load_table`` heeds the environment only, not the client's URI."""
+    """The completions table. ``load_table`` reads the tracking URI from the environment, not from the client."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         experiment = client(uri).get_run(run_id).info.experiment_id
@@ -60,9 +60,9 @@ def test_a_run_is_found_again_and_its_files_are_next_to_the_database(
     with start(tags={"mlflow.parentRunId": "0" * 32, "cell": "ct"}) as tracker:
         (tmp_path / "figures").mkdir()
         (tmp_path / "figures" / "matrix.svg").write_text("<svg/>")
-        tracker.artifact(tmp_path / "figures", "figures")
-        tracker.artifact(tmp_path / "figures" / "matrix.svg")
-        tracker.text("seed: 1\n", "config/resolved.yaml")
+        tracker.log_artifact(tmp_path / "figures", "figures")
+        tracker.log_artifact(tmp_path / "figures" / "matrix.svg")
+        tracker.log_text("seed: 1\n", "config/resolved.yaml")
     run = client(uri).get_run(tracker.run_id)
     assert (run.info.status, run.info.run_name, run.data.tags["cell"]) == ("FINISHED", "a run", "ct")
     stored = stored_run(tmp_path / "run")
@@ -85,13 +85,13 @@ def test_a_run_is_found_again_and_its_files_are_next_to_the_database(
         (MemoryError(), "FAILED"),
     ],
 )
-def test_the_status_tells_how_a_run_ended_and_its_last_points_are_there(
+def test_the_status_is_how_a_run_ended_and_its_last_points_are_logged(
     start: Callable[..., Tracker], uri: str, error: BaseException | None, status: str
 ) -> None:
     tracker = start()
     try:
         with tracker:
-            tracker.metrics({"reward": 0.5}, step=1)
+            tracker.log_metrics({"reward": 0.5}, step=1)
             if error is not None:
                 raise error
     except BaseException as caught:
@@ -103,7 +103,7 @@ def test_the_status_tells_how_a_run_ended_and_its_last_points_are_there(
 
 def test_an_explicit_status_is_kept_at_the_end_of_the_block(start: Callable[..., Tracker], uri: str) -> None:
     with start() as tracker:
-        tracker.finish("KILLED")
+        tracker.end_run("KILLED")
     assert client(uri).get_run(tracker.run_id).info.status == "KILLED"
 
 
@@ -112,30 +112,28 @@ def test_a_failing_tracker_does_not_hide_the_error_of_the_run(start: Callable[..
     with pytest.raises(ValueError, match="the run's own") as caught, tracker:
         client(uri).delete_run(tracker.run_id)
         raise ValueError("the run's own")
-    assert any("could not be closed as FAILED" in note for note in caught.value.__notes__)
+    assert any("could not be ended as FAILED" in note for note in caught.value.__notes__)
     with pytest.raises(Exception, match="must be in the 'active' state"), tracker:
-        tracker.metrics({"a": 1.0}, step=0)
+        tracker.log_metrics({"a": 1.0}, step=0)
 
 
-def test_a_resumed_run_goes_on_without_repeating_itself(
-    start: Callable[..., Tracker], uri: str, tmp_path: Path
-) -> None:
+def test_a_resumed_run_does_not_repeat_points_or_rows(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
     image = Image.new("L", (20, 10), 7)
     with pytest.raises(RuntimeError), start() as first:
-        first.params({"seed": 1, "trainer": {"max_steps": 4}, "long": "x" * 9000})
+        first.log_params({"seed": 1, "trainer": {"max_steps": 4}, "long": "x" * 9000})
         for step in range(5):
-            first.metrics({"loss": float(step)} | ({"accuracy": 0.1} if step % 2 == 0 else {}), step)
-        first.completions_table([{"text": "A"}], [image], step=4)
+            first.log_metrics({"loss": float(step)} | ({"accuracy": 0.1} if step % 2 == 0 else {}), step)
+        first.log_completions([{"text": "A"}], [image], step=4)
         raise RuntimeError
     stored = stored_run(tmp_path / "run")
     assert stored is not None
     with start(run_id=stored.run_id, tags={"resumed": "yes"}) as second:
         assert client(uri).get_run(first.run_id).info.status == "RUNNING"
-        second.params({"seed": 1, "trainer": {"max_steps": 8}, "long": "x" * 9000, "new": None})
+        second.log_params({"seed": 1, "trainer": {"max_steps": 8}, "long": "x" * 9000, "new": None})
         for step in range(2, 8):
-            second.metrics({"loss": float(step)} | ({"accuracy": 0.1} if step % 2 == 0 else {}) | {"kl": 0.0}, step)
-        second.completions_table([{"text": "A"}], [image], step=4)
-        second.completions_table([{"text": "B", "right": True}], [image], step=6)
+            second.log_metrics({"loss": float(step)} | ({"accuracy": 0.1} if step % 2 == 0 else {}) | {"kl": 0.0}, step)
+        second.log_completions([{"text": "A"}], [image], step=4)
+        second.log_completions([{"text": "B", "correct": True}], [image], step=6)
     assert second.run_id == first.run_id
     run = client(uri).get_run(first.run_id)
     assert run.info.status == "FINISHED" and run.data.tags["resumed"] == "yes"
@@ -148,7 +146,7 @@ def test_a_resumed_run_goes_on_without_repeating_itself(
     assert list(table["step"]) == [4, 6] and list(table["text"]) == ["A", "B"]
 
 
-def test_a_run_whose_process_died_before_it_noted_the_id_is_begun_only_once(
+def test_a_run_whose_process_was_killed_before_it_wrote_the_id_is_created_once(
     start: Callable[..., Tracker], tmp_path: Path
 ) -> None:
     killed = start()
@@ -159,17 +157,17 @@ def test_a_run_whose_process_died_before_it_noted_the_id_is_begun_only_once(
     assert start().run_id != killed.run_id, "a run that has ended is not continued"
 
 
-def test_pages_and_curves_of_a_run_that_has_ended(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+def test_url_and_metrics_of_a_run_that_has_ended(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
     with start() as tracker:
         for step, value in ((2, 3.0), (0, 1.0), (1, 2.0)):
-            tracker.metrics({"train/reward": value}, step)
+            tracker.log_metrics({"train/reward": value}, step)
     stored, history = stored_run(tmp_path / "run"), History(uri)
     assert stored is not None
-    assert history.curves(stored, ["train/reward", "train/kl"]) == {"train/reward": [(0, 1.0), (1, 2.0), (2, 3.0)]}
-    assert tracker.ui_command().endswith(history.page(stored))
+    assert history.metrics(stored, ["train/reward", "train/kl"]) == {"train/reward": [(0, 1.0), (1, 2.0), (2, 3.0)]}
+    assert tracker.ui_command().endswith(stored.url)
 
 
-def test_parameters_keep_their_whole_value_up_to_the_limit_of_mlflow(start: Callable[..., Tracker], uri: str) -> None:
+def test_parameters_are_whole_up_to_the_limit_of_mlflow(start: Callable[..., Tracker], uri: str) -> None:
     tree = {
         "optimizer": {"lr": 1e-6, "betas": [0.9, 0.999], "fused": None, "amsgrad": False},
         "prompt": "é" * 6000,
@@ -180,8 +178,8 @@ def test_parameters_keep_their_whole_value_up_to_the_limit_of_mlflow(start: Call
         "many": {f"p{i}": i for i in range(250)},
     }
     with start() as tracker:
-        tracker.params(tree)
-        tracker.params(tree)
+        tracker.log_params(tree)
+        tracker.log_params(tree)
     params = client(uri).get_run(tracker.run_id).data.params
     assert params["optimizer.lr"] == "1e-06" and params["optimizer.betas"] == "[0.9, 0.999]"
     assert params["optimizer.fused"] == "null" and params["optimizer.amsgrad"] == "false"
@@ -194,16 +192,16 @@ def test_parameters_keep_their_whole_value_up_to_the_limit_of_mlflow(start: Call
 
 def test_metrics_go_out_in_batches(start: Callable[..., Tracker], uri: str) -> None:
     tracker, batches = start(), []
-    send = tracker._outbox._client.log_batch
-    tracker._outbox._client.log_batch = lambda *args, **more: (
+    send = tracker._queue._client.log_batch
+    tracker._queue._client.log_batch = lambda *args, **more: (
         batches.append(len(more["metrics"])),
         send(*args, **more),
     )
     create = time.monotonic()
     for step in range(1100):
-        tracker.metrics({"a": float(step), "b": 0.0}, step)
+        tracker.log_metrics({"a": float(step), "b": 0.0}, step)
     assert all(size <= 1000 for size in batches) and len(batches) <= 3 + (time.monotonic() - create) / 5
-    tracker.finish()
+    tracker.end_run()
     assert sum(batches) == 2200
     assert points(uri, tracker.run_id, "a") == [(step, float(step)) for step in range(1100)]
 
@@ -211,31 +209,31 @@ def test_metrics_go_out_in_batches(start: Callable[..., Tracker], uri: str) -> N
 def test_numbers_that_are_not_finite(start: Callable[..., Tracker], uri: str) -> None:
     with start() as tracker:
         for step, value in enumerate([math.nan, math.inf, -math.inf]):
-            tracker.metrics({"loss": value}, step)
+            tracker.log_metrics({"loss": value}, step)
     values = [value for _, value in points(uri, tracker.run_id, "loss")]
     assert math.isnan(values[0]) and values[1] == sys.float_info.max and values[2] == -sys.float_info.max
 
 
-def test_completions_stand_beside_their_images(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
-    pictures = [Image.radial_gradient("L").resize((300, 200)), Image.new("RGB", (84, 84), "red")]
+def test_completions_are_stored_with_their_images(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+    images = [Image.radial_gradient("L").resize((300, 200)), Image.new("RGB", (84, 84), "red")]
     with start() as tracker:
         for step in (10, 20):
-            rows = [{"text": f"<answer>{x}</answer>", "parsed": "1", "right": x == "A"} for x in "AB"]
-            tracker.completions_table(rows + rows, [pictures[0]] * 2 + [pictures[1]] * 2, step)
+            rows = [{"text": f"<answer>{x}</answer>", "parsed": "1", "correct": x == "A"} for x in "AB"]
+            tracker.log_completions(rows + rows, [images[0]] * 2 + [images[1]] * 2, step)
         with pytest.raises(ValueError, match="1 rows and 0 images"):
-            tracker.completions_table([{}], [], 30)
+            tracker.log_completions([{}], [], 30)
     table = load_table(uri, tracker.run_id)
-    assert list(table.columns) == ["step", "image", "text", "parsed", "right"]
+    assert list(table.columns) == ["step", "image", "text", "parsed", "correct"]
     assert list(table["step"]) == [10] * 4 + [20] * 4
     assert list(table["text"][:2]) == ["<answer>A</answer>", "<answer>B</answer>"]
-    for row, picture in zip(table["image"], [pictures[0]] * 2 + [pictures[1]] * 2, strict=False):
+    for row, image in zip(table["image"], [images[0]] * 2 + [images[1]] * 2, strict=False):
         assert row["type"] == "image"
         with Image.open(client(uri).download_artifacts(tracker.run_id, row["filepath"], str(tmp_path))) as stored:
-            assert stored.tobytes() == picture.tobytes()
+            assert stored.tobytes() == image.tobytes()
         with Image.open(client(uri).download_artifacts(tracker.run_id, row["compressed_filepath"], tmp_path)) as small:
             assert small.format == "WEBP" and max(small.size) <= 256
-    images = client(uri).list_artifacts(tracker.run_id, "table_images/completions")
-    assert len(images) == 4, "each picture once, with its preview"
+    files = client(uri).list_artifacts(tracker.run_id, "table_images/completions")
+    assert len(files) == 4, "each image once, with its preview"
     raw = json.loads(Path(client(uri).download_artifacts(tracker.run_id, "completions.json", tmp_path)).read_bytes())
     assert {row[3] for row in raw["data"]} == {"1"}, "text stays text when rows are appended"
 
@@ -250,7 +248,7 @@ Path(run_dir + ".ready").touch()
 while not Path(go).exists():
     time.sleep(0.001)
 with Tracker.start(uri, "raced", "r", Path(run_dir)) as tracker:
-    tracker.metrics({"a": 1.0}, 0)
+    tracker.log_metrics({"a": 1.0}, 0)
 print(tracker.run_id)
 """
 
@@ -293,12 +291,12 @@ def test_what_cannot_be_continued_is_explained(start: Callable[..., Tracker], ur
     assert stored_run(tmp_path / "elsewhere") is None
 
 
-def test_what_was_kept_is_sent_once_by_the_next_process(
+def test_queued_calls_are_sent_once_by_the_next_process(
     start: Callable[..., Tracker], uri: str, tmp_path: Path
 ) -> None:
-    """As a process leaves it that was killed while its server was away, in the middle of a line."""
+    """The queue of a process that was killed in the middle of a line, while its server was unreachable."""
     with start() as first:
-        first.metrics({"a": 0.0}, 0)
+        first.log_metrics({"a": 0.0}, 0)
     sent = client(uri).get_metric_history(first.run_id, "a")[0]
     (tmp_path / "run" / "made.txt").write_text("made")
     calls = [
@@ -313,7 +311,7 @@ def test_what_was_kept_is_sent_once_by_the_next_process(
     file.write_text("".join(json.dumps(call) + "\n" for call in calls) + '{"do": "metr')
     with start(run_id=first.run_id) as second:
         for step in range(4):
-            second.metrics({"a": float(step)}, step)
+            second.log_metrics({"a": float(step)}, step)
     assert not file.parent.exists()
     assert points(uri, first.run_id, "a") == [(step, float(step)) for step in range(4)]
     assert [f.path for f in client(uri).list_artifacts(first.run_id)] == ["made.txt"]
@@ -332,7 +330,7 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_password("sqlite:////a:b@c/m.db") == "sqlite:////a:b@c/m.db"
 
 
-def test_the_line_that_opens_the_interface(start: Callable[..., Tracker], uri: str) -> None:
+def test_the_command_that_opens_the_interface(start: Callable[..., Tracker], uri: str) -> None:
     with start() as tracker:
         line = tracker.ui_command()
     assert line.startswith(f"mlflow ui --backend-store-uri '{uri}' --host 127.0.0.1 ")
@@ -343,8 +341,8 @@ def test_no_tracking_has_the_same_interface() -> None:
     public = {name for name in dir(Tracker) if not name.startswith("_")} - {"start"}
     assert public <= set(dir(NullTracker)) and "__enter__" in vars(NullTracker)
     with NullTracker() as tracker:
-        tracker.metrics({"a": 1.0}, 0)
-        tracker.completions_table([{}], [Image.new("L", (1, 1))], 0)
+        tracker.log_metrics({"a": 1.0}, 0)
+        tracker.log_completions([{}], [Image.new("L", (1, 1))], 0)
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
