@@ -58,7 +58,7 @@ TYPED: dict[str, list[str]] = {
     "seed": ["'seed'", "missing EQUAL"],
     # Combinations
     "model=hf": ["model=hf needs model.path="],
-    "data=omnimedvqa": ["data=omnimedvqa needs data.root=", "QA_information"],
+    "data=omnimedvqa": ["data=omnimedvqa needs data.root="],
     "data=omnimedvqa data.root=nowhere": ["data.root=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.splits=nowhere": ["data.splits=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.split=test_only": ["data.split=test_only", "evaluate.py"],
