@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config.enums import ReleasedAxis
 from medr1.config.naming import job_name, run_directory
 from medr1.config.paths import SWEEPS
 from medr1.config.schema import register_sweeps, schemas
 from medr1.config.settings import EvaluateConfig, TrainConfig
+from medr1.data.sources.omnimedvqa import ReleasedAxis
 from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType

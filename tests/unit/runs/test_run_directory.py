@@ -13,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import Precision
 from medr1.config.schema import register
-from medr1.config.settings import GRPOConfig, OmniMedVQAConfig, PhantomsConfig, PretrainConfig, SFTConfig, TrainConfig
+from medr1.config.settings import GRPOConfig, PretrainConfig, SFTConfig, TrainConfig
 from medr1.config.validate import check
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
+from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import RunDirectory, environment
 

@@ -1,42 +1,47 @@
-"""One way to any data: what is selected for training, what is tested, and a fingerprint that tells data apart."""
+"""Datasets of every source: selection of the training records, the test records, and the fingerprint."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from PIL import Image
 
-from medr1.config.settings import OmniMedVQAConfig, PhantomsConfig
-from medr1.data.dataset import Dataset, limit_cells, load_dataset, select
+from medr1.config.settings import DataConfig
+from medr1.data.dataset import Dataset, Selection, limit_cells, load_dataset, select
+from medr1.data.sources import SOURCES
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, Split
+from medr1.data.sources.phantoms import PhantomsConfig
+from medr1.data.sources.source import Source
 from medr1.domain.records import Modality, QuestionType
-from medr1.errors import DataError
+from medr1.errors import ConfigError, DataError
 
 MINI = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the OmniMedVQA sample is not beside the repository")
 
 
-def phantoms(**changes: Any) -> DictConfig:
+def phantoms(**changes: Any) -> PhantomsConfig:
     small = {"train_images_per_modality": 3, "test_images_per_modality": 2, "image_size": 28}
-    return OmegaConf.structured(PhantomsConfig(**({"name": "phantoms"} | small | changes)))
+    return PhantomsConfig(**(small | changes))
 
 
-def omnimedvqa(root: Path, cache: Path, **changes: Any) -> DictConfig:
-    given = {"name": "omnimedvqa", "image_size": 28, "root": str(root), "cache_dir": str(cache)} | changes
-    return OmegaConf.structured(OmniMedVQAConfig(**given))
+def omnimedvqa(root: Path, cache: Path, **changes: Any) -> OmniMedVQAConfig:
+    return OmniMedVQAConfig(image_size=28, root=str(root), cache_dir=str(cache), **changes)
 
 
-def load(data: DictConfig, modality: str = "all", question_type: str = "all") -> Dataset:
+def load(data: DataConfig, modality: str = "all", question_type: str = "all") -> Dataset:
     return load_dataset(data, modality, question_type)
 
 
 def release(root: Path, records: int = 6) -> Path:
-    """A release of one picture and question each, alternately CT and X-Ray."""
+    """A release with one question for each image, alternately CT and X-Ray."""
     rows = [
         {
             "dataset": "D",
@@ -62,7 +67,7 @@ def release(root: Path, records: int = 6) -> Path:
 
 @pytest.mark.parametrize("modality", ["all", "us"])
 @pytest.mark.parametrize("question_type", ["all", "lesion"])
-def test_training_is_narrowed_and_the_test_covers_everything(modality: str, question_type: str) -> None:
+def test_the_selection_restricts_training_records_only(modality: str, question_type: str) -> None:
     data, whole = load(phantoms(), modality, question_type), load(phantoms())
     assert data.train == select(whole.train, modality, question_type)
     assert {r.modality.value for r in data.train} == (set(Modality) if modality == "all" else {modality})
@@ -89,6 +94,7 @@ def test_limit_keeps_the_first_records_of_each_cell() -> None:
     assert limit_cells(test, None) == test and limit_cells(test, 99) == test
 
 
+RECORDS = load(phantoms()).train
 FINGERPRINT = load(phantoms()).fingerprint
 
 
@@ -111,34 +117,34 @@ def test_the_fingerprint_changes_with_the_drawing(monkeypatch: pytest.MonkeyPatc
     from medr1.data.sources.phantoms import drawing as phantom_images
 
     scan = phantom_images._scan
-    monkeypatch.setattr(phantom_images, "_scan", lambda c, picture, scanner: scan(c, 0.9 * picture, scanner))
+    monkeypatch.setattr(phantom_images, "_scan", lambda c, image, scanner: scan(c, 0.9 * image, scanner))
     assert load(phantoms()).fingerprint != FINGERPRINT
 
 
-def test_the_fingerprint_does_not_depend_on_what_was_asked_before() -> None:
+def test_the_fingerprint_does_not_depend_on_earlier_calls() -> None:
     load(phantoms(seed=5)).test[0].image.load(84)
     np.random.default_rng().random(3)
     np.random.seed(4)
     assert load(phantoms(), "mri", "disease").fingerprint == load(phantoms()).fingerprint == FINGERPRINT
 
 
-def test_files_give_the_same_kind_of_dataset(tmp_path: Path) -> None:
+def test_a_dataset_from_files(tmp_path: Path) -> None:
     root = release(tmp_path / "root")
-    config = omnimedvqa(root, tmp_path / "cache", split="image_grouped", test_fraction=0.4)
+    config = omnimedvqa(root, tmp_path / "cache", split=Split.image_grouped, test_fraction=0.4)
     data = load(config, "ct")
     assert {r.modality for r in data.train} == {Modality.CT}
     assert {r.modality for r in data.test} == {Modality.CT, Modality.XRAY}
     assert json.loads(json.dumps(data.facts))["counts"]["questions_used"] == 6
     assert any("6 questions on 6 images read" in message for message in data.messages)
-    again = load(omnimedvqa(root, tmp_path / "cache", split="image_grouped", test_fraction=0.4))
+    again = load(omnimedvqa(root, tmp_path / "cache", split=Split.image_grouped, test_fraction=0.4))
     assert again.fingerprint == data.fingerprint
     Image.new("RGB", (60, 60), "red").save(root / "Images/D/0.png")
-    changed = load(omnimedvqa(root, tmp_path / "cache", split="image_grouped", test_fraction=0.4))
+    changed = load(omnimedvqa(root, tmp_path / "cache", split=Split.image_grouped, test_fraction=0.4))
     assert changed.fingerprint != data.fingerprint
 
 
-def test_a_selection_that_leaves_nothing_says_what_there_is(tmp_path: Path) -> None:
-    config = omnimedvqa(release(tmp_path / "root"), tmp_path / "cache", split="image_grouped")
+def test_an_empty_selection_lists_what_the_data_has(tmp_path: Path) -> None:
+    config = omnimedvqa(release(tmp_path / "root"), tmp_path / "cache", split=Split.image_grouped)
     with pytest.raises(DataError) as error:
         load(config, "us", "lesion")
     message = str(error.value)
@@ -146,10 +152,53 @@ def test_a_selection_that_leaves_nothing_says_what_there_is(tmp_path: Path) -> N
     assert "modality=ct question_type=disease" in message and "modality=xray question_type=anatomy" in message
 
 
-def test_without_training_records_every_record_tests(tmp_path: Path) -> None:
-    config = omnimedvqa(release(tmp_path / "root"), tmp_path / "cache", split="test_only")
+def test_test_only_puts_every_record_into_the_test(tmp_path: Path) -> None:
+    config = omnimedvqa(release(tmp_path / "root"), tmp_path / "cache", split=Split.test_only)
     data = load(config, "us", "lesion")
     assert data.train == [] and len(data.test) == 6
+
+
+def test_each_source_checks_its_settings_before_loading(tmp_path: Path) -> None:
+    source, cache = SOURCES["omnimedvqa"], tmp_path / "cache"
+    source.check(omnimedvqa(tmp_path, cache))
+    source.check_training(omnimedvqa(tmp_path, cache))
+    for config, named in (
+        (omnimedvqa(tmp_path / "nowhere", cache), r"data\.root="),
+        (omnimedvqa(tmp_path, cache, splits="nowhere"), r"data\.splits=nowhere"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            source.check(config)
+    with pytest.raises(ConfigError, match=r"data\.split=test_only"):
+        source.check_training(omnimedvqa(tmp_path, cache, split=Split.test_only))
+    with pytest.raises(ConfigError, match="phantom"):
+        load(DataConfig(kind="phantom"))
+
+
+def test_only_phantoms_have_annotated_test_records(tmp_path: Path) -> None:
+    assert SOURCES["phantoms"].annotated_test_records(phantoms()) == load(phantoms()).test
+    assert SOURCES["omnimedvqa"].annotated_test_records(omnimedvqa(tmp_path, tmp_path)) == []
+
+
+def test_a_new_source_is_one_registration() -> None:
+    @dataclass
+    class OneRecordConfig(DataConfig):
+        kind: str = "one_record"
+
+    class OneRecord(Source[OneRecordConfig]):
+        kind = "one_record"
+        settings = OneRecordConfig
+
+        def load(self, settings: OneRecordConfig, selection: Selection) -> Dataset:
+            return Dataset(RECORDS[:1], RECORDS[1:2], selection.modality, {}, [])
+
+    try:
+        SOURCES.register(OneRecord())
+        data = load(OneRecordConfig(), RECORDS[0].modality)
+        assert (data.train, data.test, data.fingerprint) == (RECORDS[:1], RECORDS[1:2], RECORDS[0].modality)
+        node = ConfigStore.instance().load("data/one_record_schema.yaml").node
+        assert OmegaConf.get_type(node) is OneRecordConfig
+    finally:
+        del SOURCES._components["one_record"]
 
 
 @needs_mini
@@ -157,10 +206,10 @@ def test_without_training_records_every_record_tests(tmp_path: Path) -> None:
     ("modality", "question_type", "axis"),
     [("ct", "all", "modality"), ("all", "anatomy", "question_type"), ("all", "all", "modality")],
 )
-def test_auto_reads_the_family_of_real_splits_that_is_narrowed(
+def test_auto_reads_the_splits_of_the_restricted_axis(
     modality: str, question_type: str, axis: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cache = tmp_path_factory.getbasetemp() / "pictures"
+    cache = tmp_path_factory.getbasetemp() / "images"
     data = load(omnimedvqa(MINI, cache), modality, question_type)
     assert data.facts["released_axis"] == axis and data.train and data.test
     assert {r.modality for r in data.test} == set(Modality)
