@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from medr1.data.sources.phantoms.records import World, make_phantom
 from medr1.domain.records import Modality
-from medr1.reporting.tables import MODALITY_NAMES
+from medr1.reporting.formatting import MODALITY_NAMES
 
 SIZE, COLUMNS, MARGIN = 112, 9, 96
 

@@ -18,7 +18,7 @@ from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.reporting.tables import render_results
+from medr1.reporting.result_table import render_results
 from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.address import stored_run
@@ -26,16 +26,6 @@ from medr1.tracking.offline_queue import send_unsent, unsent
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
-
-# What each condition is called in MLflow.
-_METRIC_PREFIX = {
-    Condition.BASE: "base",
-    Condition.TRAINED: "eval",
-    Condition.BLANK_IMAGE: "blank",
-    Condition.SHUFFLED_IMAGE: "shuffled",
-    Condition.OPTION_PRIOR: "blind",
-    Condition.SURFACE_CUES: "cues",
-}
 
 
 @contextmanager
@@ -76,9 +66,9 @@ def report(
     if Condition.BASE in conditions and Condition.TRAINED in conditions:
         comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
     for name, summary in summaries.items():
-        tracker.metrics(dict(metric_items(_METRIC_PREFIX[Condition(name)], summary)), step)
+        tracker.metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
-        tracker.metrics({"trained/difference": comparison.overall.difference}, step)
+        tracker.metrics({"trained/difference": comparison.overall.difference.value}, step)
     trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
     table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
     write_json(
