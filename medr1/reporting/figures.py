@@ -1,12 +1,11 @@
-"""Figures that a paper could print: heatmaps of matrices and contrasts, an overview, curves and rates.
+"""Figures of a report: heatmaps of matrices and contrasts, overview bars, training curves and rates.
 
-Each function returns a ``Figure`` of its own, without pyplot's global state. Rates come in as fractions and are shown
-in percent, differences in percentage points.
+Each function returns a ``Figure`` without pyplot's global state. Rates are fractions and are drawn in percent,
+differences in percentage points.
 """
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,92 +27,48 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
-from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, Matrix, Versus
-from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES
+from medr1.evaluation.statistics import Estimate, PairedDifference
+from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix
+from medr1.reporting.formatting import MEAN, contrast_label, interval, label, on_diagonal, percent
+from medr1.reporting.references import Reference
 
 FORMATS = ("svg", "pdf", "png")
-MEAN = "mean"  # the column of the mean over the columns with equal weight
 CURVES = {"train/reward": "Reward", "train/completions/mean_length": "Completion length (tokens)"}
 
-_NAMES = {
-    **{key.value: name for key, name in MODALITY_NAMES.items()},
-    **{key.value: name for key, name in QUESTION_TYPE_NAMES.items()},
-    **{"grpo": "GRPO", "sft": "SFT", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "gspo": "GSPO", "cispo": "CISPO"},
-    **{"zero_shot": "Zero-shot", "medr1_legacy": "Med-R1 as released"},
-    **{"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"},
-    **{ALL: "All", MEAN: "Mean", "base": "Base", "trained": "Trained"},
-}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":", "-.")
-_COLUMN, _PAGE = 3.49, 7.16  # inches: one column and both columns of an IEEE journal
-# Inches within a heatmap: width of a cell, height of a row and of a reference row, gap of blocks, margin, line of text.
+_COLUMN, _PAGE = 3.49, 7.16  # inches: one and two columns of an IEEE journal
+# Inches in a heatmap: cell width, row height, reference row height, gap between blocks, margin, height of a text line.
 _CELL, _ROW, _REFERENCE, _GAP, _PAD, _LINE = 0.65, 0.36, 0.27, 0.09, 0.08, 0.125
-
-
-def label(value: str) -> str:
-    """The human name of an axis value; each word of a composed one, such as ``grpo no_think``, by itself."""
-    return re.sub(r"[^\s:,]+", lambda word: _NAMES.get(word[0], word[0]), value)
-
-
-def percent(fraction: float, sign: str = "") -> str:
-    """In percent with one decimal; ``sign="+"`` for differences."""
-    # Adding zero turns the -0.0 that rounding can leave into 0.0.
-    return f"{round(100 * fraction, 1) + 0.0:{sign}.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def interval(estimate: Estimate, sign: str = "") -> str:
-    """Both ends of the interval in brackets."""
-    return f"[{percent(estimate.low, sign)}, {percent(estimate.high, sign)}]"
-
-
-def contrast_name(contrast: ContrastMatrix) -> str:
-    """Such as "GRPO - SFT", or "GRPO: No-Think - Think-Before" where rows of one method are compared."""
-    return f"{label(contrast.b)} \N{MINUS SIGN} {label(contrast.a.removeprefix(f'{contrast.rows[0]}: '))}"
-
-
-def columns_of(table: Matrix | ContrastMatrix) -> tuple[str, ...]:
-    """The columns without that of all records, unless there is no other."""
-    return tuple(column for column in table.columns if column != ALL) or (ALL,)
-
-
-def on_diagonal(row: str, column: str) -> bool:
-    """Trained on what is tested. Trained on everything and tested on everything is no such cell."""
-    return row == column != ALL
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A row beneath a matrix, which its values are to be held against. ``values``: by column, ``all`` and ``mean``."""
-
-    key: str
-    name: str
-    values: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    value: float  # what colours it
+    """One cell of a heatmap, coloured by ``value``."""
+
+    value: float
     text: str
     small: str = ""
-    open: bool = False
+    struck: bool = False
     outlined: bool = False
 
 
-_Rows = Sequence[tuple[str, Mapping[str, _Tile]]]  # names, and tiles by column
+_Rows = Sequence[tuple[str, Mapping[str, _Tile]]]  # row names, and tiles by column
 
 
 def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_title: str = "Trained on") -> Figure:
-    """Accuracy with its interval, the diagonal outlined where there is one, references in rows beneath."""
-    columns, rows = columns_of(matrix), []
+    """Accuracy with its interval; the diagonal is outlined, the references are rows beneath."""
+    rows = []
     for row in matrix.rows:
-        shown = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in columns}
+        shown = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in matrix.columns}
         if row in matrix.means:
             shown[MEAN] = matrix.means[row]
-        framed = {c: on_diagonal(row, c) for c in shown}
-        tiles = {c: _Tile(e.value, percent(e.value), interval(e), outlined=framed[c]) for c, e in shown.items()}
+        tiles = {
+            c: _Tile(e.value, percent(e.value), interval(e), outlined=on_diagonal(row, c)) for c, e in shown.items()
+        }
         rows.append((label(row), tiles))
     beneath = [(r.name, {c: _Tile(v, percent(v)) for c, v in r.values.items()}) for r in references]
-    groups = [columns, (MEAN,)] if len(columns) > 1 else [columns]
+    groups = [matrix.columns, (MEAN,)] if len(matrix.columns) > 1 else [matrix.columns]
     values = [t.value for _, tiles in [*rows, *beneath] for c, t in tiles.items() if any(c in g for g in groups)]
     low, high = np.floor(10 * min(values, default=0)) / 10, np.ceil(10 * max(values, default=1)) / 10
     limits = (low, max(high, low + 0.1))
@@ -121,35 +76,32 @@ def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_t
 
 
 def gain_heatmap(matrix: Matrix, row_title: str = "Trained on") -> Figure:
-    """Gain over the base; struck through where the interval contains zero."""
+    """Gain over the base model; cells whose interval contains zero are struck through."""
     cells = {row: {c: v.gain for c, v in matrix.cells.get(row, {}).items() if v.gain} for row in matrix.rows}
     return _differences(f"{label(matrix.method)} \N{MINUS SIGN} Base", row_title, matrix, cells, "Gain (points)")
 
 
 def contrast_heatmap(contrast: ContrastMatrix, row_title: str = "Trained on") -> Figure:
-    """``b`` minus ``a``; struck through where the interval contains zero."""
-    return _differences(contrast_name(contrast), row_title, contrast, contrast.cells, "Difference (points)")
+    """``b`` minus ``a``; cells whose interval contains zero are struck through."""
+    return _differences(contrast_label(contrast), row_title, contrast, contrast.cells, "Difference (points)")
 
 
 def _differences(
     title: str,
     row_title: str,
     table: Matrix | ContrastMatrix,
-    cells: Mapping[str, Mapping[str, Versus]],
+    cells: Mapping[str, Mapping[str, PairedDifference]],
     scale: str,
 ) -> Figure:
-    columns, rows = columns_of(table), []
+    rows = []
     for row in table.rows:
         tiles = {
-            c: _Tile(d.value, percent(d.value, "+"), interval(d, "+"), versus.open, on_diagonal(row, c))
-            for c, versus in cells.get(row, {}).items()
-            for d in [versus.difference]
+            c: _Tile(d.value, percent(d.value, "+"), interval(d, "+"), d.contains_zero, on_diagonal(row, c))
+            for c, d in ((c, cell.difference) for c, cell in cells.get(row, {}).items())
         }
         rows.append((label(row), tiles))
-    groups = [columns]
-    if ALL not in columns and any(ALL in tiles for _, tiles in rows):
-        groups.append((ALL,))
-    # Symmetric around zero, up to the next 5 points: only no difference has no colour.
+    groups = [table.columns, (ALL,)] if any(ALL in tiles for _, tiles in rows) else [table.columns]
+    # Symmetric around zero, rounded up to 5 points.
     largest = max((abs(tile.value) for _, tiles in rows for tile in tiles.values()), default=0.0)
     limit = max(np.ceil(20 * largest) / 20, 0.05)
     return _heatmap(title, row_title, groups, rows, (), "RdBu", (-limit, limit), scale)
@@ -165,7 +117,7 @@ def _heatmap(
     limits: tuple[float, float],
     scale: str,
 ) -> Figure:
-    """Lays everything out in inches, from measured texts, so that nothing overlaps whatever the names are."""
+    """Draws a heatmap. The layout is in inches and follows the measured texts, so that long names do not overlap."""
     with _style():
         heads = {column: _wrap(label(column), 11, 3) for group in groups for column in group}
         upright = max(map(_width, heads.values())) > _CELL - 0.02
@@ -179,9 +131,9 @@ def _heatmap(
         left = 2 * _PAD + max(_width(text) for text in (row_title, scale, *(name for name, _, _ in lines)))
         at = {c: left + i * _CELL for i, c in enumerate(groups[0])}
         at |= {c: left + i * _CELL + _GAP for group in groups[1:] for i, c in enumerate(group, len(at))}
-        correct = max(at.values()) + _CELL
-        # The colour bar needs room for its numbers, the title for its words.
-        bar = max(correct - left, 2 * _CELL)
+        right = max(at.values()) + _CELL
+        # Wide enough for the numbers of the colour bar and for the title.
+        bar = max(right - left, 2 * _CELL)
         width = max(left + bar, _PAD + 1.15 * _width(title)) + 2 * _PAD
         top = 2 * _PAD + _LINE * (2.2 + title.count("\n")) + head_height
         bottom = top + sum(height for _, _, height in lines) + (_GAP if beneath else 0)
@@ -191,12 +143,12 @@ def _heatmap(
         page = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         page.set_axis_off()
         page.text(_PAD, _PAD, title, fontsize=7.5, fontweight="bold", va="top")
-        page.text((left + correct) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic")
+        page.text((left + right) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic")
         page.text(left - _PAD, top - 0.05, row_title, ha="right", va="bottom", style="italic")
         for column, head in heads.items():
             middle = at[column] + _CELL / 2
             page.text(middle, top - 0.05, head, ha="center", va="bottom", rotation=90 if upright else 0)
-        # Without the darkest tones, on which black and white are both hard to read next to each other.
+        # Without the darkest tones, on which text is hard to read.
         tones = ListedColormap(mpl.colormaps[colours](np.linspace(0.12, 0.88, 256)))
         colouring = ScalarMappable(Normalize(*limits), tones)
         for i, (name, tiles, line_height) in enumerate(lines):
@@ -206,7 +158,7 @@ def _heatmap(
             for column, x in at.items():
                 _draw(page, x, top, line_height, tiles.get(column), colouring)
             top += line_height
-        # In percent, so that the numbers of the scale are those of the cells.
+        # In percent, like the cells.
         scale_axes = figure.add_axes((left / width, 1 - (bottom + 0.2) / height, bar / width, 0.08 / height))
         in_percent = ScalarMappable(Normalize(100 * limits[0], 100 * limits[1]), tones)
         figure.colorbar(in_percent, cax=scale_axes, orientation="horizontal", ticks=MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -226,40 +178,40 @@ def _draw(page: Axes, x: float, y: float, height: float, tile: _Tile | None, col
     ink = "white" if np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722)) < 0.2 else "black"
     if tile.outlined:
         page.add_patch(Rectangle((x + 0.012, y + 0.012), _CELL - 0.024, height - 0.024, fill=False, linewidth=1.1))
-    if tile.open:
-        # Short of the corners, so that the lines of neighbours do not join.
+    if tile.struck:
+        # Short of the corners, so that lines of neighbouring cells do not join.
         ends = (x + 0.045, x + _CELL - 0.045), (y + height - 0.025, y + 0.025)
-        page.add_line(Line2D(*ends, color=ink, linewidth=0.4, gid=f"open-{x:.2f}-{y:.2f}"))
-    # The stroke in the cell's colour keeps the line from running through the numbers.
-    halo = [withStroke(linewidth=1.5, foreground=colour)] if tile.open else []
+        page.add_line(Line2D(*ends, color=ink, linewidth=0.4, gid=f"struck-{x:.2f}-{y:.2f}"))
+    # A stroke in the cell's colour separates the numbers from the line.
+    halo = [withStroke(linewidth=1.5, foreground=colour)] if tile.struck else []
     for text, at, size in ((tile.text, 0.36 if tile.small else 0.5, 7.5), (tile.small, 0.75, 4.8)):
         page.text(x + _CELL / 2, y + at * height, text, fontsize=size, color=ink, path_effects=halo, **centred)
 
 
 def overview(series: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, float]) -> Figure:
-    """Grouped bars: accuracy of each series (base, methods) by column, with its interval; chance as a dashed line.
+    """Grouped bars: accuracy of each series (base, methods) by column, with its interval; chance is a dashed line.
 
-    ``chance``: by column; its keys are the columns in the order in which they stand.
+    ``chance``: by column, in the order of the bars.
     """
     columns = list(chance)
     with _style():
         figure, axes = _plot(len(columns), [*series, "Chance"])
         axes.set(ylabel="Accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(columns) - 0.4))
         for i, (name, values) in enumerate(series.items()):
-            x = [columns.index(column) + _beside(i, len(series), 0.82) for column in values]
+            x = [columns.index(column) + _offset(i, len(series), 0.82) for column in values]
             height, errors = _in_percent(list(values.values()))
             grey: dict[str, Any] = {"color": "#BBBBBB"} if name == "Base" else {}
             error = {"linewidth": 0.7, "ecolor": "#333333"}
             axes.bar(x, height, 0.74 / len(series), yerr=errors, label=name, error_kw=error, **grey)
-        guess, at = 100 * np.array(list(chance.values())), np.arange(len(columns))
-        axes.hlines(guess, at - 0.45, at + 0.45, "black", "dashed", label="Chance", linewidth=0.8)
+        heights, at = 100 * np.array(list(chance.values())), np.arange(len(columns))
+        axes.hlines(heights, at - 0.45, at + 0.45, "black", "dashed", label="Chance", linewidth=0.8)
         _name_columns(figure, axes, columns)
         _legend(figure, [axes], [*series, "Chance"])
         return figure
 
 
 def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title: str, y_title: str) -> Figure:
-    """Rates of several series: over numbers lines with bands, over names points with their intervals side by side."""
+    """Rates of several series with their intervals: lines with bands over numbers, points side by side over names."""
     places = list(dict.fromkeys(x for points in series.values() for x, _ in points))
     named = any(isinstance(x, str) for x in places)
     with _style():
@@ -269,7 +221,7 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
             height, errors = _in_percent([estimate for _, estimate in points])
             marker: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5, "label": name}
             if named:
-                x = [places.index(place) + _beside(i, len(series), 0.5) for place, _ in points]
+                x = [places.index(place) + _offset(i, len(series), 0.5) for place, _ in points]
                 axes.errorbar(x, height, errors, linestyle="none", elinewidth=0.8, **marker)
             else:
                 numbers = [float(place) for place, _ in points]
@@ -288,7 +240,7 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one run logged while it trained: (step, value) by metric."""
+    """The training metrics of one run: (step, value) by metric."""
 
     row: str
     method: str
@@ -296,9 +248,9 @@ class Curve:
 
 
 def curves(runs: Sequence[Curve]) -> Figure:
-    """A panel for each method and metric of ``CURVES``, in it a line for each row.
+    """A panel for each method and metric of ``CURVES``, with a line for each row.
 
-    The line is the running mean of 5 values; the values themselves stand behind it, faint.
+    Lines are running means of 5 values, drawn over the faint values.
     """
     methods, rows = list(dict.fromkeys(r.method for r in runs)), list(dict.fromkeys(r.row for r in runs))
     with _style():
@@ -307,12 +259,11 @@ def curves(runs: Sequence[Curve]) -> Figure:
         panels = figure.subplots(len(methods), len(CURVES), squeeze=False, sharex=True, sharey="col")
         cycle = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
         for run in runs:
-            again, place = divmod(rows.index(run.row), len(cycle))
-            style: dict[str, Any] = {"color": cycle[place], "linestyle": _DASHES[again % len(_DASHES)]}
+            dash, color = divmod(rows.index(run.row), len(cycle))
+            style: dict[str, Any] = {"color": cycle[color], "linestyle": _DASHES[dash % len(_DASHES)]}
             for panel, metric in zip(panels[methods.index(run.method)], CURVES, strict=True):
                 steps, values = np.array(run.values.get(metric, ()), dtype=float).reshape(-1, 2).T
                 panel.plot(steps, values, linewidth=0.5, alpha=0.15, **style)
-                # Near the ends the mean is over the neighbours that exist.
                 mean = [values[max(0, at - 2) : at + 3].mean() for at in range(len(values))]
                 panel.plot(steps, mean, linewidth=1.0, label=run.row, **style)
         for method, panel in zip(methods, panels[:, 0], strict=True):
@@ -327,7 +278,7 @@ def curves(runs: Sequence[Curve]) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Writes ``name`` as vector graphics (svg, pdf) and as a picture of 200 dpi (png): same figure, same bytes."""
+    """Writes ``name`` as SVG, PDF and PNG (200 dpi). The same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     without = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
     with _style():
@@ -347,20 +298,20 @@ def _plot(places: int, names: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _beside(i: int, n: int, width: float) -> float:
-    """Where series ``i`` of ``n`` stands within a group of so many places' ``width``."""
+def _offset(i: int, n: int, width: float) -> float:
+    """Position of series ``i`` of ``n`` within a group of this ``width``."""
     return (i - (n - 1) / 2) * width / n
 
 
 def _in_percent(estimates: Sequence[Estimate]) -> tuple[Any, Any]:
     """Values [n] and distances to the ends of the intervals [2, n]."""
     value, low, high = 100 * np.array([(e.value, e.low, e.high) for e in estimates]).reshape(-1, 3).T
-    # A bootstrap may leave a value a hair outside its interval; a bar cannot have a negative length.
+    # A bootstrap interval may exclude its value; bars cannot have negative lengths.
     return value, np.maximum([value - low, high - value], 0)
 
 
 def _name_columns(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """Side by side where they fit, else upright, in a figure that is higher by as much as they need."""
+    """Labels the columns, horizontally if they fit, else vertically in a higher figure."""
     slot = 0.9 * figure.get_figwidth() / len(names)
     wrapped = [_wrap(label(name), max(int(slot / 0.068), 8), 3) for name in names]
     upright = max(map(_width, wrapped)) > slot - 0.04
@@ -372,7 +323,7 @@ def _name_columns(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
 
 
 def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str]) -> None:
-    """One legend beneath all axes, in the order of ``names``; of several artists with one name one stands for all."""
+    """One legend below all axes, in the order of ``names``."""
     handles: dict[str, Artist] = {}
     for one in axes:
         handles |= {name: handle for handle, name in zip(*one.get_legend_handles_labels(), strict=True)}
@@ -382,14 +333,14 @@ def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str]) -> None:
 
 
 def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
-    """Columns and lines."""
+    """Numbers of columns and lines of the legend."""
     fit = int((width - 0.2) / (max(_width(_wrap(label(name), 48, 1)) for name in names) + 0.5))
     lines = -(-len(names) // max(fit, 1))
     return -(-len(names) // lines), lines
 
 
 def _wrap(text: str, width: int, lines: int) -> str:
-    # A short word is never broken: where it does not fit, the label is turned.
+    # Words of narrow labels are not broken; the label is rotated instead.
     wrapped = textwrap.wrap(text, width, max_lines=lines, placeholder="...", break_long_words=width > 16)
     return "\n".join(wrapped) or "-"
 

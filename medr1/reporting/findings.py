@@ -1,58 +1,55 @@
-"""What the tables of a sweep imply, as whole sentences: first the controls, then gains, then what generalizes.
+"""Sentences that summarise the tables of a sweep: controls, gains over the base, contrasts, and generalization.
 
-A sentence claims no more than its interval: a control explains a score only from within or above the interval of that
-score, and a difference whose interval contains zero is called open.
+No sentence claims more than its 95 % interval supports. A control explains an accuracy only if it reaches the lower end
+of that accuracy's interval; a difference whose interval contains zero is called inconclusive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from medr1.evaluation.predictions import Condition
-from medr1.evaluation.statistics import wilson
-from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, Matrix, TableCell, Versus
+from medr1.evaluation.statistics import Estimate, PairedDifference, wilson
+from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, ContrastMatrix, Matrix, SweepTables, TableCell
+from medr1.reporting.formatting import axis_label, interval, percent, with_interval
 
-# Controls that see no image at all: their lead, and their short name beside a number.
-_BLIND = {
-    Condition.OPTION_PRIOR: ("the option prior of the same training records", "prior"),
-    Condition.SURFACE_CUES: ("the rule that looks only at capitals and full stops of the options", "cues"),
-}
 _ALPHA = 0.05
-_NAMED = 6  # items of a list that are spelt out
-SINGLE_METHOD = "trained"  # the method where a sweep varies nothing but rows and seeds
+_LIST_LENGTH = 6  # items of a list that are spelt out
+_BLIND_BASELINES = {Condition.OPTION_PRIOR: "The option prior", Condition.SURFACE_CUES: "A rule on surface cues"}
 
 
 @dataclass(frozen=True, slots=True)
-class _OtherPicture:
-    """The model with a picture that says nothing about the question, and what follows from its score."""
+class _Ablation:
+    """What follows from the accuracy with an ablated image: unchanged, lower but above chance, or at chance."""
 
     lead: str
-    same: str  # as good as with the record's own picture
-    kept: str  # worse, and better than a guess
-    lost: str  # no better than a guess
+    unchanged: str
+    reduced: str
+    at_chance: str
 
 
-_OTHER_PICTURE = {
-    Condition.BLANK_IMAGE: _OtherPicture(
-        lead="With an empty picture",
-        same="nothing shows that the image was used",
-        kept="what is kept above a guess does not come from the image",
-        # A model may fail on an empty picture merely because it never met one, so that nothing more follows.
-        lost="not shown to be better than a guess",
+_ABLATIONS = {
+    Condition.BLANK_IMAGE: _Ablation(
+        lead="With a blank image",
+        unchanged="no evidence that the model uses the image",
+        reduced="the accuracy that remains above chance does not come from the image",
+        # Blank images do not occur in training, so that a failure on them does not show that the image was used.
+        at_chance="not significantly above chance",
     ),
-    Condition.SHUFFLED_IMAGE: _OtherPicture(
-        lead="With another record's picture of the same modality",
-        same="nothing shows that more than the modality was seen",
-        kept="what is kept above a guess does not need the record's own picture",
-        lost="what is scored above a guess comes from the record's own picture",
+    Condition.SHUFFLED_IMAGE: _Ablation(
+        lead="With the image of another record of the same modality",
+        unchanged="no evidence that the model uses more of the image than its modality",
+        reduced="the accuracy that remains above chance does not depend on the record's own image",
+        at_chance="the accuracy above chance depends on the record's own image",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """A score that controls may explain; ``n`` independent records would carry as much as those behind it."""
+    """An accuracy that controls may explain. ``n``: effective number of independent records."""
 
     name: str
     accuracy: Estimate
@@ -60,25 +57,31 @@ class _Subject:
     n: int
     controls: Mapping[str, float]
 
+    def beats_chance(self, accuracy: float) -> bool:
+        return wilson(round(accuracy * self.n), self.n).low > self.chance
 
-def findings(
-    matrices: Sequence[Matrix], contrasts: Sequence[ContrastMatrix], row_axis: str, column_axis: str
-) -> tuple[str, ...]:
-    """Sentences for the top of a report, in percent and percentage points, with 95 % intervals in brackets."""
+    def beside(self, name: str, value: float) -> str:
+        return f"{self.name} ({_rate(self.accuracy)}, {name} {percent(value)} %)"
+
+
+def findings(tables: SweepTables) -> tuple[str, ...]:
+    """The sentences of a report, in percent and percentage points, with 95 % intervals in brackets."""
+    matrices, row_axis = tables.matrices, tables.row_axis
     subjects = [subject for matrix in matrices for subject in _subjects(matrix, row_axis)]
-    # Of a contrast that changes two settings nobody can say which of them did it.
-    single = [contrast for contrast in contrasts if _one_change(contrast)]
+    # The effect of two changed settings cannot be attributed to one of them.
+    contrasts = [contrast for contrast in tables.contrasts if _one_change(contrast)]
     return (
         *_control_findings(subjects),
         *(sentence for matrix in matrices for sentence in _gain_findings(matrix, row_axis)),
-        *_contrast_findings(single),
-        *(sentence for matrix in matrices for sentence in _gap_findings(matrix, row_axis, column_axis)),
-        *_contrast_gap_findings(single),
+        *_contrast_findings(contrasts),
+        *(sentence for matrix in matrices for sentence in _gap_findings(matrix, row_axis, tables.column_axis)),
+        *_contrast_gap_findings(contrasts),
         *_seed_findings(matrices),
     )
 
 
 def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:
+    """The diagonal as one, and rows that are not columns by their accuracy on all records."""
     own = {row: matrix.cells[row][row] for row in matrix.rows if row in matrix.columns}
     if matrix.generalization:
         yield _subject(f"the diagonal of {matrix.method}", matrix.generalization.diagonal, list(own.values()))
@@ -88,7 +91,7 @@ def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:
     for row in matrix.rows:
         if row not in own:
             cell = matrix.cells[row][ALL]
-            yield _subject(_named(matrix.method, row_axis, row), cell.accuracy, [cell])
+            yield _subject(_row_name(matrix, row_axis, row), cell.accuracy, [cell])
 
 
 def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell]) -> _Subject:
@@ -96,61 +99,46 @@ def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell]) -> _Subj
     return _Subject(
         name=name,
         accuracy=accuracy,
-        chance=_mean(cell.chance for cell in cells),
-        # Cells of unequal size with equal weight: as uncertain as so many records in cells of one size.
+        chance=fmean(cell.chance for cell in cells),
+        # The mean over unequal cells has the variance of this many records in equal cells.
         n=round(len(cells) ** 2 / sum(1 / cell.n for cell in cells)),
-        controls={condition: _mean(cell.controls[condition] for cell in cells) for condition in shared},
+        controls={condition: fmean(cell.controls[condition] for cell in cells) for condition in shared},
     )
 
 
 def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
-    guesses = [s for s in subjects if s.accuracy.low <= s.chance]
-    if guesses:
-        items = [f"{s.name} ({_interval(s.accuracy)}, guess {_percent(s.chance)})" for s in guesses]
-        yield f"Not shown to be better than a guess: {_listed(items)}."
-    better = [s for s in subjects if s.accuracy.low > s.chance]
-    for condition, (lead, short) in _BLIND.items():
-        alone = [s for s in guesses if condition in s.controls and _beats_a_guess(s.controls[condition], s)]
-        if alone:
-            yield (
-                f"Without the image, {lead} does better than {_listed(_beside(alone, condition, short))}: a high score "
-                "there would be no evidence that the image was used."
-            )
-        asked = [s for s in better if condition in s.controls]
-        reached = [s for s in asked if s.controls[condition] >= s.accuracy.low]
-        below = [s for s in asked if s.controls[condition] < s.accuracy.low]
-        if reached:
-            yield (
-                f"Without the image, {lead} reaches {_listed(_beside(reached, condition, short))}: such a score is no "
-                "evidence that the image was used."
-            )
-        if below:
-            yield f"Without the image, {lead} stays below {_listed(_beside(below, condition, short))}."
-    for condition, says in _OTHER_PICTURE.items():
-        yield from _other_picture([s for s in better if condition in s.controls], condition, says)
-
-
-def _beats_a_guess(accuracy: float, subject: _Subject) -> bool:
-    return wilson(round(accuracy * subject.n), subject.n).low > subject.chance
-
-
-def _other_picture(asked: Sequence[_Subject], condition: str, says: _OtherPicture) -> Iterator[str]:
-    same, kept, lost = [], [], []
-    for s in asked:
-        value = s.controls[condition]
-        if value >= s.accuracy.low:
-            same.append(f"{s.name} scores {_percent(value)}, with its own {_interval(s.accuracy)}")
-        elif wilson(round(value * s.n), s.n).low > s.chance:
-            kept.append(
-                f"{s.name} keeps {_percent(value)} of {_percent(s.accuracy.value)} (guess {_percent(s.chance)})"
-            )
-        else:
-            lost.append(
-                f"{s.name} falls from {_percent(s.accuracy.value)} to {_percent(value)} (guess {_percent(s.chance)})"
-            )
-    for items, implied in ((same, says.same), (kept, says.kept), (lost, says.lost)):
-        if items:
-            yield f"{says.lead} {_listed(items)}: {implied}."
+    at_chance = [s for s in subjects if s.accuracy.low <= s.chance]
+    if at_chance:
+        yield f"Not significantly above chance: {_join(s.beside('chance', s.chance) for s in at_chance)}."
+    above = [s for s in subjects if s.accuracy.low > s.chance]
+    for control, baseline in _BLIND_BASELINES.items():
+        lead, name = f"{baseline}, which sees no image,", control.replace("_", " ")
+        better = [s for s in at_chance if control in s.controls and s.beats_chance(s.controls[control])]
+        compared = [s for s in above if control in s.controls]
+        reached = [s for s in compared if s.controls[control] >= s.accuracy.low]
+        below = [s for s in compared if s.controls[control] < s.accuracy.low]
+        for part, claim in (
+            (
+                better,
+                "{lead} scores above {items}: a high accuracy there would not show that the model uses the image.",
+            ),
+            (reached, "{lead} reaches {items}: this accuracy does not show that the model uses the image."),
+            (below, "{lead} scores below {items}."),
+        ):
+            if part:
+                yield claim.format(lead=lead, items=_join(s.beside(name, s.controls[control]) for s in part))
+    for condition, ablation in _ABLATIONS.items():
+        by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], ablation.at_chance: []}
+        for s in (s for s in above if condition in s.controls):
+            value, text = s.controls[condition], f"{percent(s.controls[condition])} %"
+            if value >= s.accuracy.low:
+                by_claim[ablation.unchanged].append(f"{s.name} scores {text}, with its own image {_rate(s.accuracy)}")
+            else:
+                claim = ablation.reduced if s.beats_chance(value) else ablation.at_chance
+                by_claim[claim].append(
+                    f"{s.name} drops from {percent(s.accuracy.value)} % to {text} (chance {percent(s.chance)} %)"
+                )
+        yield from (f"{ablation.lead}, {_join(items)}: {claim}." for claim, items in by_claim.items() if items)
 
 
 def _gain_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
@@ -160,47 +148,46 @@ def _gain_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
         return
     if (found := matrix.generalization) and len(gains) == len(cells):
         bases = [(row, column, cell.base) for row, column, cell in cells if cell.base is not None]
-        own = _mean(base for row, column, base in bases if row == column)
-        rest = _mean(base for row, column, base in bases if row in matrix.columns and row != column)
+        own = fmean(base for row, column, base in bases if row == column)
+        rest = fmean(base for row, column, base in bases if row in matrix.columns and row != column)
         yield (
-            f"On the diagonal {matrix.method} scores {_interval(found.diagonal)}, the base model {_percent(own)}; off "
-            f"the diagonal {_interval(found.off_diagonal)}, the base model {_percent(rest)}."
+            f"On the diagonal {matrix.method} scores {_rate(found.diagonal)}, the base model {percent(own)} %; off the "
+            f"diagonal {_rate(found.off_diagonal)}, the base model {percent(rest)} %."
         )
     else:
         of_all = [(row, gain.difference) for row in matrix.rows if (gain := matrix.cells[row][ALL].gain)]
-        items = [f"{_named(matrix.method, row_axis, row)} {_signed(gain)}{_whether_open(gain)}" for row, gain in of_all]
-        yield f"Gain over the base model on all test records, in points: {_listed(items)}."
-    yield (
-        f"{matrix.method} is above the base model in {_certain(gains, 1)} of {len(gains)} cells and below it in "
-        f"{_certain(gains, -1)} (after Holm's correction, at 5 %); the rest is open."
-    )
+        items = [
+            f"{_row_name(matrix, row_axis, row)} {with_interval(gain, '+')}" + " (inconclusive)" * gain.contains_zero
+            for row, gain in of_all
+        ]
+        yield f"Gain over the base model on all test records, in points: {_join(items)}."
+    yield f"{matrix.method} is {_significant(gains, 'the base model')}; the other cells are inconclusive."
 
 
 def _contrast_findings(contrasts: Sequence[ContrastMatrix]) -> Iterator[str]:
     for contrast in contrasts:
-        if not _is_open(contrast.overall):
+        if not contrast.overall.contains_zero:
             a, b = _side(contrast.a), _side(contrast.b)
             cells = [contrast.cells[row][column] for row in contrast.rows for column in contrast.columns]
             yield (
-                f"Over all cells {b} scores {_points(contrast.overall, 'more', 'less')} than {a}; it is above "
-                f"in {_certain(cells, 1)} of {len(cells)} cells and below in {_certain(cells, -1)} "
-                "(after Holm's correction, at 5 %)."
+                f"Over all cells {b} scores {_points(contrast.overall, 'more', 'less')} than {a}; it is "
+                f"{_significant(cells, a)}."
             )
-    if items := [_versus_item(c, c.overall) for c in contrasts if _is_open(c.overall)]:
-        yield f"Open over all cells, in points: {_listed(items)}."
+    if items := [f"{_against(c)} {with_interval(c.overall, '+')}" for c in contrasts if c.overall.contains_zero]:
+        yield f"Inconclusive over all cells, in points: {_join(items)}."
 
 
 def _gap_findings(matrix: Matrix, row_axis: str, column_axis: str) -> Iterator[str]:
     if found := matrix.generalization:
-        if _is_open(found.gap):
+        if found.gap.contains_zero:
             yield (
-                f"For {matrix.method} no gap is shown between the diagonal ({_interval(found.diagonal)}) and the rest "
-                f"({_interval(found.off_diagonal)}): {_signed(found.gap)} points."
+                f"{matrix.method} has no significant gap between the diagonal ({_rate(found.diagonal)}) and the other "
+                f"cells ({_rate(found.off_diagonal)}): {with_interval(found.gap, '+')} points."
             )
         else:
             yield (
-                f"Off the diagonal {matrix.method} scores {_points(_minus(found.gap), 'more', 'less')} than on it "
-                f"({_percent(found.off_diagonal.value)} against {_percent(found.diagonal.value)})."
+                f"Off the diagonal {matrix.method} scores {_points(found.gap, 'less', 'more')} than on it "
+                f"({percent(found.off_diagonal.value)} % against {percent(found.diagonal.value)} %)."
             )
     if column_axis == "scanner" and len(matrix.columns) == 2:
         yield from _scanner_findings(matrix, row_axis)
@@ -208,52 +195,52 @@ def _gap_findings(matrix: Matrix, row_axis: str, column_axis: str) -> Iterator[s
 
 def _scanner_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
     seen, held_out = matrix.columns
-    lower: list[str] = []
-    higher: list[str] = []
-    unclear: list[str] = []
+    verdicts: dict[str, list[str]] = {"Lower": [], "Higher": [], "Inconclusive": []}
     for row in matrix.rows:
         inside, outside = matrix.cells[row][seen].accuracy, matrix.cells[row][held_out].accuracy
-        item = f"{_named(matrix.method, row_axis, row)} {_interval(outside)} against {_interval(inside)}"
-        # Intervals that do not touch are a cautious test of two scores on different pictures.
-        where = lower if outside.high < inside.low else higher if outside.low > inside.high else unclear
-        where.append(item)
-    for verdict, items in (("Lower", lower), ("Higher", higher), ("Open, whether lower or higher", unclear)):
+        # Disjoint intervals are a conservative test of two accuracies on different images.
+        verdict = "Lower" if outside.high < inside.low else "Higher" if outside.low > inside.high else "Inconclusive"
+        verdicts[verdict].append(f"{_row_name(matrix, row_axis, row)} {_rate(outside)} against {_rate(inside)}")
+    for verdict, items in verdicts.items():
         if items:
-            yield f"{verdict} on the {held_out} than on the {seen}: {_listed(items)}."
+            yield f"{verdict} on the {held_out} against the {seen}: {_join(items)}."
 
 
 def _contrast_gap_findings(contrasts: Sequence[ContrastMatrix]) -> Iterator[str]:
-    unclear = []
+    inconclusive = []
     for contrast in contrasts:
-        if contrast.gap is None or contrast.off_diagonal is None:
+        if contrast.generalization is None:
             continue
-        a, b, gap, rest = _side(contrast.a), _side(contrast.b), contrast.gap, contrast.off_diagonal
-        if _is_open(gap):
-            unclear.append(f"{b} against {a} gap {_signed(gap)}, off the diagonal {_signed(rest)}")
+        a, b = _side(contrast.a), _side(contrast.b)
+        gap, rest = contrast.generalization.gap, contrast.generalization.off_diagonal
+        if gap.contains_zero:
+            differences = f"gap {with_interval(gap, '+')}, off the diagonal {with_interval(rest, '+')}"
+            inconclusive.append(f"{_against(contrast)} {differences}")
             continue
         changed = _points(gap, "larger", "smaller")
         verdict, more = ("better", "more") if gap.value < 0 else ("worse", "less")
-        # A model that learned nothing has no gap either: one that generalizes scores more where it was not trained.
-        if _is_open(rest) or (rest.value > 0) != (gap.value < 0):
+        # A model that learned nothing has no gap either, so that the accuracy off the diagonal must differ as well.
+        if rest.contains_zero or (rest.value > 0) != (gap.value < 0):
             yield (
-                f"The gap of {b} between the diagonal and the rest is {changed} than that of {a}, but off the diagonal "
-                f"{b} is not shown to score {more} ({_signed(rest)} points): not shown to generalize {verdict}."
+                f"The gap of {b} between the diagonal and the other cells is {changed} than that of {a}, but off the "
+                f"diagonal {b} does not score significantly {more} ({with_interval(rest, '+')} points): not shown to "
+                f"generalize {verdict}."
             )
         else:
             yield (
                 f"{b} generalizes {verdict} than {a}: off the diagonal it scores {_points(rest, 'more', 'less')}, and "
-                f"its gap between the diagonal and the rest is {changed}."
+                f"its gap between the diagonal and the other cells is {changed}."
             )
-    if unclear:
-        yield f"Open, which of the two has the smaller gap (differences in points): {_listed(unclear)}."
+    if inconclusive:
+        yield f"Inconclusive which method has the smaller gap (differences in points): {_join(inconclusive)}."
 
 
 def _seed_findings(matrices: Sequence[Matrix]) -> Iterator[str]:
     single = sum(len(matrix.cells[row][ALL].runs) == 1 for matrix in matrices for row in matrix.rows)
     if single:
         yield (
-            f"{single} of {sum(len(matrix.rows) for matrix in matrices)} rows rest on one run each: their "
-            "intervals are about other test records, not about how another training would have come out."
+            f"{single} of {sum(len(matrix.rows) for matrix in matrices)} rows have a single run: their intervals cover "
+            "the choice of test records, but not the variation between training runs."
         )
 
 
@@ -262,71 +249,42 @@ def _one_change(contrast: ContrastMatrix) -> bool:
     return len(a) != len(b) or sum(x != y for x, y in zip(a, b, strict=True)) == 1
 
 
-def _named(method: str, row_axis: str, row: str) -> str:
-    label = f"{row_axis.rpartition('.')[-1].replace('_', ' ')} {row}"
-    return label if method == SINGLE_METHOD else f"{method} ({label})"
+def _row_name(matrix: Matrix, row_axis: str, row: str) -> str:
+    name = f"{axis_label(row_axis)} {row}"
+    return name if matrix.method == SINGLE_METHOD else f"{matrix.method} ({name})"
 
 
 def _side(name: str) -> str:
     return name.removeprefix(f"{SINGLE_METHOD}: ")
 
 
-def _beside(subjects: Iterable[_Subject], condition: str, short: str) -> list[str]:
-    return [f"{s.name} ({_interval(s.accuracy)}, {short} {_percent(s.controls[condition])})" for s in subjects]
+def _against(contrast: ContrastMatrix) -> str:
+    return f"{_side(contrast.b)} against {_side(contrast.a)}"
 
 
-def _versus_item(contrast: ContrastMatrix, difference: Estimate) -> str:
-    return f"{_side(contrast.b)} against {_side(contrast.a)} {_signed(difference)}"
+def _join(items: Iterable[str]) -> str:
+    listed = list(items)
+    rest = len(listed) - _LIST_LENGTH
+    return "; ".join(listed[:_LIST_LENGTH]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _listed(items: Sequence[str]) -> str:
-    rest = len(items) - _NAMED
-    return "; ".join(items[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
-
-
-def _certain(cells: Iterable[Versus], sign: int) -> int:
-    """Cells whose difference has this sign by the corrected test and by the interval, which knows of shared images."""
-    return sum(cell.p_holm < _ALPHA and not cell.open and sign * cell.difference.value > 0 for cell in cells)
-
-
-def _is_open(difference: Estimate) -> bool:
-    return difference.low <= 0 <= difference.high
-
-
-def _whether_open(difference: Estimate) -> str:
-    return " (open)" if _is_open(difference) else ""
-
-
-def _minus(e: Estimate) -> Estimate:
-    return Estimate(-e.value, -e.high, -e.low)
+def _significant(cells: Sequence[PairedDifference], reference: str) -> str:
+    """Counts cells by sign, if both the corrected test and the interval, which accounts for shared images, agree."""
+    sure = [c.difference.value for c in cells if c.p_holm < _ALPHA and not c.difference.contains_zero]
+    above, below = sum(value > 0 for value in sure), sum(value < 0 for value in sure)
+    return (
+        f"significantly above {reference} in {above} of {len(cells)} cells and below it in {below} (5 % level after "
+        "Holm's correction)"
+    )
 
 
 def _points(difference: Estimate, more: str, less: str) -> str:
-    """A difference whose sign is certain, such as "3.1 points [2.0, 4.2] more"."""
-    size, word = (difference, more) if difference.value > 0 else (_minus(difference), less)
-    return f"{_number(size.value)} points [{_number(size.low)}, {_number(size.high)}] {word}"
+    """A significant difference without its sign, such as "3.1 points [2.0, 4.2] more"."""
+    d, word = difference, more
+    if d.value < 0:
+        d, word = Estimate(-d.value, -d.high, -d.low), less
+    return f"{percent(d.value)} points {interval(d)} {word}"
 
 
-def _interval(e: Estimate) -> str:
-    return f"{_percent(e.value)} [{_number(e.low)}, {_number(e.high)}]"
-
-
-def _signed(e: Estimate) -> str:
-    return f"{_sign(e.value)} [{_sign(e.low)}, {_sign(e.high)}]"
-
-
-def _percent(fraction: float) -> str:
-    return f"{_number(fraction)} %"
-
-
-def _number(fraction: float) -> str:
-    return f"{round(100 * fraction, 1) + 0.0:.1f}"
-
-
-def _sign(fraction: float) -> str:
-    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
+def _rate(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} % {interval(estimate)}"

@@ -1,44 +1,77 @@
-"""The matrices of a sweep as text: a table for each method, with its controls as rows beneath."""
+"""The matrices of a sweep as text tables and as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 
-from medr1.evaluation.tables import ALL, SweepTables, TableCell
-from medr1.reporting.figures import columns_of, interval, label, percent
-from medr1.reporting.report_tables import references
-from medr1.reporting.tables import ResultTable
+from medr1.evaluation.sweep_tables import ALL, Matrix, SweepTables, TableCell
+from medr1.reporting.formatting import label, percent, with_interval
+from medr1.reporting.references import references
+from medr1.reporting.result_table import ResultTable
 
 _SHORT = {"Ultrasound": "US", "Dermoscopy": "Derm.", "Microscopy": "Micro.", "Lesion grading": "Lesion"}
+_CSV_COLUMNS = (
+    *("method", "row", "column", "n", "images", "runs", "accuracy", "low", "high", "chance"),
+    *("base", "gain", "gain_low", "gain_high", "p", "p_holm"),
+)
 
 
 def render_matrices(tables: SweepTables) -> Iterator[tuple[str, ResultTable]]:
-    """For each method its name and its table, in percent, at most 100 columns wide.
+    """The name and the table of each method, in percent, at most 100 columns wide, with its references beneath.
 
-    ``*`` marks a gain over the base beyond chance after Holm's correction over the matrix, ``-`` a loss.
+    ``*`` marks cells significantly above the base after Holm's correction over the matrix, ``-`` those below.
     """
     for matrix in tables.matrices:
-        columns = [*dict.fromkeys((*columns_of(matrix), ALL))]
+        columns = (*matrix.columns, ALL)
         titles = ("", *(_SHORT.get(label(c), label(c)).replace(" ", "\n") for c in columns))
-        rows = [(label(row), *(_value(matrix.cells[row].get(c)) for c in columns)) for row in matrix.rows]
+        rows = [(label(row), *(_marked(matrix.cells[row].get(c)) for c in columns)) for row in matrix.rows]
         beneath = [
-            (reference.name, *(f"{100 * reference.values[c]:.1f} " if c in reference.values else "" for c in columns))
+            (reference.name, *(f"{percent(reference.values[c])} " if c in reference.values else "" for c in columns))
             for reference in references(matrix)
         ]
-        notes = [f"In %. Rows: {tables.row_axis}. Columns: {tables.column_axis} of the test records."]
-        notes.append("*, -: above, below the base (McNemar, Holm over the matrix, below .05).")
-        notes.append(f"Seeds: {', '.join(tables.seeds)}.")
-        if matrix.generalization:
-            g = matrix.generalization
-            parts = {"diagonal": g.diagonal, "rest": g.off_diagonal, "gap": g.gap}
-            notes.append("; ".join(f"{name} {percent(e.value)} {interval(e)}" for name, e in parts.items()))
-        yield matrix.method, ResultTable(titles, (*rows, ("Beside it, averaged over rows",), *beneath), tuple(notes))
+        notes = [
+            f"In %. Rows: {tables.row_axis}. Columns: {tables.column_axis} of the test records.",
+            "*, -: above, below the base (McNemar test, p below .05 after Holm's correction over the matrix).",
+            f"Seeds: {', '.join(tables.seeds) or 'one'}.",
+        ]
+        if g := matrix.generalization:
+            parts = {"diagonal": g.diagonal, "off-diagonal": g.off_diagonal, "gap": g.gap}
+            notes.append("; ".join(f"{name} {with_interval(estimate)}" for name, estimate in parts.items()))
+        yield matrix.method, ResultTable(titles, (*rows, ("References, averaged over rows",), *beneath), tuple(notes))
 
 
-def _value(cell: TableCell | None) -> str:
+def _marked(cell: TableCell | None) -> str:
     if cell is None:
         return ""
     mark = " "
     if cell.gain and cell.gain.p_holm < 0.05:
         mark = "*" if cell.gain.difference.value > 0 else "-"
-    return f"{100 * cell.accuracy.value:.1f}{mark}"
+    return f"{percent(cell.accuracy.value)}{mark}"
+
+
+def to_csv(matrix: Matrix) -> str:
+    """One line per cell, unrounded, with a column for each control that any cell has.
+
+    The names of several runs are separated by spaces. Missing values are empty.
+    """
+    cells = [
+        (row, column, matrix.cells[row][column])
+        for row in matrix.rows
+        for column in (*matrix.columns, ALL)
+        if column in matrix.cells[row]
+    ]
+    controls = list(dict.fromkeys(control for _, _, cell in cells for control in cell.controls))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, (*_CSV_COLUMNS, *controls), lineterminator="\n")
+    writer.writeheader()
+    for row, column, cell in cells:
+        line = {"method": matrix.method, "row": row, "column": column, "n": cell.n, "images": cell.images}
+        line |= {"runs": " ".join(cell.runs), "chance": cell.chance, "base": cell.base, **cell.controls}
+        line |= {"accuracy": cell.accuracy.value, "low": cell.accuracy.low, "high": cell.accuracy.high}
+        if gain := cell.gain:
+            line |= {"gain": gain.difference.value, "gain_low": gain.difference.low, "gain_high": gain.difference.high}
+            line |= {"p": gain.p, "p_holm": gain.p_holm}
+        writer.writerow(line)
+    return text.getvalue()

@@ -1,41 +1,41 @@
-"""The report of a sweep: one HTML file that needs nothing else, and its figures beside it."""
+"""The report of a sweep: one self-contained HTML file, with its figures as files beside it."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from string import Template
 from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from PIL import Image
 
 from medr1.atomic_write import write_text
 from medr1.errors import DataError
-from medr1.evaluation.statistics import wilson
-from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, SweepTables
+from medr1.evaluation.statistics import Estimate, wilson
+from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, SweepTables
 from medr1.reporting import figures as draw
-from medr1.reporting.report_tables import CONTROLS, contrast_table, matrix_table, references, result_table, slug
-from medr1.reporting.tables import ResultTable
+from medr1.reporting import formatting
+from medr1.reporting.references import CONTROL_DESCRIPTIONS, references
+from medr1.reporting.result_table import ResultTable
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
-_DATA_AXES = ("modality", "question_type")  # rows that say what was trained on, not how
-_OPEN = "Struck through: the interval contains zero, so that the sign is open. Blue is better, red is worse."
+_DATA_AXES = ("modality", "question_type")  # rows that are training data, in contrast to training settings
+_STRUCK = "Struck through: the interval contains zero. Blue is better, red is worse."
 
 
 @dataclass(frozen=True, slots=True)
 class RunLink:
     """One run of the sweep.
 
-    ``state`` is finished, failed, interrupted or waiting; ``directory`` is relative to the report; ``page`` is the
-    run's page in MLflow, or empty; ``error`` is the traceback of a failed run, or empty.
+    ``state`` is finished, failed, interrupted or waiting. ``directory`` is relative to the report, ``page`` is the
+    run's page in MLflow or empty, ``error`` the log of a failed run or empty.
     """
 
     name: str
@@ -48,16 +48,16 @@ class RunLink:
 
 
 class Verdict(StrEnum):
-    """Whether a claim is true."""
+    """Whether a claim is true. The values are also CSS classes."""
 
-    RIGHT = "right"
-    WRONG = "wrong"
+    TRUE = "true"
+    FALSE = "false"
     NEUTRAL = "neutral"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a text; the pieces joined are the text."""
+    """A piece of a text; the text is the concatenation of its pieces."""
 
     text: str
     verdict: Verdict = Verdict.NEUTRAL
@@ -65,16 +65,22 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class GalleryItem:
-    """One example: its picture, what a model said about it, and what a reader must know to judge that."""
+    """One example: the image, the completion, and a caption with question and answer."""
 
     image: Image.Image
     pieces: Sequence[Piece]
     caption: str
 
+    @property
+    def source(self) -> str:
+        stored = io.BytesIO()
+        self.image.save(stored, "PNG")
+        return _data_url("image/png", stored.getvalue())
+
 
 @dataclass(frozen=True, slots=True)
 class SectionFigure:
-    """``name`` is that of its files and differs from all others of the report."""
+    """``name`` is the name of its files and unique in the report."""
 
     name: str
     figure: Figure
@@ -83,7 +89,7 @@ class SectionFigure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A further chapter of a report. ``tables``: title and table."""
+    """An additional section of a report. ``tables``: title and table."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -98,6 +104,7 @@ def write_report(
     title: str,
     command: str,
     tables: SweepTables,
+    findings: Sequence[str],
     runs: Sequence[RunLink],
     curves: Curves,
     sections: Sequence[Section] = (),
@@ -106,223 +113,190 @@ def write_report(
     """Writes ``folder/report.html`` and ``folder/figures``; returns the path of the report.
 
     Args:
-        curves: those of ``figures.CURVES`` are drawn.
-        facts: what else one must know to repeat the sweep, such as versions, commit and data fingerprint.
+        curves: metrics of the runs; those of ``figures.CURVES`` are drawn.
+        facts: additional facts for reproduction, such as versions, commit and data fingerprint.
 
     Raises:
-        DataError: a cell of a table names a run that ``runs`` does not have, or two figures have one name.
+        DataError: a cell of a table names a run that is not in ``runs``, or two figures have the same name.
     """
-    page = _Page(folder, tables, {run.name: run for run in runs})
-    chapters = [
-        ("Figures", "".join(_figures(page))),
-        ("Accuracy", "".join(matrix_table(matrix, page.row_title(), page.href) for matrix in tables.matrices)),
-        ("Contrasts", "".join(contrast_table(contrast, page.row_title(contrast)) for contrast in tables.contrasts)),
-        ("Training curves", _curves(page, curves)),
-        *((section.title, _section(page, section)) for section in sections),
-        ("Runs", _runs(runs)),
-        ("How this was made", _facts(command, tables, facts)),
-    ]
-    parts = [(f"part-{i}-{slug(name)}", escape(name), html) for i, (name, html) in enumerate(chapters) if html]
-    finished = sum(run.state == "finished" for run in runs)
-    records = max((cell.n for m in tables.matrices for row in m.cells.values() for cell in row.values()), default=0)
-    trained = " trained on" if tables.row_axis in _DATA_AXES else ""
-    rows, columns = _axis(tables.row_axis), _axis(tables.column_axis)
-    lead = (
-        f"Rows: {rows}{trained}. Columns: {columns} tested on, {records:,} questions. {finished} of {len(runs)} runs "
-        "have finished. Every accuracy links to the run that it comes from."
-    )
-    findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in tables.findings)
-    html = Template((files("medr1.reporting") / "templates" / "report.html").read_text("utf-8")).substitute(
-        title=escape(title),
-        lead=escape(lead),
-        findings=findings or "<li>None yet.</li>",
-        contents=" ".join(f'<a href="#{anchor}">{name}</a>' for anchor, name, _ in parts),
-        body="\n".join(f'<section><h2 id="{anchor}">{name}</h2>\n{html}</section>' for anchor, name, html in parts),
+    links = {run.name: run.page or quote(run.directory) for run in runs}
+
+    def href(name: str) -> str:
+        if name not in links:
+            raise DataError(f"run {name!r} of the tables is not among the {len(runs)} runs of the report")
+        return links[name]
+
+    drawn: set[str] = set()
+
+    def draw_all(figures: Sequence[SectionFigure]) -> list[dict[str, object]]:
+        """Saves the figures. The page embeds them as images, because the ids of inline SVGs could collide."""
+        sources = []
+        for figure in figures:
+            if figure.name in drawn:
+                raise DataError(f"two figures of the report have the name {figure.name!r}")
+            drawn.add(figure.name)
+            draw.save(figure.figure, folder / "figures", figure.name)
+            svg = (folder / "figures" / f"{figure.name}.svg").read_bytes()
+            width = round(130 * figure.figure.get_figwidth())  # a third larger than in print
+            source = _data_url("image/svg+xml", svg)
+            sources.append({"figure": figure, "number": len(drawn), "source": source, "width": width})
+        return sources
+
+    html = _template().render(
+        title=title,
+        command=command,
+        tables=tables,
+        findings=findings,
+        runs=runs,
+        axes=list(dict.fromkeys(axis for run in runs for axis in run.axes)),
+        figures=draw_all(_figures(tables)),
+        curves=draw_all(_curves(tables, curves)),
+        sections=[(section, draw_all(section.figures)) for section in sections],
+        facts=_facts(tables) | dict(facts),
+        records=max((cell.n for m in tables.matrices for row in m.cells.values() for cell in row.values()), default=0),
+        href=href,
     )
     path = folder / "report.html"
     write_text(path, html)
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
-    folder: Path
-    tables: SweepTables
-    runs: Mapping[str, RunLink]
-    names: list[str] = field(default_factory=list)  # of the figures so far
-
-    def figure(self, name: str, figure: Figure, caption: str) -> str:
-        """Saves the figure and embeds it as a picture, so that the ids of several drawings cannot meet."""
-        if name in self.names:
-            raise DataError(f"two figures of the report are called {name!r}; give each a name of its own")
-        self.names.append(name)
-        draw.save(figure, self.folder / "figures", name)
-        drawing = base64.b64encode((self.folder / "figures" / f"{name}.svg").read_bytes()).decode()
-        width = round(130 * figure.get_figwidth())  # a third larger than on paper
-        saved = " ".join(f'<a href="figures/{quote(name)}.{kind}">{kind.upper()}</a>' for kind in draw.FORMATS)
-        return (
-            f'<figure id="figure-{slug(name)}"><img width="{width}" src="data:image/svg+xml;base64,{drawing}" '
-            f'alt="{escape(caption)}">\n<figcaption><b>Figure {len(self.names)}.</b> {escape(caption)} {saved}'
-            "</figcaption></figure>\n"
-        )
-
-    def row_title(self, contrast: ContrastMatrix | None = None) -> str:
-        """What the rows of a matrix, or of a contrast, are."""
-        if contrast and contrast.a.startswith(f"{contrast.rows[0]}: "):
-            return "Method"
-        return "Trained on" if self.tables.row_axis in _DATA_AXES else _axis(self.tables.row_axis).capitalize()
-
-    def href(self, name: str) -> str:
-        """The run's page in MLflow, or its directory."""
-        if name not in self.runs:
-            raise DataError(f"the tables name run {name!r}, which is not among the {len(self.runs)} runs of the report")
-        return self.runs[name].page or quote(self.runs[name].directory)
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("medr1.reporting", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    text = formatting
+    filters = (text.label, text.axis_label, text.contrast_label, text.percent, text.interval, text.with_interval)
+    environment.filters |= {function.__name__: function for function in (*filters, text.p_text, slug, duration, quote)}
+    environment.globals |= {"row_title": _row_title, "references": references, "on_diagonal": text.on_diagonal}
+    environment.globals |= {"sizes": _sizes, "is_square": _is_square, "formats": draw.FORMATS}
+    environment.globals |= {"ALL": ALL, "MEAN": text.MEAN}
+    return environment.get_template("report.html")
 
 
-def _figures(page: _Page) -> Iterator[str]:
-    tables = page.tables
-    if tables.matrices:
-        yield page.figure("overview", *_overview(tables))
+def slug(name: str) -> str:
+    """A name as an HTML id or file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _figures(tables: SweepTables) -> list[SectionFigure]:
+    figures = [_overview(tables)] if tables.matrices else []
     for matrix in tables.matrices:
-        name, beneath = draw.label(matrix.method), references(matrix)
+        name, beneath, row_title = formatting.label(matrix.method), references(matrix), _row_title(tables)
         caption = (
-            f"{name}: accuracy in percent with its 95 % interval. Mean: of the columns with equal weight. Beneath, "
-            "averaged over the rows: base, controls and a guess."
+            f"{name}: accuracy in percent with its 95 % interval. Mean: over the columns with equal weight. Beneath: "
+            "base, controls and chance, averaged over the rows."
         )
-        if set(matrix.rows) & set(matrix.columns):
-            caption += " Outlined: tested on what it was trained on."
-        for control, (of_control, meaning) in CONTROLS.items():
+        if _is_square(matrix):
+            caption += " Outlined: tested on the training data's own modality or question type."
+        for control, description in CONTROL_DESCRIPTIONS.items():
             if any(reference.key.startswith(control) for reference in beneath):
-                caption += f" {of_control}: {meaning}."
-        figure = draw.accuracy_heatmap(matrix, beneath, page.row_title())
-        yield page.figure(f"accuracy-{slug(matrix.method)}", figure, caption)
+                caption += f" {formatting.label(control)}: {description}."
+        heatmap = draw.accuracy_heatmap(matrix, beneath, row_title)
+        figures.append(SectionFigure(f"accuracy-{slug(matrix.method)}", heatmap, caption))
         if any(cell.gain for row in matrix.cells.values() for cell in row.values()):
-            caption = f"{name}: gain over the base in percentage points, with its 95 % interval. {_OPEN}"
-            yield page.figure(f"gain-{slug(matrix.method)}", draw.gain_heatmap(matrix, page.row_title()), caption)
+            caption = f"{name}: gain over the base in percentage points, with its 95 % interval. {_STRUCK}"
+            figures.append(SectionFigure(f"gain-{slug(matrix.method)}", draw.gain_heatmap(matrix, row_title), caption))
     for contrast in tables.contrasts:
-        figure = draw.contrast_heatmap(contrast, page.row_title(contrast))
-        caption = f"{draw.contrast_name(contrast)}: difference in percentage points on the same records. {_OPEN}"
-        yield page.figure(f"contrast-{slug(contrast.b)}-{slug(contrast.a)}", figure, caption)
+        caption = (
+            f"{formatting.contrast_label(contrast)}: difference in percentage points on the same records. {_STRUCK}"
+        )
+        heatmap = draw.contrast_heatmap(contrast, _row_title(tables, contrast))
+        figures.append(SectionFigure(f"contrast-{slug(contrast.b)}-{slug(contrast.a)}", heatmap, caption))
+    return figures
 
 
-def _overview(tables: SweepTables) -> tuple[Figure, str]:
-    """Methods averaged over what they were trained on; where rows are no data, every row by itself."""
-    found: dict[str, dict[str, list[Estimate]]] = {"Base": {}}
+def _row_title(tables: SweepTables, contrast: ContrastMatrix | None = None) -> str:
+    """The title of the rows of a matrix or contrast."""
+    if contrast and contrast.a.startswith(f"{contrast.rows[0]}: "):
+        return "Method"
+    return "Trained on" if tables.row_axis in _DATA_AXES else formatting.axis_label(tables.row_axis).capitalize()
+
+
+def _is_square(matrix: Matrix) -> bool:
+    return bool(set(matrix.rows) & set(matrix.columns))
+
+
+def _sizes(matrix: Matrix) -> dict[str, int]:
+    """Number of test records by column."""
+    return {column: cell.n for cells in matrix.cells.values() for column, cell in cells.items()}
+
+
+def _overview(tables: SweepTables) -> SectionFigure:
+    """Methods, averaged over their training data; each row separately if rows are training settings."""
+    bars: dict[str, dict[str, list[Estimate]]] = {"Base": {}}
     chance: dict[str, float] = {}
     for matrix in tables.matrices:
         for row, cells in matrix.cells.items():
             name = row if len(tables.matrices) == 1 else f"{matrix.method}, {row}"
-            of_name = found.setdefault(matrix.method if tables.row_axis in _DATA_AXES else name, {})
-            for column in dict.fromkeys((*draw.columns_of(matrix), ALL)):
-                if cell := cells.get(column):
-                    chance[column] = cell.chance
-                    of_name.setdefault(column, []).append(cell.accuracy)
-                    if cell.base is not None:
-                        # The base may be asked in each row's own way, such as its reasoning mode.
-                        ends = wilson(round(cell.base * cell.n), cell.n)
-                        found["Base"].setdefault(column, []).append(Estimate(cell.base, *ends))
-    series = {name: {c: _mean(estimates) for c, estimates in of.items()} for name, of in found.items() if of}
+            of_name = bars.setdefault(matrix.method if tables.row_axis in _DATA_AXES else name, {})
+            for column in (c for c in (*matrix.columns, ALL) if c in cells):
+                cell = cells[column]
+                chance[column] = cell.chance
+                of_name.setdefault(column, []).append(cell.accuracy)
+                if cell.base is not None:
+                    # The base differs between rows if these change its evaluation, such as the reasoning mode.
+                    base = replace(wilson(round(cell.base * cell.n), cell.n), value=cell.base)
+                    bars["Base"].setdefault(column, []).append(base)
+    series = {name: {c: _mean(estimates) for c, estimates in of.items()} for name, of in bars.items() if of}
     caption = (
-        "Accuracy by column. Lines on the bars: 95 % intervals. Where a bar stands for several rows, value and ends "
-        "are averages, at least as wide as an interval for the average. Dashed: a guess among the options."
+        "Accuracy by column with 95 % intervals. For bars of several rows, value and interval ends are averages; such "
+        "an interval is at least as wide as that of the average. Dashed: chance."
     )
-    return draw.overview(series, chance), caption
+    return SectionFigure("overview", draw.overview(series, chance), caption)
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(*(fmean(getattr(e, end) for e in estimates) for end in ("value", "low", "high")))
 
 
-def _curves(page: _Page, curves: Curves) -> str:
-    """Of the runs that stand in a matrix and that were rewarded; seeds are averaged step by step."""
+def _curves(tables: SweepTables, curves: Curves) -> list[SectionFigure]:
+    """Training curves of the runs in the matrices that logged a reward, averaged over seeds."""
     reward, *_ = draw.CURVES
     lines = []
-    for matrix in page.tables.matrices:
+    for matrix in tables.matrices:
         for row, cells in matrix.cells.items():
             names = dict.fromkeys(name for cell in cells.values() for name in cell.runs)
             seeds = [curves[name] for name in names if reward in curves.get(name, {})]
             values = {metric: _average([seed.get(metric, ()) for seed in seeds]) for metric in draw.CURVES}
             lines += [draw.Curve(row, matrix.method, values)] if seeds else []
-    caption = "Reward and completion length while training, averaged over seeds. Lines: running mean of 5 values; "
-    caption += "behind them the values themselves."
-    return page.figure("curves", draw.curves(lines), caption) if lines else ""
+    caption = (
+        "Reward and completion length during training, averaged over seeds. Lines: running mean of 5 values, drawn "
+        "over the values."
+    )
+    return [SectionFigure("curves", draw.curves(lines), caption)] if lines else []
 
 
 def _average(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Mean of the seeds that logged a value, by step."""
+    """Mean by step over the seeds that logged a value."""
     by_step: dict[int, list[float]] = {}
     for step, value in (point for points in seeds for point in points):
         by_step.setdefault(step, []).append(value)
     return [(step, fmean(values)) for step, values in sorted(by_step.items())]
 
 
-def _section(page: _Page, section: Section) -> str:
-    parts = [f"<p>{escape(text)}</p>\n" for text in section.paragraphs]
-    parts += [page.figure(figure.name, figure.figure, figure.caption) for figure in section.figures]
-    parts += [result_table(title, table) for title, table in section.tables]
-    if section.gallery:
-        parts.append(f'<div class="gallery">{"".join(map(_example, section.gallery))}</div>\n')
-    return "".join(parts)
-
-
-def _example(item: GalleryItem) -> str:
-    stored = io.BytesIO()
-    item.image.save(stored, "PNG")
-    picture = base64.b64encode(stored.getvalue()).decode()
-    # A mark besides the colour, for readers who see no colours and for paper.
-    marks = {Verdict.RIGHT: "&#10003;", Verdict.WRONG: "&#10007;"}
-    said = ""
-    for piece in item.pieces:
-        mark = f'<sup title="{piece.verdict}">{marks[piece.verdict]}</sup>' if piece.verdict in marks else ""
-        said += f'<span class="{piece.verdict}">{escape(piece.text)}{mark}</span>'
-    return (
-        f'<figure><img src="data:image/png;base64,{picture}" alt="{escape(item.caption)}"><figcaption>'
-        f'<p class="said">{said}</p><p>{escape(item.caption)}</p></figcaption></figure>'
-    )
-
-
-def _runs(runs: Sequence[RunLink]) -> str:
-    axes = list(dict.fromkeys(axis for run in runs for axis in run.axes))
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("Run", *map(_axis, axes), "State", "Time", "Files"))
-    rows = []
-    for i, run in enumerate(runs):
-        values = "".join(f"<td>{escape(run.axes.get(axis, ''))}</td>" for axis in axes)
-        links = f'<a href="{quote(run.directory)}">directory</a>'
-        links += f' <a href="{escape(run.page)}">MLflow</a>' if run.page else ""
-        rows.append(
-            f'<tr id="run-{i}"><td>{escape(run.name)}</td>{values}<td class="state-{slug(run.state)}">'
-            f"{escape(run.state)}</td><td>{_time(run.seconds)}</td><td>{links}</td></tr>"
-        )
-        if run.error:
-            details = f"<details><summary>Why it failed</summary><pre>{escape(run.error)}</pre></details>"
-            rows.append(f'<tr><td colspan="{len(axes) + 4}">{details}</td></tr>')
-    body = "\n".join(rows)
-    table = f'<table class="runs"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>\n' if runs else ""
-
-
-def _facts(command: str, tables: SweepTables, facts: Mapping[str, str]) -> str:
+def _facts(tables: SweepTables) -> dict[str, str]:
     several = len(tables.seeds) > 1
     bootstrap = f"bootstrap over images{' and seeds' if several else ''}"
-    shown = {
+    return {
         "seeds": ", ".join(tables.seeds) or "one",
         "intervals": f"95 %; accuracy: {bootstrap if several else 'Wilson'}; means and differences: {bootstrap}",
         "p-values": f"exact McNemar test{', twice the median over the seeds' if several else ''}; "
-        "Holm's correction over the cells of a table, and over its rows for all records",
-        **facts,
+        "Holm's correction over the cells of a table, and separately over its column of all records",
     }
-    rows = "\n".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in shown.items())
-    return f'<pre>{escape(command)}</pre>\n<table class="facts"><tbody>{rows}</tbody></table>\n'
 
 
-def _time(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     if seconds is None:
-        return "&ndash;"
+        return "\N{EN DASH}"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _axis(name: str) -> str:
-    """An axis such as ``data.shortcut`` in words."""
-    return name.rpartition(".")[2].replace("_", " ")
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

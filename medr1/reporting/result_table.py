@@ -1,4 +1,4 @@
-"""The result table: one row for each modality and question type, with its controls and error bars, in 100 columns."""
+"""The result table of a run: a row for each modality and question type, a column for each condition."""
 
 from __future__ import annotations
 
@@ -13,46 +13,33 @@ from rich.text import Text
 from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
+from medr1.reporting.formatting import MODALITY_NAMES, QUESTION_TYPE_NAMES, p_value
 
-MODALITY_NAMES = {
-    Modality.CT: "CT",
-    Modality.MRI: "MRI",
-    Modality.XRAY: "X-Ray",
-    Modality.US: "Ultrasound",
-    Modality.DER: "Dermoscopy",
-    Modality.FP: "Fundus",
-    Modality.OCT: "OCT",
-    Modality.MICRO: "Microscopy",
-}
-QUESTION_TYPE_NAMES = {
-    QuestionType.ANATOMY: "Anatomy",
-    QuestionType.DISEASE: "Disease",
-    QuestionType.LESION: "Lesion grading",
-    QuestionType.MODALITY: "Modality",
-    QuestionType.ATTRIBUTES: "Attributes",
-}
 TRAINED_MARK = "\N{DAGGER}"
 _ABSENT = "-"
-# Conditions in the order of their columns. A title is as narrow as its numbers allow. Another's
-# picture and surface cues have no column: 100 are full. They stand in summary.json and in sweeps.
-_CONDITIONS = {
-    Condition.OPTION_PRIOR: "prior",
-    Condition.BLANK_IMAGE: "blank",
+# In the order of their columns. Shuffled image and surface cues do not fit into 100 columns; summary.json has them.
+_TITLES = {
+    Condition.OPTION_PRIOR: "option\nprior",
+    Condition.BLANK_IMAGE: "blank\nimage",
     Condition.BASE: "base",
     Condition.TRAINED: "trained",
+}
+_CONTROL_NOTES = {
+    Condition.OPTION_PRIOR: "option prior: the option most often correct in training.",
+    Condition.BLANK_IMAGE: "blank image: the model without the image.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """Titles and rows as text. A row of one text is the title of a section."""
+    """Titles and rows as text. A row with a single text is the title of a section."""
 
     titles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
 
     def __rich__(self) -> RenderableType:
-        """For a terminal, at most 100 columns wide. ``rich`` calls this on ``console.print(table)``."""
+        """For a terminal; called by ``console.print(table)``."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False)
         for position, title in enumerate(self.titles):
             table.add_column(Text(title), justify="right" if position else "left", no_wrap=True)
@@ -63,7 +50,6 @@ class ResultTable:
         return Group(table, *(Text(note, style="dim") for note in self.notes))
 
     def to_markdown(self) -> str:
-        """The same titles, rows and notes as a Markdown table."""
         lines = [self.titles, ("---", *["---:"] * (len(self.titles) - 1))]
         for row in self.rows:
             lines.append((f"**{row[0]}**", *[""] * (len(self.titles) - 1)) if len(row) == 1 else row)
@@ -79,82 +65,65 @@ def render_results(
     trained_modalities: Collection[Modality] = (),
     trained_question_types: Collection[QuestionType] = (),
 ) -> ResultTable:
-    """All conditions side by side.
+    """All conditions side by side, at most 100 columns wide.
 
     Args:
-        summaries: by condition; a condition that is absent leaves its column out.
+        summaries: by condition. The last one of the columns is shown with interval, chance and format rates.
         comparison: adds the columns difference and p; normally trained against base.
         trained_modalities, trained_question_types: rows to mark as seen in training.
 
     Raises:
-        ValueError: no condition the table knows, or one it does not know.
+        ValueError: no condition, or an unknown one.
     """
     if not summaries or summaries.keys() - {c.value for c in Condition}:
-        raise ValueError(f"the table knows {', '.join(_CONDITIONS)}; got {', '.join(summaries) or 'nothing'}")
-    present = [c for c in _CONDITIONS if c in summaries]
-    # The condition the table is about: the one whose interval, chance and format rates are shown.
-    subject = present[-1]
-    titles = ["", "n", "chance"]
-    for condition in present:
-        titles.append(f"{_CONDITIONS[condition]}\n[95 %]" if condition is subject else _CONDITIONS[condition])
+        raise ValueError(f"the table shows {', '.join(_TITLES)}; got {', '.join(summaries) or 'nothing'}")
+    conditions = [c for c in _TITLES if c in summaries]
+    titles = ["", "n", "chance", *(_TITLES[c] for c in conditions)]
+    titles[-1] += "\n[95 %]"
     titles += ["difference\n[95 %]", "p"] if comparison else []
     titles += ["fmt", "not\nread"]
 
     rows: list[tuple[str, ...]] = []
-    for section, name, of_summary, of_contrast in _rows(
-        summaries, comparison, set(trained_modalities), set(trained_question_types)
-    ):
-        if section:
-            rows.append((section,))
-        rows.append((name, *_numbers(present, of_summary, comparison is not None, of_contrast)))
-    return ResultTable(tuple(titles), tuple(rows), tuple(_notes(summaries, present, comparison, rows)))
 
+    def add(name: str, cells: Mapping[str, Cell], contrast: Contrast | None) -> None:
+        if cells:
+            rows.append((name, *_numbers(conditions, cells, comparison is not None, contrast)))
 
-_Row = tuple[str, str, dict[str, Cell], Contrast | None]
-
-
-def _rows(
-    summaries: Mapping[str, Summary],
-    comparison: Comparison | None,
-    trained_modalities: Collection[Modality],
-    trained_question_types: Collection[QuestionType],
-) -> Iterator[_Row]:
-    """Section title (first row of a section only), row name, cell of each condition that has one, contrast."""
-    title = "By modality"
+    rows.append(("By modality",))
     for m, name in MODALITY_NAMES.items():
-        if cells := {c: s.by_modality[m] for c, s in summaries.items() if m in s.by_modality}:
-            mark = TRAINED_MARK if m in trained_modalities else ""
-            yield title, name + mark, cells, comparison.by_modality.get(m) if comparison else None
-            title = ""
-    title = "By type"
+        cells = {c: s.by_modality[m] for c, s in summaries.items() if m in s.by_modality}
+        mark = TRAINED_MARK if m in trained_modalities else ""
+        add(name + mark, cells, comparison.by_modality.get(m) if comparison else None)
+    rows.append(("By type",))
     for t, name in QUESTION_TYPE_NAMES.items():
-        if cells := {c: s.by_question_type[t] for c, s in summaries.items() if t in s.by_question_type}:
-            mark = TRAINED_MARK if t in trained_question_types else ""
-            yield title, name + mark, cells, comparison.by_question_type.get(t) if comparison else None
-            title = ""
-    overall = {c: s.overall for c, s in summaries.items()}
-    yield "Overall", "All questions", overall, comparison.overall if comparison else None
+        cells = {c: s.by_question_type[t] for c, s in summaries.items() if t in s.by_question_type}
+        mark = TRAINED_MARK if t in trained_question_types else ""
+        add(name.removesuffix(" grading") + mark, cells, comparison.by_question_type.get(t) if comparison else None)
+    rows.append(("Overall",))
+    add("All questions", {c: s.overall for c, s in summaries.items()}, comparison.overall if comparison else None)
+    return ResultTable(tuple(titles), tuple(rows), tuple(_notes(summaries, conditions, comparison, rows)))
 
 
 def _numbers(
-    present: list[Condition], cells: Mapping[str, Cell], compared: bool, contrast: Contrast | None
+    conditions: list[Condition], cells: Mapping[str, Cell], compared: bool, contrast: Contrast | None
 ) -> Iterator[str]:
-    subject = present[-1]
-    cell = cells.get(subject)
-    # n and chance belong to the questions, not to a condition, so another condition may stand in.
+    last = conditions[-1]
+    cell = cells.get(last)
+    # n and chance are the same in all conditions.
     some = cell or next(iter(cells.values()))
     yield str(some.n)
     yield _percent(some.chance)
-    for condition in present:
-        of_condition = cells.get(condition)
-        value = _percent(of_condition.accuracy) if of_condition else _ABSENT
-        if of_condition and condition is subject:
-            value += f" [{_percent(of_condition.low)},{_percent(of_condition.high)}]"
-        yield value
+    for condition in conditions[:-1]:
+        yield _percent(cells[condition].accuracy.value) if condition in cells else _ABSENT
+    if cell:
+        accuracy = cell.accuracy
+        yield f"{_percent(accuracy.value)} [{_percent(accuracy.low)},{_percent(accuracy.high)}]"
+    else:
+        yield _ABSENT
     if compared and contrast:
-        low, high = _percent(contrast.low, "+"), _percent(contrast.high, "+")
-        yield f"{_percent(contrast.difference, '+')} [{low},{high}]"
-        yield _p(contrast.p) + ("*" if contrast.p_holm < 0.05 else " ")
+        d = contrast.difference
+        yield f"{_percent(d.value, '+')} [{_percent(d.low, '+')},{_percent(d.high, '+')}]"
+        yield p_value(contrast.p) + ("*" if contrast.p_holm < 0.05 else " ")
     elif compared:
         yield from (_ABSENT, _ABSENT)
     yield _percent(cell.format_rate) if cell else _ABSENT
@@ -162,37 +131,26 @@ def _numbers(
 
 
 def _percent(fraction: float, sign: str = "") -> str:
-    """A fraction in percent with one decimal, and 100 without: at most four characters besides the sign."""
-    # Adding zero turns the -0.0 that rounding can leave into 0.0.
+    """In percent with one decimal, but 100 without: at most four characters besides the sign."""
     text = f"{round(100 * fraction, 1) + 0.0:{sign}.1f}"
     return text.removesuffix(".0") if text.endswith("100.0") else text
 
 
-def _p(p: float) -> str:
-    if p < 0.001:
-        return "<.001"
-    return f"{p:.3f}".removeprefix("0") if p < 0.9995 else "1.00"
-
-
 def _notes(
     summaries: Mapping[str, Summary],
-    present: list[Condition],
+    conditions: list[Condition],
     comparison: Comparison | None,
     rows: list[tuple[str, ...]],
 ) -> Iterator[str]:
-    subject = present[-1]
-    yield f"In %. fmt: {_CONDITIONS[subject]} completions in the format asked for; not read: those without an answer."
-    means = [f"{_CONDITIONS[c]} {_percent(summaries[c].modality_mean)}" for c in present if summaries[c].by_modality]
+    names = {c: c.value.replace("_", " ") for c in conditions}
+    yield f"In %. fmt: {names[conditions[-1]]} completions in the requested format; not read: those without a parsed answer."
+    means = [f"{names[c]} {_percent(summaries[c].modality_mean)}" for c in conditions if summaries[c].by_modality]
     if means:
-        yield f"Mean over modalities, each with equal weight: {', '.join(means)}."
-    if controls := [c for c in present if c in (Condition.OPTION_PRIOR, Condition.BLANK_IMAGE)]:
-        meaning = {
-            Condition.OPTION_PRIOR: "prior: the option most often right in training.",
-            Condition.BLANK_IMAGE: "blank: the model without its picture.",
-        }
-        yield "Controls. " + " ".join(meaning[c] for c in controls)
+        yield f"Mean over modalities with equal weight: {', '.join(means)}."
+    if controls := [note for c, note in _CONTROL_NOTES.items() if c in conditions]:
+        yield f"Controls. {' '.join(controls)}"
     if comparison:
         yield f"difference: {comparison.b} minus {comparison.a}, bootstrap over images; p: exact McNemar test;"
-        yield "*: below .05 after Holm's correction for the rows of its section."
+        yield "*: below .05 after Holm's correction over the rows of its section."
     if any(row[0].endswith(TRAINED_MARK) for row in rows):
         yield f"{TRAINED_MARK}: seen in training."

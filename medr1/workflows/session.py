@@ -24,7 +24,7 @@ from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.reporting.tables import render_results
+from medr1.reporting.result_table import render_results
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.address import stored_run
@@ -147,7 +147,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     for name, summary in summaries.items():
         tracker.log_metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
-        tracker.log_metrics({"trained/difference": comparison.overall.difference}, step)
+        tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
     trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
     table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
     write_json(

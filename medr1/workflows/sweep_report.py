@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.predictions import Condition, read_predictions
-from medr1.evaluation.tables import SweepRun, SweepTables
-from medr1.reporting.matrix_text import render_matrices
-from medr1.reporting.rationale_section import rationale_section
+from medr1.evaluation.sweep_tables import SweepRun, SweepTables
+from medr1.reporting.findings import findings
+from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
-from medr1.reporting.table_files import to_csv, to_dict
-from medr1.reporting.trend_section import trend_section
+from medr1.reporting.sections import rationale_section, trend_section
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
@@ -54,18 +54,20 @@ def report_sweep(place: Path) -> None:
             send_pending(directory.run(name))
     runs = [_read(directory.run(name), manifest.jobs[name].axes) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
+    sentences = findings(tables)
     report = write_report(
         directory.report,
         title=manifest.title,
         command=" ".join(["python train.py", *manifest.command]),
         tables=tables,
+        findings=sentences,
         runs=[_link(directory, manifest, name, state, history) for name, state in states.items()],
         curves={name: _curves(directory.run(name), history) for name in finished},
         sections=[s for s in (trend_section(tables), _rationales(directory, manifest.rows, finished, runs)) if s],
         facts=_facts(directory, finished),
     )
-    write_json(directory.report / "matrices.json", to_dict(tables))
-    text = ["\n".join(f"- {sentence}" for sentence in tables.findings) + "\n"]
+    write_json(directory.report / "matrices.json", {**asdict(tables), "findings": sentences})
+    text = ["\n".join(f"- {sentence}" for sentence in sentences) + "\n"]
     console = Console(width=100)
     for method, table in render_matrices(tables):
         text.append(f"## {method}\n\n{table.to_markdown()}")
@@ -74,7 +76,7 @@ def report_sweep(place: Path) -> None:
     for matrix in tables.matrices:
         write_text(directory.report / f"{matrix.method.replace(' ', '_').replace('/', '-')}.csv", to_csv(matrix))
     write_text(directory.report / "results.md", "\n".join(text))
-    for sentence in tables.findings:
+    for sentence in sentences:
         console.print(f"- {sentence}", highlight=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
     _track(directory, states, tables, console)

@@ -113,25 +113,25 @@ def test_chance_and_cues_of_a_cell_are_those_of_its_test(splits: Path, run: Call
     ct = cell(run(splits), Modality.CT)
     assert (ct.train, ct.test, dict(ct.options)) == (3, 3, {2: 1, 3: 1, 4: 1})
     assert ct.chance == pytest.approx((1 / 4 + 1 / 2 + 1 / 3) / 3)
-    # "Cyst." is the odd one out and right; nothing points anywhere in the other two.
-    assert ct.cues == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    # "Cyst." is the odd one out and correct; the other two questions have no cue.
+    assert ct.surface_cues == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
     assert run(splits).sources[0].cues.odd_full_stop == CueCount(2, 1)
 
 
 def test_leaks_by_path_are_those_of_the_same_cell_and_of_all(splits: Path, run: Callable[..., Audit]) -> None:
     found = run(splits)
-    assert found.pictures is None
-    assert cell(found, Modality.CT).leak == Leak(images=2, by_path=1, by_picture=None)
+    assert found.compared_images is None
+    assert cell(found, Modality.CT).leak == Leak(images=2, by_path=1, by_content=None)
     assert cell(found, Modality.XRAY).leak == Leak(1, 0, None)
     # 1.png (CT), 4.png (trained as X-Ray), 10.png (trained in the file called unknown), not 11.png.
     assert family(found, SplitAxis.MODALITY).leak == Leak(4, 3, None)
 
 
-def test_a_cell_without_training_file_has_no_leak_and_no_blind_score(splits: Path, run: Callable[..., Audit]) -> None:
+def test_a_cell_without_training_file_has_no_leak_and_no_option_prior(splits: Path, run: Callable[..., Audit]) -> None:
     found = run(splits)
     us = cell(found, Modality.US)
-    assert (us.train, us.test, us.leak, us.blind) == (None, 1, None, None)
-    assert Modality.US not in family(found, SplitAxis.MODALITY).blind
+    assert (us.train, us.test, us.leak, us.option_prior) == (None, 1, None, None)
+    assert Modality.US not in family(found, SplitAxis.MODALITY).option_prior
     assert Modality.MRI not in family(found, SplitAxis.MODALITY).cells
 
 
@@ -145,18 +145,20 @@ def test_questions_that_cross_the_families_whatever_the_order_of_their_options(
     ]
 
 
-def test_blind_scores_by_hand(splits: Path, run: Callable[..., Audit]) -> None:
+def test_the_option_prior_by_hand(splits: Path, run: Callable[..., Audit]) -> None:
     modality = family(run(splits), SplitAxis.MODALITY)
-    # Trained on CT: cyst is right 2 of 3 times offered (it is offered twice in one record), lung 1 of 1.
-    # Test: "Cyst." is right; eye and ear are unknown, a guess; with cyst beside them it is taken, and wrong.
-    assert modality.blind[Modality.CT][Modality.CT] == pytest.approx((1 + 1 / 2 + 0) / 3)
-    assert modality.blind[Modality.CT] == pytest.approx({Modality.CT: 0.5, Modality.XRAY: 0.0, Modality.US: 1.0})
+    # Trained on CT: cyst is correct 2 of 3 times offered (it is offered twice in one record), lung 1 of 1.
+    # Test: "Cyst." is correct; eye and ear are unknown, a guess; with cyst beside them it is taken, and wrong.
+    assert modality.option_prior[Modality.CT][Modality.CT] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert modality.option_prior[Modality.CT] == pytest.approx({Modality.CT: 0.5, Modality.XRAY: 0.0, Modality.US: 1.0})
     # Trained on X-Ray: eye 1 / (1 + 1), ear 1 / (2 + 1), nose 0.
-    assert modality.blind[Modality.XRAY] == pytest.approx({Modality.CT: 2.25 / 3, Modality.XRAY: 1.0, Modality.US: 0.5})
-    assert cell(run(splits), Modality.XRAY).blind == 1.0
-    assert (modality.pairs, modality.across) == (4, pytest.approx((0.0 + 1.0 + 0.75 + 0.5) / 4))
+    assert modality.option_prior[Modality.XRAY] == pytest.approx(
+        {Modality.CT: 2.25 / 3, Modality.XRAY: 1.0, Modality.US: 0.5}
+    )
+    assert cell(run(splits), Modality.XRAY).option_prior == 1.0
+    assert (modality.pairs, modality.off_diagonal) == (4, pytest.approx((0.0 + 1.0 + 0.75 + 0.5) / 4))
     chances = {Modality.CT: (1 / 4 + 1 / 2 + 1 / 3) / 3, Modality.XRAY: 1 / 4, Modality.US: 1 / 2}
-    assert modality.across_chance == pytest.approx(
+    assert modality.off_diagonal_chance == pytest.approx(
         (chances[Modality.XRAY] + chances[Modality.CT] + 2 * chances[Modality.US]) / 4
     )
 
@@ -165,10 +167,10 @@ def test_one_hit_in_one_question_is_less_than_nine_in_ten(tmp_path: Path, run: C
     often = [row(f"{i}.png", "Cyst/Scar", "A" if i else "B") for i in range(10)]
     write(tmp_path / "s", "modality", CT, "train", [*often, row("r.png", "Rare/Nose", "A")])
     write(tmp_path / "s", "modality", CT, "test", [row("t.png", "Rare/Cyst", "B")])
-    assert cell(run(tmp_path / "s"), Modality.CT).blind == 1.0
+    assert cell(run(tmp_path / "s"), Modality.CT).option_prior == 1.0
 
 
-def test_blind_scores_against_a_slow_count(tmp_path: Path, run: Callable[..., Audit]) -> None:
+def test_the_option_prior_against_a_slow_count(tmp_path: Path, run: Callable[..., Audit]) -> None:
     draw = random.Random(3)
 
     def rows(count: int) -> list[Row]:
@@ -199,31 +201,31 @@ def test_blind_scores_against_a_slow_count(tmp_path: Path, run: Callable[..., Au
     for question in test:
         best = [t for t in options(question) if score(t) == max(map(score, options(question)))]
         total += Fraction(best.count(correct(question)), len(best))
-    assert cell(run(tmp_path / "s"), Modality.CT).blind == pytest.approx(float(total / 200))
+    assert cell(run(tmp_path / "s"), Modality.CT).option_prior == pytest.approx(float(total / 200))
 
 
-def save_picture(path: Path, seed: int) -> None:
+def save_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((60, 60), Image.Resampling.BICUBIC).save(path)
 
 
-def test_leaks_by_picture_find_copies_under_another_path(
+def test_leaks_by_content_find_copies_under_another_path(
     splits: Path, tmp_path: Path, run: Callable[..., Audit]
 ) -> None:
     for name, seed in {"1.png": 1, "2.png": 2, "4.png": 2, "9.png": 9, "10.png": 10, "11.png": 9}.items():
-        save_picture(tmp_path / "Images" / "D" / name, seed)
+        save_image(tmp_path / "Images" / "D" / name, seed)
     found = run(splits, tmp_path)
-    assert found.pictures == 6
+    assert found.compared_images == 6
     assert dict(found.bad_images) == {"no_image": 1}
-    assert cell(found, Modality.CT).leak == Leak(images=2, by_path=1, by_picture=2)
+    assert cell(found, Modality.CT).leak == Leak(images=2, by_path=1, by_content=2)
     assert cell(found, Modality.XRAY).leak == Leak(1, 0, 0)
     assert family(found, SplitAxis.MODALITY).leak == Leak(4, 3, 4)
 
 
-def test_an_unreadable_picture_is_still_the_same_path(splits: Path, tmp_path: Path, run: Callable[..., Audit]) -> None:
-    save_picture(tmp_path / "Images" / "D" / "4.png", 2)
-    assert cell(run(splits, tmp_path), Modality.CT).leak == Leak(images=2, by_path=1, by_picture=1)
+def test_an_unreadable_image_is_compared_by_path(splits: Path, tmp_path: Path, run: Callable[..., Audit]) -> None:
+    save_image(tmp_path / "Images" / "D" / "4.png", 2)
+    assert cell(run(splits, tmp_path), Modality.CT).leak == Leak(images=2, by_path=1, by_content=1)
 
 
 def test_without_split_files_all_records_are_test(tmp_path: Path, run: Callable[..., Audit]) -> None:
@@ -249,7 +251,7 @@ def test_without_split_files_all_records_are_test(tmp_path: Path, run: Callable[
     assert (xray.train, xray.test, disease.test) == (None, 2, 3)
     assert disease.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
     assert [f.leak for f in found.families] == [None, None]
-    assert [f.across for f in found.families] == [None, None]
+    assert [f.off_diagonal for f in found.families] == [None, None]
     assert list(found.crossings) == []
 
 
@@ -258,20 +260,18 @@ def test_it_is_ready_for_json(splits: Path, run: Callable[..., Audit]) -> None:
     assert json.loads(json.dumps(plain)) == plain
     modality = plain["families"][0]
     assert modality["axis"] == "modality"
-    assert modality["cells"]["ct"]["leak"] == {"images": 2, "by_path": 1, "by_picture": None}
+    assert modality["cells"]["ct"]["leak"] == {"images": 2, "by_path": 1, "by_content": None}
     assert modality["cells"]["ct"]["options"] == {"2": 1, "3": 1, "4": 1}
-    assert modality["blind"]["ct"]["us"] == 1.0
+    assert modality["option_prior"]["ct"]["us"] == 1.0
     assert plain["crossings"][0]["shared"] == 2
     assert len(plain["examples"]) == 4
 
 
-def test_a_place_that_is_not_there_and_pictures_of_something_else(
-    splits: Path, tmp_path: Path, run: Callable[..., Audit]
-) -> None:
+def test_a_missing_place_and_foreign_images(splits: Path, tmp_path: Path, run: Callable[..., Audit]) -> None:
     with pytest.raises(DataError, match=r"absent does not exist\. Remedy"):
         run(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds none of the pictures .* Remedy"):
+    with pytest.raises(DataError, match=r"none of the images .* Remedy"):
         run(splits, tmp_path / "empty")
 
 
@@ -309,9 +309,9 @@ def test_the_leaks_of_the_real_splits(real: Audit) -> None:
 
 
 @needs_splits
-def test_the_blind_scores_of_the_real_splits(real: Audit) -> None:
-    blind = {value: round(c.blind, 3) for f in real.families for value, c in f.cells.items() if c.blind is not None}
-    assert blind == {
+def test_the_option_prior_of_the_real_splits(real: Audit) -> None:
+    cells = {value: cell for f in real.families for value, cell in f.cells.items()}
+    assert {v: round(c.option_prior, 3) for v, c in cells.items() if c.option_prior is not None} == {
         Modality.CT: 0.990,
         Modality.XRAY: 0.946,
         Modality.US: 0.834,
@@ -325,7 +325,7 @@ def test_the_blind_scores_of_the_real_splits(real: Audit) -> None:
         QuestionType.ATTRIBUTES: 1.000,
     }
     modality = family(real, SplitAxis.MODALITY)
-    assert (modality.pairs, round(modality.across or 0, 3)) == (49, 0.277)
+    assert (modality.pairs, round(modality.off_diagonal or 0, 3)) == (49, 0.277)
 
 
 @needs_splits
@@ -340,12 +340,12 @@ def test_chance_and_cues_of_the_real_splits(real: Audit) -> None:
 
 
 @pytest.mark.skipif(not MINI.is_dir(), reason="the OmniMedVQA sample is not beside the repository")
-def test_by_picture_the_real_sample_leaks_more_than_by_path(run: Callable[..., Audit]) -> None:
+def test_by_content_the_real_sample_leaks_more_than_by_path(run: Callable[..., Audit]) -> None:
     found = run(MINI)
-    assert found.pictures == 1_194
-    # MHSMA's x.jpg and x.png are one picture; so are copies in Chest CT Scan.
-    assert cell(found, Modality.MICRO).leak == Leak(images=32, by_path=9, by_picture=14)
-    assert cell(found, Modality.CT).leak == Leak(images=53, by_path=35, by_picture=40)
+    assert found.compared_images == 1_194
+    # MHSMA's x.jpg and x.png have the same content; so do copies in Chest CT Scan.
+    assert cell(found, Modality.MICRO).leak == Leak(images=32, by_path=9, by_content=14)
+    assert cell(found, Modality.CT).leak == Leak(images=53, by_path=35, by_content=40)
     assert {source.name: source.readable for source in found.sources} == {
         "modality splits": 2_098,
         "question type splits": 2_098,

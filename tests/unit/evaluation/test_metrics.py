@@ -29,7 +29,7 @@ def line(
     format: bool = True,
     truncated: bool = False,
 ) -> Prediction:
-    """A line whose right answer is A."""
+    """A prediction whose correct answer is A."""
     return Prediction(
         record=record,
         image=image or record,
@@ -61,17 +61,17 @@ LINES = [
 def test_the_overall_cell_by_counting() -> None:
     cell = summarise(LINES).overall
     assert (cell.n, cell.images) == (5, 4)
-    assert cell.accuracy == 3 / 5
-    assert (cell.low, cell.high) == wilson(3, 5)
+    assert cell.accuracy.value == 3 / 5
+    assert cell.accuracy == wilson(3, 5)
     assert cell.chance == pytest.approx((4 * 0.25 + 0.5) / 5)
-    assert (cell.format_rate, cell.unparsed_rate, cell.truncated_rate) == (3 / 5, 1 / 5, 1 / 5)
+    assert (cell.format_rate, cell.unparsed_rate, cell.clipped_ratio) == (3 / 5, 1 / 5, 1 / 5)
     assert cell.lenient_accuracy == 4 / 5
-    assert cell.length == (4 + 6 + 50 + 20 + 10) / 5
+    assert cell.mean_length == (4 + 6 + 50 + 20 + 10) / 5
 
 
 def test_only_what_occurs_has_a_cell() -> None:
     summary = summarise(LINES)
-    assert {m: (c.n, c.accuracy) for m, c in summary.by_modality.items()} == {
+    assert {m: (c.n, c.accuracy.value) for m, c in summary.by_modality.items()} == {
         Modality.CT: (3, 1 / 3),
         Modality.OCT: (2, 1.0),
     }
@@ -83,7 +83,7 @@ def test_only_what_occurs_has_a_cell() -> None:
 def test_a_summary_is_plain_json() -> None:
     plain = summarise(LINES).to_dict()
     assert json.loads(json.dumps(plain)) == plain
-    assert plain["by_modality"]["oct"]["accuracy"] == 1.0
+    assert plain["by_modality"]["oct"]["accuracy"]["value"] == 1.0
     assert {type(key) for key in (*plain["by_modality"], *plain["by_question_type"])} == {str}
     assert (plain["condition"], plain["overall"]["n"]) == ("base", 5)
 
@@ -91,7 +91,7 @@ def test_a_summary_is_plain_json() -> None:
 def test_a_summary_is_of_one_condition_and_of_records_that_occur_once() -> None:
     with pytest.raises(DataError, match="found: base, trained"):
         summarise([LINES[0], replace(LINES[1], condition="trained")])
-    with pytest.raises(DataError, match="no prediction at all"):
+    with pytest.raises(DataError, match="no predictions"):
         summarise([])
     with pytest.raises(DataError, match="record 1 occurs twice in condition base"):
         summarise([LINES[0], LINES[0]])
@@ -106,7 +106,7 @@ def test_metric_names_and_values() -> None:
         "test/accuracy/question_type/lesion": 1.0,
         "test/format_rate": 0.6,
         "test/unparsed_rate": 0.2,
-        "test/completion_length": 18.0,
+        "test/completions/mean_length": 18.0,
         "test/chance": pytest.approx(0.3),
         "test/lenient_accuracy": 0.8,
     }
@@ -120,23 +120,23 @@ def trained(answers: str) -> list[Prediction]:
 
 
 def test_a_comparison_by_counting() -> None:
-    # base: right, wrong, wrong, right, right; trained: right, right, right, wrong, right.
+    # base: correct, wrong, wrong, correct, correct; trained: correct, correct, correct, wrong, correct.
     result = compare(LINES, trained("AAABA"))
     assert (result.a, result.b) == ("base", "trained")
     assert (result.overall.n, result.overall.images) == (5, 4)
-    assert (result.overall.b, result.overall.c) == (1, 2)
-    assert result.overall.difference == pytest.approx(1 / 5)
-    assert result.overall.low < 0.2 < result.overall.high
-    # b=1, c=2: 2 * P(X <= 1 of 3) = 2 * 4/8 = 1
+    assert (result.overall.only_a, result.overall.only_b) == (1, 2)
+    assert result.overall.difference.value == pytest.approx(1 / 5)
+    assert result.overall.difference.low < 0.2 < result.overall.difference.high
+    # 1 and 2: 2 * P(X <= 1 of 3) = 2 * 4/8 = 1
     assert result.overall.p == 1.0
     ct = result.by_modality[Modality.CT]
-    assert (ct.b, ct.c) == (0, 2)
-    assert ct.difference == pytest.approx(2 / 3)
+    assert (ct.only_a, ct.only_b) == (0, 2)
+    assert ct.difference.value == pytest.approx(2 / 3)
     assert ct.p == pytest.approx(0.5)  # 2 * (1/2)^2
-    assert result.by_question_type[QuestionType.LESION].difference == -0.5
+    assert result.by_question_type[QuestionType.LESION].difference.value == -0.5
     plain = result.to_dict()
     assert json.loads(json.dumps(plain)) == plain
-    assert plain["by_modality"]["ct"]["c"] == 2
+    assert plain["by_modality"]["ct"]["only_b"] == 2
 
 
 def test_the_order_of_the_lines_does_not_matter() -> None:
@@ -145,7 +145,7 @@ def test_the_order_of_the_lines_does_not_matter() -> None:
 
 
 def test_holm_covers_the_cells_of_a_family() -> None:
-    # CT: 8 records right only in b, p = 2/2^8 = 1/128; OCT: 6, p = 2/2^6 = 1/32. Holm: 1/128 * 2 and 1/32 * 1.
+    # CT: 8 records correct only in b, p = 2/2^8 = 1/128; OCT: 6, p = 2/2^6 = 1/32. Holm: 1/128 * 2 and 1/32 * 1.
     modalities = [Modality.CT] * 8 + [Modality.OCT] * 6
     a = [line(str(i), "B", modality=m) for i, m in enumerate(modalities)]
     b = [line(str(i), "A", modality=m, condition="trained") for i, m in enumerate(modalities)]
@@ -160,14 +160,14 @@ def test_holm_covers_the_cells_of_a_family() -> None:
 
 def test_a_record_that_is_missing_on_either_side_is_named() -> None:
     other = trained("AAABA")
-    with pytest.raises(DataError, match=r"condition trained lacks 2 record\(s\) .* such as 1;"):
+    with pytest.raises(DataError, match=r"condition trained lacks 2, such as 1;"):
         compare(LINES, other[2:])
-    with pytest.raises(DataError, match=r"condition base lacks 1 record\(s\) .* such as 5;"):
+    with pytest.raises(DataError, match=r"condition base lacks 1, such as 5;"):
         compare(LINES[:-1], other)
 
 
 def test_a_record_must_be_the_same_question_on_both_sides() -> None:
     other = trained("AAABA")
     other[0] = replace(other[0], options=3)
-    with pytest.raises(DataError, match=r"record 1 is not the same question in base .* and trained"):
+    with pytest.raises(DataError, match=r"record 1 .* condition base .*4\).* condition trained .*3\)"):
         compare(LINES, other)

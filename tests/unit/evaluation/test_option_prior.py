@@ -1,4 +1,4 @@
-"""The blind control: its definition on toy records, chance where it knows nothing, and its figures on real splits."""
+"""The option prior: its definition on toy records, chance on unknown options, and its accuracy on real splits."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ SPLITS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "medr1
 
 @dataclass(frozen=True)
 class Unseen:
-    """A picture nobody may look at."""
+    """An image that must not be loaded."""
 
-    key: str = "picture"
+    key: str = "image"
 
     def load(self, size: int) -> Image.Image:
-        raise AssertionError("a blind control must not look at the image")
+        raise AssertionError("the option prior must not load the image")
 
 
 def record(options: dict[str, str], answer: str, id: str = "1") -> Record:
     return Record(id, Unseen(), Modality.CT, QuestionType.DISEASE, "What is it?", options, answer)
 
 
-def test_the_share_of_times_right_decides_not_the_count() -> None:
+def test_the_rate_decides_not_the_count() -> None:
     often = [record({"A": "benign", "B": "cyst"}, "A", str(i)) for i in range(3)]
-    # benign: right in 3 of 6 questions that offer it; rare: right in 1 of 1; each with one more that it lost.
+    # benign: correct in 3 of 6 questions that offer it; rare: in 1 of 1; each denominator plus one.
     wrong = [record({"A": "benign", "B": "nevus"}, "B", f"w{i}") for i in range(3)]
     prior = OptionPrior.fit([*often, *wrong, record({"A": "rare", "B": "cyst"}, "A")])
     assert prior.score("benign") == 3 / 7
@@ -54,9 +54,9 @@ def test_fitting_takes_at_least_one_record() -> None:
         OptionPrior.fit([])
 
 
-def test_an_ignorant_control_is_at_chance_and_has_no_favourite_position() -> None:
+def test_unknown_options_are_at_chance_without_a_preferred_position() -> None:
     prior = OptionPrior.fit([record({"A": "x", "B": "y"}, "A")])
-    # Only the right option's position is skewed: always D. Choosing the first would score 0, the last 1.
+    # Only the correct option's position is skewed: always D. Choosing the first would score 0, the last 1.
     unknown = [record({"A": "p", "B": "q", "C": "r", "D": "s"}, "D", id=str(i)) for i in range(4000)]
     chosen = [prior.predict(r) for r in unknown]
     # Each letter is binomial(4000, 1/4): mean 1000, standard deviation 27; four of those either way.
@@ -73,7 +73,7 @@ def test_a_tie_goes_to_the_same_text_wherever_it_stands() -> None:
 
 
 @pytest.mark.parametrize("mode", list(ReasoningMode))
-def test_blind_predictions_are_well_formed_lines(mode: ReasoningMode) -> None:
+def test_predictions_are_well_formed(mode: ReasoningMode) -> None:
     known = record({"A": "cyst", "E": "tumour"}, "E", id="known")
     lines = option_prior_predictions(
         OptionPrior.fit([known]), [known, record({"A": "tumour", "B": "cyst"}, "B", "2")], mode
@@ -97,7 +97,7 @@ def read_split(family: str, part: str, name: str) -> list[Record]:
     return records
 
 
-# Accuracies of the blind control within a modality or a question type, measured on the Med-R1 splits.
+# Accuracies of the option prior within a modality or a question type, measured on the Med-R1 splits.
 REAL = {
     ("modality", "CT(Computed Tomography)"): 0.990,
     ("modality", "Dermoscopy"): 0.953,
@@ -119,7 +119,7 @@ def test_the_figures_on_the_real_splits(family: str, name: str) -> None:
     prior = OptionPrior.fit(read_split(family, "train", name))
     lines = option_prior_predictions(prior, read_split(family, "test", name), ReasoningMode.NO_THINK)
     accuracy = sum(p.correct for p in lines) / len(lines)
-    # Room for the rounding of the figures and for a tie or two.
+    # Tolerance for rounding and a few ties.
     assert accuracy == pytest.approx(REAL[family, name], abs=0.001)
 
 

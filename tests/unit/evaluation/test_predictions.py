@@ -15,7 +15,7 @@ from PIL import Image
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
-from medr1.evaluation.predictions import Prediction, by_condition, prediction, read_predictions, write_predictions
+from medr1.evaluation.predictions import Prediction, prediction, read_predictions, write_predictions
 
 LINE = Prediction(
     record="ct/1",
@@ -38,7 +38,7 @@ UNREAD = replace(LINE, record="ct/2", text="", parsed=None, lenient=None, correc
 
 
 @dataclass(frozen=True)
-class Picture:
+class UnreadImage:
     key: str
 
     def load(self, size: int) -> Image.Image:
@@ -115,16 +115,16 @@ def test_a_duplicate_is_never_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (edited(record="ct/2")[:-9], "broken JSON"),
-        ("", "broken JSON"),
+        (edited(record="ct/2")[:-9], "not JSON"),
+        ("", "not JSON"),
         ("[1]", "expected an object, got list"),
         (edited(record="ct/2", parsed=...), r"missing field\(s\): parsed"),
         (edited(record="ct/2", colour="red"), r"unknown field\(s\): colour"),
         (edited(record="ct/2", length=True), "field length: True is not int"),
-        (edited(record="ct/2", correct=1), "field right: 1 is not bool"),
+        (edited(record="ct/2", correct=1), "field correct: 1 is not bool"),
         (edited(record="ct/2", answer=None), "field answer: None is not str"),
         (edited(record="ct/2", modality="pet"), "field modality: 'pet' is none of ct, mri"),
-        (edited(record="ct/2", correct=False), "record ct/2: right is False, but parsed is 'B' and answer 'B'"),
+        (edited(record="ct/2", correct=False), "record ct/2: correct is False"),
         (edited(), "record ct/1 occurs twice in condition base"),
     ],
 )
@@ -138,30 +138,28 @@ def test_errors_name_file_and_line(tmp_path: Path, second: str, message: str) ->
 def test_one_record_may_stand_in_several_conditions(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(f"{edited()}\n{edited(condition='trained')}\n", encoding="utf-8")
-    groups = by_condition(read_predictions(path))
-    assert {name: [p.record for p in lines] for name, lines in groups.items()} == {
-        "base": ["ct/1"],
-        "trained": ["ct/1"],
-    }
+    assert [(p.record, p.condition) for p in read_predictions(path)] == [("ct/1", "base"), ("ct/1", "trained")]
 
 
-def test_bytes_that_are_no_text_and_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_and_a_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(edited().encode() + b"\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"p\.jsonl, line 2: not UTF-8"):
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2: not JSON in UTF-8"):
         read_predictions(path)
     with pytest.raises(DataError, match=r"none\.jsonl: no such predictions file"):
         read_predictions(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize("change", [{"right": False}, {"parsed": None}, {"options": 1}, {"length": -1}, {"record": ""}])
+@pytest.mark.parametrize(
+    "change", [{"correct": False}, {"parsed": None}, {"options": 1}, {"length": -1}, {"record": ""}]
+)
 def test_fields_may_not_contradict_each_other(change: dict[str, object]) -> None:
     with pytest.raises(DataError):
         replace(LINE, **change)  # type: ignore[arg-type]
 
 
 def test_a_line_from_a_record_and_its_completion() -> None:
-    record = Record("us/3", Picture("u.png"), Modality.US, QuestionType.ANATOMY, "What?", {"A": "x", "C": "y"}, "C")
+    record = Record("us/3", UnreadImage("u.png"), Modality.US, QuestionType.ANATOMY, "What?", {"A": "x", "C": "y"}, "C")
     line = prediction(record, "base", ReasoningMode.THINK_BEFORE, "<answer>C</answer>", length=5, truncated=False)
     # The letter is read although the think block is missing, which only costs the format.
     assert (line.record, line.image, line.options, line.answer) == ("us/3", "u.png", 2, "C")

@@ -17,9 +17,16 @@ from medr1.domain.reasoning import ReasoningMode, target_text
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Prediction, prediction
-from medr1.evaluation.rationales import ASKED, Attribute, Reading, claims, gallery, rationale_rates, read_rationales
-from medr1.evaluation.statistics import wilson
-from medr1.evaluation.tables import Estimate
+from medr1.evaluation.rationales import (
+    QUESTION_ATTRIBUTE,
+    Attribute,
+    CheckedRationale,
+    check_rationales,
+    claims,
+    rationale_rates,
+    select_examples,
+)
+from medr1.evaluation.statistics import Estimate, wilson
 
 KNEE = Phantom(World.TEST, 0, Modality.MRI, 0, "knee", "FLAIR", "nodule", "mild", "left", "A")
 FUNDUS = Phantom(World.TEST, 0, Modality.FP, 0, "disc", "angiography", "cyst", "severe", "top", "B")
@@ -53,7 +60,7 @@ def by_id(*records: Record) -> dict[str, Record]:
     return {record.id: record for record in records}
 
 
-def said(rationale: str, truth: Phantom = KNEE) -> list[tuple[str, str, bool]]:
+def found_claims(rationale: str, truth: Phantom = KNEE) -> list[tuple[str, str, bool]]:
     return [(c.attribute.value, c.text, c.true) for c in claims(rationale, truth)]
 
 
@@ -76,7 +83,7 @@ def test_the_rationale_of_a_phantom_is_true_in_all_six_attributes() -> None:
 
 
 def test_each_claim_is_checked_for_itself() -> None:
-    assert said("CT FLAIR spine mild cyst left") == [
+    assert found_claims("CT FLAIR spine mild cyst left") == [
         ("modality", "CT", False),
         ("technique", "FLAIR", True),
         ("anatomy", "spine", False),
@@ -102,15 +109,15 @@ def test_each_claim_is_checked_for_itself() -> None:
     ],
 )
 def test_which_words_are_claims(rationale: str, found: list[tuple[str, str, bool]]) -> None:
-    assert said(rationale) == found
+    assert found_claims(rationale) == found
 
 
 def test_a_word_of_several_modalities_is_true_where_the_phantom_has_that_value() -> None:
-    assert said("angiography", FUNDUS) == said(
+    assert found_claims("angiography", FUNDUS) == found_claims(
         "angiography", replace(KNEE, modality=Modality.CT, technique="angiography")
     )
-    assert said("angiography", FUNDUS) == [("technique", "angiography", True)]
-    assert said("angiography") == [("technique", "angiography", False)]
+    assert found_claims("angiography", FUNDUS) == [("technique", "angiography", True)]
+    assert found_claims("angiography") == [("technique", "angiography", False)]
 
 
 def test_positions_are_those_in_the_rationale() -> None:
@@ -129,7 +136,7 @@ BODY = question(FUNDUS, QuestionType.ANATOMY)
 FIVE = by_id(WHERE, WHAT, GRADE, HOW, BODY)
 LINES = [
     line(WHERE, "left", "MRI FLAIR knee mild nodule left"),  # all true, and so answered
-    line(WHAT, "nodule", "MRI FLAIR spine mild cyst left"),  # two false; names cyst, answers nodule: right
+    line(WHAT, "nodule", "MRI FLAIR spine mild cyst left"),  # two false; names cyst, answers nodule: correct
     line(GRADE, "mild", "severe"),  # one claim, true; the answer is another one and wrong
     line(HOW, "colour", "the colour"),  # one claim, false, and so answered; one unknown word
     line(BODY, None, "top or left of the disc"),  # no answer; one of two locations false; three unknown words
@@ -144,7 +151,7 @@ def value(estimate: Estimate | None) -> float:
 def test_the_rates_by_counting() -> None:
     rates = rationale_rates(LINES, FIVE)
     assert (rates.n, rates.images, rates.no_answer, rates.with_rationale) == (5, 2, 1, 5)
-    assert (rates.compared, rates.compared_right, rates.claims) == (4, 2, 17)
+    assert (rates.compared, rates.compared_correct, rates.claims) == (4, 2, 17)
     assert value(rates.accuracy) == pytest.approx(2 / 5)
     assert value(rates.false_share) == pytest.approx(4 / 17)
     assert value(rates.false_per_rationale) == pytest.approx(4 / 5)
@@ -152,8 +159,8 @@ def test_the_rates_by_counting() -> None:
     assert value(rates.coverage) == pytest.approx((1 + 1 + 1 / 6 + 1 / 6 + 2 / 6) / 5)
     assert value(rates.unknown_share) == pytest.approx(4 / 21)
     assert value(rates.contradiction) == pytest.approx(2 / 4)
-    assert value(rates.right_but_wrong_reason) == pytest.approx(1 / 2)
-    assert value(rates.wrong_but_right_reason) == pytest.approx(1 / 2)
+    assert value(rates.correct_but_wrong_reason) == pytest.approx(1 / 2)
+    assert value(rates.wrong_but_correct_reason) == pytest.approx(1 / 2)
 
 
 def test_the_rates_of_each_attribute_by_counting() -> None:
@@ -171,7 +178,7 @@ def test_the_rates_of_each_attribute_by_counting() -> None:
 
 @pytest.mark.parametrize("mode", [ReasoningMode.THINK_BEFORE, ReasoningMode.THINK_AFTER])
 @pytest.mark.parametrize(
-    ("answer", "rationale", "comparable", "contradicts", "right_reason"),
+    ("answer", "rationale", "comparable", "contradicts", "correct_reason"),
     [
         ("left", "a nodule to the left", True, False, True),
         ("left", "a nodule to the right", True, True, False),
@@ -181,27 +188,31 @@ def test_the_rates_of_each_attribute_by_counting() -> None:
         # Naming both is no reason for either.
         ("left", "left or right", True, True, False),
         ("right", "left or right", True, True, False),
-        # Nothing said about what was asked, or no answer to compare with.
+        # The attribute in question is not named, or there is no answer.
         ("left", "a mild cyst", False, False, False),
         (None, "a nodule to the left", False, False, True),
         ("left", "", False, False, False),
     ],
 )
 def test_answer_against_rationale(
-    mode: ReasoningMode, answer: str | None, rationale: str, comparable: bool, contradicts: bool, right_reason: bool
+    mode: ReasoningMode, answer: str | None, rationale: str, comparable: bool, contradicts: bool, correct_reason: bool
 ) -> None:
-    (reading,) = read_rationales([line(WHERE, answer, rationale, mode)], by_id(WHERE))
+    (reading,) = check_rationales([line(WHERE, answer, rationale, mode)], by_id(WHERE))
     assert reading.rationale == rationale
-    assert (reading.comparable, reading.contradicts, reading.right_reason) == (comparable, contradicts, right_reason)
+    assert (reading.comparable, reading.contradicts, reading.correct_reason) == (
+        comparable,
+        contradicts,
+        correct_reason,
+    )
 
 
-def test_what_a_question_asks_for_is_what_its_right_option_names() -> None:
+def test_the_correct_option_names_the_attribute_in_question() -> None:
     for modality in Modality:
         phantom = make_phantom(World.TEST, 1, modality, 0)
-        for question_type, attribute in ASKED.items():
+        for question_type, attribute in QUESTION_ATTRIBUTE.items():
             record = question(phantom, question_type)
-            (reading,) = read_rationales([line(record, record.answer_text, phantom.rationale)], by_id(record))
-            assert reading.said == {record.answer_text} and record.answer_text in VALUES[attribute]
+            (reading,) = check_rationales([line(record, record.answer_text, phantom.rationale)], by_id(record))
+            assert reading.named == {record.answer_text} and record.answer_text in VALUES[attribute]
 
 
 def test_rationales_that_are_not_there_are_counted_apart() -> None:
@@ -214,7 +225,7 @@ def test_rationales_that_are_not_there_are_counted_apart() -> None:
     assert (rates.n, rates.no_answer, rates.with_rationale, rates.compared) == (3, 1, 1, 1)
     assert value(rates.any_false) == 1.0
     assert value(rates.accuracy) == pytest.approx(1 / 3)
-    assert rates.right_but_wrong_reason is None and value(rates.wrong_but_right_reason) == 0.0
+    assert rates.correct_but_wrong_reason is None and value(rates.wrong_but_correct_reason) == 0.0
 
 
 def test_without_any_rationale_only_the_accuracy_is_known() -> None:
@@ -222,7 +233,7 @@ def test_without_any_rationale_only_the_accuracy_is_known() -> None:
     assert value(rates.accuracy) == 1.0
     assert rates.with_rationale == rates.claims == rates.compared == 0
     missing = (rates.false_share, rates.false_per_rationale, rates.any_false, rates.coverage, rates.unknown_share)
-    assert {*missing, rates.contradiction, rates.right_but_wrong_reason, rates.wrong_but_right_reason} == {None}
+    assert {*missing, rates.contradiction, rates.correct_but_wrong_reason, rates.wrong_but_correct_reason} == {None}
     assert {(r.claims, r.false_share, r.coverage) for r in rates.by_attribute.values()} == {(0, None, None)}
 
 
@@ -242,7 +253,7 @@ def test_errors_put_in_are_found_again() -> None:
         lines.append(line(record, answer, " ".join(words.values()), ReasoningMode.THINK_AFTER))
         wrong.update(changed)
         affected += bool(changed)
-        contradictions += words[ASKED[record.question_type]] != answer
+        contradictions += words[QUESTION_ATTRIBUTE[record.question_type]] != answer
     rates = rationale_rates(lines, by_id(*records))
     n = len(records)
     assert (rates.n, rates.images, rates.claims, rates.compared) == (n, 80, 6 * n, n)
@@ -279,7 +290,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_images() -> None:
     assert (found.low, found.high) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.15 * np.std(ratios))
 
 
-def test_the_same_rationale_five_times_on_a_picture_is_no_more_sure_than_once() -> None:
+def test_the_same_rationale_five_times_on_an_image_has_the_interval_of_one() -> None:
     records = questions(40)
     words = {r.image.key: "CT" if i % 3 else "MRI" for i, r in enumerate(records[::5])}
     lines = [line(r, r.answer_text, words[r.image.key]) for r in records]
@@ -295,27 +306,26 @@ def test_where_all_images_agree_the_interval_is_no_point() -> None:
         rationale_rates([line(r, r.answer_text, w) for r in records], by_id(*records)) for w in ("MRI", "CT")
     )
     for estimate, images in ((true.any_false, 0), (false.any_false, 12), (true.false_share, 0), (true.accuracy, 12)):
-        assert estimate is not None
-        assert (estimate.value, estimate.low, estimate.high) == (images / 12, *wilson(images, 12))
+        assert estimate == wilson(images, 12)
 
 
 @pytest.mark.parametrize(
     ("change", "records", "message"),
     [
-        (lambda p: [], FIVE, "no prediction at all"),
+        (lambda p: [], FIVE, "no predictions"),
         (lambda p: [p, replace(p, condition="base")], FIVE, "found: base .think_before., trained .think_before."),
         (lambda p: [p, replace(p, reasoning=ReasoningMode.THINK_AFTER)], FIVE, "think_after.*think_before"),
         (lambda p: [p], {}, f"record {WHERE.id} of the predictions is none of the test records"),
         (lambda p: [replace(p, image="phantom/test-1/mri/00000/scanner-A")], FIVE, "data.seed"),
-        (lambda p: [replace(p, options=3)], FIVE, "of 4; the prediction .* of 3"),
+        (lambda p: [replace(p, options=3)], FIVE, r"4\) in the data and .*3\) in the prediction"),
         (lambda p: [replace(p, parsed="J", correct=False)], FIVE, r"prediction \(J\)"),
-        (lambda p: [replace(p, answer=_other(p.answer), correct=False)], FIVE, "were evaluated"),
+        (lambda p: [replace(p, answer=_other(p.answer), correct=False)], FIVE, "pass the records"),
     ],
 )
 def test_predictions_and_records_must_belong_together(
     change: Callable[[Prediction], list[Prediction]], records: Mapping[str, Record], message: str
 ) -> None:
-    for use in (rationale_rates, gallery):
+    for use in (rationale_rates, select_examples):
         with pytest.raises(DataError, match=message):
             use(change(LINES[0]), records)
 
@@ -325,17 +335,17 @@ def _other(letter: str) -> str:
 
 
 class Photograph:
-    """A picture about which nothing is known."""
+    """An image with unknown content."""
 
     key = "images/1.png"
 
     def load(self, size: int) -> None:
-        raise AssertionError("nobody asked to see it")
+        raise AssertionError("must not be loaded")
 
 
-def test_a_picture_without_a_known_truth_is_refused() -> None:
+def test_an_image_with_unknown_content_is_refused() -> None:
     record = replace(WHERE, image=Photograph())  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"images/1.png is no phantom.*data=phantoms"):
+    with pytest.raises(DataError, match=r"images/1.png is not a phantom"):
         rationale_rates([line(record, "left", "left")], by_id(record))
 
 
@@ -343,7 +353,7 @@ RECORDS = make_records(World.TEST, 0, 4)
 
 
 def mixed() -> list[Prediction]:
-    """All four combinations of right and wrong answers with right and wrong reasons, over all cells."""
+    """All four combinations of correct and wrong answers with correct and wrong reasons, over all cells."""
     lines = []
     for i, record in enumerate(RECORDS):
         wrong = next(text for text in record.options.values() if text != record.answer_text)
@@ -352,43 +362,43 @@ def mixed() -> list[Prediction]:
     return lines
 
 
-def corner(reading: Reading) -> tuple[bool, bool]:
-    return reading.prediction.correct, reading.right_reason
+def corner(reading: CheckedRationale) -> tuple[bool, bool]:
+    return reading.prediction.correct, reading.correct_reason
 
 
 def test_the_gallery_shows_all_four_kinds_and_many_modalities() -> None:
-    shown = gallery(mixed(), by_id(*RECORDS), n=8)
+    shown = select_examples(mixed(), by_id(*RECORDS), n=8)
     assert [corner(r) for r in shown] == [(a, b) for a in (True, False) for b in (True, False) for _ in range(2)]
     assert len({r.record.modality for r in shown}) == 8 == len({r.record.image.key for r in shown})
     assert all(r.comparable and r.claims and r.prediction.record == r.record.id for r in shown)
-    assert {r.record.question_type for r in gallery(mixed(), by_id(*RECORDS), n=16)} == set(QuestionType)
+    assert {r.record.question_type for r in select_examples(mixed(), by_id(*RECORDS), n=16)} == set(QuestionType)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_gallery_repeats_no_picture_or_question_type_before_it_must(seed: int) -> None:
+def test_the_gallery_repeats_no_image_or_question_type_before_it_must(seed: int) -> None:
     records = questions(4)
     lines = [line(r, r.answer_text, r.rationale) for r in records]
-    shown = [r.record for r in gallery(lines, by_id(*records), n=4, seed=seed)]
+    shown = [r.record for r in select_examples(lines, by_id(*records), n=4, seed=seed)]
     assert len({r.image.key for r in shown}) == len({r.question_type for r in shown}) == 4
 
 
 def test_the_gallery_depends_on_its_seed_alone() -> None:
     lines, records = mixed(), by_id(*RECORDS)
-    first = gallery(lines, records, n=8)
-    assert gallery(lines[::-1], records, n=8) == first
-    assert gallery(lines, records, n=8, seed=1) != first
+    first = select_examples(lines, records, n=8)
+    assert select_examples(lines[::-1], records, n=8) == first
+    assert select_examples(lines, records, n=8, seed=1) != first
 
 
 def test_the_gallery_takes_what_there_is() -> None:
     lines = mixed()
-    comparable = [r for r in read_rationales(lines, by_id(*RECORDS)) if r.comparable]
-    everything = gallery(lines, by_id(*RECORDS), n=10_000)
+    comparable = [r for r in check_rationales(lines, by_id(*RECORDS)) if r.comparable]
+    everything = select_examples(lines, by_id(*RECORDS), n=10_000)
     assert sorted(r.record.id for r in everything) == sorted(r.record.id for r in comparable)
     # Two runs that answer alike, pooled.
-    assert len(gallery(lines + lines, by_id(*RECORDS), n=10_000)) == 2 * len(comparable)
+    assert len(select_examples(lines + lines, by_id(*RECORDS), n=10_000)) == 2 * len(comparable)
     correct = [r.prediction for r in comparable if corner(r) == (True, True)]
-    assert [corner(r) for r in gallery(correct, by_id(*RECORDS), n=5)] == [(True, True)] * 5
-    assert [len(gallery(lines, by_id(*RECORDS), n=n)) for n in (0, 1, 6)] == [0, 1, 6]
+    assert [corner(r) for r in select_examples(correct, by_id(*RECORDS), n=5)] == [(True, True)] * 5
+    assert [len(select_examples(lines, by_id(*RECORDS), n=n)) for n in (0, 1, 6)] == [0, 1, 6]
 
 
 def test_rates_are_plain_json() -> None:

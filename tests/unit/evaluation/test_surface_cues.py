@@ -1,4 +1,4 @@
-"""Surface cues: what counts as one, that nothing else counts, and chance where there is none."""
+"""Surface cues: what counts as a cue, and chance without a cue."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Options = dict[str, str]
 
 @dataclass(frozen=True)
 class Unseen:
-    """A picture nobody may look at."""
+    """An image that must not be loaded."""
 
-    key: str = "picture"
+    key: str = "image"
 
     def load(self, size: int) -> Image.Image:
-        raise AssertionError("a control of typography must not look at the image")
+        raise AssertionError("surface cues must not load the image")
 
 
 def record(options: Options, answer: str = "A", id: str = "1") -> Record:
@@ -89,7 +89,7 @@ def test_counts_by_hand() -> None:
     assert count_cues(QUESTIONS) == CueCounts(
         lower_case=CueCount(2, 1),
         odd_full_stop=CueCount(2, 1),
-        # The two pairs count in both: with a stop right in the first, without one in the second.
+        # The two pairs count in both: with a stop correct in the first, without one in the second.
         with_full_stop=CueCount(3, 2),
         without_full_stop=CueCount(3, 1),
     )
@@ -97,7 +97,7 @@ def test_counts_by_hand() -> None:
 
 
 def test_expected_accuracy_by_hand() -> None:
-    # Right, wrong, right, wrong, a guess between two, a guess among four.
+    # Correct, wrong, correct, wrong, a guess between two, a guess among four.
     assert expected_accuracy(QUESTIONS) == pytest.approx((1 + 0 + 1 + 0 + 1 / 2 + 1 / 4) / 6)
 
 
@@ -112,7 +112,7 @@ def test_predictions_are_well_formed_lines(mode: ReasoningMode) -> None:
     }
 
 
-def test_without_a_cue_it_is_at_chance_and_has_no_favourite_position() -> None:
+def test_without_a_cue_it_is_at_chance_without_a_preferred_position() -> None:
     unknown = [record({"A": "P", "B": "Q", "C": "R", "D": "S"}, "D", id=str(i)) for i in range(4000)]
     lines = surface_cue_predictions(unknown, ReasoningMode.NO_THINK)
     chosen = [p.parsed for p in lines]

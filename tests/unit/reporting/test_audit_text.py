@@ -19,9 +19,9 @@ NO_TRAIN = CellAudit(None, 6_370, {2: 3, 4: 6_367}, 0.25012, 0.30593, None, None
 FAMILY = Family(
     axis=SplitAxis.MODALITY,
     cells={Modality.CT: CELL, Modality.MRI: NO_TRAIN},
-    blind={Modality.CT: {Modality.CT: 0.99044, Modality.MRI: 0.30518}},
-    across=0.30518,
-    across_chance=0.25012,
+    option_prior={Modality.CT: {Modality.CT: 0.99044, Modality.MRI: 0.30518}},
+    off_diagonal=0.30518,
+    off_diagonal_chance=0.25012,
     leak=Leak(9_539, 1_836, None),
 )
 AUDIT = Audit(
@@ -29,7 +29,7 @@ AUDIT = Audit(
     sources=[SOURCE],
     families=[FAMILY],
     crossings=[Crossing(SplitAxis.MODALITY, SplitAxis.QUESTION_TYPE, 45_827, 9_256)],
-    pictures=None,
+    compared_images=None,
     bad_images={},
     examples=[
         "data/splits/modality/test/ultrasound_test.json, record #445: duplicate_option: " + "options B and D " * 9
@@ -56,30 +56,30 @@ def test_each_number_stands_in_its_row() -> None:
     assert "CT 3,169 396 12.5 - -" in leaks
     assert "MRI no training file - - - -" in leaks
     assert "all 9,539 1,836 19.2 - -" in leaks
-    assert "no pictures are there" in leaks
-    crossings = section(text, "Leaks between the families of splits")
+    assert "no image files" in leaks
+    crossings = section(text, "Leaks between the split families")
     assert "modality splits 45,827 question type splits: 9,256" in crossings
-    blind = section(text, "Blind scores")
-    assert "CT 99.0 30.5\nMRI no training file\n" in blind
-    assert "1 pairs of different cells by modality: 30.5, where chance is 25.0." in blind
+    prior = section(text, "Option prior")
+    assert "CT 99.0 30.5\nMRI no training file\n" in prior
+    assert "1 pairs of different cells by modality: 30.5, chance 25.0." in prior
     cues = section(text, "Surface cues")
     assert "exactly one begins in lower case 12,814 100.0" in cues
-    assert "exactly one closes with a full stop 10,918 64.1" in cues
+    assert "exactly one ends with a full stop 10,918 64.1" in cues
     assert cues.endswith("exactly one lacks a full stop 0")
-    assert "CT 33.6 31.4" in section(text, "Surface cues as answers to the test")
+    assert "CT 33.6 31.4" in section(text, "Accuracy of the surface cues")
     assert "modality splits duplicate option 44" in section(text, "Bad records")
     assert "ultrasound_test.json, record #445" in section(text, "Bad records")
 
 
-def test_pictures_where_they_are_there() -> None:
+def test_leaks_by_content() -> None:
     seen = replace(CELL, leak=Leak(3_169, 396, 500))
     family = replace(FAMILY, cells={Modality.CT: seen}, leak=Leak(3_169, 396, 634))
     leaks = section(
-        render(replace(AUDIT, families=[family], pictures=9_000, bad_images={"no_image": 7, "too_large": 3})), "Leaks"
+        render(replace(AUDIT, families=[family], compared_images=9_000, bad_images={"no_image": 7, "too_large": 3})), "Leaks"
     )
     assert "CT 3,169 396 12.5 500 15.8" in leaks
     assert "all 3,169 396 12.5 634 20.0" in leaks
-    assert "9,000 images were compared by what they show; 10 cannot be read" in " ".join(leaks.split())
+    assert "9,000 images were compared; 10 cannot be read" in " ".join(leaks.split())
 
 
 def test_it_fits_in_100_columns_whatever_the_numbers() -> None:
@@ -92,13 +92,13 @@ def test_it_fits_in_100_columns_whatever_the_numbers() -> None:
         Family(
             axis=axis,
             cells={value: cell for value in values if value is not Modality.OCT} | extra,
-            blind={value: dict.fromkeys(values, 1.0) for value in values if value is not Modality.OCT},
-            across=1.0,
-            across_chance=1.0,
+            option_prior={value: dict.fromkeys(values, 1.0) for value in values if value is not Modality.OCT},
+            off_diagonal=1.0,
+            off_diagonal_chance=1.0,
             leak=cell.leak,
         )
         for axis, values, extra in (
-            (SplitAxis.MODALITY, list(Modality), {Modality.OCT: replace(cell, train=None, leak=None, blind=None)}),
+            (SplitAxis.MODALITY, list(Modality), {Modality.OCT: replace(cell, train=None, leak=None, option_prior=None)}),
             (SplitAxis.QUESTION_TYPE, list(QuestionType), {}),
         )
     ]
@@ -112,13 +112,13 @@ def test_it_fits_in_100_columns_whatever_the_numbers() -> None:
     assert "100.0" in text and "no training file" in text
 
 
-def test_without_training_files_it_says_so() -> None:
+def test_without_training_files() -> None:
     family = Family(SplitAxis.MODALITY, {Modality.MRI: NO_TRAIN}, {}, None, None, None)
     source = replace(SOURCE, name="QA_information", bad={})
     text = render(replace(AUDIT, sources=[source], families=[family], crossings=[], examples=[]))
     assert "There is no training file: all records count as test." in text
     assert section(text, "Bad records").strip() == "None."
-    assert "\nLeaks" not in text and "\nBlind scores" not in text
+    assert "\nLeaks" not in text and "\nOption prior" not in text
 
 
 def test_flat_metrics() -> None:
@@ -129,17 +129,17 @@ def test_flat_metrics() -> None:
     assert metrics["audit/records/modality_splits"] == 63_489
     assert metrics["audit/repeated_option/modality_splits"] == 44
     assert metrics["audit/lower_case/modality_splits"] == 12_814
-    assert metrics["audit/with_full_stop_right/modality_splits"] == 7_002 / 10_918
+    assert metrics["audit/with_full_stop_correct/modality_splits"] == 7_002 / 10_918
     assert metrics["audit/without_full_stop/modality_splits"] == 0
-    assert "audit/without_full_stop_right/modality_splits" not in metrics
-    assert (metrics["audit/leak_by_path/ct"], metrics["audit/leak_by_picture/ct"]) == (0.1, 0.25)
+    assert "audit/without_full_stop_correct/modality_splits" not in metrics
+    assert (metrics["audit/leak_by_path/ct"], metrics["audit/leak_by_content/ct"]) == (0.1, 0.25)
     assert metrics["audit/leak_by_path/all_modality_splits"] == 1_836 / 9_539
-    assert "audit/leak_by_picture/all_modality_splits" not in metrics
+    assert "audit/leak_by_content/all_modality_splits" not in metrics
     assert (metrics["audit/chance/ct"], metrics["audit/surface_cues/ct"]) == (0.31433, 0.33562)
-    assert (metrics["audit/blind/ct"], metrics["audit/blind_across/modality"]) == (0.99044, 0.30518)
+    assert (metrics["audit/option_prior/ct"], metrics["audit/option_prior_off_diagonal/modality"]) == (0.99044, 0.30518)
     assert metrics["audit/modality_train_in_question_type_test"] == 9_256
     # What MLflow takes, and no name that is a folder of another one.
     assert all(re.fullmatch(r"[\w./ -]+", name) for name in metrics)
     assert not [name for name in metrics if any(other.startswith(f"{name}/") for other in metrics)]
     without = metric_items(replace(AUDIT, families=[replace(FAMILY, cells={Modality.MRI: NO_TRAIN})]))
-    assert not {"audit/blind/mri", "audit/leak_by_path/mri"} & {name for name, _ in without}
+    assert not {"audit/option_prior/mri", "audit/leak_by_path/mri"} & {name for name, _ in without}

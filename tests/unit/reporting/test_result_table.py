@@ -9,22 +9,24 @@ from rich.console import Console
 
 from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
-from medr1.reporting.tables import MODALITY_NAMES, QUESTION_TYPE_NAMES, ResultTable, render_results
+from medr1.evaluation.statistics import Estimate
+from medr1.reporting.formatting import MODALITY_NAMES, QUESTION_TYPE_NAMES
+from medr1.reporting.result_table import ResultTable, render_results
 
 CELL = Cell(
     n=1234,
     images=1000,
-    accuracy=0.7012,
-    low=0.6751,
-    high=0.7260,
+    accuracy=Estimate(0.7012, 0.6751, 0.7260),
     chance=0.2741,
     format_rate=0.9876,
     unparsed_rate=0.0123,
     lenient_accuracy=0.71,
-    length=61.5,
-    truncated_rate=0.01,
+    mean_length=61.5,
+    clipped_ratio=0.01,
 )
-CONTRAST = Contrast(n=1234, images=1000, difference=0.2994, low=0.2649, high=0.3351, b=8, c=377, p=0.0421, p_holm=0.3)
+CONTRAST = Contrast(
+    n=1234, images=1000, difference=Estimate(0.2994, 0.2649, 0.3351), only_a=8, only_b=377, p=0.0421, p_holm=0.3
+)
 
 
 def summary(condition: str, cell: Cell = CELL) -> Summary:
@@ -50,17 +52,20 @@ def row(table: ResultTable, name: str) -> dict[str, str]:
 
 
 def test_the_numbers_are_those_of_the_summaries() -> None:
-    of_mri = replace(CELL, n=77, accuracy=0.4, low=0.3051, high=0.5, chance=0.5, format_rate=1.0, unparsed_rate=0.0)
+    accuracy = Estimate(0.4, 0.3051, 0.5)
+    of_mri = replace(CELL, n=77, accuracy=accuracy, chance=0.5, format_rate=1.0, unparsed_rate=0.0)
     trained = summary("trained")
     trained.by_modality[Modality.MRI] = of_mri
     against = comparison()
-    against.by_modality[Modality.MRI] = replace(CONTRAST, difference=-0.05, low=-0.1, high=0.0, p=0.00002, p_holm=0.001)
+    against.by_modality[Modality.MRI] = replace(
+        CONTRAST, difference=Estimate(-0.05, -0.1, 0.0), p=0.00002, p_holm=0.001
+    )
     table = render_results(
         {
-            "base": summary("base", replace(CELL, accuracy=0.4018)),
+            "base": summary("base", replace(CELL, accuracy=Estimate(0.4018, 0.3, 0.5))),
             "trained": trained,
-            "option_prior": summary("option_prior", replace(CELL, accuracy=0.9904)),
-            "blank_image": summary("blank_image", replace(CELL, accuracy=0.2)),
+            "option_prior": summary("option_prior", replace(CELL, accuracy=Estimate(0.9904, 0.9, 1.0))),
+            "blank_image": summary("blank_image", replace(CELL, accuracy=Estimate(0.2, 0.1, 0.3))),
         },
         against,
     )
@@ -68,8 +73,8 @@ def test_the_numbers_are_those_of_the_summaries() -> None:
         "": "MRI",
         "n": "77",
         "chance": "50.0",
-        "prior": "99.0",
-        "blank": "20.0",
+        "option\nprior": "99.0",
+        "blank\nimage": "20.0",
         "base": "40.2",
         "trained\n[95 %]": "40.0 [30.5,50.0]",
         "difference\n[95 %]": "-5.0 [-10.0,+0.0]",
@@ -82,7 +87,7 @@ def test_the_numbers_are_those_of_the_summaries() -> None:
     assert overall["difference\n[95 %]"] == "+29.9 [+26.5,+33.5]"
     # (7 * .7012 + .4) / 8 = .66355 for trained.
     assert table.notes[1] == (
-        "Mean over modalities, each with equal weight: prior 99.0, blank 20.0, base 40.2, trained 66.4."
+        "Mean over modalities with equal weight: option prior 99.0, blank image 20.0, base 40.2, trained 66.4."
     )
     # Not starred: .042 is below .05 only before Holm's correction.
     assert overall["p"] == ".042 "
@@ -94,7 +99,7 @@ def test_rows_come_by_modality_then_by_type_then_overall() -> None:
         "By modality",
         *("CT", "MRI", "X-Ray", "Ultrasound", "Dermoscopy", "Fundus", "OCT", "Microscopy"),
         "By type",
-        *("Anatomy", "Disease", "Lesion grading", "Modality", "Attributes"),
+        *("Anatomy", "Disease", "Lesion", "Modality", "Attributes"),
         "Overall",
         "All questions",
     ]
@@ -114,9 +119,9 @@ def test_what_was_trained_on_is_marked() -> None:
 
 def test_an_absent_condition_leaves_its_column_out() -> None:
     table = render_results({"base": summary("base"), "option_prior": summary("option_prior")})
-    assert table.titles == ("", "n", "chance", "prior", "base\n[95 %]", "fmt", "not\nread")
+    assert table.titles == ("", "n", "chance", "option\nprior", "base\n[95 %]", "fmt", "not\nread")
     assert {len(r) for r in table.rows} == {1, 7}
-    assert not any("blank:" in note or "McNemar" in note for note in table.notes)
+    assert not any("blank image:" in note or "McNemar" in note for note in table.notes)
 
 
 def test_a_modality_that_a_condition_lacks_leaves_a_gap() -> None:
@@ -132,11 +137,16 @@ def test_a_modality_that_a_condition_lacks_leaves_a_gap() -> None:
 
 
 WORST = replace(
-    CELL, n=888888, accuracy=0.8888, low=0.8887, high=0.8889, chance=0.3333, format_rate=0.8888, unparsed_rate=0.8888
+    CELL,
+    n=888888,
+    accuracy=Estimate(0.8888, 0.8887, 0.8889),
+    chance=0.3333,
+    format_rate=0.8888,
+    unparsed_rate=0.8888,
 )
-WORST_CONTRAST = replace(CONTRAST, difference=-0.8888, low=-0.8889, high=-0.8887, p=0.0001, p_holm=0.0008)
-FULL = replace(CELL, n=888888, accuracy=1.0, low=1.0, high=1.0, chance=0.5, format_rate=1.0, unparsed_rate=1.0)
-FULL_CONTRAST = replace(CONTRAST, difference=-1.0, low=-1.0, high=-1.0, p=0.0, p_holm=0.0)
+WORST_CONTRAST = replace(CONTRAST, difference=Estimate(-0.8888, -0.8889, -0.8887), p=0.0001, p_holm=0.0008)
+FULL = replace(CELL, n=888888, accuracy=Estimate(1.0, 1.0, 1.0), chance=0.5, format_rate=1.0, unparsed_rate=1.0)
+FULL_CONTRAST = replace(CONTRAST, difference=Estimate(-1.0, -1.0, -1.0), p=0.0, p_holm=0.0)
 
 
 @pytest.mark.parametrize(("cell", "contrast"), [(WORST, WORST_CONTRAST), (FULL, FULL_CONTRAST)])
@@ -150,8 +160,8 @@ def test_it_fits_in_100_columns_uncut(cell: Cell, contrast: Contrast) -> None:
     # Given more room it looks the same: nothing was squeezed, cut or wrapped to fit.
     assert [s.rstrip() for s in printed(table, width=200).splitlines()] == [s.rstrip() for s in lines]
     assert "\u2026" not in text
-    (grading,) = [s.split() for s in lines if s.startswith("Lesion grading\N{DAGGER}")]
-    assert grading[2:] == " ".join(next(r for r in table.rows if r[0].startswith("Lesion"))[1:]).split()
+    (grading,) = [s.split() for s in lines if s.startswith("Lesion\N{DAGGER}")]
+    assert grading[1:] == " ".join(next(r for r in table.rows if r[0].startswith("Lesion"))[1:]).split()
 
 
 def test_markdown_holds_the_same_table() -> None:
@@ -167,5 +177,5 @@ def test_markdown_holds_the_same_table() -> None:
 
 @pytest.mark.parametrize("conditions", [[], ["trained", "zero_shot"]])
 def test_unknown_conditions_are_refused(conditions: list[str]) -> None:
-    with pytest.raises(ValueError, match="the table knows option_prior, blank_image, base, trained; got"):
+    with pytest.raises(ValueError, match="option_prior, blank_image, base, trained"):
         render_results({c: summary(c) for c in conditions})

@@ -1,0 +1,156 @@
+"""Additional sections of a report: accuracy against a numeric setting, and the rationales of phantoms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
+from medr1.evaluation.predictions import Condition, Prediction
+from medr1.evaluation.rationales import CheckedRationale, RationaleRates, rationale_rates, select_examples
+from medr1.evaluation.statistics import Estimate
+from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, SweepRun, SweepTables
+from medr1.reporting.figures import rates
+from medr1.reporting.formatting import axis_label, label, with_interval
+from medr1.reporting.report import GalleryItem, Piece, Section, SectionFigure, Verdict
+from medr1.reporting.result_table import ResultTable
+
+_MAX_COLUMNS = 3  # columns per figure of a trend; if there are more, only all records are drawn
+_MAX_EXAMPLES = 12
+_EXPLANATION = (
+    "The content of every phantom is known, so that each claim of a rationale (technique, anatomy, grade, finding, "
+    "location, modality) can be checked. False: share of all claims that are not true of the image. Any false: share "
+    "of rationales with at least one false claim. Contradicts: share that names another value than the predicted one, "
+    "among rationales that name the attribute in question. Correct, wrong reason: share whose rationale names a wrong "
+    "value, among correct answers. Wrong, correct reason: share whose rationale names only the correct value, among "
+    "wrong answers. Intervals: bootstrap over images; seeds are pooled."
+)
+_TITLES = (
+    *("", "", "n", "accuracy", "false", "any false", "contradicts"),
+    *("correct,\nwrong reason", "wrong,\ncorrect reason"),
+)
+
+Groups = Mapping[tuple[str, str], list[Prediction]]  # by row and method
+
+
+def trend_section(tables: SweepTables) -> Section | None:
+    """Accuracy against the row axis, with a line for each method and column. None unless rows are numbers."""
+    if len({row for matrix in tables.matrices for row in matrix.rows if _is_number(row)}) < 2:
+        return None
+    series: dict[str, list[tuple[str | float, Estimate]]] = {}
+    for matrix in tables.matrices:
+        for column in matrix.columns if len(matrix.columns) <= _MAX_COLUMNS else (ALL,):
+            series[f"{label(matrix.method)}, {label(column)}"] = [
+                (float(row), matrix.cells[row][column].accuracy)
+                for row in sorted(filter(_is_number, matrix.rows), key=float)
+                if column in matrix.cells[row]
+            ]
+    axis = axis_label(tables.row_axis)
+    title = f"Accuracy against {axis}"
+    figure = rates(series, axis, "Accuracy")
+    return Section(title, figures=[SectionFigure("trend", figure, f"{title}. Bands: 95 % intervals.")])
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def rationale_section(
+    runs: Sequence[SweepRun], records: Mapping[str, Record], size: int, row_axis: str
+) -> Section | None:
+    """Rates and examples of rationales for each row: base, each method, and the trained model with a blank image.
+
+    Args:
+        records: the test records by id, all phantoms.
+        size: side of the gallery's images in pixels.
+
+    Returns:
+        None if all predictions are No-Think.
+    """
+    groups = {key: g for key, g in _groups(runs, row_axis).items() if g[0].reasoning != ReasoningMode.NO_THINK}
+    if not groups:
+        return None
+    found = {key: rationale_rates(predictions, records) for key, predictions in groups.items()}
+    trained = {k: g for k, g in groups.items() if k[1] not in (Condition.BASE, Condition.BLANK_IMAGE)}
+    per_group = max(1, _MAX_EXAMPLES // max(1, len(trained)))
+    return Section(
+        title="Rationales",
+        paragraphs=[_EXPLANATION],
+        figures=[
+            SectionFigure(
+                "rationales_false",
+                rates(_series(found, lambda rate: rate.false_share), row_axis, "False claims"),
+                "Share of the claims in rationales that are not true of the image.",
+            ),
+            SectionFigure(
+                "rationales_contradict",
+                rates(_series(found, lambda rate: rate.contradiction), row_axis, "Rationales that contradict"),
+                "Share of rationales that name another value than the predicted one.",
+            ),
+        ],
+        tables=[
+            (
+                "Claims of rationales and agreement with the answer, in %",
+                ResultTable(_TITLES, tuple((label(r), label(m), *_numbers(x)) for (r, m), x in found.items()), ()),
+            )
+        ],
+        gallery=[
+            _gallery_item(example, f"{label(row)}, {label(method)}", size)
+            for (row, method), predictions in list(trained.items())[:: max(1, len(trained) // _MAX_EXAMPLES)]
+            for example in select_examples(_one_seed(predictions), records, n=per_group)
+        ],
+    )
+
+
+def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
+    """The predictions of all seeds by row and method; base and blank image once per row."""
+    base: dict[tuple[str, str], list[Prediction]] = {}
+    trained: dict[tuple[str, str], list[Prediction]] = {}
+    blank: dict[tuple[str, str], list[Prediction]] = {}
+    for run in runs:
+        row = run.axes.get(row_axis, ALL)
+        method = " ".join(value for axis, value in run.axes.items() if axis not in (row_axis, "seed")) or SINGLE_METHOD
+        if Condition.BASE in run.predictions:
+            base.setdefault((row, Condition.BASE), run.predictions[Condition.BASE])
+        if Condition.TRAINED in run.predictions:
+            trained.setdefault((row, method), []).extend(run.predictions[Condition.TRAINED])
+        if Condition.BLANK_IMAGE in run.predictions:
+            blank[row, Condition.BLANK_IMAGE] = run.predictions[Condition.BLANK_IMAGE]
+    rows = dict.fromkeys(row for row, _ in (*trained, *base, *blank))
+    return {key: group[key] for row in rows for group in (base, trained, blank) for key in group if key[0] == row}
+
+
+def _one_seed(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions of the first of several pooled runs."""
+    return list({line.record: line for line in reversed(predictions)}.values())
+
+
+def _series(
+    found: Mapping[tuple[str, str], RationaleRates], pick: Callable[[RationaleRates], Estimate | None]
+) -> dict[str, list[tuple[str | float, Estimate]]]:
+    series: dict[str, list[tuple[str | float, Estimate]]] = {}
+    for (row, method), rate in found.items():
+        if (estimate := pick(rate)) is not None:
+            series.setdefault(method, []).append((row, estimate))
+    return series
+
+
+def _numbers(rate: RationaleRates) -> Iterator[str]:
+    yield f"{rate.with_rationale:,}"
+    estimates = (rate.accuracy, rate.false_share, rate.any_false, rate.contradiction)
+    for estimate in (*estimates, rate.correct_but_wrong_reason, rate.wrong_but_correct_reason):
+        yield with_interval(estimate) if estimate else ""
+
+
+def _gallery_item(example: CheckedRationale, name: str, size: int) -> GalleryItem:
+    pieces, end = [], 0
+    for claim in example.claims:
+        pieces.append(Piece(example.rationale[end : claim.start]))
+        verdict = Verdict.TRUE if claim.true else Verdict.FALSE
+        pieces.append(Piece(example.rationale[claim.start : claim.end], verdict))
+        end = claim.end
+    pieces.append(Piece(example.rationale[end:]))
+    record = example.record
+    judged = "correct" if example.prediction.correct else f"wrong, the correct answer is {record.answer_text}"
+    caption = f"{name}. {record.question} Answer: {example.predicted_text} ({judged})."
+    return GalleryItem(record.image.load(size), pieces, caption)
