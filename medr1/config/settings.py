@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -156,10 +157,18 @@ class ReasoningConfig:
 
 @dataclass
 class RewardConfig:
-    """Weights of the named parts; the reward of a completion is their weighted sum."""
+    """Reward functions by name, each with its ``weight`` and its own settings. The reward is their weighted sum."""
 
-    accuracy: float = MISSING
-    format: float = MISSING
+    name: str = MISSING
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class RolloutConfig:
+    """How completions are generated. ``kind`` is a file of ``medr1.generation.engines``."""
+
+    name: str = MISSING
+    kind: str = "local"
 
 
 @dataclass
@@ -347,6 +356,8 @@ class CommonConfig:
     """Question type of the training records: a file of ``conf/question_type``."""
     reasoning: ReasoningConfig = MISSING
     """Reasoning mode: a file of ``conf/reasoning``."""
+    rollout: RolloutConfig = MISSING
+    """Rollout engine: a file of ``conf/rollout``."""
     tracking: TrackingConfig = MISSING
     """Experiment tracking: a file of ``conf/tracking``."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from medr1.config.settings import LoraConfig
+from medr1.models.loading import ModelSpec
 from medr1.planning.memory_ledger import GRADIENTS, REFERENCE, WEIGHTS
-from medr1.planning.rehearsal import Job, ModelSpec, Peaks, rehearse_answers, rehearse_step
+from medr1.planning.rehearsal import Job, Peaks, build_policy, rehearse_answers, rehearse_step
 
 _GATHERED = 2  # groups of weights that FSDP holds at once: the one that runs and the next
 _TRIALS = 14  # rehearsals of one search
@@ -48,14 +50,14 @@ def peak_bytes(peaks: Peaks) -> int:
 
 
 def _trained(spec: ModelSpec) -> int:
-    parameters = spec.build().parameters()
+    parameters = build_policy(spec).parameters()
     return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
 def _sharded(peaks: Peaks, spec: ModelSpec, processes: int) -> Peaks:
     """FSDP: weights, reference, gradients and the optimizer's state in shards; the rollout gathers all weights once,
     every other phase a group at a time, besides the root group (embeddings and head)."""
-    core = spec.build().core.model
+    core = build_policy(spec).core.model
     blocks = [*core.language_model.layers, *core.visual.blocks]
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
     found: Peaks = {}
@@ -176,7 +178,7 @@ def _models(run: Run) -> Iterator[tuple[str, Run]]:
     if not spec.gradient_checkpointing:
         yield "model.gradient_checkpointing=true", replace(run, spec=replace(spec, gradient_checkpointing=True))
     if spec.lora is None:
-        yield "model.tuning=lora", replace(run, spec=replace(spec, lora=(16, 32, "language")))
+        yield "model.tuning=lora", replace(run, spec=replace(spec, lora=LoraConfig()))
 
 
 def _together(run: Run) -> Iterator[tuple[str, Run]]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from medr1.generation.logprobs import Scores, completion_hidden, score
-from medr1.generation.rollout import Sampling, sample_inverse_cdf, warped_log_probs
-from medr1.models.loading import load_on_meta, make_reference, set_trainable
+from medr1.generation.sampling import Sampling, sample_inverse_cdf, warped_log_probs
+from medr1.models.adapters import make_reference, set_trainable
+from medr1.models.loading import ModelSpec, load_on_meta
 from medr1.models.policy import Policy
 from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.planning.memory_ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
@@ -30,27 +31,11 @@ EVALUATION = "evaluation"
 _ENDED = 0.8  # of the rows go on when the first ones leave
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Which model, and what of it is trained. ``lora``: (rank, alpha, targets), or None for full tuning."""
-
-    path: str
-    dtype: str
-    attn_implementation: str
-    gradient_checkpointing: bool
-    freeze_vision_tower: bool
-    lora: tuple[int, int, str] | None
-
-    def build(self) -> Policy:
-        """The policy without its weights, as training has it."""
-        policy = load_on_meta(
-            self.path,
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-        set_trainable(policy, freeze_vision_tower=self.freeze_vision_tower, lora=self.lora)
-        return policy
+def build_policy(spec: ModelSpec) -> Policy:
+    """The policy as it is trained, without its weights."""
+    policy = load_on_meta(spec)
+    set_trainable(policy, freeze_vision_tower=spec.freeze_vision_tower, lora=spec.lora)
+    return policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +87,7 @@ def rehearse_step(spec: ModelSpec, job: Job) -> Peaks:
     """
     if not job.updates:
         return {}
-    policy = spec.build()
+    policy = build_policy(spec)
     stage = MetaTracer(int(policy.core.config.get_text_config().vocab_size))
     with fused_attention(), stage:
         _Step(policy, job, stage).run()
@@ -119,7 +104,7 @@ def rehearse_answers(spec: ModelSpec, job: Job) -> Peaks:
 
 @lru_cache(maxsize=64)
 def _answers(path: str, dtype: str, attn_implementation: str, lengths: Lengths, rows: int) -> Counter[str]:
-    policy = load_on_meta(path, dtype=dtype, attn_implementation=attn_implementation, gradient_checkpointing=False)
+    policy = load_on_meta(ModelSpec(path, dtype, attn_implementation))
     sampling = Sampling(lengths.completion, 0, (1,), temperature=0.0)
     stage = MetaTracer(int(policy.core.config.get_text_config().vocab_size))
     stage.name(WEIGHTS, _held(policy))

@@ -6,19 +6,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from medr1.config.enums import Tuning
-from medr1.config.schema import typed
-from medr1.data.dataset import Dataset
+from medr1.config.settings import RewardConfig
 from medr1.data.image_loader import ImageLoader
 from medr1.data.sources.phantoms.base_mixture import BaseMixture
+from medr1.data.sources.registry import Dataset
 from medr1.domain.reasoning import ReasoningMode
-from medr1.generation.rollout import Sampling
-from medr1.models.loading import make_reference
+from medr1.generation.engines import ENGINES
+from medr1.generation.sampling import Sampling
+from medr1.models.adapters import make_reference
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.rl.objective import Objective
 from medr1.training.batches import BaseBatches, RecordBatches
 from medr1.training.grpo import GRPOModule, GRPOSettings
 from medr1.training.sft import SFTModule
@@ -29,12 +28,6 @@ def count_steps(cfg: DictConfig, records: int) -> None:
     if cfg.trainer.max_steps is None:
         with read_write(cfg):
             cfg.trainer.max_steps = math.ceil(cfg.trainer.num_train_epochs * records / cfg.trainer.train_batch_size)
-
-
-def lora_of(cfg: DictConfig) -> tuple[int, int, str] | None:
-    """Rank, alpha and targets of the adapters that training makes, for ``choose_trained``; None in full tuning."""
-    lora = cfg.model.lora
-    return (lora.r, lora.lora_alpha, str(lora.target_modules)) if cfg.model.tuning == Tuning.lora else None
 
 
 def build_algorithm(
@@ -51,7 +44,18 @@ def build_algorithm(
         "steps": cfg.trainer.max_steps * int(a.get("num_iterations", 1)),
     }
     if a.name == "pretrain":
-        mixture = BaseMixture(cfg.seed, typed(a))
+        mixture = BaseMixture(
+            seed=cfg.seed,
+            images_per_modality=a.images_per_modality,
+            binding_steps=a.binding_steps,
+            text_steps=a.text_steps,
+            ramp=a.ramp,
+            text_batch=a.text_batch,
+            described=a.described,
+            pictures=a.pictures,
+            words=a.words,
+            careless=a.careless,
+        )
         base = BaseBatches(mixture, processor, load, a.letter_weight)
         return SFTModule(policy, optimizer, a.max_grad_norm, cfg.trainer.max_tokens_per_device), base.supervised
     batches = RecordBatches(
@@ -67,27 +71,12 @@ def build_algorithm(
         return SFTModule(policy, optimizer, a.max_grad_norm, cfg.trainer.max_tokens_per_device), batches.supervised
     settings = GRPOSettings(
         mode=mode,
-        reward_weights={"accuracy": cfg.reward.accuracy, "format": cfg.reward.format},
+        reward=RewardConfig(cfg.reward.name, OmegaConf.to_container(cfg.reward.functions)),  # type: ignore[arg-type]
         num_generations=a.num_generations,
         num_iterations=a.num_iterations,
-        sampling=Sampling(
-            max_completion_length=a.sampling.max_completion_length,
-            eos_token_id=processor.eos_token_id,
-            suppress_tokens=tuple(processor.suppressed_token_ids()),
-            temperature=a.sampling.temperature,
-            top_p=a.sampling.top_p,
-            top_k=a.sampling.top_k,
-        ),
-        objective=Objective(
-            loss_agg_mode=str(a.objective.loss_agg_mode),
-            importance_sampling_level=str(a.objective.importance_sampling_level),
-            loss_mode=str(a.objective.loss_mode),
-            epsilon=a.objective.epsilon,
-            epsilon_high=a.objective.epsilon_high,
-            delta=a.objective.delta,
-            beta=a.objective.beta,
-            kl_loss_type=str(a.objective.kl_loss_type),
-        ),
+        sampling=Sampling.from_config(a.sampling, processor),
+        engine=ENGINES[cfg.rollout.kind](cfg.rollout),
+        objective=OmegaConf.to_object(a.objective),  # type: ignore[arg-type]
         scale_rewards=str(a.objective.scale_rewards),
         optimizer=optimizer,
         max_grad_norm=a.max_grad_norm,

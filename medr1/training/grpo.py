@@ -13,17 +13,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from medr1.config.settings import ObjectiveConfig, RewardConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
+from medr1.generation.engines import Engine
 from medr1.generation.logprobs import Scores, completion_hidden, score
-from medr1.generation.rollout import Sampling, rollout
+from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.sharding import is_sharded, reshard, unsharded_params
 from medr1.models.tensors import Completions, Prefix, PromptBatch
-from medr1.rewards.rules import Rewards, score_completions
+from medr1.rewards import Rewards, compute_rewards
 from medr1.rl.advantages import group_advantages, zero_std_groups
-from medr1.rl.objective import Loss, LossNormalizer, Objective, grpo_loss
+from medr1.rl.objective import Loss, LossNormalizer, grpo_loss
 from medr1.training.optimization import (
     all_reduce_max,
     all_reduce_sum,
@@ -53,11 +55,12 @@ class GRPOSettings:
     """Everything that GRPO adds to a policy; see ``medr1.config.schema`` for the meaning of each."""
 
     mode: ReasoningMode
-    reward_weights: Mapping[str, float]
+    reward: RewardConfig
     num_generations: int
     num_iterations: int
     sampling: Sampling
-    objective: Objective
+    engine: Engine
+    objective: ObjectiveConfig
     scale_rewards: str
     optimizer: Mapping[str, Any]
     max_grad_norm: float
@@ -239,7 +242,7 @@ class GRPOModule(pl.LightningModule):
         s = self.settings
         texts = [text for part in parts for text in part.texts]
         each = [record for record in records for _ in range(s.num_generations)]
-        return score_completions(texts, each, s.mode, s.reward_weights)
+        return compute_rewards(s.reward, texts, each, s.mode)
 
     def _rollouts(self, batch: RolloutBatch, turn: int) -> list[RolloutMicroBatch]:
         s = self.settings
@@ -252,7 +255,7 @@ class GRPOModule(pl.LightningModule):
             with nullcontext() if keep else torch.no_grad():
                 prefix = self.policy.prefill(prompts)
             draws = uniforms[rows[0] * s.num_generations : (rows[-1] + 1) * s.num_generations]
-            completions = rollout(self.policy, prefix, s.sampling, s.num_generations, draws)
+            completions = s.engine.generate(self.policy, prompts, s.sampling, s.num_generations, draws, prefix)
             mask = (
                 completions.mask & ~completions.truncated.unsqueeze(1)
                 if s.mask_truncated_completions

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
+import torch
 from omegaconf import DictConfig
 
 from medr1.config.enums import Attention
@@ -14,15 +15,13 @@ from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode, question_text, target_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
-from medr1.generation.rollout import Sampling
-from medr1.models.loading import load_on_meta, local_tokenizer
-from medr1.models.policy import Policy
+from medr1.generation.sampling import Sampling
+from medr1.models.loading import ModelSpec, load_on_meta, local_tokenizer
 from medr1.models.processor import Processor
 from medr1.planning.device import Device, find_device
 from medr1.planning.limits import Run, peak_bytes, remedies
-from medr1.planning.rehearsal import Job, Lengths, ModelSpec, Peaks
+from medr1.planning.rehearsal import Job, Lengths, Peaks
 from medr1.planning.tables import verdict
-from medr1.training.algorithms import lora_of
 
 _LONGEST = 32  # texts that are counted in tokens: the longest in characters
 _CHARACTERS = 3  # to a token, where there is no tokenizer: fewer than English has, so that lengths are rather too large
@@ -87,17 +86,9 @@ def device_of(cfg: DictConfig) -> Device:
 
 def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     a = cfg.algorithm
-    spec = ModelSpec(
-        path=str(cfg.model.path),
-        dtype=str(cfg.model.dtype),
-        # Without its library the class cannot be made, and it keeps what torch's own attention keeps.
-        attn_implementation=str(
-            Attention.eager if cfg.model.attn_implementation == Attention.eager else Attention.sdpa
-        ),
-        gradient_checkpointing=bool(cfg.model.gradient_checkpointing),
-        freeze_vision_tower=bool(cfg.model.freeze_vision_tower),
-        lora=lora_of(cfg),
-    )
+    spec = ModelSpec.from_config(cfg.model, torch.device("cpu"), int(cfg.data.image_size))
+    if spec.attn_implementation != Attention.eager:  # FlashAttention may not be installed; it keeps what sdpa keeps
+        spec = replace(spec, attn_implementation=str(Attention.sdpa))
     count, origin = _counter(spec.path)
     grid, image = _grid(spec, int(cfg.data.image_size))
     mode, test = ReasoningMode(cfg.reasoning.mode), limit_cells(data.test, cfg.evaluation.limit)
@@ -132,7 +123,7 @@ def _run(cfg: DictConfig, data: Dataset, device: Device) -> tuple[Run, str]:
 
 def _grid(spec: ModelSpec, size: int) -> tuple[tuple[int, int], int]:
     """The sides of a picture in patches, and its tokens."""
-    vision = _outline(spec).core.config.vision_config
+    vision = load_on_meta(spec).core.config.vision_config
     merge = int(vision.spatial_merge_size)
     side = max(1, round(size / (vision.patch_size * merge)))
     return (side * merge, side * merge), side * side
@@ -140,13 +131,7 @@ def _grid(spec: ModelSpec, size: int) -> tuple[tuple[int, int], int]:
 
 def parameters(spec: ModelSpec) -> int:
     """Of the model, without adapters."""
-    return sum(p.numel() for p in _outline(spec).parameters())
-
-
-def _outline(spec: ModelSpec) -> Policy:
-    return load_on_meta(
-        spec.path, dtype=spec.dtype, attn_implementation=spec.attn_implementation, gradient_checkpointing=False
-    )
+    return sum(p.numel() for p in load_on_meta(spec).parameters())
 
 
 def _questions(records: Iterable[Record], mode: ReasoningMode) -> list[str]:

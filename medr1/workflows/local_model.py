@@ -12,6 +12,7 @@ from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
+from medr1.generation.engines import ENGINES
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
@@ -42,7 +43,9 @@ def device_of(cfg: CommonConfig) -> torch.device:
 
 def prediction_store(session: Session) -> LocalPredictionStore:
     """The stored and coming predictions of a run."""
-    return LocalPredictionStore(**prediction_settings(session), batch_size=session.cfg.evaluation.batch_size)
+    cfg = session.cfg
+    engine = ENGINES[cfg.rollout.kind](cfg.rollout)
+    return LocalPredictionStore(**prediction_settings(session), batch_size=cfg.evaluation.batch_size, engine=engine)
 
 
 def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | None]) -> dict[str, list[Prediction]]:

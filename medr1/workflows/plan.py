@@ -13,20 +13,20 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from medr1.config.schema import typed
-from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
+from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
-from medr1.evaluation.local_predictions import predict
-from medr1.models.loading import has_weights, load_policy, set_trainable
+from medr1.evaluation.generate import predict
+from medr1.models.adapters import set_trainable
+from medr1.models.loading import has_local_weights, load_policy
 from medr1.planning.device import GIB, Device
 from medr1.planning.limits import Run, largest_budget, largest_group
 from medr1.planning.tables import duration, memory_table, verdict
 from medr1.training.algorithms import build_algorithm, count_steps
 from medr1.training.order import Steps
 from medr1.workflows.forecast import device_of, forecast_memory, parameters, refusal
-from medr1.workflows.train import loading, silence_library_logs
+from medr1.workflows.train import model_spec, silence_library_logs
 
 _PROBE_STEPS, _PROBE_SECONDS = 10, 60.0
 _SMALL = 100e6  # parameters of a model whose probe a CPU can afford
@@ -39,7 +39,7 @@ def plan(cfg: DictConfig) -> None:
         ConfigError: the run cannot fit; says what to change.
     """
     silence_library_logs()
-    data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
+    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
     count_steps(cfg, len(data.train))
     device = device_of(cfg)
     forecast = forecast_memory(cfg, data, device)
@@ -100,7 +100,7 @@ def _time(cfg: DictConfig, data: Dataset, run: Run, device: Device) -> str:
     why = None
     if not device.is_here:
         why = "the device is not here"
-    elif not has_weights(run.spec.path):
+    elif not has_local_weights(run.spec.path):
         why = "the weights are not on this machine"
     elif not device.on_gpu and size > _SMALL:
         why = f"{size / 1e6:,.0f} M parameters take too long on a CPU"
@@ -146,7 +146,7 @@ def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
     """Ten real steps, or as many as a minute has, and one batch of answers. Nothing is written."""
     pl.seed_everything(cfg.seed, verbose=False)
     load = cached_image_loader(int(cfg.data.image_size))
-    policy, processor = load_policy(run.spec.path, **loading(cfg, training=bool(run.job.updates)))
+    policy, processor = load_policy(model_spec(cfg, is_trained=bool(run.job.updates)))
     policy.to("cuda" if run.job.on_gpu else "cpu")
     questions = limit_cells(data.test, cfg.evaluation.limit)[: run.job.eval_batch_size]
     start = time.perf_counter()
