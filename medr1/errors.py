@@ -19,6 +19,10 @@ class CheckpointError(Medr1Error):
     """A model or a training checkpoint that is missing, damaged or of the wrong kind."""
 
 
+class RewardError(Medr1Error):
+    """A reward function that returns unusable values."""
+
+
 class ServerError(Medr1Error):
     """A chat server that does not answer, or answers what cannot be used."""
 

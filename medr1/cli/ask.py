@@ -128,17 +128,10 @@ def _picture(image: str | Path, window: tuple[float, float] | None, frame: int |
 def _load(choice: ModelChoice) -> Model:
     import torch
 
-    from medr1.models.loading import load_policy, resolve_attn_implementation
+    from medr1.models.loading import load_policy
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy, processor = load_policy(
-        choice.path,
-        dtype=choice.dtype,
-        attn_implementation=resolve_attn_implementation(choice.attn_implementation, choice.dtype, device),
-        gradient_checkpointing=False,
-        adapter=choice.adapter,
-        image_size=choice.image_size,
-    )
+    policy, processor = load_policy(choice.spec(device))
     return Model(choice, policy.to(device), processor)
 
 

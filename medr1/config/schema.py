@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -52,6 +53,7 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
 
 def register() -> None:
     """Makes schemas and resolvers known to Hydra; call before composing."""
+    importlib.import_module("medr1.generation.engines")  # STANDIN until components are imported elsewhere
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -141,10 +142,18 @@ class ReasoningConfig:
 
 @dataclass
 class RewardConfig:
-    """Weights of the named parts; the reward of a completion is their weighted sum."""
+    """Reward functions by name, each with its ``weight`` and its own settings. The reward is their weighted sum."""
 
-    accuracy: float = MISSING
-    format: float = MISSING
+    name: str = MISSING
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class RolloutConfig:
+    """How completions are generated. ``kind`` is a file of ``medr1.generation.engines``."""
+
+    name: str = MISSING
+    kind: str = "local"
 
 
 @dataclass
@@ -303,6 +312,7 @@ class CommonConfig:
     modality: ModalityConfig = MISSING
     question_type: QuestionTypeConfig = MISSING
     reasoning: ReasoningConfig = MISSING
+    rollout: RolloutConfig = MISSING
     tracking: TrackingConfig = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0

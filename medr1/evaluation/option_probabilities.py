@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from medr1.domain.reasoning import answer_place
-from medr1.generation.rollout import Sampling, rollout
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
 from medr1.models.tensors import Decoder, Prefix, PromptBatch
@@ -60,9 +61,7 @@ def tell(
     to name an option. Because the letter was chosen greedily, none of the others is more probable.
     """
     listening = _Listening(policy)
-    sampling = Sampling(
-        max_completion_length, processor.eos_token_id, tuple(processor.suppressed_token_ids()), temperature=0.0
-    )
+    sampling = Sampling.greedy(max_completion_length, processor)
     done = rollout(listening, listening.prefill(processor.encode([prompt]).to(policy.device)), sampling)
     (text,) = processor.decode(done.ids, done.mask)
     ids = done.ids[0][done.mask[0]].tolist()

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
-from medr1.models.loading import export_policy, load_policy, resolve_attn_implementation
+from medr1.models.export import export_policy
+from medr1.models.loading import load_policy
 from medr1.reporting.model_card import model_card
 from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
 from medr1.workflows.model_choice import HOW_TO_ASK, ModelChoice
@@ -42,16 +43,7 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
         except OSError as error:
             raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
         if merge:
-            policy, processor = load_policy(
-                choice.path,
-                dtype=choice.dtype,
-                attn_implementation=resolve_attn_implementation(
-                    choice.attn_implementation, choice.dtype, torch.device("cpu")
-                ),
-                gradient_checkpointing=False,
-                adapter=choice.adapter,
-                image_size=choice.image_size,
-            )
+            policy, processor = load_policy(choice.spec(torch.device("cpu")))
             export_policy(policy, processor, partial, choice.max_completion_length)
         else:
             assert choice.adapter is not None

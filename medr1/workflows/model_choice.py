@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -18,6 +18,11 @@ from medr1.config.settings import TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from medr1.models.loading import ModelSpec
 
 HOW_TO_ASK = "medr1.json"  # in an export: what the weights alone do not say
 
@@ -45,6 +50,13 @@ class ModelChoice:
         cfg = run.stored_config(TrainConfig)
         path, adapter = run.weights(str(cfg.model.path))
         return replace(_of_config(cfg), path=path, adapter=adapter)
+
+    def spec(self, device: torch.device) -> ModelSpec:
+        """How to load the model for a device."""
+        from medr1.models.loading import ModelSpec, resolve_attn_implementation
+
+        attention = resolve_attn_implementation(self.attn_implementation, self.dtype, device)
+        return ModelSpec(self.path, self.dtype, attention, image_size=self.image_size, adapter=self.adapter)
 
     def how_to_ask(self) -> dict[str, Any]:
         """What an export stores, so that ``choose`` finds it again."""

@@ -10,10 +10,9 @@ import signal
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -30,14 +29,16 @@ from medr1.data.sources.phantoms.base_mixture import corpus
 from medr1.data.sources.registry import Dataset, load_dataset
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.models.loading import load_policy, resolve_attn_implementation, save_policy, set_trainable
+from medr1.models.adapters import set_trainable
+from medr1.models.export import save_policy
+from medr1.models.loading import ModelSpec, load_policy, resolve_attn_implementation
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.tiny import build_tiny_policy
 from medr1.runs.run_directory import RunDirectory, write_json
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.tracker import AnyTracker, NullTracker
-from medr1.training.algorithms import build_algorithm, count_steps, lora_of
+from medr1.training.algorithms import build_algorithm, count_steps
 from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy
@@ -111,7 +112,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     silence_library_logs()
     pl.seed_everything(cfg.seed, verbose=False)
     with evaluation(cfg, run, overrides, resumed, {"attn_implementation": _attention(cfg)}) as (data, tracker):
-        policy, processor = load_policy(path, adapter=adapter, **loading(cfg, training=False))
+        policy, processor = load_policy(replace(model_spec(cfg), path=path, adapter=adapter))
         policy.to(_device(cfg))
         answers = _answers(cfg, run, data)
         answers.generate(policy, processor, condition)
@@ -136,7 +137,7 @@ def _train_and_answer(
     if is_server(cfg):
         return generate_on_server(cfg, run, data)
     if cfg.algorithm.name == "zero_shot":
-        policy, processor = load_policy(str(cfg.model.path), **loading(cfg, training=False))
+        policy, processor = load_policy(model_spec(cfg))
         _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), processor)
         run_controls(cfg, answers, partial(answers.generate, policy, processor), data)
         return answers.conditions
@@ -146,11 +147,11 @@ def _train_and_answer(
         if pretraining:
             policy, processor = build_tiny_policy(corpus(cfg.seed), cfg.algorithm.vocab_size, cfg.seed)
         else:
-            policy, processor = load_policy(str(cfg.model.path), **loading(cfg, training=True))
+            policy, processor = load_policy(model_spec(cfg, is_trained=True))
         if first and not pretraining:
             _ask_base(cfg, run, data, answers, policy.to(_device(cfg)), processor)
         pl.seed_everything(cfg.seed, verbose=False)  # new adapters are the same in every process, and after a resume
-        set_trainable(policy, freeze_vision_tower=cfg.model.freeze_vision_tower, lora=lora_of(cfg))
+        set_trainable(policy, freeze_vision_tower=cfg.model.freeze_vision_tower, lora=model_spec(cfg).lora)
         checkpoint = run.latest_checkpoint() if resumed else None
         state = _fit(cfg, run, data, policy, processor, tracker, answers.load, checkpoint)
         if not first:
@@ -160,7 +161,7 @@ def _train_and_answer(
         gc.collect()  # module and trainer, with the optimizer's state, refer to each other
     # From the files, not from memory: what is evaluated is what evaluate.py will find.
     path, adapter = run.weights(str(cfg.model.path))
-    policy, processor = load_policy(path, adapter=adapter, **loading(cfg, training=False))
+    policy, processor = load_policy(replace(model_spec(cfg), path=path, adapter=adapter))
     policy.to(_device(cfg))
     answers.generate(policy, processor, Condition.TRAINED)
     run_controls(cfg, answers, partial(answers.generate, policy, processor), data)
@@ -262,13 +263,10 @@ def _store_model(policy: Policy, processor: Processor, run: RunDirectory, state:
     partial.rename(run.model)
 
 
-def loading(cfg: DictConfig, *, training: bool) -> dict[str, Any]:
-    return {
-        "dtype": str(cfg.model.dtype),
-        "attn_implementation": _attention(cfg),
-        "gradient_checkpointing": training and cfg.model.gradient_checkpointing,
-        "image_size": int(cfg.data.image_size),
-    }
+def model_spec(cfg: DictConfig, *, is_trained: bool = False) -> ModelSpec:
+    """The model of a config. ``is_trained``: it will be trained, so gradient checkpointing applies."""
+    spec = ModelSpec.from_config(cfg.model, _device(cfg), int(cfg.data.image_size))
+    return spec if is_trained else replace(spec, gradient_checkpointing=False)
 
 
 def _attention(cfg: DictConfig) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from medr1.rewards.rules import score_completions
 from PIL import Image
 
 from medr1.domain.reasoning import ReasoningMode, target_text
 from medr1.domain.records import Modality, QuestionType, Record
-from medr1.rewards.rules import score_completions
 
 EVEN = {"accuracy": 1.0, "format": 1.0}
 
