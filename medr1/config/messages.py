@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from hydra.errors import MissingConfigException
 
-from medr1.config.schema import SCHEMAS, key_paths
+from medr1.config.schema import key_paths, schemas
 from medr1.config.settings import TrainConfig
 
 
@@ -40,7 +40,7 @@ def explain(error: Exception, schema: type) -> str:
 
 def _owners(key: str) -> Iterator[str]:
     """The choices (group=name) that have a setting."""
-    for (group, name), schema in SCHEMAS.items():
+    for (group, name), schema in schemas().items():
         if group and key in key_paths(schema, f"{group}."):
             yield f"{group}={name.removesuffix('_schema')}"
 

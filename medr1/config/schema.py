@@ -12,23 +12,20 @@ from omegaconf import OmegaConf
 
 from medr1.config import resolvers, settings
 from medr1.config.paths import SWEEPS
+from medr1.config.registry import Registry
 from medr1.config.settings import (
     EvaluateConfig,
-    GRPOConfig,
     ModalityConfig,
     ModelConfig,
     OmniMedVQAConfig,
     PhantomsConfig,
-    PretrainConfig,
     QuestionTypeConfig,
     ReasoningConfig,
     RewardConfig,
     ServerConfig,
-    SFTConfig,
     TrackingConfig,
     TrainConfig,
     TrainerConfig,
-    ZeroShotConfig,
 )
 
 SCHEMAS: dict[tuple[str | None, str], type] = {
@@ -42,18 +39,21 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     ("question_type", "schema"): QuestionTypeConfig,
     ("reasoning", "schema"): ReasoningConfig,
     ("reward", "schema"): RewardConfig,
-    ("algorithm", "grpo_schema"): GRPOConfig,
-    ("algorithm", "sft_schema"): SFTConfig,
-    ("algorithm", "pretrain_schema"): PretrainConfig,
-    ("algorithm", "zero_shot_schema"): ZeroShotConfig,
     ("trainer", "schema"): TrainerConfig,
     ("tracking", "schema"): TrackingConfig,
 }
 
 
+def schemas() -> dict[tuple[str | None, str], type]:
+    """All schemas, including those of registered components."""
+    components = {(r.group, f"{c.kind}_schema"): c.settings for r in Registry.by_group.values() for c in r}
+    return SCHEMAS | components
+
+
 def register() -> None:
     """Makes schemas and resolvers known to Hydra; call before composing."""
     importlib.import_module("medr1.generation.engines")  # STANDIN until components are imported elsewhere
+    importlib.import_module("medr1.training.algorithms")
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
@@ -77,6 +77,6 @@ def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _schemas_of(name: str, annotation: Any) -> list[type]:
-    groups = [schema for (group, _), schema in SCHEMAS.items() if group == name]
+    groups = [schema for (group, _), schema in schemas().items() if group == name]
     own = getattr(settings, annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""), None)
     return groups or ([own] if isinstance(own, type) and is_dataclass(own) else [])

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import Attention, LoraTargets, Precision, Split, Tuning
 from medr1.config.image_tokens import fitting
+from medr1.config.registry import Registry
 from medr1.config.settings import ALL, LOOPBACK, ServerConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
@@ -180,9 +182,8 @@ def _check_root(cfg: DictConfig) -> None:
 def _check_training(cfg: DictConfig) -> None:
     if cfg.plan_memory is not None and not cfg.plan:
         raise ConfigError(f"plan_memory={cfg.plan_memory:g} says for which GPU to plan; give plan=true too")
-    if cfg.plan and (is_server(cfg) or cfg.algorithm.name == "pretrain"):
-        what = "model=server loads no model here" if is_server(cfg) else "algorithm=pretrain makes the tiny base only"
-        raise ConfigError(f"{what}: there is nothing to plan; leave out plan=true")
+    if cfg.plan and is_server(cfg):
+        raise ConfigError("model=server loads no model here: there is nothing to plan; leave out plan=true")
     if is_server(cfg) and cfg.algorithm.name != "zero_shot":
         raise ConfigError(
             f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use "
@@ -197,8 +198,8 @@ def _check_training(cfg: DictConfig) -> None:
         )
     if cfg.trainer.max_steps is None and cfg.trainer.num_train_epochs is None:
         raise ConfigError("trainer.max_steps=null needs trainer.num_train_epochs; give one of the two")
-    if cfg.algorithm.name == "pretrain" and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
-        raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
+    algorithm: Any = Registry.by_group["algorithm"][cfg.algorithm.kind]
+    algorithm.check(OmegaConf.to_object(cfg))
     if (
         cfg.model.tuning == Tuning.lora
         and cfg.model.freeze_vision_tower

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -137,7 +136,7 @@ class GRPOModule(PolicyModule):
             for _ in range(s.num_iterations):
                 sums: list[Tensor] = []
                 losses = self._losses(rollout.micro_batches, normalizer, sums)
-                grad_norm = self.optimizer_step(losses, len(rollout.micro_batches))
+                grad_norm = self.update(losses, len(rollout.micro_batches))
         texts = [text for micro_batch in rollout.micro_batches for text in micro_batch.texts]
         self.rollout_log = RolloutLog(batch.step, rollout.records, texts, rollout.rewards, advantages.tolist())
 
@@ -164,8 +163,8 @@ class GRPOModule(PolicyModule):
     def _rollout(self, batch: RolloutBatch) -> Rollout:
         """Generates and rewards completions.
 
-        Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): up to ``filter_groups`` times, prompts whose rewards have
-        zero variance are replaced by others. Those that still have zero variance then stay.
+        Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): up to ``filter_groups`` times, prompts whose rewards
+        have zero variance are replaced by others. Those that still have zero variance then stay.
         """
         s = self.settings
         with unsharded_params(self.policy):
@@ -182,9 +181,10 @@ class GRPOModule(PolicyModule):
                 records = [r for r, drop in zip(records, dropped, strict=True) if not drop] + others.records
                 prompt_indices = [i for i in prompt_indices if i not in free] + others.prompt_indices
                 rewards, zero_std = self._rewards(records, parts)
-        split = self.equal_split([len(part.texts) // s.num_generations for part in parts])
         if self.runtime.is_sharded:
-            parts = [part.select(rows, s.num_generations) for part, new in zip(parts, split, strict=True) for rows in new]
+            G = s.num_generations
+            split = self.equal_split([len(part.texts) // G for part in parts])
+            parts = [part.select(rows, G) for part, new in zip(parts, split, strict=True) for rows in new]
         return Rollout(records, parts, rewards, initial_share)
 
     def _generate(self, batch: RolloutBatch, attempt: int) -> list[RolloutMicroBatch]:

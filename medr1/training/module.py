@@ -85,8 +85,10 @@ class LightningRuntime:
 
     def backward(self, loss: Tensor, *, synchronize: bool) -> None:
         strategy = self._module.trainer.strategy
-        is_local = not synchronize and isinstance(strategy, ParallelStrategy)
-        with strategy.block_backward_sync() if is_local else nullcontext():
+        context: AbstractContextManager[Any] = nullcontext()
+        if isinstance(strategy, ParallelStrategy) and not synchronize:
+            context = strategy.block_backward_sync()
+        with context:
             self._module.manual_backward(loss)
 
     def phase(self, name: str) -> AbstractContextManager[Any]:
@@ -165,13 +167,13 @@ class PolicyModule(pl.LightningModule):
             yield
         self._seconds[f"time/{name}"] = torch.tensor(time.perf_counter() - start)
 
-    def optimizer_step(self, losses: Iterable[Tensor], count: int) -> Tensor:
+    def update(self, losses: Iterable[Tensor], count: int) -> Tensor:
         """Runs the backward passes of ``count`` losses, clips the gradients, and steps optimizer and schedule.
 
-        ``losses`` are this process's shares of the loss, one for each micro-batch. They are computed lazily, so that one
-        graph is freed before the next is built. DDP averages gradients over processes, so each share is multiplied by
-        their number. Only the last backward pass synchronizes, so that processes may have different numbers of
-        micro-batches. Returns the gradient norm before clipping.
+        ``losses`` are this process's shares of the loss, one for each micro-batch. They are computed lazily: one graph
+        is freed before the next is built. DDP averages gradients over processes, so each share is multiplied by their
+        number. Only the last backward pass synchronizes, so processes may have different numbers of micro-batches.
+        Returns the gradient norm before clipping.
         """
         optimizer, scheduler = self.runtime.optimizer, self.runtime.scheduler
         optimizer.zero_grad()

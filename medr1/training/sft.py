@@ -35,7 +35,7 @@ class SFTModule(PolicyModule):
                 yield loss
 
         with self.phase("update"):
-            grad_norm = self.optimizer_step(losses(), len(parts))
+            grad_norm = self.update(losses(), len(parts))
         loss, entropy = self.all_reduce_sum(torch.stack(sums, dim=1).sum(1))
         lengths = self.gather(targets.mask.sum(1).float())
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import transformers
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -25,7 +26,6 @@ from torch import Tensor
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import is_server
 from medr1.data.image_loader import ImageLoader
-from medr1.data.sources.phantoms.base_mixture import corpus
 from medr1.data.sources.registry import Dataset, load_dataset
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
@@ -34,16 +34,14 @@ from medr1.models.export import save_policy
 from medr1.models.loading import ModelSpec, load_policy, resolve_attn_implementation
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.models.tiny import build_tiny_policy
 from medr1.runs.run_directory import RunDirectory, write_json
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.tracker import AnyTracker, NullTracker
-from medr1.training.algorithms import build_algorithm, count_steps
-from medr1.training.callbacks import CompletionsTable, Curves, ProgressBar
+from medr1.training.algorithms import ALGORITHMS
+from medr1.training.callbacks import Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy
-from medr1.training.grpo import GRPOModule
-from medr1.training.order import Steps
+from medr1.training.steps import Steps
 from medr1.workflows.evaluate_server import generate_on_server
 from medr1.workflows.forecast import refuse_what_cannot_fit
 from medr1.workflows.session import (
@@ -65,6 +63,12 @@ def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         cfg = run.stored_config(TrainConfig)
     with run.lock() if _is_first_process() else nullcontext():
         _train(cfg, run, overrides, resumed)
+
+
+def count_steps(cfg: DictConfig, records: int) -> None:
+    if cfg.trainer.max_steps is None:
+        with read_write(cfg):
+            cfg.trainer.max_steps = math.ceil(cfg.trainer.num_train_epochs * records / cfg.trainer.train_batch_size)
 
 
 def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool) -> None:
@@ -145,7 +149,7 @@ def _train_and_answer(
         log.info("training has ended before; its model is read from %s", run.model)
     else:
         if pretraining:
-            policy, processor = build_tiny_policy(corpus(cfg.seed), cfg.algorithm.vocab_size, cfg.seed)
+            policy, processor = ALGORITHMS[cfg.algorithm.kind].initial_policy(OmegaConf.to_object(cfg))
         else:
             policy, processor = load_policy(model_spec(cfg, is_trained=True))
         if first and not pretraining:
@@ -180,13 +184,10 @@ def _fit(
 ) -> Mapping[str, Tensor] | None:
     """Trains. Returns the weights of the trained model where the policy itself holds shards of them."""
     steps = int(cfg.trainer.max_steps)
-    callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.logging_steps)]
-    module, make = build_algorithm(cfg, data, policy, processor, load)
-    updates = int(cfg.algorithm.get("num_iterations", 1))
-    if isinstance(module, GRPOModule) and cfg.tracking.enabled:
-        callbacks.append(
-            CompletionsTable(tracker, load, cfg.tracking.log_completions_steps, cfg.tracking.num_completions)
-        )
+    algorithm, settings = ALGORITHMS[cfg.algorithm.kind], OmegaConf.to_object(cfg)
+    training = algorithm.build(settings, data, policy, processor, tracker)
+    callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.logging_steps), *training.callbacks]
+    updates = algorithm.num_iterations(settings.algorithm)
     callbacks.append(
         ModelCheckpoint(
             dirpath=run.checkpoints,
@@ -216,7 +217,7 @@ def _fit(
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
     try:
-        trainer.fit(module, Steps(make, trainer, steps, updates), ckpt_path=checkpoint)
+        trainer.fit(training.module, Steps(training.make_batch, trainer, steps, updates), ckpt_path=checkpoint)
     except BaseException:
         if trainer.strategy.launcher is not None:  # the processes it has started would wait for this one
             trainer.strategy.launcher.kill(signal.SIGKILL)

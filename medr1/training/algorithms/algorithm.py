@@ -84,6 +84,16 @@ class Algorithm(ABC, Generic[S]):
         """The training of ``policy``. ``trainer.max_steps`` is set."""
         raise NotImplementedError
 
+    def settings_of(self, cfg: TrainConfig) -> S:
+        """The settings of this algorithm in the config of a training."""
+        assert isinstance(cfg.algorithm, self.settings)
+        return cfg.algorithm
+
+    def total_steps(self, cfg: TrainConfig) -> int:
+        """Optimizer steps of the whole training."""
+        assert cfg.trainer.max_steps is not None
+        return cfg.trainer.max_steps * self.num_iterations(self.settings_of(cfg))
+
     def num_iterations(self, settings: S) -> int:
         """Optimizer steps of a training step."""
         return 1
