@@ -173,113 +173,155 @@ class RolloutConfig:
 
 @dataclass
 class AlgorithmConfig:
-    """What every algorithm has."""
+    """Settings of every algorithm. Each algorithm adds its own, see ``medr1.training.algorithms``."""
 
     name: str = MISSING
+    """Name of this choice of the group, in run directories, tables and MLflow."""
+    kind: str = MISSING
+    """Component that trains, set by the schema of the choice.
+
+    TRL: -. verl: algorithm.adv_estimator."""
     learning_rate: float = MISSING
+    """Learning rate of AdamW after the warm-up.
+
+    TRL: learning_rate. verl: actor_rollout_ref.actor.optim.lr."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW. 0: none.
+
+    TRL: weight_decay. verl: actor_rollout_ref.actor.optim.weight_decay."""
     lr_scheduler_type: LRSchedulerType = LRSchedulerType.constant
+    """Course of the learning rate after the warm-up: constant, or linear or cosine decay to 0 in the last step.
+
+    TRL: lr_scheduler_type. verl: actor_rollout_ref.actor.optim.lr_scheduler_type."""
     warmup_ratio: float = 0.0
+    """Share of the optimizer steps over which the learning rate rises linearly. 0: no warm-up.
+
+    TRL: warmup_steps. verl: actor_rollout_ref.actor.optim.lr_warmup_steps_ratio."""
     max_grad_norm: float = 1.0
+    """Norm to which the gradient is clipped.
+
+    TRL: max_grad_norm. verl: actor_rollout_ref.actor.grad_clip."""
     adam_beta2: float = 0.999
+    """Decay of AdamW's second moment.
+
+    TRL: adam_beta2. verl: actor_rollout_ref.actor.optim.betas."""
 
 
 @dataclass
 class SamplingConfig:
-    """How completions are drawn. top_k = 0 means no limit."""
+    """How completions are sampled in training."""
 
     temperature: float = 1.0
+    """Temperature of the softmax, in sampling and in scoring.
+
+    TRL: temperature. verl: actor_rollout_ref.rollout.temperature."""
     top_p: float = 1.0
+    """Sample from the smallest set of tokens whose probabilities sum to at least ``top_p``. 1: from all.
+
+    TRL: top_p. verl: actor_rollout_ref.rollout.top_p."""
     top_k: int = 0
+    """Sample from the ``top_k`` most likely tokens. 0: from all.
+
+    TRL: top_k. verl: actor_rollout_ref.rollout.top_k."""
     max_completion_length: int = MISSING
+    """Maximum number of tokens of a completion, its end token included.
+
+    TRL: max_completion_length. verl: data.max_response_length."""
 
 
 @dataclass
 class ObjectiveConfig:
-    """The terms of the objective; each is an equation in ``medr1.rl.objective``.
-
-    ``delta`` null: no dual clip. ``mask_truncated_completions``: completions that reach max_completion_length without an
-    end token have no loss.
-    """
+    """The terms of the loss; their equations are in ``medr1.rl.objective``."""
 
     loss_agg_mode: LossAggMode = MISSING
+    """How the losses of the tokens are reduced to one number.
+
+    TRL: loss_type. verl: actor_rollout_ref.actor.loss_agg_mode."""
     importance_sampling_level: ImportanceSamplingLevel = ImportanceSamplingLevel.token
+    """Whether each token has its own importance ratio, or all tokens of a completion share one (``sequence``, GSPO).
+
+    TRL: importance_sampling_level. verl: actor_rollout_ref.actor.policy_loss.loss_mode."""
     loss_mode: LossMode = LossMode.clip
+    """PPO's clipped surrogate (``clip``), or a bounded weight that keeps every token's gradient (``cispo``).
+
+    TRL: loss_type. verl: actor_rollout_ref.actor.policy_loss.loss_mode."""
     scale_rewards: ScaleRewards = MISSING
+    """Standard deviation that advantages are divided by: of the group, of the batch, or none.
+
+    TRL: scale_rewards. verl: algorithm.norm_adv_by_std_in_grpo."""
     epsilon: float = MISSING
+    """Lower clip bound: the ratio is clipped at 1 - ``epsilon``.
+
+    TRL: epsilon. verl: actor_rollout_ref.actor.clip_ratio_low."""
     epsilon_high: float = MISSING
+    """Upper clip bound: the ratio is clipped at 1 + ``epsilon_high``; with ``cispo``, at ``epsilon_high``.
+
+    TRL: epsilon_high. verl: actor_rollout_ref.actor.clip_ratio_high."""
     delta: float | None = None
+    """Dual clip: bound of the ratio where the advantage is negative. null: no bound.
+
+    TRL: delta. verl: actor_rollout_ref.actor.clip_ratio_c."""
     beta: float = MISSING
+    """Weight of the KL divergence from the reference policy. 0: no reference policy is kept.
+
+    TRL: beta. verl: actor_rollout_ref.actor.kl_loss_coef."""
     kl_loss_type: KLLossType = KLLossType.k3
+    """Estimator of the KL divergence.
+
+    TRL: -. verl: actor_rollout_ref.actor.kl_loss_type."""
     mask_truncated_completions: bool = False
+    """Exclude completions that reach ``max_completion_length`` without an end token from the loss.
 
-
-@dataclass
-class GRPOConfig(AlgorithmConfig):
-    """Group relative policy optimization.
-
-    ``filter_groups``: so many times a step, prompts whose completions all earned the same are replaced (DAPO).
-    """
-
-    num_generations: int = MISSING
-    num_iterations: int = 1
-    filter_groups: int = 0
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-
-
-@dataclass
-class SFTConfig(AlgorithmConfig):
-    """Supervised fine-tuning. ``rationale``: train on the data's rationale where it has one and the mode thinks."""
-
-    rationale: bool = True
-
-
-@dataclass
-class PretrainConfig(AlgorithmConfig):
-    """Makes the tiny base model from nothing; see ``medr1.data.sources.phantoms.base_mixture``."""
-
-    images_per_modality: int = MISSING
-    binding_steps: int = MISSING
-    text_steps: int = MISSING
-    ramp: int = MISSING
-    image_steps: int = MISSING
-    text_batch: int = MISSING
-    described: int = MISSING
-    images: int = MISSING
-    words: int = MISSING
-    careless: float = MISSING
-    letter_weight: float = MISSING
-    vocab_size: int = MISSING
-
-
-@dataclass
-class ZeroShotConfig(AlgorithmConfig):
-    """No training: the model as it is."""
+    TRL: mask_truncated_completions. verl: -."""
 
 
 @dataclass
 class TrainerConfig:
-    """Settings of Lightning's Trainer and of the optimizer step.
-
-    ``train_batch_size``: prompts per optimizer step over all devices (verl: data.train_batch_size). ``max_steps`` null:
-    as many steps as ``num_train_epochs`` passes over the training records take.
-
-    ``max_tokens_per_device``: tokens of prompts and completions in one micro-batch (verl: ppo_max_token_len_per_gpu). A
-    larger step is split into micro-batches, with the same result. 0: no split; each prompt is then encoded only once.
-    """
+    """Devices, number of steps and batch size."""
 
     name: str = MISSING
+    """Name of this choice of the group."""
     accelerator: str = "auto"
+    """Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
+
+    TRL: use_cpu. verl: trainer.device."""
     devices: int = 1
+    """Devices of each node, one process for each.
+
+    TRL: -. verl: trainer.n_gpus_per_node."""
     num_nodes: int = 1
+    """Number of nodes.
+
+    TRL: -. verl: trainer.nnodes."""
     strategy: Distribution = Distribution.auto
+    """One process (``auto``), or several that each hold the whole model (``ddp``) or a shard of it (``fsdp``).
+
+    TRL: fsdp. verl: actor_rollout_ref.actor.strategy."""
     max_steps: int | None = MISSING
+    """Training steps, each with ``num_iterations`` optimizer steps. null: computed from ``num_train_epochs``.
+
+    TRL: max_steps. verl: trainer.total_training_steps."""
     num_train_epochs: float | None = None
+    """Passes over the training records, if ``max_steps`` is null.
+
+    TRL: num_train_epochs. verl: trainer.total_epochs."""
     train_batch_size: int = MISSING
+    """Prompts of a training step, over all devices.
+
+    TRL: per_device_train_batch_size. verl: data.train_batch_size."""
     max_tokens_per_device: int = 0
+    """Maximum number of tokens, of prompts and completions, in a micro-batch. A larger step is split, with the same
+    result. 0: never split; with GRPO each prompt is then encoded only once.
+
+    TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
     save_steps: int = 25
+    """Training steps between two checkpoints.
+
+    TRL: save_steps. verl: trainer.save_freq."""
     logging_steps: int = 1
+    """Training steps between two points of the logged curves.
+
+    TRL: logging_steps. verl: -."""
 
 
 @dataclass
