@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from medr1.data.sources.phantoms.base_mixture import corpus
+from medr1.training.base_mixture import corpus
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record

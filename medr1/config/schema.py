@@ -69,5 +69,7 @@ def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
         yield path
         choices = [found for (group, _), found in schemas().items() if group == item.name]
         annotation = hints[item.name]
-        for nested in choices or ([annotation] if is_dataclass(annotation) else []):
-            yield from key_paths(nested, f"{path}.")  # type: ignore[arg-type]
+        if not choices and isinstance(annotation, type) and is_dataclass(annotation):
+            choices = [annotation]
+        for nested in choices:
+            yield from key_paths(nested, f"{path}.")

@@ -18,7 +18,8 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
     Raises:
         ConfigError, DataError, CheckpointError, ServerError: names what is wrong and the remedy.
     """
-    condition, weights = Condition.BASE, (cfg.model.path, None)
+    condition = Condition.BASE
+    weights: tuple[str, Path | None] = (cfg.model.path, None)
     if cfg.run is not None:
         trained = RunDirectory(Path(cfg.run).absolute())
         cfg = _of_run(cfg, trained)

@@ -134,19 +134,17 @@ def _print_plans(runs: Sequence[tuple[str, DictConfig]]) -> None:
     Raises:
         ConfigError: a run is misconfigured or cannot fit.
     """
-    settings = []
-    for _, cfg in runs:
-        if cfg.resume is not None:
-            raise ConfigError("plan=true plans a new run; leave out resume=")
-        settings.append(checked(cfg, TrainConfig))
+    if any(cfg.resume is not None for _, cfg in runs):
+        raise ConfigError("plan=true plans a new run; leave out resume=")
+    planned = [(overrides, checked(cfg, TrainConfig)) for overrides, cfg in runs]
     from medr1.workflows.plan import plan
 
     refused: list[str] = []
-    for number, ((overrides, _), cfg) in enumerate(zip(runs, settings, strict=True), 1):
+    for number, (overrides, settings) in enumerate(planned, 1):
         if len(runs) > 1:
             print(f"\n[{number}/{len(runs)}] {overrides}", flush=True)
         try:
-            plan(cfg)
+            plan(settings)
         except ConfigError as error:
             if len(runs) == 1:
                 raise

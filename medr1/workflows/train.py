@@ -29,7 +29,6 @@ from medr1.training.callbacks import Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.steps import Steps
-from medr1.workflows.forecast import refuse_what_cannot_fit
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import device_of, generate_base, load_trained, model_spec, prediction_store
 from medr1.workflows.model_kinds import MODEL_KINDS
@@ -50,7 +49,10 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     pl.seed_everything(cfg.seed, verbose=False)
 
     def preflight(data: Dataset) -> None:
-        if kind.is_trainable and algorithm.needs_base:
+        # On a CPU memory can be swapped, and nothing is refused.
+        if kind.is_trainable and algorithm.needs_base and device_of(cfg).type == "cuda":
+            from medr1.workflows.forecast import refuse_what_cannot_fit
+
             refuse_what_cannot_fit(cfg, data)
 
     run = RunDirectory(run_dir)

@@ -12,7 +12,7 @@ from medr1.config.settings import AlgorithmConfig, TrainConfig
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
 
-    from medr1.data.sources.registry import Dataset
+    from medr1.data.dataset import Dataset
     from medr1.domain.records import Record
     from medr1.generation.engines import Engine
     from medr1.models.policy import Policy

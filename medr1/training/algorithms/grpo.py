@@ -16,7 +16,7 @@ from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm, Rehearsal, Training
 
 if TYPE_CHECKING:
-    from medr1.data.sources.registry import Dataset
+    from medr1.data.dataset import Dataset
     from medr1.models.policy import Policy
     from medr1.models.processor import Processor
     from medr1.tracking.tracker import AnyTracker

@@ -14,7 +14,7 @@ from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm, Training
 
 if TYPE_CHECKING:
-    from medr1.data.sources.registry import Dataset
+    from medr1.data.dataset import Dataset
     from medr1.models.policy import Policy
     from medr1.models.processor import Processor
     from medr1.tracking.tracker import AnyTracker
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PretrainConfig(AlgorithmConfig):
-    """Settings of ``algorithm=pretrain``. The stages are those of ``medr1.data.sources.phantoms.base_mixture``."""
+    """Settings of ``algorithm=pretrain``. The stages are those of ``medr1.training.base_mixture``."""
 
     kind: str = "pretrain"
     images_per_modality: int = MISSING
@@ -66,7 +66,7 @@ class Pretrain(Algorithm[PretrainConfig]):
             raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
 
     def initial_policy(self, cfg: TrainConfig) -> tuple[Policy, Processor]:
-        from medr1.data.sources.phantoms.base_mixture import corpus
+        from medr1.training.base_mixture import corpus
         from medr1.models.tiny import build_tiny_policy
 
         return build_tiny_policy(corpus(cfg.seed), self.settings_of(cfg).vocab_size, cfg.seed)
@@ -77,17 +77,14 @@ class Pretrain(Algorithm[PretrainConfig]):
         import torch
 
         from medr1.data.image_loader import cached_image_loader
-        from medr1.data.sources.phantoms.base_mixture import BaseMixture
+        from medr1.training.base_mixture import BaseMixture
         from medr1.models.processor import IMAGE_TOKEN, Prompt
         from medr1.models.tensors import Targets
         from medr1.training.batches import SupervisedBatch
         from medr1.training.sft import SFTModule
 
         settings, load = self.settings_of(cfg), cached_image_loader(cfg.data.image_size)
-        names = {item.name for item in fields(BaseMixture) if item.init} - {"seed", "pictures"}
-        mixture = BaseMixture(
-            seed=cfg.seed, pictures=settings.images, **{name: getattr(settings, name) for name in names}
-        )
+        mixture = BaseMixture(settings=settings, seed=cfg.seed)
 
         def make_batch(step: int, rank: int, world_size: int) -> SupervisedBatch:
             examples, prompts = mixture.batch(step), []

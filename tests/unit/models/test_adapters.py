@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from medr1.training.optimization import build_optimizer
 
 from medr1.config.enums import LoraTargets
 from medr1.config.settings import LoraConfig
@@ -16,7 +17,6 @@ from medr1.models.export import save_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.transformers_compat import is_gradient_checkpointing
-from medr1.training.optimization import build_optimizer
 from tests.unit.models.checkpoints import (
     ADAPTER,
     WEIGHTS,

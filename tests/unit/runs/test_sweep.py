@@ -9,7 +9,7 @@ import pytest
 
 from medr1.config.naming import sweep_name
 from medr1.errors import ConfigError
-from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, sweep_of, seconds_left
+from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, seconds_left, sweep_of
 
 
 def manifest(*names: str) -> Manifest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from medr1.training.order import StepStream, share, step_indices
 
 RECORDS, PROMPTS, SEEDS = st.integers(1, 30), st.integers(1, 12), st.integers(0, 3)
