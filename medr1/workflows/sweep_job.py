@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from medr1.atomic_write import read_json, write_json
-from medr1.runs.sweep import State, SweepDirectory, cores, seconds_left
+from medr1.runs.sweep import State, SweepDirectory, cores_per_run, seconds_left
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -32,7 +32,7 @@ def run_job(cfg: DictConfig) -> None:
     run = directory.run(name)
     if run.is_locked:  # a sweep that was killed may leave a run behind that continues
         print(f"{number} {name}: waiting for another process that works on it", flush=True)
-        run.wait()
+        run.wait_until_unlocked()
     before = directory.states(manifest.wanted)
     if directory.state(name) == State.FINISHED:
         return
@@ -94,7 +94,7 @@ def run_environment(launcher: DictConfig) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_NTASKS")}
     parallel = _parallel_runs(launcher)
     if "n_jobs" in launcher and parallel > 1:  # otherwise each run would start one thread per core
-        environment.setdefault("OMP_NUM_THREADS", str(cores(parallel)))
+        environment.setdefault("OMP_NUM_THREADS", str(cores_per_run(parallel)))
     return environment
 
 

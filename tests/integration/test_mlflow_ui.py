@@ -89,7 +89,7 @@ def page(run: tuple[Tracker, Path]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One browser profile for all tests, so that MLflow's scripts are in its cache and do not use up the virtual time."""
+    """One browser profile for all tests, so that MLflow's scripts are cached and use up no virtual time."""
     return tmp_path_factory.mktemp("profile")
 
 

@@ -182,7 +182,7 @@ def installed(program: str) -> str | None:
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """The address of a database in a new cluster, which listens on a socket in a folder that only its user can enter."""
+    """The address of a database in a new cluster that listens on a socket in a private folder."""
     initdb, postgres = installed("initdb"), installed("postgres")
     if initdb is None or postgres is None:
         pytest.skip("PostgreSQL is not installed (neither on PATH nor below /usr/lib/postgresql)")
