@@ -128,7 +128,7 @@ def test_a_function_of_ones_own_gets_its_settings(brevity: None) -> None:
 
 
 def test_one_file_in_the_package_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is imported when it is asked for by name, not before."""
+    """It is imported when it is used by name, not before."""
     (tmp_path / "shouting.py").write_text(
         "from medr1.rewards import reward_function\n"
         "@reward_function('shouting')\n"
