@@ -29,7 +29,7 @@ from medr1.models.tiny import SPECIAL, build_image_processor, build_tokenizer
 settings.register_profile("medr1", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("medr1")
 
-WORDS = ["Which organ does the picture show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
+WORDS = ["Which organ does the image show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
 HIDDEN = 48
 
 Build = Callable[..., tuple[Policy, Processor]]
