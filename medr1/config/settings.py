@@ -181,7 +181,7 @@ class RolloutConfig:
     kind: str = "local"
     """Rollout engine, set by the schema of the choice.
 
-    TRL: vllm_mode. verl: actor_rollout_ref.rollout.name."""
+    TRL: use_vllm. verl: actor_rollout_ref.rollout.name."""
 
 
 @dataclass
