@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -67,11 +65,11 @@ def curve(run: Path) -> None:
         window = np.ones(SMOOTHING + 1) / (SMOOTHING + 1)
         smooth = np.convolve(np.pad(values, SMOOTHING // 2, mode="edge"), window, "valid")
         axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
-        axes.plot(steps, smooth, color=color, linewidth=2)
-        _write(axes, f"{name} reward", (last, smooth[-1]), (8, 0), color, va="center")
-    axes.plot([0, last], [before, after], "o", color=BLUE, markersize=6, clip_on=False)
-    _write(axes, f"test accuracy before: {before:.1f} %", (0, before), (8, -5), BLUE, va="top")
-    _write(axes, f"test accuracy after: {after:.1f} %", (last, after), (-4, -10), BLUE, ha="right", va="top")
+        axes.plot(steps, smooth, color=color, linewidth=2, label=f"{name} reward")
+    axes.plot([0, last], [before, after], "o", color=BLUE, markersize=6, clip_on=False, label="MRI test accuracy")
+    axes.annotate(f"{before:.1f}", (0, before), (7, 5), textcoords="offset points", color=BLUE)
+    axes.annotate(f"{after:.1f}", (last, after), (9, 0), textcoords="offset points", color=BLUE, va="center")
+    axes.legend(loc="lower right", ncols=3, frameon=False)
     axes.set(xlabel="training step", ylabel="% of completions", xlim=(0, last), ylim=(0, 102))
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
@@ -79,12 +77,6 @@ def curve(run: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     figure.savefig(IMAGES / "learning_curve.svg", transparent=True, metadata={"Date": None})
-
-
-def _write(
-    axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], color: str, **align: Any
-) -> None:
-    axes.annotate(text, at, offset, textcoords="offset points", color=color, **align)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # Imported here and not when it is used: MkDocs restores sys.path after it has loaded a hook.
-from medr1.config.schema import register  # noqa: E402
+import medr1.workflows.components  # noqa: E402, F401
 
 CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"
 # Groups that choose one word or a command-line shortcut; the others have settings of their own.
-GROUPS = ("model", "data", "modality", "question_type", "reasoning", "reward", "algorithm", "trainer", "tracking")
+GROUPS = (
+    *("model", "data", "modality", "question_type", "reasoning"),
+    *("reward", "algorithm", "rollout", "trainer", "tracking"),
+)
 PRESETS = ("sweep", "budget", "experiment", "launcher", "debug")
 
 _NAMES = re.compile(r"\s*TRL: (?P<trl>.+?)\. verl: (?P<verl>.+?)\.\s*$", re.DOTALL)
@@ -93,8 +96,10 @@ def settings_of(schema: type, prefix: str, values: Mapping[str, Any]) -> Iterato
 
 
 def schemas() -> dict[str, dict[str, type]]:
-    """Every registered schema by config group and name; the group ``""`` holds those of the two commands."""
-    register()
+    """Every registered schema by config group and name; the group ``""`` holds those of the two commands.
+
+    Importing ``medr1.workflows.components`` has registered them.
+    """
     found: dict[str, dict[str, type]] = {}
     for group, content in ConfigStore.instance().repo.items():
         if group.endswith(".yaml"):

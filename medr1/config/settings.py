@@ -107,19 +107,21 @@ class ModelConfig:
 
 @dataclass
 class ServerConfig(ModelConfig):
-    """A model behind an OpenAI-compatible chat server, where ``path`` is its name. It is evaluated, never trained.
-
-    ``concurrency``: requests at once. ``timeout``: seconds without data from the server. ``max_retries``: after the
-    first attempt. ``api_key_variable``: the environment variable with the API key, which no config contains.
-    """
+    """A model behind an OpenAI-compatible chat server. It is evaluated, never trained."""
 
     kind: str = "server"
     url: str = MISSING
+    """Address of the chat API, without ``/chat/completions``: ``http://HOST:PORT/v1``."""
     api_key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable with the API key. null sends no key. The key itself is never stored."""
     concurrency: int = 8
+    """Number of requests at a time."""
     timeout: float = 300.0
+    """Seconds without data from the server after which a request has failed."""
     max_retries: int = 5
+    """Number of times that a failed request is repeated."""
     repetition_penalty: float | None = None
+    """Repetition penalty that is sent with each request. null: that of the server. 1.0 is none."""
 
 
 @dataclass
@@ -139,6 +141,7 @@ class ModalityConfig:
     """Modality of the training records; the test covers all."""
 
     name: str = MISSING
+    """Modality of the training records, or ``all``. The test records always have all modalities."""
 
 
 @dataclass
@@ -146,6 +149,7 @@ class QuestionTypeConfig:
     """Question type of the training records; the test covers all."""
 
     name: str = MISSING
+    """Question type of the training records, or ``all``. The test records always have all types."""
 
 
 @dataclass
@@ -153,6 +157,7 @@ class ReasoningConfig:
     """Where the reasoning stands: prompt, grammar and reader follow from it."""
 
     mode: str = MISSING
+    """Reasoning mode, which determines the prompt, the format of completions and the parser."""
 
 
 @dataclass
@@ -160,7 +165,11 @@ class RewardConfig:
     """Reward functions by name, each with its ``weight`` and its own settings. The reward is their weighted sum."""
 
     name: str = MISSING
+    """Name of this choice of rewards."""
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Reward functions by name, each with its ``weight`` and its own settings.
+
+    TRL: reward_weights. verl: reward.custom_reward_function."""
 
 
 @dataclass
@@ -168,7 +177,11 @@ class RolloutConfig:
     """How completions are generated. ``kind`` is a file of ``medr1.generation.engines``."""
 
     name: str = MISSING
+    """Name of this choice of rollout engine."""
     kind: str = "local"
+    """Rollout engine, set by the schema of the choice.
+
+    TRL: use_vllm. verl: actor_rollout_ref.rollout.name."""
 
 
 @dataclass
@@ -413,7 +426,7 @@ class CommonConfig:
 
     TRL: output_dir. verl: trainer.default_local_dir."""
     plugins: str | None = None
-    """A folder with components of your own: its Python files are imported, its YAML files are options of their groups."""
+    """Folder with components of your own. Its Python files are imported, its YAML files are options of their groups."""
 
 
 @dataclass
