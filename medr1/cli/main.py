@@ -72,6 +72,8 @@ def entry_point(command: str) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(command))
         return
+    if {"--shell-completion", "-sc"} & set(sys.argv[1:]):
+        _check_shell_completion(command)
     job: Callable[[DictConfig], None] = {"train": _train, "evaluate": _evaluate}[command]
     try:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
@@ -202,6 +204,18 @@ Choose (group=name):
 Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
 Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2"""
     )
+
+
+def _check_shell_completion(command: str) -> None:
+    """Ends the command with a message where Hydra would raise a ValueError or a KeyError."""
+    given = [word for word in sys.argv[1:] if word.startswith(("install", "uninstall", "query"))]
+    by_the_shell = "COMP_LINE" in os.environ  # "query" is what the installed completion itself calls
+    allowed = ("install", "uninstall", "query") if by_the_shell else ("install", "uninstall")
+    if len(given) != 1 or given[0] not in {f"{verb}={shell}" for verb in allowed for shell in ("bash", "zsh", "fish")}:
+        _leave(
+            "--shell-completion needs install=SHELL or uninstall=SHELL, where SHELL is bash, zsh or fish. In bash: "
+            f'eval "$(python {command}.py --shell-completion install=bash)"'
+        )
 
 
 def run_directory() -> Path:

@@ -6,6 +6,7 @@ What has to be loaded decides how long a mistake takes to answer, and unlike a c
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,12 @@ TYPED: dict[str, list[str]] = {
     "data.image_size=100": ["data.image_size=100", "28", "use data.image_size=112"],
     "modality=ct,mri": ["modality=ct,mri", "--multirun"],
     "seed": ["'seed'", "missing EQUAL"],
+    # Shell completion
+    "--shell-completion": ["--shell-completion", "install=SHELL", "bash, zsh or fish"],
+    "-sc install=tcsh": ["--shell-completion", "install=SHELL", "bash, zsh or fish"],
+    "-sc install": ["--shell-completion", "install=SHELL"],
+    "-sc install=bash uninstall=bash": ["--shell-completion", "install=SHELL"],
+    "evaluate.py -sc query=bash": ["python evaluate.py --shell-completion install=bash"],
     # Combinations
     "model=hf": ["model=hf needs model.path="],
     "data=omnimedvqa": ["data=omnimedvqa needs data.root=", "QA_information"],
@@ -200,3 +207,18 @@ def test_the_shell_sees_status_and_message_of_a_mistake(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and "Did you mean 'xray'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bash_completes_groups_names_and_settings() -> None:
+    """As after ``eval "$(python train.py --shell-completion install=bash)"``, with what bash sets when Tab is typed."""
+    script = """
+    eval "$(python train.py --shell-completion install=bash)"
+    for typed in "algo" "sweep=cross_m" "algorithm=sft trainer.save_s"; do
+        COMP_LINE="python train.py $typed"
+        words=($COMP_LINE); COMP_CWORD=$(( ${#words[@]} - 1 )); COMP_POINT=${#COMP_LINE}
+        hydra_bash_completion; echo "${COMPREPLY[@]}"
+    done"""
+    found = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=os.environ | found, capture_output=True, text=True)
+    offered = ["algorithm. algorithm=", "sweep=cross_modality", "trainer.save_steps="]
+    assert done.stdout.splitlines() == offered, done.stderr
