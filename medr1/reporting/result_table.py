@@ -143,12 +143,11 @@ def _notes(
     rows: list[tuple[str, ...]],
 ) -> Iterator[str]:
     names = {c: c.value.replace("_", " ") for c in conditions}
-    yield f"In %. fmt: {names[conditions[-1]]} completions in the requested format; not read: those without a parsed answer."
+    yield f"In %. fmt: {names[conditions[-1]]} completions in the requested format; not read: without a parsed answer."
     means = [f"{names[c]} {_percent(summaries[c].modality_mean)}" for c in conditions if summaries[c].by_modality]
     if means:
-        yield f"Mean over modalities with equal weight: {', '.join(means)}."
-    if controls := [note for c, note in _CONTROL_NOTES.items() if c in conditions]:
-        yield f"Controls. {' '.join(controls)}"
+        yield f"Mean over modalities (equal weight): {', '.join(means)}."
+    yield from (note for condition, note in _CONTROL_NOTES.items() if condition in conditions)
     if comparison:
         yield f"difference: {comparison.b} minus {comparison.a}, bootstrap over images; p: exact McNemar test;"
         yield "*: below .05 after Holm's correction over the rows of its section."

@@ -17,19 +17,12 @@ from medr1.data.dataset import load_dataset
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.evaluation.image_ablation import shuffled_images
 from medr1.evaluation.metrics import metric_items, summarise
-from medr1.evaluation.predictions import read_predictions
+from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from tests.integration.conftest import MINI, needs_mini, only_run, read_json, run_command, train_here
 
-PREFIXES = {
-    "base": "base",
-    "trained": "eval",
-    "blank_image": "blank",
-    "shuffled_image": "shuffled",
-    "option_prior": "blind",
-    "surface_cues": "cues",
-}
+CONDITIONS = [condition.value for condition in Condition]
 
 
 def client_and_run(run: RunDirectory):
@@ -42,14 +35,14 @@ def client_and_run(run: RunDirectory):
 def test_numbers_agree_between_predictions_summary_table_and_mlflow(finished: tuple[RunDirectory, str]) -> None:
     run, printed = finished
     summary, (_, tracked) = read_json(run.summary), client_and_run(run)
-    for name, prefix in PREFIXES.items():
+    for name in CONDITIONS:
         computed = summarise(read_predictions(run.predictions(name)))
         assert summary["conditions"][name] == json.loads(json.dumps(computed.to_dict()))
-        for metric, value in metric_items(prefix, computed):
+        for metric, value in metric_items(name, computed):
             assert tracked.data.metrics[metric] == pytest.approx(value, abs=1e-12)
     overall = summary["conditions"]["trained"]["overall"]
     line = next(line for line in printed.splitlines() if line.startswith("All questions"))
-    assert f"{100 * overall['accuracy']:.1f}" in line and str(overall["n"]) in line
+    assert f"{100 * overall['accuracy']['value']:.1f}" in line and str(overall["n"]) in line
     assert max(map(len, printed.split("By modality")[1].split("run directory")[0].splitlines())) <= 100
 
 
@@ -75,7 +68,7 @@ def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(
     finished: tuple[RunDirectory, str],
 ) -> None:
     run, _ = finished
-    asked = [sorted(p.record for p in read_predictions(run.predictions(name))) for name in PREFIXES]
+    asked = [sorted(p.record for p in read_predictions(run.predictions(name))) for name in CONDITIONS]
     assert all(names == asked[0] for names in asked) and len(set(asked[0])) == len(asked[0])
     cells = Counter((p.modality, p.question_type) for p in read_predictions(run.predictions("trained")))
     assert len(cells) == 40 and set(cells.values()) == {2}
@@ -87,7 +80,7 @@ def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory,
     again = only_run(tmp_path)
     assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
     before, after = read_json(run.summary)["conditions"], read_json(again.summary)["conditions"]
-    assert after == {name: before[name] for name in PREFIXES if name != "base"}
+    assert after == {name: before[name] for name in CONDITIONS if name != "base"}
 
 
 def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
@@ -126,7 +119,7 @@ def test_without_training_the_base_answers_and_so_do_its_controls(
     run = train_here(tmp_path / "run", "algorithm=zero_shot", *settings)
     assert not run.model.exists() and not run.predictions("trained").exists()
     assert read_predictions(run.predictions("base")) == read_predictions(finished[0].predictions("base"))
-    assert set(read_json(run.summary)["conditions"]) == set(PREFIXES) - {"trained"}
+    assert set(read_json(run.summary)["conditions"]) == set(CONDITIONS) - {"trained"}
 
 
 def test_another_picture_is_shown_in_the_control_that_says_so(

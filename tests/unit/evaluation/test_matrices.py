@@ -22,7 +22,7 @@ CT, MRI = Modality.CT, Modality.MRI
 
 
 def predictions(pattern: str, condition: str = "trained") -> list[Prediction]:
-    """One prediction for each 1 (correct) or 0 (wrong); the first half of the records is CT, with two records per image.
+    """One prediction for each 1 (correct) or 0 (wrong); the first half is CT, with two records per image.
 
     Every other image is from the held-out scanner; the first record has two options, the others four.
     """

@@ -75,7 +75,8 @@ def test_leaks_by_content() -> None:
     seen = replace(CELL, leak=Leak(3_169, 396, 500))
     family = replace(FAMILY, cells={Modality.CT: seen}, leak=Leak(3_169, 396, 634))
     leaks = section(
-        render(replace(AUDIT, families=[family], compared_images=9_000, bad_images={"no_image": 7, "too_large": 3})), "Leaks"
+        render(replace(AUDIT, families=[family], compared_images=9_000, bad_images={"no_image": 7, "too_large": 3})),
+        "Leaks",
     )
     assert "CT 3,169 396 12.5 500 15.8" in leaks
     assert "all 3,169 396 12.5 634 20.0" in leaks
@@ -98,7 +99,11 @@ def test_it_fits_in_100_columns_whatever_the_numbers() -> None:
             leak=cell.leak,
         )
         for axis, values, extra in (
-            (SplitAxis.MODALITY, list(Modality), {Modality.OCT: replace(cell, train=None, leak=None, option_prior=None)}),
+            (
+                SplitAxis.MODALITY,
+                list(Modality),
+                {Modality.OCT: replace(cell, train=None, leak=None, option_prior=None)},
+            ),
             (SplitAxis.QUESTION_TYPE, list(QuestionType), {}),
         )
     ]

@@ -17,22 +17,20 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from medr1.domain.records import Modality, QuestionType
-from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, Matrix, TableCell, Versus
+from medr1.evaluation.statistics import Estimate, PairedDifference
+from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, TableCell
 from medr1.reporting.figures import (
-    MEAN,
     Curve,
-    Reference,
     accuracy_heatmap,
     contrast_heatmap,
-    contrast_name,
     curves,
     gain_heatmap,
-    label,
     overview,
-    percent,
     rates,
     save,
 )
+from medr1.reporting.formatting import MEAN, percent
+from medr1.reporting.references import Reference
 
 MODALITIES, QUESTION_TYPES = tuple(m.value for m in Modality), tuple(q.value for q in QuestionType)
 LONG = (
@@ -46,18 +44,19 @@ def estimate(value: float, half: float = 0.04) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
-def versus(value: float, half: float = 0.04) -> Versus:
-    return Versus(estimate(value, half), p=0.01, p_holm=0.04)
+def difference(value: float, half: float = 0.04) -> PairedDifference:
+    return PairedDifference(estimate(value, half), p=0.01, p_holm=0.04)
 
 
-def cell(accuracy: float, gain: Versus | None = None) -> TableCell:
+def cell(accuracy: float, gain: PairedDifference | None = None) -> TableCell:
     return TableCell(400, 80, ("run",), estimate(accuracy), 0.25, 0.5 if gain else None, gain, {})
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], method: str = "grpo") -> Matrix:
     cells = {
         row: {
-            column: cell(0.1 + 0.1 * i + 0.0123 * j, versus(0.02 * (i - j))) for j, column in enumerate((*columns, ALL))
+            column: cell(0.1 + 0.1 * i + 0.0123 * j, difference(0.02 * (i - j)))
+            for j, column in enumerate((*columns, ALL))
         }
         for i, row in enumerate(rows)
     }
@@ -66,7 +65,8 @@ def matrix(rows: Sequence[str], columns: Sequence[str], method: str = "grpo") ->
 
 def contrast(rows: Sequence[str], columns: Sequence[str], a: str = "sft", b: str = "grpo") -> ContrastMatrix:
     cells = {
-        row: {column: versus(0.02 * (i - j)) for j, column in enumerate((*columns, ALL))} for i, row in enumerate(rows)
+        row: {column: difference(0.02 * (i - j)) for j, column in enumerate((*columns, ALL))}
+        for i, row in enumerate(rows)
     }
     return ContrastMatrix(a, b, tuple(rows), tuple(columns), cells, estimate(0.01), None)
 
@@ -74,8 +74,8 @@ def contrast(rows: Sequence[str], columns: Sequence[str], a: str = "sft", b: str
 def beneath(columns: Sequence[str]) -> list[Reference]:
     names = (
         "Base",
-        "Empty picture",
-        "Another's picture",
+        "Blank image",
+        "Shuffled image",
         "Option prior (same row)",
         "Option prior (other rows)",
         "Chance",
@@ -112,7 +112,7 @@ FIGURES = {
     "accuracy 5x5": lambda: accuracy_heatmap(matrix(QUESTION_TYPES, QUESTION_TYPES), beneath(QUESTION_TYPES)),
     "accuracy long": lambda: accuracy_heatmap(matrix(LONG, LONG, " and ".join(LONG)), beneath(LONG), LONG[1]),
     "accuracy 1x2": lambda: accuracy_heatmap(matrix(["0.5"], ["seen scanners", "held-out scanner"])),
-    "accuracy all": lambda: accuracy_heatmap(matrix(["think_before"], [ALL], " ".join(LONG))),
+    "accuracy one column": lambda: accuracy_heatmap(matrix(["think_before"], ["ct"], " ".join(LONG))),
     "gain 8x8": lambda: gain_heatmap(matrix(MODALITIES, MODALITIES)),
     "contrast 5x5": lambda: contrast_heatmap(contrast(QUESTION_TYPES, QUESTION_TYPES)),
     "contrast long": lambda: contrast_heatmap(contrast(LONG, LONG, LONG[0], LONG[1]), LONG[0]),
@@ -198,14 +198,14 @@ def test_a_cell_is_struck_through_exactly_where_its_interval_contains_zero() -> 
         "ct": {"ct": (0.05, 0.04), "mri": (0.04, 0.04), ALL: (0.011, 0.01)},
         "mri": {"ct": (-0.03, 0.04), "mri": (-0.07, 0.02)},
     }
-    cells = {row: {column: versus(*v) for column, v in of.items()} for row, of in values.items()}
+    cells = {row: {column: difference(*v) for column, v in of.items()} for row, of in values.items()}
     table = ContrastMatrix("sft", "grpo", ("ct", "mri"), ("ct", "mri"), cells, estimate(0.0), None)
     figure = contrast_heatmap(table)
     FigureCanvasAgg(figure).draw()
     lines = [
         center(line.get_window_extent())
         for line in figure.findobj(Line2D)
-        if (line.get_gid() or "").startswith("open-")
+        if (line.get_gid() or "").startswith("struck-")
     ]
     # Each number stands a little above the middle of its cell.
     struck = {
@@ -220,50 +220,16 @@ def test_a_cell_is_struck_through_exactly_where_its_interval_contains_zero() -> 
 
 @pytest.mark.parametrize(("largest", "limit"), [(0.112, 15), (-0.112, 15), (0.001, 5), (0.2, 20)])
 def test_the_scale_of_differences_is_symmetric(largest: float, limit: float) -> None:
-    table = ContrastMatrix("a", "b", ("x",), ("ct",), {"x": {"ct": versus(largest, 0.0005)}}, estimate(0.0), None)
+    table = ContrastMatrix("a", "b", ("x",), ("ct",), {"x": {"ct": difference(largest, 0.0005)}}, estimate(0.0), None)
     bar = contrast_heatmap(table).axes[1]
     assert bar.get_xlim() == pytest.approx((-limit, limit))
 
 
-def test_no_gain_is_drawn_where_no_base_was_asked() -> None:
-    cells = {"ct": {"ct": cell(0.5), "mri": cell(0.5, versus(0.123))}}
+def test_no_gain_is_drawn_without_a_base() -> None:
+    cells = {"ct": {"ct": cell(0.5), "mri": cell(0.5, difference(0.123))}}
     shown = [text for text, _ in texts(gain_heatmap(Matrix("sft", ("ct",), ("ct", "mri"), cells, {}, None)))]
     assert shown.count("\N{EN DASH}") == 1
     assert {"+12.3", "[+8.3, +16.3]", "SFT \N{MINUS SIGN} Base"} <= set(shown)
-
-
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [
-        ("us", "Ultrasound"),
-        ("grpo no_think", "GRPO No-Think"),
-        ("trained: sft", "Trained: SFT"),
-        ("0.5", "0.5"),
-        ("new", "new"),
-    ],
-)
-def test_values_have_human_names(value: str, name: str) -> None:
-    assert label(value) == name
-
-
-def test_a_contrast_of_rows_names_the_rows_and_a_contrast_of_methods_the_methods() -> None:
-    assert contrast_name(contrast(("ct",), ("ct",))) == "GRPO \N{MINUS SIGN} SFT"
-    of_rows = contrast(("grpo",), ("ct",), "grpo: think_before", "grpo: no_think")
-    assert contrast_name(of_rows) == "GRPO: No-Think \N{MINUS SIGN} Think-Before"
-
-
-@pytest.mark.parametrize(
-    ("fraction", "sign", "text"),
-    [
-        (0.70123, "", "70.1"),
-        (-0.0004, "+", "+0.0"),
-        (-0.1, "+", "\N{MINUS SIGN}10.0"),
-        (1, "", "100.0"),
-        (0.05, "+", "+5.0"),
-    ],
-)
-def test_percent(fraction: float, sign: str, text: str) -> None:
-    assert percent(fraction, sign) == text
 
 
 def test_bars_are_as_high_as_the_accuracies_and_chance_is_a_line() -> None:
@@ -313,4 +279,4 @@ def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     assert b"<dc:date>" not in files["c.svg"] and b"CreationDate" not in files["c.pdf"]
     # Of two rows and three columns all differences lie within their intervals of 4 points; ids are unique.
-    assert len(set(re.findall(rb'id="(open-[^"]+)"', files["c.svg"]))) == 6
+    assert len(set(re.findall(rb'id="(struck-[^"]+)"', files["c.svg"]))) == 6

@@ -1,4 +1,4 @@
-"""The sentences, on tables made up so that one can see what they may say and what they may not."""
+"""The sentences on made-up tables: what their intervals support and what not."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import replace
 
 import pytest
 
-from medr1.evaluation.tables import ALL, ContrastMatrix, Estimate, Generalization, Matrix, TableCell, Versus
+from medr1.evaluation.statistics import Estimate, PairedDifference
+from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Generalization, Matrix, SweepTables, TableCell
 from medr1.reporting.findings import findings
 
 ROWS = ("ct", "mri")
+REMAINS = "the accuracy that remains above chance does not come from the image"
 
 
 def near(value: float, half: float = 0.01) -> Estimate:
     return Estimate(value, round(value - half, 6), round(value + half, 6))
 
 
-def versus(difference: float, p_holm: float = 0.001, half: float = 0.01) -> Versus:
-    return Versus(near(difference, half), p_holm / 4, p_holm)
+def paired(difference: float, p_holm: float = 0.001, half: float = 0.01) -> PairedDifference:
+    return PairedDifference(near(difference, half), p_holm / 4, p_holm)
 
 
 def cell(accuracy: float, base: float | None = None, n: int = 1000, runs: int = 2, **controls: float) -> TableCell:
-    gain = None if base is None else versus(accuracy - base)
+    gain = None if base is None else paired(accuracy - base)
     return TableCell(n, n // 5, tuple(map(str, range(runs))), near(accuracy), 0.25, base, gain, controls)
 
 
@@ -39,14 +41,17 @@ def flat(method: str, *rows: str, columns: Sequence[str] = ("x",), accuracy: flo
 
 
 def contrast(a: str, b: str, own: float, rest: float, *, half: float = 0.01, p_holm: float = 0.001) -> ContrastMatrix:
-    cells = {r: {c: versus(own if r == c else rest, p_holm, half) for c in (*ROWS, ALL)} for r in ROWS}
-    return ContrastMatrix(
-        a, b, ROWS, ROWS, cells, near((own + rest) / 2, half), near(own - rest, half), near(rest, half)
-    )
+    cells = {r: {c: paired(own if r == c else rest, p_holm, half) for c in (*ROWS, ALL)} for r in ROWS}
+    generalization = Generalization(near(own, half), near(rest, half), near(own - rest, half))
+    return ContrastMatrix(a, b, ROWS, ROWS, cells, near((own + rest) / 2, half), generalization)
 
 
-def said(*matrices: Matrix, contrasts: Sequence[ContrastMatrix] = (), rows: str = "modality") -> list[str]:
-    return list(findings(matrices, contrasts, rows, "modality"))
+def said(
+    *matrices: Matrix, contrasts: Sequence[ContrastMatrix] = (), rows: str = "modality", columns: str = "modality"
+) -> list[str]:
+    """The sentences, with ASCII minus signs."""
+    tables = SweepTables(rows, columns, ("0", "1"), matrices, tuple(contrasts))
+    return [sentence.replace("\N{MINUS SIGN}", "-") for sentence in findings(tables)]
 
 
 def one(sentences: list[str], part: str) -> str:
@@ -55,47 +60,47 @@ def one(sentences: list[str], part: str) -> str:
 
 
 @pytest.mark.parametrize(("prior", "reached"), [(0.96, True), (0.941, True), (0.939, False), (0.3, False)])
-def test_the_prior_explains_only_from_its_interval_upwards(prior: float, reached: bool) -> None:
+def test_the_option_prior_explains_an_accuracy_from_its_interval_upwards(prior: float, reached: bool) -> None:
     sentences = said(square("grpo", 0.95, 0.5, option_prior=prior))
     found = one(sentences, "option prior")
-    numbers = f"the diagonal of grpo (95.0 % [94.0, 96.0], prior {100 * prior:.1f} %)"
+    numbers = f"the diagonal of grpo (95.0 % [94.0, 96.0], option prior {100 * prior:.1f} %)"
     if reached:
         assert found == (
-            f"Without the image, the option prior of the same training records reaches {numbers}: such a score is no "
-            "evidence that the image was used."
+            f"The option prior, which sees no image, reaches {numbers}: this accuracy does not show that the model "
+            "uses the image."
         )
     else:
-        assert found == f"Without the image, the option prior of the same training records stays below {numbers}."
+        assert found == f"The option prior, which sees no image, scores below {numbers}."
 
 
 def test_several_methods_share_a_sentence() -> None:
     matrices = [square(m, 0.95, 0.5, surface_cues=0.97) for m in ("sft", "grpo")]
-    assert "the diagonal of sft (95.0 % [94.0, 96.0], cues 97.0 %); the diagonal of grpo (" in one(
-        said(*matrices), "capitals"
+    assert "the diagonal of sft (95.0 % [94.0, 96.0], surface cues 97.0 %); the diagonal of grpo (" in one(
+        said(*matrices), "A rule on surface cues"
     )
 
 
 @pytest.mark.parametrize(
     ("blank", "expected"),
     [
-        (0.94, "scores 94.0 %, with its own 95.0 % [94.0, 96.0]: nothing shows that the image was used."),
-        (0.41, "keeps 41.0 % of 95.0 % (guess 25.0 %): what is kept above a guess does not come from the image."),
+        (0.94, "scores 94.0 %, with its own image 95.0 % [94.0, 96.0]: no evidence that the model uses the image."),
+        (0.41, f"drops from 95.0 % to 41.0 % (chance 25.0 %): {REMAINS}."),
         # Wilson of 540 in 2,000 records begins at 25.1 %, of 530 at 24.6 %.
-        (0.27, "keeps 27.0 % of 95.0 % (guess 25.0 %): what is kept above a guess does not come from the image."),
-        (0.265, "falls from 95.0 % to 26.5 % (guess 25.0 %): not shown to be better than a guess."),
-        (0.1, "falls from 95.0 % to 10.0 % (guess 25.0 %): not shown to be better than a guess."),
+        (0.27, f"drops from 95.0 % to 27.0 % (chance 25.0 %): {REMAINS}."),
+        (0.265, "drops from 95.0 % to 26.5 % (chance 25.0 %): not significantly above chance."),
+        (0.1, "drops from 95.0 % to 10.0 % (chance 25.0 %): not significantly above chance."),
     ],
 )
-def test_an_empty_picture(blank: float, expected: str) -> None:
+def test_a_blank_image(blank: float, expected: str) -> None:
     sentences = said(square("grpo", 0.95, 0.5, blank_image=blank))
-    assert one(sentences, "empty picture") == f"With an empty picture the diagonal of grpo {expected}"
+    assert one(sentences, "blank image") == f"With a blank image, the diagonal of grpo {expected}"
 
 
-def test_a_shuffled_picture_shows_that_answers_come_from_the_image() -> None:
-    found = one(said(square("sft", 0.521, 0.4, shuffled_image=0.26)), "another record's picture")
+def test_a_shuffled_image_shows_that_the_accuracy_depends_on_the_image() -> None:
+    found = one(said(square("sft", 0.521, 0.4, shuffled_image=0.26)), "image of another record")
     assert found == (
-        "With another record's picture of the same modality the diagonal of sft falls from 52.1 % to 26.0 % (guess "
-        "25.0 %): what is scored above a guess comes from the record's own picture."
+        "With the image of another record of the same modality, the diagonal of sft drops from 52.1 % to 26.0 % "
+        "(chance 25.0 %): the accuracy above chance depends on the record's own image."
     )
 
 
@@ -104,30 +109,28 @@ def test_cells_of_unequal_size_are_as_uncertain_as_the_smaller_one_makes_them() 
     matrix = square("grpo", 0.95, 0.5, blank_image=0.27)
     sizes = {"ct": 10, "mri": 1990}
     cells = {r: {c: replace(x, n=sizes.get(c, 2000)) for c, x in line.items()} for r, line in matrix.cells.items()}
-    assert "not shown to be better than a guess" in one(said(replace(matrix, cells=cells)), "empty picture")
+    assert "not significantly above chance" in one(said(replace(matrix, cells=cells)), "blank image")
 
 
-def test_an_empty_picture_says_nothing_about_a_score_that_is_a_guess() -> None:
+def test_image_ablations_are_not_read_for_an_accuracy_at_chance() -> None:
     sentences = said(square("grpo", 0.255, 0.25, blank_image=0.25))
-    assert (
-        sentences[0] == "Not shown to be better than a guess: the diagonal of grpo (25.5 % [24.5, 26.5], guess 25.0 %)."
-    )
-    assert not [s for s in sentences if "picture" in s]
+    assert sentences[0] == "Not significantly above chance: the diagonal of grpo (25.5 % [24.5, 26.5], chance 25.0 %)."
+    assert not [s for s in sentences if "image" in s]
 
 
-def test_a_control_that_knows_the_answers_is_told_even_beside_a_guess() -> None:
+def test_a_control_above_chance_is_reported_beside_an_accuracy_at_chance() -> None:
     sentences = said(square("grpo", 0.255, 0.25, option_prior=0.9, surface_cues=0.26))
     assert one(sentences, "option prior") == (
-        "Without the image, the option prior of the same training records does better than the diagonal of grpo "
-        "(25.5 % [24.5, 26.5], prior 90.0 %): a high score there would be no evidence that the image was used."
+        "The option prior, which sees no image, scores above the diagonal of grpo (25.5 % [24.5, 26.5], option prior "
+        "90.0 %): a high accuracy there would not show that the model uses the image."
     )
-    assert not [s for s in sentences if "capitals" in s]
+    assert not [s for s in sentences if "surface cues" in s]
 
 
 def test_a_single_row_is_judged_by_its_own_column() -> None:
     cells = {"ct": {"ct": cell(0.9, option_prior=0.95), "mri": cell(0.4, option_prior=0.2), ALL: cell(0.65)}}
     alone = Matrix("grpo", ("ct",), ROWS, cells, {"ct": near(0.65)}, None)
-    assert "reaches grpo on ct (90.0 % [89.0, 91.0], prior 95.0 %)" in one(said(alone), "option prior")
+    assert "reaches grpo on ct (90.0 % [89.0, 91.0], option prior 95.0 %)" in one(said(alone), "option prior")
 
 
 def test_rows_that_are_ways_of_training_are_named() -> None:
@@ -141,7 +144,7 @@ def test_rows_that_are_ways_of_training_are_named() -> None:
 
 def test_long_lists_are_cut() -> None:
     found = one(said(flat("grpo", *"abcdefgh", option_prior=0.7)), "option prior")
-    assert "grpo (modality f) (60.0 % [59.0, 61.0], prior 70.0 %); and 2 more: such a score" in found
+    assert "grpo (modality f) (60.0 % [59.0, 61.0], option prior 70.0 %); and 2 more: this accuracy" in found
 
 
 def test_gains_on_and_off_the_diagonal() -> None:
@@ -149,16 +152,16 @@ def test_gains_on_and_off_the_diagonal() -> None:
     assert sentences[:2] == [
         "On the diagonal grpo scores 95.0 % [94.0, 96.0], the base model 52.0 %; off the diagonal 50.0 % [49.0, 51.0], "
         "the base model 52.0 %.",
-        "grpo is above the base model in 2 of 4 cells and below it in 2 (after Holm's correction, at 5 %); the rest is "
-        "open.",
+        "grpo is significantly above the base model in 2 of 4 cells and below it in 2 (5 % level after Holm's "
+        "correction); the other cells are inconclusive.",
     ]
 
 
 def test_a_gain_counts_only_if_test_and_interval_agree() -> None:
     matrix = square("grpo", 0.95, 0.5, base=0.4)
     line = dict(matrix.cells["ct"])
-    line["ct"] = replace(line["ct"], gain=versus(0.55, half=0.6))  # the interval contains zero
-    line["mri"] = replace(line["mri"], gain=versus(0.1, p_holm=0.06))
+    line["ct"] = replace(line["ct"], gain=paired(0.55, half=0.6))  # the interval contains zero
+    line["mri"] = replace(line["mri"], gain=paired(0.1, p_holm=0.06))
     found = one(said(replace(matrix, cells={**matrix.cells, "ct": line})), "above the base model")
     assert "in 2 of 4 cells and below it in 0" in found
 
@@ -167,23 +170,24 @@ def test_gains_of_rows_that_are_no_columns() -> None:
     sentences = said(flat("grpo", "think", base=0.595), flat("sft", "think", base=0.5), rows="reasoning")
     gains = [s for s in sentences if s.startswith("Gain over")]
     assert gains == [
-        "Gain over the base model on all test records, in points: grpo (reasoning think) +0.5 [-0.5, +1.5] (open).",
+        "Gain over the base model on all test records, in points: grpo (reasoning think) +0.5 [-0.5, +1.5] "
+        "(inconclusive).",
         "Gain over the base model on all test records, in points: sft (reasoning think) +10.0 [+9.0, +11.0].",
     ]
 
 
-def test_a_contrast_says_which_side_is_better_or_that_it_is_open() -> None:
+def test_a_contrast_is_significant_or_inconclusive() -> None:
     sentences = said(contrasts=[contrast("sft", "grpo", -0.01, 0.07), contrast("a", "b", -0.05, -0.05)])
     assert one(sentences, "Over all cells grpo") == (
-        "Over all cells grpo scores 3.0 points [2.0, 4.0] more than sft; it is above in 2 of 4 cells and below in 0 "
-        "(after Holm's correction, at 5 %)."
+        "Over all cells grpo scores 3.0 points [2.0, 4.0] more than sft; it is significantly above sft in 2 of 4 cells "
+        "and below it in 0 (5 % level after Holm's correction)."
     )
     assert (
-        "Over all cells b scores 5.0 points [4.0, 6.0] less than a; it is above in 0 of 4 cells and below in 4"
-        in one(sentences, "Over all cells b")
+        "Over all cells b scores 5.0 points [4.0, 6.0] less than a; it is significantly above a in 0 of 4 cells and "
+        "below it in 4" in one(sentences, "Over all cells b")
     )
     unclear = said(contrasts=[contrast("trained: sft", "trained: grpo", 0.002, 0.006)])
-    assert unclear[0] == "Open over all cells, in points: grpo against sft +0.4 [-0.6, +1.4]."
+    assert unclear[0] == "Inconclusive over all cells, in points: grpo against sft +0.4 [-0.6, +1.4]."
 
 
 @pytest.mark.parametrize(
@@ -193,39 +197,39 @@ def test_a_contrast_says_which_side_is_better_or_that_it_is_open() -> None:
             -0.01,
             0.06,
             "grpo generalizes better than sft: off the diagonal it scores 6.0 points [5.0, 7.0] more, and its gap "
-            "between the diagonal and the rest is 7.0 points [6.0, 8.0] smaller.",
+            "between the diagonal and the other cells is 7.0 points [6.0, 8.0] smaller.",
         ),
         (
             -0.05,
             0.005,
-            "The gap of grpo between the diagonal and the rest is 5.5 points [4.5, 6.5] smaller than that of sft, but "
-            "off the diagonal grpo is not shown to score more (+0.5 [-0.5, +1.5] points): not "
+            "The gap of grpo between the diagonal and the other cells is 5.5 points [4.5, 6.5] smaller than that of "
+            "sft, but off the diagonal grpo does not score significantly more (+0.5 [-0.5, +1.5] points): not "
             "shown to generalize better.",
         ),
         (
             -0.09,
             -0.05,
-            "The gap of grpo between the diagonal and the rest is 4.0 points [3.0, 5.0] smaller than that of sft, but "
-            "off the diagonal grpo is not shown to score more (-5.0 [-6.0, -4.0] points): not "
+            "The gap of grpo between the diagonal and the other cells is 4.0 points [3.0, 5.0] smaller than that of "
+            "sft, but off the diagonal grpo does not score significantly more (-5.0 [-6.0, -4.0] points): not "
             "shown to generalize better.",
         ),
         (
             0.01,
             -0.06,
             "grpo generalizes worse than sft: off the diagonal it scores 6.0 points [5.0, 7.0] less, and its gap "
-            "between the diagonal and the rest is 7.0 points [6.0, 8.0] larger.",
+            "between the diagonal and the other cells is 7.0 points [6.0, 8.0] larger.",
         ),
         (
             0.05,
             0.02,
-            "The gap of grpo between the diagonal and the rest is 3.0 points [2.0, 4.0] larger than that of sft, but "
-            "off the diagonal grpo is not shown to score less (+2.0 [+1.0, +3.0] points): not "
+            "The gap of grpo between the diagonal and the other cells is 3.0 points [2.0, 4.0] larger than that of "
+            "sft, but off the diagonal grpo does not score significantly less (+2.0 [+1.0, +3.0] points): not "
             "shown to generalize worse.",
         ),
         (
             0.055,
             0.05,
-            "Open, which of the two has the smaller gap (differences in points): grpo against sft gap +0.5 [-0.5, "
+            "Inconclusive which method has the smaller gap (differences in points): grpo against sft gap +0.5 [-0.5, "
             "+1.5], off the diagonal +5.0 [+4.0, +6.0].",
         ),
     ],
@@ -237,9 +241,9 @@ def test_generalization_is_claimed_only_with_its_intervals(own: float, rest: flo
 def test_the_gap_of_a_method() -> None:
     sentences = said(square("grpo", 0.95, 0.5), square("sft", 0.5, 0.495))
     assert "Off the diagonal grpo scores 45.0 points [44.0, 46.0] less than on it (50.0 % against 95.0 %)." in sentences
-    assert one(sentences, "For sft") == (
-        "For sft no gap is shown between the diagonal (50.0 % [49.0, 51.0]) and the rest (49.5 % [48.5, 50.5]): +0.5 "
-        "[-0.5, +1.5] points."
+    assert one(sentences, "sft has") == (
+        "sft has no significant gap between the diagonal (50.0 % [49.0, 51.0]) and the other cells (49.5 % [48.5, "
+        "50.5]): +0.5 [-0.5, +1.5] points."
     )
 
 
@@ -253,22 +257,28 @@ def test_the_held_out_scanner() -> None:
     rows = {"0.0": (0.7, 0.69), "0.9": (0.8, 0.5), "0.5": (0.5, 0.6)}
     cells = {row: {columns[0]: cell(a), columns[1]: cell(b), ALL: cell(0.6)} for row, (a, b) in rows.items()}
     matrix = Matrix("sft", tuple(rows), columns, cells, {row: near(0.6) for row in rows}, None)
-    sentences = findings([matrix], [], "data.shortcut", "scanner")
-    assert sentences[:3] == (
-        "Lower on the held-out scanner than on the seen scanners: sft (shortcut 0.9) 50.0 % [49.0, 51.0] against 80.0 "
+    assert said(matrix, rows="data.shortcut", columns="scanner")[:3] == [
+        "Lower on the held-out scanner against the seen scanners: sft (shortcut 0.9) 50.0 % [49.0, 51.0] against 80.0 "
         "% [79.0, 81.0].",
-        "Higher on the held-out scanner than on the seen scanners: sft (shortcut 0.5) 60.0 % [59.0, 61.0] against 50.0 "
+        "Higher on the held-out scanner against the seen scanners: sft (shortcut 0.5) 60.0 % [59.0, 61.0] against 50.0 "
         "% [49.0, 51.0].",
-        "Open, whether lower or higher on the held-out scanner than on the seen scanners: sft (shortcut 0.0) 69.0 % "
-        "[68.0, 70.0] against 70.0 % [69.0, 71.0].",
-    )
+        "Inconclusive on the held-out scanner against the seen scanners: sft (shortcut 0.0) 69.0 % [68.0, 70.0] "
+        "against 70.0 % [69.0, 71.0].",
+    ]
 
 
 def test_controls_come_first_and_single_runs_last() -> None:
     matrix = square("grpo", 0.95, 0.5, base=0.5, option_prior=0.96)
     cells = {row: {name: replace(x, runs=("only",)) for name, x in line.items()} for row, line in matrix.cells.items()}
     sentences = said(replace(matrix, cells=cells), contrasts=[contrast("sft", "grpo", -0.01, 0.06)])
-    starts = ("Without the image", "On the diagonal", "grpo is above", "Over all cells", "Off the", "grpo generalizes")
-    assert [s.startswith(start) for s, start in zip(sentences, (*starts, "2 of 2 rows rest on one"), strict=True)] == [
-        True
-    ] * 7
+    starts = (
+        "The option prior",
+        "On the diagonal",
+        "grpo is significantly above",
+        "Over all cells",
+        "Off the",
+        "grpo generalizes",
+    )
+    assert [
+        s.startswith(start) for s, start in zip(sentences, (*starts, "2 of 2 rows have a single run"), strict=True)
+    ] == [True] * 7

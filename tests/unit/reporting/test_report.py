@@ -13,16 +13,9 @@ from PIL import Image
 
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Condition
-from medr1.evaluation.tables import (
-    ALL,
-    ContrastMatrix,
-    Estimate,
-    Generalization,
-    Matrix,
-    SweepTables,
-    TableCell,
-    Versus,
-)
+from medr1.evaluation.statistics import Estimate, PairedDifference
+from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Generalization, Matrix, SweepTables, TableCell
+from medr1.reporting.references import references
 from medr1.reporting.report import (
     GalleryItem,
     Piece,
@@ -32,8 +25,7 @@ from medr1.reporting.report import (
     Verdict,
     write_report,
 )
-from medr1.reporting.report_tables import references
-from medr1.reporting.tables import ResultTable
+from medr1.reporting.result_table import ResultTable
 
 VOID = {"meta", "img", "br", "link", "input"}
 MINUS = "\N{MINUS SIGN}"
@@ -92,7 +84,9 @@ def matrix(method: str = "grpo", seeds: int = 1, rows: Sequence[str] = ("ct", "m
     cells: dict[str, dict[str, TableCell]] = {}
     for i, row in enumerate(rows):
         for j, column in enumerate(("ct", "mri", ALL)):
-            gain = Versus(estimate(0.2 if row == column else 0.01), p=0.01, p_holm=0.02 if row == column else 0.3)
+            gain = PairedDifference(
+                estimate(0.2 if row == column else 0.01), p=0.01, p_holm=0.02 if row == column else 0.3
+            )
             controls = {
                 Condition.BLANK_IMAGE: 0.3 + 0.1 * i,
                 Condition.OPTION_PRIOR: 0.9 if row == column else 0.2 + 0.1 * i,
@@ -109,16 +103,20 @@ def matrix(method: str = "grpo", seeds: int = 1, rows: Sequence[str] = ("ct", "m
 def contrast() -> ContrastMatrix:
     cells = {
         "ct": {
-            "ct": Versus(Estimate(0.05, 0.001, 0.1), 0.01, 0.04),
-            "mri": Versus(Estimate(-0.05, -0.1, 0.0), 0.06, 0.12),
+            "ct": PairedDifference(Estimate(0.05, 0.001, 0.1), 0.01, 0.04),
+            "mri": PairedDifference(Estimate(-0.05, -0.1, 0.0), 0.06, 0.12),
         },
-        "mri": {"ct": Versus(Estimate(-0.2, -0.3, -0.1), 1e-9, 4e-9), "mri": Versus(Estimate(0.0, 0.0, 0.0), 1.0, 1.0)},
+        "mri": {
+            "ct": PairedDifference(Estimate(-0.2, -0.3, -0.1), 1e-9, 4e-9),
+            "mri": PairedDifference(Estimate(0.0, 0.0, 0.0), 1.0, 1.0),
+        },
     }
-    return ContrastMatrix("sft", "grpo", ("ct", "mri"), ("ct", "mri"), cells, estimate(0.012), estimate(-0.034))
+    gaps = Generalization(estimate(0.0), estimate(0.034), estimate(-0.034))
+    return ContrastMatrix("sft", "grpo", ("ct", "mri"), ("ct", "mri"), cells, estimate(0.012), gaps)
 
 
-def tables(*matrices: Matrix, contrasts: Sequence[ContrastMatrix] = (), findings: Sequence[str] = ()) -> SweepTables:
-    return SweepTables("modality", "modality", ("0", "1"), matrices, tuple(contrasts), tuple(findings))
+def tables(*matrices: Matrix, contrasts: Sequence[ContrastMatrix] = ()) -> SweepTables:
+    return SweepTables("modality", "modality", ("0", "1"), matrices, tuple(contrasts))
 
 
 def links(t: SweepTables) -> list[RunLink]:
@@ -130,7 +128,8 @@ def report(
     folder: Path, t: SweepTables, runs: Sequence[RunLink] | None = None, real: bool = False, **more: object
 ) -> Page:
     """``real=False``: figures are made, but the files are not theirs, which would take seconds."""
-    arguments: dict[str, object] = {"title": "A sweep", "command": "python train.py", "curves": {}, "facts": {}} | more
+    arguments: dict[str, object] = {"title": "A sweep", "command": "python train.py", "findings": ()} | more
+    arguments = {"curves": {}, "facts": {}} | arguments
     with pytest.MonkeyPatch.context() as patch:
         if not real:
             patch.setattr("medr1.reporting.figures.save", lambda _, folder, name: stand_in(folder / f"{name}.svg"))
@@ -216,30 +215,31 @@ def test_a_row_that_was_not_run_is_no_number(tmp_path: Path) -> None:
     )
 
 
-def test_a_contrast_is_struck_through_exactly_where_it_is_open(tmp_path: Path) -> None:
+def test_a_contrast_is_struck_through_exactly_where_its_interval_contains_zero(tmp_path: Path) -> None:
     page = report(tmp_path, tables(contrasts=[contrast()]))
     shown = {(td.attributes["data-row"], td.attributes["data-column"]): td for td in page.all("td", data_b="grpo")}
-    assert {key for key, td in shown.items() if "open" in td.attributes.get("class", "").split()} == {
+    assert {key for key, td in shown.items() if "struck" in td.attributes.get("class", "").split()} == {
         ("ct", "mri"),
         ("mri", "mri"),
     }
     assert shown["ct", "ct"].text == "+5.0*[+0.1, +10.0]p = .040"
     assert shown["ct", "mri"].text == f"{MINUS}5.0[{MINUS}10.0, +0.0]p = .120"
-    assert shown["mri", "ct"].text == f"{MINUS}20.0*[{MINUS}30.0, {MINUS}10.0]p < .001"
-    assert shown["mri", "mri"].text == "+0.0[+0.0, +0.0]p = 1"
+    assert shown["mri", "ct"].text == f"{MINUS}20.0*[{MINUS}30.0, {MINUS}10.0]p <.001"
+    assert shown["mri", "mri"].text == "+0.0[+0.0, +0.0]p = 1.00"
     text = page.one("body").text
     assert f"Mean over rows and columns: +1.2 [{MINUS}2.8, +5.2]" in text
     assert f"gaps: {MINUS}3.4 [{MINUS}7.4, +0.6]" in text
 
 
 def test_findings_come_first_and_every_link_within_the_page_leads_somewhere(tmp_path: Path) -> None:
-    t = tables(matrix(), contrasts=[contrast()], findings=("What the controls say.",))
+    t = tables(matrix(), contrasts=[contrast()])
     curves = {
         "grpo-ct-0": {"train/reward": [(0, 0.1), (1, 0.2)], "train/completions/mean_length": [(0, 5.0), (1, 6.0)]}
     }
     page = report(
         tmp_path,
         t,
+        findings=["A finding."],
         sections=[Section("Rationales & more", ("A paragraph.",)), Section("Runs", ("Of one name.",))],
         curves=curves,
     )
@@ -248,8 +248,8 @@ def test_findings_come_first_and_every_link_within_the_page_leads_somewhere(tmp_
     inner = [link[1:] for link in page.one("nav").links]
     assert len(inner) == 8 and set(inner) <= set(ids)
     text = page.one("body").text
-    order = ("A sweep", "Findings", "What the controls say.", "Figure 1.", "n = 1,200", "Contrasts", "Training curves")
-    order = (*order, "A paragraph.", "1 min 15 s", "How this was made")
+    order = ("A sweep", "Findings", "A finding.", "Figure 1.", "n = 1,200", "Contrasts", "Training curves")
+    order = (*order, "A paragraph.", "1 min 15 s", "Reproduction")
     places = [text.index(part, text.index("Figure 1.") if i > 3 else 0) for i, part in enumerate(order)]
     assert places == sorted(places)
 
@@ -268,12 +268,12 @@ def test_nothing_comes_from_the_network_and_all_figures_are_files_too(tmp_path: 
 def test_text_cannot_break_out(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>'
     m = matrix(f"grpo {evil}")
-    gallery = [GalleryItem(Image.new("RGB", (8, 8)), [Piece(evil, Verdict.WRONG), Piece(evil)], evil)]
+    gallery = [GalleryItem(Image.new("RGB", (8, 8)), [Piece(evil, Verdict.FALSE), Piece(evil)], evil)]
     table = ResultTable((evil,) * 2, ((evil,), (evil, evil)), (evil,))
-    t = tables(m, findings=[evil])
+    t = tables(m)
     runs = [*links(t), RunLink(evil, {evil: evil}, "failed", None, f"../{evil}", f"http://x/{evil}", evil)]
     section = Section(evil, (evil,), (SectionFigure("empty", Figure(), evil),), ((evil, table),), gallery)
-    page = report(tmp_path, t, runs, sections=[section], title=evil, command=evil, facts={evil: evil})
+    page = report(tmp_path, t, runs, findings=[evil], sections=[section], title=evil, command=evil, facts={evil: evil})
     assert not page.all("script")
     assert page.one("body").text.count("<script>alert(1)</script>") > 15
     assert all("<" not in name and '"' not in name for e in page.elements for name in e.attributes)
@@ -292,11 +292,11 @@ def test_a_failed_run_shows_its_traceback(tmp_path: Path) -> None:
 
 
 def test_claims_are_marked_by_more_than_colour(tmp_path: Path) -> None:
-    pieces = [Piece("An "), Piece("MRI", Verdict.RIGHT), Piece(" of a "), Piece("hip", Verdict.WRONG)]
+    pieces = [Piece("An "), Piece("MRI", Verdict.TRUE), Piece(" of a "), Piece("hip", Verdict.FALSE)]
     page = report(
         tmp_path, tables(), sections=[Section("S", gallery=[GalleryItem(Image.new("L", (4, 4)), pieces, "Q")])]
     )
-    assert page.one("p", **{"class": "said"}).text == "An MRI\N{CHECK MARK} of a hip\N{BALLOT X}"
+    assert page.one("p", **{"class": "completion"}).text == "An MRI\N{CHECK MARK} of a hip\N{BALLOT X}"
     assert [e.text for e in page.all("sup")] == ["\N{CHECK MARK}", "\N{BALLOT X}"]
 
 
@@ -329,7 +329,7 @@ def test_the_overview_averages_methods_over_rows(tmp_path: Path, monkeypatch: py
         row: {c: replace(cell, base=0.2 * i) for c, cell in of.items()}
         for i, (row, of) in enumerate(m.cells.items(), 1)
     }
-    ways = SweepTables("reasoning", "modality", (), (replace(m, cells=cells),), (), ())
+    ways = SweepTables("reasoning", "modality", (), (replace(m, cells=cells),), ())
     report(tmp_path / "b", ways)
     (series, chance), (by_row, _) = drawn
     assert chance == dict.fromkeys(("ct", "mri", ALL), 0.25)

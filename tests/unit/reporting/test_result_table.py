@@ -87,7 +87,7 @@ def test_the_numbers_are_those_of_the_summaries() -> None:
     assert overall["difference\n[95 %]"] == "+29.9 [+26.5,+33.5]"
     # (7 * .7012 + .4) / 8 = .66355 for trained.
     assert table.notes[1] == (
-        "Mean over modalities with equal weight: option prior 99.0, blank image 20.0, base 40.2, trained 66.4."
+        "Mean over modalities (equal weight): option prior 99.0, blank image 20.0, base 40.2, trained 66.4."
     )
     # Not starred: .042 is below .05 only before Holm's correction.
     assert overall["p"] == ".042 "
