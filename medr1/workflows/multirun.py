@@ -154,7 +154,7 @@ def _say_plans(runs: Sequence[tuple[str, DictConfig]]) -> None:
         if len(runs) > 1:
             print(f"\n[{number}/{len(runs)}] {overrides}", flush=True)
         try:
-            say_plan(cfg)
+            say_plan(OmegaConf.to_object(cfg))
         except ConfigError as error:
             if len(runs) == 1:
                 raise

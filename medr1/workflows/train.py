@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -65,9 +66,9 @@ def train(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         _train(cfg, run, overrides, resumed)
 
 
-def count_steps(cfg: DictConfig, records: int) -> None:
+def count_steps(cfg: Any, records: int) -> None:
     if cfg.trainer.max_steps is None:
-        with read_write(cfg):
+        with read_write(cfg) if isinstance(cfg, DictConfig) else nullcontext():
             cfg.trainer.max_steps = math.ceil(cfg.trainer.num_train_epochs * records / cfg.trainer.train_batch_size)
 
 
@@ -82,7 +83,7 @@ def _train(cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bo
         for message in data.messages:
             log.info(message)
         if not resumed and not is_server(cfg) and cfg.algorithm.name != "pretrain":
-            refuse_what_cannot_fit(cfg, data)
+            refuse_what_cannot_fit(OmegaConf.to_object(cfg), data)
         if not resumed:
             facts = {"data_fingerprint": data.fingerprint, "data": data.facts, "attn_implementation": _attention(cfg)}
             run.create(cfg, overrides, facts)
@@ -278,7 +279,7 @@ def _attention(cfg: DictConfig) -> str | None:
 
 
 def _device(cfg: DictConfig) -> torch.device:
-    wanted = cfg.trainer.accelerator if "trainer" in cfg else "auto"
+    wanted = cfg.trainer.accelerator if hasattr(cfg, "trainer") else "auto"
     return torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
 
 
