@@ -18,6 +18,7 @@ from medr1.data.image_loader import cached_image_loader
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
 from medr1.evaluation.local_predictions import predict
+from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
 from medr1.models.loading import has_local_weights, load_policy
 from medr1.planning.device import GIB, Device
@@ -164,6 +165,7 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
         load=cached_image_loader(cfg.data.image_size),
         batch_size=run.work.eval_batch_size,
         max_completion_length=cfg.evaluation.max_completion_length,
+        engine=ENGINES[cfg.rollout.kind](cfg.rollout),
     )
     prediction = (time.perf_counter() - start) / len(questions)
     if not algorithm.trains:
