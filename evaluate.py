@@ -1,6 +1,6 @@
-"""Evaluates a finished run, a checkpoint or a plain base model. ``python evaluate.py --help``."""
+"""Evaluates a finished run, a checkpoint or a plain base model: ``python evaluate.py --help``."""
 
-from medr1.cli.main import entry_point
+from medr1.cli.evaluate import main
 
 if __name__ == "__main__":
-    entry_point("evaluate")
+    main()

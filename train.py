@@ -1,6 +1,6 @@
-"""Trains a vision-language model on medical questions, evaluates it and logs it. ``python train.py --help``."""
+"""Trains a vision-language model on medical questions: ``python train.py --help``."""
 
-from medr1.cli.main import entry_point
+from medr1.cli.train import main
 
 if __name__ == "__main__":
-    entry_point("train")
+    main()

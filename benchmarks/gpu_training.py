@@ -1,8 +1,8 @@
-"""Training at the true shapes on a GPU, beside the plan: ``python -m benchmarks.gpu_training``.
+"""Training at full size on a GPU, compared with the plan: ``python -m benchmarks.gpu_training``.
 
-Qwen2-VL-2B and 7B with random weights in bfloat16, GRPO with 4 prompts x 4 completions of 256 tokens, pictures of
-392 x 392 pixels: real ones from ../shared/data/omnimedvqa-mini where they are, made ones otherwise. Each row is the
-plan's own probe, that is ten steps of train.py's module and one batch of answers.
+GRPO of Qwen2-VL-2B and 7B with random weights in bfloat16, on 4 prompts x 4 completions of 256 tokens and images of
+392 x 392 pixels, which are those of ../shared/data/omnimedvqa-mini if that exists, else phantoms. Each row is the probe
+of ``plan=true``: ten training steps and one batch of evaluation.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from medr1.config.compose import CONF, train_config
 
 from benchmarks.workload import SHAPES, save_checkpoint
-from medr1.config.compose import CONF, train_config
+from medr1.config.schema import typed
 from medr1.config.validate import check
-from medr1.data.sources.registry import load_dataset
+from medr1.data.dataset import load_dataset
 from medr1.workflows.forecast import forecast_memory
 from medr1.workflows.plan import probe
 from medr1.workflows.train import silence_library_logs
@@ -32,26 +33,25 @@ TUNINGS = {
 SMALL = {"tiny", "reference", "100m"}
 IMAGES = CONF.parent.parent / "shared" / "data" / "omnimedvqa-mini"
 WITHOUT = (
-    "No GPU here, so nothing is measured. On one, this trains Qwen2-VL-2B's shape by GRPO with LoRA and in full, and "
-    "7B's with LoRA, all with random weights in bfloat16, and prints for each the steps a minute, the share of a step "
-    "that is rollout, and the peak of allocated memory beside the one that plan=true predicts. --shape tiny does the "
-    "same on a CPU, where memory is not measured."
+    "No GPU here, so nothing is measured. On a GPU, this trains Qwen2-VL-2B with LoRA and in full, and 7B with LoRA, "
+    "by GRPO and with random weights in bfloat16. It prints the steps per minute, the share of a step that is rollout, "
+    "and the peak of allocated memory beside that of plan=true. --shape tiny runs on a CPU, without measuring memory."
 )
 
 
 def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) -> str:
-    """One setting, planned and run."""
-    images = [f"data.root={IMAGES}", "data=omnimedvqa"] if given.image == 392 and IMAGES.is_dir() else []
+    """One row of the table: planned and measured."""
+    images = [f"data.root={IMAGES}", "data=omnimedvqa"] if given.image_size == 392 and IMAGES.is_dir() else []
     on_gpu = given.device == "cuda"
     overrides = [
         *("model=hf", f"model.path={checkpoint}", f"model.name={shape}", f"model.tuning={tuning}", *images),
-        *(f"data.image_size={given.image}", f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}", "tracking=none"),
-        *(f"trainer.max_steps={given.steps}", f"model.recipe.max_completion_length={given.new_tokens}"),
+        *(f"data.image_size={given.image_size}", f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}", "tracking=none"),
+        *(f"trainer.max_steps={given.steps}", f"model.recipe.max_completion_length={given.max_completion_length}"),
         *("evaluation.limit=1", "evaluation.batch_size=16", *given.override),
     ]
     cfg = train_config(overrides)
     check(cfg)
-    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
     forecast = forecast_memory(cfg, data)
     gc.collect()
     if on_gpu:
@@ -61,15 +61,15 @@ def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) ->
     measured = f"{done.peak / 2**30:7.2f} {forecast.peak / done.peak:6.2f}" if done.peak else f"{'-':>7} {'-':>6}"
     return (
         f"{shape:>10} {tuning:>6} {60 / done.step:9.2f} {done.rollout:8.0%} {forecast.peak / 2**30:7.2f} {measured}"
-        f"   {data.fingerprint[:8] if images else 'made'}"
+        f"   {data.fingerprint[:8] if images else 'phantoms'}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="2b and 7b, if none is given")
-    parser.add_argument("--image", type=int, default=392, help="pixels of a side")
-    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="default: 2b and 7b")
+    parser.add_argument("--image-size", type=int, default=392, help="side in pixels")
+    parser.add_argument("--max-completion-length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("override", nargs="*", help="more settings, as for train.py")

@@ -1,8 +1,8 @@
 """One GRPO step of medr1 beside TRL's: ``python -m benchmarks.grpo_step``.
 
-Both load one checkpoint with random weights and take turns in one process, on the same prompts, pictures, group size,
-completion length (forced), precision and objective. Every figure is a median with its quartiles. Before the clock
-starts, both compute the loss and the gradient norm of the same sampled completions, and must agree.
+Both load one checkpoint with random weights and take turns in one process, with the same prompts, images, group size,
+(forced) completion length, dtype and objective. Every figure is a median with its quartiles. Before the timing, both
+compute the loss and the gradient norm of the same sampled completions, which must agree.
 """
 
 from __future__ import annotations
@@ -16,103 +16,101 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.workload import SHAPES, Workload, save_checkpoint
+from medr1.config.enums import LossAggMode, ScaleRewards
+from medr1.config.settings import ObjectiveConfig, RewardConfig, SamplingConfig
 from medr1.domain.reasoning import ReasoningMode
+from medr1.generation.engines.local import LocalEngine
 from medr1.generation.logprobs import completion_hidden, score
-from medr1.generation.rollout import Sampling
-from medr1.models.loading import load_policy, make_reference
+from medr1.generation.sampling import Sampling
+from medr1.models.adapters import make_reference
+from medr1.models.loading import ModelSpec, load_policy
+from medr1.models.policy import Policy
 from medr1.models.processor import Prompt
-from medr1.rl.objective import LossNormalizer, Objective, grpo_loss
-from medr1.training.grpo import GRPOModule, GRPOSettings, RolloutBatch
+from medr1.rewards import compute_rewards
+from medr1.rl.objective import LossNormalizer, grpo_loss
+from medr1.training.algorithms.grpo import GRPOConfig
+from medr1.training.batches import RolloutBatch
+from medr1.training.grpo import GRPOModule
 
 PHASES = ("rollout", "reference", "update", "step")
 
 
 class Ours:
-    """medr1's module, stepped by Lightning through a loader that lets the peer go first."""
+    """medr1's module, trained by Lightning with a loader that runs a step of TRL before each of ours."""
 
     def __init__(self, checkpoint: Path, work: Workload) -> None:
         dtype = str(work.dtype).removeprefix("torch.")
         self.work, self.records, self.encoding = work, work.records(), 0.0
-        self.policy, self.processor = load_policy(
-            str(checkpoint), dtype=dtype, attn_implementation="sdpa", gradient_checkpointing=False
-        )
+        self.policy, self.processor = load_policy(ModelSpec(str(checkpoint), dtype))
         self.reference = make_reference(self.policy)
-        assert self.reference is not None
-        pictures = zip(work.contents(), work.pictures(), strict=True)
-        self.prompts = [Prompt(self.processor.chat(content), picture) for content, picture in pictures]
-        self.objective = Objective("seq_mean_token_mean", "token", "clip", 0.2, 0.2, 0.0, 5.0, work.beta, "k3")
-        sampling = Sampling(
-            max_completion_length=work.new_tokens,
-            eos_token_id=self.processor.eos_token_id,
-            suppress_tokens=(
-                *self.processor.suppressed_token_ids(),
-                self.processor.eos_token_id,
-            ),  # all completions equally long
+        images = zip(work.contents(), work.images(), strict=True)
+        self.prompts = [Prompt(self.processor.chat(content), image) for content, image in images]
+        self.objective = ObjectiveConfig(
+            loss_agg_mode=LossAggMode.seq_mean_token_mean,
+            scale_rewards=ScaleRewards.group,
+            epsilon=0.2,
+            epsilon_high=0.2,
+            beta=work.beta,
         )
+        sampling = Sampling.from_config(
+            SamplingConfig(max_completion_length=work.max_completion_length), self.processor
+        )
+        # Without the end token all completions are equally long.
+        suppress_tokens = (*sampling.suppress_tokens, sampling.eos_token_id)
+        reward = RewardConfig("med_r1", {"accuracy": {"weight": 1.0}, "format": {"weight": 1.0}})
         self.module = GRPOModule(
             self.policy,
-            self.processor,
-            GRPOSettings(
-                mode=ReasoningMode.THINK_AFTER,
-                reward_weights={"accuracy": 1.0, "format": 1.0},
-                num_generations=work.group,
-                num_iterations=1,
-                sampling=sampling,
-                objective=self.objective,
-                scale_rewards="group",
-                optimizer={
-                    "learning_rate": 1e-6,
-                    "weight_decay": 0.0,
-                    "schedule": "constant",
-                    "warmup_ratio": 0.0,
-                    "steps": 1000,
-                    "adam_beta2": 0.999,
-                },
-                max_grad_norm=1.0,
-                seed=0,
-            ),
             self.reference,
+            GRPOConfig(learning_rate=1e-6, num_generations=work.num_generations, objective=self.objective),
+            sampling=replace(sampling, suppress_tokens=suppress_tokens),
+            engine=LocalEngine(),
+            decode=self.processor.decode,
+            reward=partial(compute_rewards, reward, reasoning=ReasoningMode.THINK_AFTER),
+            total_steps=1000,
         )
 
     def batch(self, step: int) -> RolloutBatch:
         return RolloutBatch(step, list(range(len(self.records))), self.records, self.processor.encode(self.prompts))
 
-    def loss(self, rollout_log: dict[str, Any]) -> tuple[float, float]:
-        """Loss and gradient norm on the peer's completions and advantages."""
+    def loss(self, peer_batch: dict[str, Any]) -> tuple[float, float]:
+        """Loss and gradient norm on TRL's completions and advantages."""
+        assert self.reference is not None
         self.policy.to(self.work.device)
-        self.reference.to(self.work.device)  # type: ignore[union-attr]
+        self.reference.to(self.work.device)
         prompts = self.processor.encode(self.prompts).to(self.work.device)
-        ids, mask = rollout_log["completion_ids"], rollout_log["completion_mask"].bool()
-        if not torch.equal(prompts.ids.repeat_interleave(self.work.group, 0), rollout_log["prompt_ids"]):
+        ids, mask = peer_batch["completion_ids"], peer_batch["completion_mask"].bool()
+        if not torch.equal(prompts.ids.repeat_interleave(self.work.num_generations, 0), peer_batch["prompt_ids"]):
             raise SystemExit("the two sides do not have the same prompts")
+
+        def logprobs(policy: Policy) -> Tensor:
+            hidden = completion_hidden(policy, policy.prefill(prompts), ids, mask)
+            return score(policy, hidden, ids, mask).logprobs
+
         with torch.no_grad():
-            old = completion_hidden(self.reference, self.reference.prefill(prompts), ids, mask)  # type: ignore[arg-type,union-attr]
-            reference = score(self.reference, old, ids, mask).logprobs  # type: ignore[arg-type]
-        logprobs = score(
-            self.policy, completion_hidden(self.policy, self.policy.prefill(prompts), ids, mask), ids, mask
-        ).logprobs
-        normalizer = LossNormalizer(ids.shape[0], float(mask.sum()), self.work.new_tokens)
-        loss = grpo_loss(
-            logprobs, logprobs, reference, rollout_log["advantages"], mask, self.objective, normalizer
-        ).loss
+            reference = logprobs(self.reference)
+        own = logprobs(self.policy)
+        normalizer = LossNormalizer(ids.shape[0], float(mask.sum()), self.work.max_completion_length)
+        loss = grpo_loss(own, own, reference, peer_batch["advantages"], mask, self.objective, normalizer).loss
         self.policy.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), float("inf"))
         self.policy.zero_grad()
         return loss.item(), norm.item()
 
 
 class Turns(IterableDataset[RolloutBatch]):
-    """Before each batch of ours, the peer takes a step."""
+    """The batches of medr1. Before each, TRL runs a step."""
 
     def __init__(self, ours: Ours, peer: Any, steps: int, results: list[dict[str, float]]) -> None:
         super().__init__()
@@ -129,8 +127,7 @@ class Turns(IterableDataset[RolloutBatch]):
 
 
 class Clock(pl.Callback):
-    """Collects the seconds that the module itself measures, and adds those in which its loader made text and pictures
-    into tensors: the peer does that within its rollout."""
+    """Collects the times that the module measures, and adds that of encoding prompts, which TRL does in its rollout."""
 
     def __init__(self, ours: Ours) -> None:
         self.ours = ours
@@ -144,7 +141,7 @@ class Clock(pl.Callback):
 
 
 def fit(ours: Ours, peer: Any, steps: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Seconds of every step of both, the first left out."""
+    """The times of every step of both, without the first."""
     theirs: list[dict[str, float]] = []
     clock = Clock(ours)
     trainer = pl.Trainer(
@@ -162,11 +159,11 @@ def fit(ours: Ours, peer: Any, steps: int) -> tuple[list[dict[str, float]], list
 
 
 def ideal(ours: Ours, work: Workload) -> tuple[float, dict[str, int]]:
-    """The ratio by FLOP count alone, and the prompt tokens that each side encodes in a step.
+    """The speed-up by FLOP count alone, and the prompt tokens that each side encodes in a step.
 
-    A forward pass costs 2 FLOPs a weight and token, a backward pass twice that. TRL runs G copies of prompt and picture
-    through rollout, reference and update (5 forward passes' worth); medr1 runs one through rollout and update together
-    (3) and one through the reference (1). Completion tokens cost both the same (5).
+    A forward pass takes 2 FLOPs per weight and token, a backward pass twice that. TRL runs G copies of each prompt and
+    image through rollout, reference and update (as much as 5 forward passes). medr1 runs one through rollout and update
+    together (3) and one through the reference (1). Completion tokens take as much in both (5).
     """
     prompts = ours.processor.encode(ours.prompts)
     core = ours.policy.core.model
@@ -175,9 +172,9 @@ def ideal(ours: Ours, work: Workload) -> tuple[float, dict[str, int]]:
     assert prompts.pixel_values is not None
     tokens = int(prompts.mask.sum())
     prompt = 2 * (language * tokens + vision * prompts.pixel_values.shape[0])
-    completion = 2 * language * work.new_tokens * work.prompts * work.group
-    ratio = 5 * (work.group * prompt + completion) / (4 * prompt + 5 * completion)
-    return ratio, {"medr1": 2 * tokens, "TRL": 3 * work.group * tokens}
+    completion = 2 * language * work.max_completion_length * work.prompts * work.num_generations
+    ratio = 5 * (work.num_generations * prompt + completion) / (4 * prompt + 5 * completion)
+    return ratio, {"medr1": 2 * tokens, "TRL": 3 * work.num_generations * tokens}
 
 
 def spread(values: list[float]) -> str:
@@ -190,14 +187,14 @@ def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> None
 
     with tempfile.TemporaryDirectory() as scratch:
         peer, ours = Peer(checkpoint, work, Path(scratch)), Ours(checkpoint, work)
-        rollout_log, their_loss, their_norm = peer.loss()
-        loss, norm = ours.loss(rollout_log)
+        peer_batch, their_loss, their_norm = peer.loss()
+        loss, norm = ours.loss(peer_batch)
         print(
             f"same completions: loss {loss:.6f} | TRL {their_loss:.6f}; gradient norm {norm:.6f} | TRL {their_norm:.6f}"
         )
         close = abs(loss - their_loss) <= 1e-4 and abs(norm - their_norm) <= 1e-4 * max(1.0, their_norm)
         if work.dtype is torch.float32 and not close:
-            raise SystemExit("the two sides do not compute the same thing; a comparison of their speed means nothing")
+            raise SystemExit("the two sides disagree, so that their times cannot be compared")
         mine, theirs = fit(ours, peer, steps)
         if profile:
             _profile(ours)
@@ -214,14 +211,14 @@ def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> None
 
 
 def _profile(ours: Ours) -> None:
-    """Where a step's time goes, by operator."""
+    """Prints the time of a step by operator."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         fit(ours, None, 1)
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
 
 def peak_memory(side: str, arguments: list[str]) -> int:
-    """Bytes at the peak of two steps of one side, above what was there before them, in a process of its own."""
+    """Peak bytes of two steps of one side above its bytes before them, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.grpo_step", *arguments, "--memory-of", side]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -230,7 +227,7 @@ def peak_memory(side: str, arguments: list[str]) -> int:
 
 
 def memory_of(side: str, work: Workload, checkpoint: Path) -> None:
-    """Prints the peak of one side; runs in a process of its own, because a peak is never taken back."""
+    """Prints the peak of one side. Runs in a new process, because the peak of a process never decreases."""
     with tempfile.TemporaryDirectory() as scratch:
         if side == "TRL":
             from benchmarks.peer import Peer
@@ -247,7 +244,7 @@ def memory_of(side: str, work: Workload, checkpoint: Path) -> None:
 
 
 def _memory(device: torch.device) -> int:
-    """Peak bytes of this process so far; ``ru_maxrss`` would begin at that of the parent on Linux, VmHWM does not."""
+    """Peak bytes of this process. On Linux ``ru_maxrss`` includes that of the parent process, VmHWM does not."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -260,23 +257,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="reference")
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--image", type=int, default=392, help="pixels of a side")
+    parser.add_argument("--num-generations", type=int, default=8)
+    parser.add_argument("--max-completion-length", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=392, help="side in pixels")
     parser.add_argument("--beta", type=float, default=0.04)
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each side, after one that is not counted")
-    parser.add_argument("--sweep-g", help="group sizes, as 2,4,8,16,32")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each side, after one for warm-up")
+    parser.add_argument("--sweep-g", help="several values of num_generations, such as 2,4,8,16,32")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--memory-of", choices=["medr1", "TRL"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = Workload(
         given.shape,
         given.prompts,
-        given.group,
-        given.new_tokens,
-        given.image,
+        given.num_generations,
+        given.max_completion_length,
+        given.image_size,
         given.beta,
         getattr(torch, given.dtype),
         torch.device(given.device),
@@ -287,16 +284,15 @@ def main() -> None:
         if given.memory_of:
             memory_of(given.memory_of, work, checkpoint)
             return
-        sizes = [int(g) for g in given.sweep_g.split(",")] if given.sweep_g else [given.group]
+        sizes = [int(g) for g in given.sweep_g.split(",")] if given.sweep_g else [given.num_generations]
         for size in sizes:
-            print(
-                f"== {given.shape}, {given.prompts} prompts x G={size}, {given.new_tokens} new tokens, {given.device}"
-            )
-            compare(replace(work, group=size), checkpoint, given.steps, given.profile)
+            length = given.max_completion_length
+            print(f"== {given.shape}, {given.prompts} prompts x G={size}, {length} tokens, {given.device}")
+            compare(replace(work, num_generations=size), checkpoint, given.steps, given.profile)
             arguments = [a for a in sys.argv[1:] if a != "--profile"]
             if "--sweep-g" in arguments:
-                place = arguments.index("--sweep-g")
-                arguments[place : place + 2] = ["--group", str(size)]
+                index = arguments.index("--sweep-g")
+                arguments[index : index + 2] = ["--num-generations", str(size)]
             mine, theirs = (peak_memory(side, arguments) / 2**20 for side in ("medr1", "TRL"))
             print(f"{'memory':>10}  peak above the loaded model: medr1 {mine:.0f} MiB, TRL {theirs:.0f} MiB")
 

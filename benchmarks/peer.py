@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on the same work. Needs the extra ``[bench]``."""
+"""TRL's GRPOTrainer on the same workload. Needs the extra ``[bench]``."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ IMAGE = "<|image_pad|>"
 
 
 class Processor(ProcessorMixin):  # type: ignore[misc]
-    """Qwen2-VL's processor without its video half, which needs torchvision: what TRL asks of one, and no more."""
+    """Qwen2-VL's processor as far as TRL uses it, without videos, which need torchvision."""
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.chat_template = tokenizer.chat_template
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> BatchFeature:
-        zero_std = [image for each in images or [] for image in (each if isinstance(each, list) else [each])]
-        pixel_values = self.image_processor(images=zero_std, return_tensors="pt")
-        counts = iter((pixel_values["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist())
+        flat = [image for each in images or [] for image in (each if isinstance(each, list) else [each])]
+        features = self.image_processor(images=flat, return_tensors="pt")
+        counts = iter((features["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist())
         rows = [row.replace(IMAGE, IMAGE * next(counts)) for row in text]
         tokens = self.tokenizer(rows, padding=True, return_tensors="pt", add_special_tokens=False)
-        kinds = (tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(IMAGE)).int()
-        return BatchFeature({**tokens, **pixel_values, "mm_token_type_ids": kinds})
+        types = (tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(IMAGE)).int()
+        return BatchFeature({**tokens, **features, "mm_token_type_ids": types})
 
     def apply_chat_template(self, conversation: Any, tokenize: bool = False, **options: Any) -> Any:
         options.pop("return_dict", None)
@@ -46,20 +46,20 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
             part["image"] for one in conversation for turn in one for part in turn["content"] if part["type"] == "image"
         ]
         out = self(images=images, text=texts)
-        save = out.pop("attention_mask").bool()
+        real = out.pop("attention_mask").bool()
         for name in ("input_ids", "mm_token_type_ids"):
-            out[name] = [row[mask].tolist() for row, mask in zip(out[name], save, strict=True)]
+            out[name] = [row[mask].tolist() for row, mask in zip(out[name], real, strict=True)]
         return out
 
     def batch_decode(self, *args: Any, **options: Any) -> list[str]:
         return list(self.tokenizer.batch_decode(*args, **options))
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
-        """Nothing of the benchmark is saved."""
+        """Does nothing: the benchmark saves no checkpoints."""
 
 
 def _reward(completions: list[Any], **columns: Any) -> list[float]:
-    """Any rule that differs within a group; what it is costs nothing."""
+    """Any cheap rule with different values within a group."""
     return [float(sum(map(ord, str(c))) % 7) for c in completions]
 
 
@@ -71,8 +71,8 @@ class Peer:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
         processor = Processor(Qwen2VLImageProcessorPil.from_pretrained(checkpoint), tokenizer)
         rows = [
-            {"prompt": [{"role": "user", "content": content}], "image": picture}
-            for content, picture in zip(work.contents(), work.pictures(), strict=True)
+            {"prompt": [{"role": "user", "content": content}], "image": image}
+            for content, image in zip(work.contents(), work.images(), strict=True)
         ]
         turn = List({"role": Value("string"), "content": Value("string")})
         self.device = work.device
@@ -81,10 +81,10 @@ class Peer:
             reward_funcs=_reward,
             args=GRPOConfig(
                 output_dir=str(scratch),
-                per_device_train_batch_size=work.prompts * work.group,
-                num_generations=work.group,
-                max_completion_length=work.new_tokens,
-                generation_kwargs={"min_new_tokens": work.new_tokens},  # all completions equally long
+                per_device_train_batch_size=work.prompts * work.num_generations,
+                num_generations=work.num_generations,
+                max_completion_length=work.max_completion_length,
+                generation_kwargs={"min_new_tokens": work.max_completion_length},  # all completions equally long
                 beta=work.beta,
                 loss_type="grpo",
                 temperature=1.0,
@@ -135,9 +135,9 @@ class Peer:
         self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        whole, both = self._now() - start, self.seconds["rollout and reference"]
+        step, both = self._now() - start, self.seconds["rollout and reference"]
         rollout = self.seconds["rollout"]
-        return {"step": whole, "rollout": rollout, "reference": both - rollout, "update": whole - both}
+        return {"step": step, "rollout": rollout, "reference": both - rollout, "update": step - both}
 
     def loss(self) -> tuple[dict[str, Any], float, float]:
         """One batch with its completions and advantages, and TRL's own loss and gradient norm on it."""

@@ -1,9 +1,8 @@
-"""The plan's memory beside that of real training: ``python -m benchmarks.plan_against_measured``.
+"""The memory that ``plan=true`` predicts, compared with training: ``python -m benchmarks.plan_against_measured``.
 
-Each setting is trained for two steps by ``train.py``'s own pipeline on this machine, from a checkpoint with random
-weights, in a process of its own. Two figures are measured there: the bytes of all living tensors, counted operation by
-operation, and the peak of the process's resident memory above what it was after all imports, which also has what
-libraries take for themselves. On a GPU the second is torch's own count of what was allocated.
+Each setting is trained for two steps in a new process, from a checkpoint with random weights. Measured are the peak of
+the bytes of all tensors, counted at every operation, and the peak of resident memory above that after all imports,
+which includes the memory of libraries. On a GPU the second figure is torch's peak of allocated memory.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from medr1.config.compose import train_config
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
 from benchmarks.workload import SHAPES, save_checkpoint
-from medr1.config.compose import train_config
 from medr1.config.validate import check
 from medr1.planning.memory_ledger import Ledger
 
@@ -38,7 +37,7 @@ MIB = 2**20
 
 
 class Measurement(Ledger):
-    """A ledger of real tensors; weights come into being outside of any operation and are entered when first used."""
+    """A ledger of real tensors. Weights, which no operation creates, are entered when they are first used."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for tensor in tree_iter((args, kwargs)):
@@ -48,7 +47,7 @@ class Measurement(Ledger):
 
 
 def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]) -> list[str]:
-    """As they would stand behind ``python train.py``: two steps, few questions."""
+    """Overrides of ``python train.py``: two steps, few test records."""
     return [
         "model=hf",
         f"model.path={checkpoint}",
@@ -63,7 +62,7 @@ def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]
 
 
 def measure(given: list[str]) -> None:
-    """Trains in this process; prints the two peaks as JSON."""
+    """Trains in this process and prints the two peaks as JSON."""
     from medr1.workflows import train as pipeline
 
     cfg = train_config(given)
@@ -78,15 +77,15 @@ def measure(given: list[str]) -> None:
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process; 0 where there is no /proc."""
+    """Bytes of this process; 0 without /proc."""
     status = Path("/proc/self/status")
     return int(status.read_text().split(f"{field}:")[1].split()[0]) * 1024 if status.exists() else 0
 
 
 def measured(given: list[str]) -> dict[str, int]:
-    """The two peaks of a training in a process of its own, because a peak is never taken back."""
+    """The two peaks of a training in a new process, because the peak of a process never decreases."""
     command = [sys.executable, "-m", "benchmarks.plan_against_measured", "--measure", json.dumps(given)]
-    # Or small tensors stay with the allocator of the C library after their end.
+    # Otherwise the allocator of the C library keeps the memory of small tensors.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -100,20 +99,20 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="reference")
-    parser.add_argument("--image", type=int, default=392, help="pixels of a side")
-    parser.add_argument("--setting", choices=SETTINGS, action="append", help="all, if none is given")
+    parser.add_argument("--image-size", type=int, default=392, help="side in pixels")
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         measure(json.loads(given.measure))
         return
-    print(f"{given.shape}, pictures of {given.image} pixels, float32 unless said, {given.device}; MiB")
+    print(f"{given.shape}, images of {given.image_size} pixels, float32 unless named, {given.device}; MiB")
     print(f"{'setting':>28} {'plan':>8} {'tensors':>8} {'ratio':>6} {'process':>8} {'ratio':>6}   highest in the plan")
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(given.shape, Path(folder))
         for name in given.setting or SETTINGS:
-            wanted = overrides(Path(folder), given.image, given.device, SETTINGS[name])
+            wanted = overrides(Path(folder), given.image_size, given.device, SETTINGS[name])
             cfg = train_config(wanted)
             check(cfg)
             forecast = forecast_memory(cfg)

@@ -1,4 +1,4 @@
-"""The work that medr1 and its peer are both given: a random checkpoint in hub format, prompts and pictures."""
+"""The workload of medr1 and TRL: a checkpoint with random weights in hub format, prompts and images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from medr1.data.sources.phantoms.base_mixture import corpus
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
-from medr1.models.loading import save_policy
+from medr1.models.export import save_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.models.tiny import build_image_processor, build_tokenizer, initialise, tiny_config
+from medr1.models.tiny import build_image_processor, build_tokenizer, initialize, tiny_config
+from medr1.training.base_mixture import corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ SHAPES: dict[str, Shape | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One optimizer step: ``prompts`` questions with one picture each, ``group`` completions of ``new_tokens``."""
+    """One optimizer step: ``prompts`` questions with one image each, and their completions."""
 
     shape: str
     prompts: int
-    group: int
-    new_tokens: int
-    image: int
+    num_generations: int
+    max_completion_length: int
+    image_size: int
     beta: float
     dtype: torch.dtype
     device: torch.device
@@ -60,20 +60,20 @@ class Workload:
     def records(self) -> list[Record]:
         return make_records(World.TRAIN, 0, self.prompts)[::5][: self.prompts]
 
-    def pictures(self) -> list[Image.Image]:
-        return [record.image.load(self.image) for record in self.records()]
+    def images(self) -> list[Image.Image]:
+        return [record.image.load(self.image_size) for record in self.records()]
 
     def contents(self) -> list[str]:
         return [question_text(r.question, r.options, ReasoningMode.THINK_AFTER) for r in self.records()]
 
 
 def save_checkpoint(shape: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """A checkpoint with random weights of the shape."""
+    """Writes a checkpoint with random weights."""
     tokenizer = build_tokenizer(corpus(0), 768)
     sizes = SHAPES[shape]
     config = tiny_config(tokenizer) if sizes is None else _config(sizes, tokenizer)
     model = Qwen2VLForConditionalGeneration(config)
-    initialise(model, 0)
+    initialize(model, 0)
     if config.tie_word_embeddings:
         model.tie_weights()
     processor = Processor(tokenizer, build_image_processor(), model.model.get_rope_index)

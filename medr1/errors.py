@@ -1,6 +1,6 @@
-"""Errors a user can act on: each names what is wrong, where, and the remedy."""
+"""Errors that a user can act on. Each message names what is wrong, where, and the remedy."""
 
-USER_ERROR = 2  # exit status for what the user can mend, as argparse has it
+USER_ERROR = 2  # exit status, as argparse has it
 
 
 class Medr1Error(Exception):
@@ -17,6 +17,10 @@ class DataError(Medr1Error):
 
 class CheckpointError(Medr1Error):
     """A model or a training checkpoint that is missing, damaged or of the wrong kind."""
+
+
+class RewardError(Medr1Error):
+    """A reward function that returns unusable values."""
 
 
 class ServerError(Medr1Error):

@@ -1,4 +1,4 @@
-"""A tiny policy with random weights of each model family, in the real transformers classes."""
+"""A tiny policy with random weights of each model family, in the transformers classes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
 from medr1.models.tiny import SPECIAL, build_image_processor, build_tokenizer
 
-# Examples are judged by what they show: how long one takes is a matter of what else the machine is doing.
+# Without deadlines, which depend on the load of the machine.
 settings.register_profile("medr1", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("medr1")
 
-WORDS = ["Which organ does the picture show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
+WORDS = ["Which organ does the image show?", "lung liver heart knee", "A) B) C) D)", "user assistant"]
 HIDDEN = 48
 
 Build = Callable[..., tuple[Policy, Processor]]
@@ -37,7 +37,7 @@ MakePrompts = Callable[..., list[Prompt]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start whole runs come first, sweeps before all, so that no core waits for them at the end."""
+    """The longest files come first (sweeps, then other whole runs), so that no core waits for them at the end."""
     items.sort(key=lambda item: ("integration/test_sweep" not in item.nodeid, "integration/" not in item.nodeid))
 
 
@@ -53,7 +53,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def build(tokenizer: PreTrainedTokenizerFast) -> Build:
-    """(family, seed) -> a new policy, for tests that change it."""
+    """(family, seed) -> a new policy, which a test may change."""
 
     def make(family: str, seed: int = 0) -> tuple[Policy, Processor]:
         ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
@@ -76,7 +76,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
             "vision_start_token_id": ids["<|vision_start|>"],
             "vision_end_token_id": ids["<|vision_end|>"],
         }
-        pictures = build_image_processor()
+        image_processor = build_image_processor()
         if family == "qwen2_vl":  # tied, as the 2B checkpoint of the paper is
             vision = {"depth": 2, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2}
             model = Qwen2VLForConditionalGeneration(
@@ -88,7 +88,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
             model = Qwen2_5_VLForConditionalGeneration(
                 Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special)
             )
-        else:  # as in its checkpoints: heads of a width of their own, more layers than those that are shown pictures
+        else:  # as in its checkpoints: head_dim is not hidden_size / heads, and not all layers add DeepStack features
             rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
             rope |= {"mrope_interleaved": True}
             text |= {"num_hidden_layers": 3, "head_dim": 16, "rope_parameters": rope}
@@ -98,16 +98,16 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
                 Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special)
             )
             half = [0.5, 0.5, 0.5]
-            pictures = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)
-        randomise(model, seed)
-        return Policy(model), Processor(tokenizer, pictures, model.model.get_rope_index)
+            image_processor = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)
+        randomize(model, seed)
+        return Policy(model), Processor(tokenizer, image_processor, model.model.get_rope_index)
 
     return make
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Large enough that pictures, positions and single tokens change the logits clearly."""
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Large weights, so that images, positions and single tokens change the logits clearly."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -119,26 +119,26 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(build: Build) -> Callable[[str], tuple[Policy, Processor]]:
-    """family -> one policy for all tests; nobody may change it."""
+    """family -> one policy for all tests, which must not change it."""
     made = {family: build(family) for family in FAMILIES}
     return made.__getitem__
 
 
 @pytest.fixture(scope="session")
 def make_prompts() -> MakePrompts:
-    """(encoder, sizes) -> one prompt for each picture size (width, height) in tokens, or without picture for None."""
+    """(processor, sizes) -> one prompt for each image size (width, height) in image tokens, without image for None."""
 
     def make(processor: Processor, sizes: Sequence[tuple[int, int] | None], seed: int = 0) -> list[Prompt]:
         rng = np.random.default_rng(seed)
         prompts = []
         for i, size in enumerate(sizes):
             text = "lung knee " * int(rng.integers(1, 6)) + f"number {i}?"
-            picture = None
+            image = None
             if size is not None:
-                side = processor.image_token
+                side = processor.image_token_size
                 pixel_values = rng.integers(0, 256, (size[1] * side, size[0] * side, 3), dtype=np.uint8)
-                picture = Image.fromarray(pixel_values)
-            prompts.append(Prompt(processor.chat(text, with_image=size is not None), picture))
+                image = Image.fromarray(pixel_values)
+            prompts.append(Prompt(processor.chat(text, with_image=size is not None), image))
         return prompts
 
     return make

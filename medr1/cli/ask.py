@@ -1,4 +1,4 @@
-"""Asks a model about one picture: ``python -m medr1.ask IMAGE QUESTION OPTION OPTION ...``, or in three lines:
+"""Answers one question about one image: ``python -m medr1.ask IMAGE QUESTION OPTION OPTION ...``, or in Python:
 
 from medr1.ask import ask, load
 model = load("runs/RUN")
@@ -32,7 +32,7 @@ MAX_PIXELS = 64_000_000
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What ``load`` gives: weights, tokenizer and how they were trained to be asked."""
+    """A loaded model with the settings of its training. Returned by ``load``."""
 
     choice: ModelChoice
     policy: Policy
@@ -41,13 +41,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``letter`` and ``text`` of the answer, both None where the completion has no readable one; ``note`` says then
-    what is missing and is empty otherwise.
+    """The answer to one question.
 
-    ``probabilities`` [letter -> share] add up to 1: the letters alone, at the place of the answer's letter in the
-    greedy completion, from the logits it was decoded with; in Think-Before that is after the rationale. They are the
-    model's leaning at that place and no calibrated certainty. None where there is no such place.
-    ``completion`` is all that the model said, ``format`` whether it obeys the grammar of the mode.
+    ``letter``, ``text``: of the chosen option, None if the completion has no readable answer. ``note`` then names what
+    is missing; otherwise it is empty.
+    ``probabilities``: letter -> probability, over the letters of the options alone, at the position of the answer's
+    letter in the greedy completion (in Think-Before after the rationale). They sum to 1 and are not calibrated. None
+    if the completion has no such position.
+    ``completion``: the whole completion. ``format``: whether it matches the format of the reasoning mode.
+    ``truncated``: whether it reached the maximum completion length.
     """
 
     letter: str | None
@@ -67,12 +69,12 @@ def load(
     image_size: int | None = None,
     max_completion_length: int | None = None,
 ) -> Model:
-    """A run directory, an export, a name of conf/model, a checkpoint directory or a hub id, on a GPU if there is one.
+    """Loads a run directory, an export, a name in conf/model, a checkpoint directory or a hub id; on a GPU if possible.
 
-    A run or an export is asked as it was trained: its mode, its picture size, its limit of tokens.
+    Reasoning mode, image size and maximum completion length are those of its training unless they are given.
 
     Raises:
-        ConfigError, CheckpointError: no such model, or a value that cannot be.
+        ConfigError: a value out of range. CheckpointError: no such model.
     """
     from medr1.workflows.model_choice import choose
 
@@ -90,37 +92,37 @@ def ask(
     frame: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Answer:
-    """One question about one picture (PNG, JPEG, TIFF; DICOM with the extra ``[dicom]``), answered greedily.
+    """Answers one question about one image (PNG, JPEG, TIFF; DICOM with the extra ``[dicom]``) by greedy decoding.
 
-    ``window`` (center, width) and ``frame`` (from 0) choose what of a DICOM file is shown.
+    ``window``: (center, width) of the grey levels, and ``frame``: index from 0, both for DICOM only.
 
     Raises:
-        DataError: no question, fewer than 2 or more than 10 options, two equal ones, a picture that cannot be used.
+        DataError: no question, fewer than 2 or more than 10 options, two equal options, an image that cannot be read.
     """
     lettered = letter_options(question, options)
-    return _ask(model, _picture(image, window, frame, max_pixels), question, lettered)
+    return _ask(model, _read(image, window, frame, max_pixels), question, lettered)
 
 
 def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
-    """The options under their letters, A to J.
+    """The options by letter, A to J.
 
     Raises:
         DataError: see ``ask``.
     """
     if isinstance(options, str):
-        raise DataError(f"the options are the one text {options!r}; give a list of texts")
+        raise DataError(f"options must be a list of texts, not the text {options!r}")
     if len(options) > len(LETTERS):
         raise DataError(f"{len(options)} options; at most {len(LETTERS)} have letters ({LETTERS[0]} to {LETTERS[-1]})")
     lettered = dict(zip(LETTERS, options, strict=False))
     try:
-        check_choices("the question", question, question, lettered, LETTERS[0])
+        check_choices(question, lettered, LETTERS[0])
     except BadRecord as error:
         raise DataError(f"question {question!r}: {error.detail}") from error
     return lettered
 
 
-def _picture(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> Image.Image:
-    from medr1.data.image_file import read_image
+def _read(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> Image.Image:
+    from medr1.data.images import read_image
 
     return read_image(Path(image), window=window, frame=frame, max_pixels=max_pixels)
 
@@ -128,51 +130,44 @@ def _picture(image: str | Path, window: tuple[float, float] | None, frame: int |
 def _load(choice: ModelChoice) -> Model:
     import torch
 
-    from medr1.models.loading import load_policy, resolve_attn_implementation
+    from medr1.models.loading import load_policy
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy, processor = load_policy(
-        choice.path,
-        dtype=choice.dtype,
-        attn_implementation=resolve_attn_implementation(choice.attn_implementation, choice.dtype, device),
-        gradient_checkpointing=False,
-        adapter=choice.adapter,
-        image_size=choice.image_size,
-    )
+    policy, processor = load_policy(choice.spec(device))
     return Model(choice, policy.to(device), processor)
 
 
-def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
+def _ask(model: Model, image: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
     from PIL import Image
 
     from medr1.evaluation.option_probabilities import generate_with_option_probabilities
     from medr1.models.processor import Prompt
 
     side, mode = model.choice.image_size, model.choice.mode
-    shown = picture.resize((side, side), Image.Resampling.BICUBIC)
-    prompt = Prompt(model.processor.chat(question_text(question, options, mode)), shown)
-    told = generate_with_option_probabilities(
+    resized = image.resize((side, side), Image.Resampling.BICUBIC)
+    prompt = Prompt(model.processor.chat(question_text(question, options, mode)), resized)
+    completion = generate_with_option_probabilities(
         model.policy, model.processor, prompt, options, model.choice.max_completion_length
     )
-    read = parse(told.text, mode, options)
+    read = parse(completion.text, mode, options)
     note = ""
     if read.answer is None:
         cut = (
             f", cut off after {model.choice.max_completion_length} tokens (max_completion_length),"
-            if told.truncated
+            if completion.truncated
             else ""
         )
         note = f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}"
-    elif told.probabilities is None:
+    elif completion.probabilities is None:
         note = "no probabilities: the tokenizer does not write each letter as one token at this place"
     return Answer(
         letter=read.answer,
         text=options[read.answer] if read.answer is not None else None,
-        probabilities=told.probabilities,
+        probabilities=completion.probabilities,
         rationale=read.rationale,
-        completion=told.text,
+        completion=completion.text,
         format=read.format,
-        truncated=told.truncated,
+        truncated=completion.truncated,
         note=note,
     )
 
@@ -180,22 +175,26 @@ def _ask(model: Model, picture: Image.Image, question: str, options: Mapping[str
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m medr1.ask",
-        description="Asks a model one multiple-choice question about one picture. An instrument of research: its "
-        "answers are no medical advice.",
+        description="Answers one multiple-choice question about one image. For research only: its answers are not "
+        "medical advice.",
     )
     parser.add_argument("image", help="PNG, JPEG, TIFF; DICOM with the extra [dicom]")
     parser.add_argument("question")
-    parser.add_argument("options", nargs="*", metavar="option", help="two to ten texts, in the order shown")
     parser.add_argument(
-        "--model", default="tiny", help="run directory, export, name of conf/model, checkpoint or hub id"
+        "options", nargs="*", metavar="option", help="two to ten texts, in the order in which they are shown"
+    )
+    parser.add_argument(
+        "--model", default="tiny", help="run directory, export, name in conf/model, checkpoint or hub id"
     )
     parser.add_argument("--reasoning", choices=[mode.value for mode in ReasoningMode], help="default: as trained")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: as trained")
     parser.add_argument("--max-completion-length", type=int, metavar="N", help="default: as trained")
-    parser.add_argument("--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of greys")
+    parser.add_argument(
+        "--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of the grey levels"
+    )
     parser.add_argument("--frame", type=int, metavar="N", help="DICOM with several frames: which one, from 0")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="larger pictures are refused")
-    parser.add_argument("--json", action="store_true", help="the whole answer as JSON")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="larger images are refused")
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     return parser
 
 
@@ -213,13 +212,13 @@ def render(answer: Answer, options: Mapping[str, str]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line; its exit status. Everything that can be checked is, before torch is loaded."""
+    """The command line. Returns its exit status. Checks everything it can before torch is loaded."""
     given = _arguments().parse_intermixed_args(words)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         options = letter_options(given.question, given.options)
-        picture = _picture(given.image, tuple(given.window) if given.window else None, given.frame, given.max_pixels)
+        image = _read(given.image, tuple(given.window) if given.window else None, given.frame, given.max_pixels)
         from medr1.workflows.model_choice import choose
 
         choice = choose(
@@ -228,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> int:
             image_size=given.image_size,
             max_completion_length=given.max_completion_length,
         )
-        answer = _ask(_load(choice), picture, given.question, options)
+        answer = _ask(_load(choice), image, given.question, options)
     except Medr1Error as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -1,6 +1,6 @@
-"""The command line: composes the config, turns every foreseeable mistake into one clear message, then hands over.
+"""The command line: composes the config, checks it, reports mistakes in one message each, and starts a workflow.
 
-Nothing heavy is imported before the config is known to be good, so that a mistake answers in a second or two.
+Nothing heavy is imported before the config has been checked, so that a mistake is reported within a second.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.config.messages import explain
 from medr1.config.paths import CONF, SWEEPS
-from medr1.config.schema import register, register_sweeps
+from medr1.config.schema import register_sweeps
 from medr1.config.settings import EvaluateConfig, TrainConfig
-from medr1.config.validate import check, is_server
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows import multirun
+from medr1.workflows import components, multirun
+from medr1.workflows.model_kinds import MODEL_KINDS
+from medr1.workflows.sweep_job import run_job
 
 HELP = {
     "train": """Train a vision-language model on medical multiple-choice questions, evaluate it, log to MLflow.
@@ -56,31 +57,36 @@ HELP = {
 """,
 }
 
-# Groups of conf/ that mean nothing to evaluate.py.
+# Groups of conf/ that evaluate.py does not have.
 TRAINING_ONLY = ("algorithm", "budget", "debug", "experiment", "launcher", "reward", "trainer")
 
-register()  # here, because the workers of parallel launchers compose configs too and import no more than this
+# Here, because the workers of parallel launchers compose configs too and import no more than this module.
+components.import_plugins()
 
 
 def entry_point(command: str) -> None:
-    """Runs ``train`` or ``evaluate`` and leaves with its exit status."""
+    """Runs ``train`` or ``evaluate`` and exits with its status."""
     if command == "train":
         register_sweeps()
-    # Hydra would print its own shortened traceback; with this it raises, and the messages below are ours.
+    # Hydra would print its own shortened traceback; with this it raises, and the messages below are printed.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _interrupt)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(command))
         return
+    if {"--shell-completion", "-sc"} & set(sys.argv[1:]):
+        _check_shell_completion(command)
+    with _one_message():
+        components.use_plugins(sys.argv[1:])
     job: Callable[[DictConfig], None] = {"train": _train, "evaluate": _evaluate}[command]
     try:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        _leave(explain(error, TrainConfig if command == "train" else EvaluateConfig))
+        _exit(explain(error, TrainConfig if command == "train" else EvaluateConfig))
     except OSError as error:
-        if "medr1.workflows.train" in sys.modules:
-            raise  # from the job; before it only Hydra touches the disk, to make the run directory
-        _leave(f"{error.filename} cannot be made ({error.strerror}); choose another output_dir")
+        if "medr1.workflows.session" in sys.modules:
+            raise  # from the job; before it only Hydra writes to disk, to create the run directory
+        _exit(f"{error.filename} cannot be created ({error.strerror}); choose another output_dir")
     except KeyboardInterrupt:
         multirun.interrupted()
         sys.exit(130)
@@ -88,110 +94,102 @@ def entry_point(command: str) -> None:
 
 def _train(cfg: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        multirun.run_job(cfg)
+        run_job(cfg)
         return
     with _one_message():
         overrides = list(HydraConfig.get().overrides.task)
-        others = [o for o in overrides if not o.startswith("resume=")]
         if launcher := HydraConfig.get().runtime.choices.get("launcher"):
-            raise ConfigError(
-                f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run here"
-            )
+            raise ConfigError(f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run")
         if cfg.resume is None:
-            check(cfg)
-        elif others:
+            settings = components.checked(cfg, TrainConfig)
+        elif others := [override for override in overrides if not override.startswith("resume=")]:
             raise ConfigError(f"resume= continues a run with its own stored config; leave out {', '.join(others)}")
         else:
-            RunDirectory(run_directory()).stored_config(TrainConfig)
-            if _sent():
+            settings = RunDirectory(run_directory()).stored_config(TrainConfig)
+            settings.resume = cfg.resume
+            if _only_pending_calls():
                 return
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
-        from medr1.workflows import train as pipeline
+        from medr1.workflows.train import train
 
-        pipeline.train(cfg, run_directory(), overrides)
+        train(settings, run_directory(), overrides)
 
 
 def _evaluate(cfg: DictConfig) -> None:
     with _one_message():
         if len(given := [key for key in ("resume", "run", "sweep", "audit") if cfg[key] is not None]) > 1:
             raise ConfigError(f"{'=, '.join(given)}= are different commands; give one of them")
+        if cfg.export is not None and cfg.run is None:
+            raise ConfigError(f"export={cfg.export} needs run=RUN_DIR, the run whose model is exported")
+        if cfg.export is None and not cfg.merge:
+            raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         if cfg.sweep is not None:
             from medr1.workflows.sweep_report import report_sweep
 
             report_sweep(Path(cfg.sweep))
-            return
-        if cfg.audit is not None:
+        elif cfg.audit is not None:
             from medr1.workflows.audit import audit_files
 
-            audit_files(cfg, run_directory())
-            return
-        if cfg.export is not None:
-            if cfg.run is None:
-                raise ConfigError(f"export={cfg.export} needs run=RUN_DIR, the run whose model is exported")
+            audit_files(components.checked(cfg, EvaluateConfig), run_directory())
+        elif cfg.export is not None:
             from medr1.workflows.export import export_run
 
             export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge)
-            return
-        if not cfg.merge:
-            raise ConfigError("merge=false is a setting of export=DIR, which is not given")
-        overrides = list(HydraConfig.get().overrides.task)
-        chosen = cfg if cfg.resume is None else _resumed(cfg, overrides)
-        if cfg.resume is not None and _sent():
-            return
-        if chosen.run is None:
-            check(chosen)
-            if is_server(chosen):
-                from medr1.workflows.evaluate_server import evaluate_server
-
-                evaluate_server(chosen, run_directory(), overrides, resumed=cfg.resume is not None)
+        else:
+            overrides = list(HydraConfig.get().overrides.task)
+            settings = components.checked(cfg, EvaluateConfig) if cfg.resume is None else _resumed(cfg, overrides)
+            if cfg.resume is not None and _only_pending_calls():
                 return
-        from medr1.workflows import train as pipeline
+            from medr1.workflows.evaluate import evaluate
 
-        pipeline.evaluate(cfg, run_directory(), overrides)
+            evaluate(settings, run_directory(), overrides)
 
 
-def _sent() -> bool:
-    """Whether all that the run lacked was what an MLflow server that was away had missed; that is sent then."""
+def _only_pending_calls() -> bool:
+    """Whether the run had finished but for calls that its MLflow server has missed; they are sent now."""
     run = RunDirectory(run_directory())
     if not run.finished.is_file():
         return False
-    from medr1.workflows.session import send_rest
+    from medr1.workflows.session import send_pending
 
-    return send_rest(run)
+    return send_pending(run)
 
 
-def _resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The stored config of an evaluation. Where its server stands and how it is asked may have changed."""
+def _resumed(cfg: DictConfig, overrides: list[str]) -> EvaluateConfig:
+    """The stored config of an evaluation, with those settings of its model that may change."""
     stored = RunDirectory(run_directory()).stored_config(EvaluateConfig)
-    others = [o for o in overrides if not o.startswith("resume=")]
-    free = ("url", "api_key_variable", "concurrency", "timeout", "attempts", "backoff") if is_server(stored) else ()
-    for override in [o for o in others if o != "model=server"]:
-        key = override.partition("=")[0].removeprefix("model.")
-        if key not in free or not override.startswith("model."):
-            allowed = f"; only model=server with {', '.join(f'model.{k}=' for k in free)} may change" if free else ""
+    stored.resume = cfg.resume
+    may_change = [f"model.{key}" for key in MODEL_KINDS[stored.model.kind].may_change_on_resume]
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == "resume" or (may_change and override == f"model={stored.model.name}"):
+            continue
+        if key not in may_change:
+            allowed = f"; only {', '.join(f'{k}=' for k in may_change)} may change" if may_change else ""
             raise ConfigError(f"resume= continues with the stored config; leave out {override}{allowed}")
-        stored.model[key] = cfg.model[key]
+        setattr(stored.model, key.removeprefix("model."), cfg.model[key.removeprefix("model.")])
+    components.check_components(stored)
     return stored
 
 
 @contextmanager
 def _one_message() -> Iterator[None]:
-    """Inside a job: leaves at once with the message alone, where Hydra would print the overrides and a traceback."""
+    """Exits with the message of an error alone, where Hydra would print the overrides and a traceback."""
     try:
         yield
     except Medr1Error as error:
-        _leave(str(error))
+        _exit(str(error))
 
 
 def help_text(command: str) -> str:
-    """What can be chosen, on one screen, read from conf/ itself."""
+    """The options of every group, read from conf/, on one screen."""
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
     if command == "evaluate":
         groups = [group for group in groups if group not in TRAINING_ONLY]
     names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
     if command == "train":
         names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-    rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # a bar stays at the end of its line
+    rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # keeps a bar at the end of its line
     choices = "\n".join(textwrap.fill(row, 99, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
     return (
         HELP[command]
@@ -204,19 +202,31 @@ Several values of one setting with -m make several runs: -m modality=ct,mri seed
     )
 
 
+def _check_shell_completion(command: str) -> None:
+    """Refuses wrong arguments, for which Hydra would raise a ValueError or a KeyError."""
+    given = [word for word in sys.argv[1:] if word.startswith(("install", "uninstall", "query"))]
+    from_shell = "COMP_LINE" in os.environ  # "query" is what the installed completion itself calls
+    allowed = ("install", "uninstall", "query") if from_shell else ("install", "uninstall")
+    if len(given) != 1 or given[0] not in {f"{verb}={shell}" for verb in allowed for shell in ("bash", "zsh", "fish")}:
+        _exit(
+            "--shell-completion needs install=SHELL or uninstall=SHELL, where SHELL is bash, zsh or fish. In bash: "
+            f'eval "$(python {command}.py --shell-completion install=bash)"'
+        )
+
+
 def run_directory() -> Path:
-    """The directory of this job, of a single run or of one job of a multirun."""
+    """The directory of this run, single or one of a multirun."""
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
         return (Path(settings.sweep.dir) / settings.sweep.subdir).absolute()
     return Path(settings.run.dir).absolute()
 
 
-def _leave(message: str) -> None:
+def _exit(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(USER_ERROR)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite kill ends like Ctrl-C, so that the run is closed as KILLED."""
+    """SIGTERM ends a run as Ctrl-C does, so that MLflow shows it as KILLED."""
     raise KeyboardInterrupt

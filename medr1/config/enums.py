@@ -1,4 +1,4 @@
-"""The closed choices of the schema, each a word in a config. Imported before anything heavy."""
+"""Settings with a fixed set of values."""
 
 from __future__ import annotations
 
@@ -42,29 +42,6 @@ class LRSchedulerType(StrEnum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
-
-
-class Split(StrEnum):
-    """How OmniMedVQA's records are divided into training and test."""
-
-    released = "released"
-    image_grouped = "image_grouped"
-    test_only = "test_only"
-
-
-class ReleasedAxis(StrEnum):
-    """Which of Med-R1's two families of released splits is read; ``auto`` takes the axis that is narrowed."""
-
-    auto = "auto"
-    modality = "modality"
-    question_type = "question_type"
-
-
-class OnBadRecord(StrEnum):
-    """What happens to records that cannot be used. They are counted and reported either way."""
-
-    error = "error"
-    skip = "skip"
 
 
 class LossAggMode(StrEnum):

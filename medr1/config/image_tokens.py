@@ -1,31 +1,34 @@
-"""Into what squares a model cuts its pictures: the side of an image token in pixels. Imported before anything heavy."""
+"""The side of an image token in pixels, read from small files or guessed from a model's name."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-_USUAL = 28  # Qwen2-VL and Qwen2.5-VL: 14 x 14 patches, merged 2 x 2
-_BY_FAMILY = {"qwen2-vl": _USUAL, "qwen2.5-vl": _USUAL, "qwen3-vl": 32}  # as it stands in a hub id
+_DEFAULT = 28  # Qwen2-VL and Qwen2.5-VL: 14 x 14 patches, merged 2 x 2
+_BY_FAMILY = {"qwen2-vl": _DEFAULT, "qwen2.5-vl": _DEFAULT, "qwen3-vl": 32}  # by a part of the hub id
 
 
 def known_image_token_size(path: str) -> int | None:
-    """Of a checkpoint directory by its config.json, of a hub id or a name at a server by the family in it; None where
-    neither says. Only hints for a default: ``load_policy`` reads the truth."""
+    """The side of an image token of a model, in pixels, or None if it is unknown.
+
+    Read from config.json of a checkpoint directory; otherwise from the family in a hub id or in a served model's name.
+    It is a hint for defaults: ``load_policy`` checks the value.
+    """
     file = Path(path) / "config.json"
     if file.is_file():
         try:
             vision = json.loads(file.read_text(encoding="utf-8"))["vision_config"]
             return int(vision["patch_size"]) * int(vision["spatial_merge_size"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # what is wrong with it is said by load_policy, which needs all of it
+            return None  # load_policy reads the whole file and reports what is wrong with it
     name = path.lower().replace("_", "-")
     return next((side for family, side in _BY_FAMILY.items() if family in name), None)
 
 
-def image_token(path: str | None) -> int:
-    """The side of an image token of the model at ``path``; the usual one where nothing says."""
-    return (known_image_token_size(path) if path else None) or _USUAL
+def image_token_size(path: str | None) -> int:
+    """The side of an image token of a model, in pixels; 28 if it is unknown."""
+    return (known_image_token_size(path) if path else None) or _DEFAULT
 
 
 def fitting(size: int, token: int) -> int:

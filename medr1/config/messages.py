@@ -1,4 +1,4 @@
-"""What is said of a mistake in the config: what is wrong, and the nearest valid name."""
+"""Error messages for mistakes in a config."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 
 from hydra.errors import MissingConfigException
 
-from medr1.config.schema import SCHEMAS, key_paths
+from medr1.config.renamed import RENAMED
+from medr1.config.schema import key_paths, schemas
 from medr1.config.settings import TrainConfig
 
 
 def explain(error: Exception, schema: type) -> str:
-    """One message for a mistake in the config: what is wrong, and the nearest valid name."""
+    """The message for an error of Hydra or OmegaConf: what is wrong, and the nearest valid name."""
     message = str(error).strip()
     cause = error.__cause__
     if cause is not None and str(cause).strip() not in message:
@@ -27,6 +28,8 @@ def explain(error: Exception, schema: type) -> str:
         wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
         return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"
     if found := re.search(r"Could not override '([^'@]+)'", message):
+        if found[1] in RENAMED:
+            return f"{found[1]} is called {RENAMED[found[1]]}"
         valid = dict.fromkeys(key_paths(schema))
         if found[1] in valid:
             return f"{found[1]} is a setting of {' and '.join(_owners(found[1]))}, which is not chosen here"
@@ -39,8 +42,8 @@ def explain(error: Exception, schema: type) -> str:
 
 
 def _owners(key: str) -> Iterator[str]:
-    """The choices (group=name) that have a setting."""
-    for (group, name), schema in SCHEMAS.items():
+    """The options (group=name) whose schema has this key."""
+    for (group, name), schema in schemas().items():
         if group and key in key_paths(schema, f"{group}."):
             yield f"{group}={name.removesuffix('_schema')}"
 

@@ -1,4 +1,4 @@
-"""What a YAML file can compute: ``${name:arguments}``. Imported before anything heavy."""
+"""Functions for YAML files: ``${name:arguments}``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from medr1.config.paths import PACKAGE
 
 
 def register() -> None:
-    """Makes the resolvers known to OmegaConf."""
+    """Registers the resolvers with OmegaConf."""
     OmegaConf.register_new_resolver("job_name", lambda *, _root_: naming.job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("run_directory", naming.run_directory, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("evaluate_directory", naming.evaluate_directory, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
-    OmegaConf.register_new_resolver("image_token_size", _image_token, replace=True)
+    OmegaConf.register_new_resolver("image_token_size", _image_token_size, replace=True)
     OmegaConf.register_new_resolver("fitting", image_tokens.fitting, replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)
 
 
-def _image_token(*, _parent_: DictConfig) -> int:
-    """Of the model whose setting this is; its path may still be missing."""
-    return image_tokens.image_token(None if OmegaConf.is_missing(_parent_, "path") else str(_parent_.path))
+def _image_token_size(*, _parent_: DictConfig) -> int:
+    """The image token size of the model whose setting this is. Its path may still be missing."""
+    return image_tokens.image_token_size(None if OmegaConf.is_missing(_parent_, "path") else str(_parent_.path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -15,11 +16,8 @@ from medr1.config.enums import (
     LossAggMode,
     LossMode,
     LRSchedulerType,
-    OnBadRecord,
     Precision,
-    ReleasedAxis,
     ScaleRewards,
-    Split,
     TableAxis,
     Tuning,
 )
@@ -30,14 +28,20 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass
 class RecipeConfig:
-    """The numbers that change with the size of the model; the algorithms refer to them."""
+    """Defaults that depend on the size of the model. The algorithms and trainers interpolate them."""
 
     max_steps: int = MISSING
+    """Default of ``trainer.max_steps``."""
     train_batch_size: int = MISSING
+    """Default of ``trainer.train_batch_size``."""
     num_generations: int = MISSING
+    """Default of ``algorithm.num_generations``."""
     rl_learning_rate: float = MISSING
+    """Default of ``algorithm.learning_rate`` for GRPO and its variants."""
     sft_learning_rate: float = MISSING
+    """Default of ``algorithm.learning_rate`` for SFT."""
     max_completion_length: int = MISSING
+    """Default of the maximum completion length, in training and in evaluation."""
 
 
 @dataclass
@@ -45,77 +49,91 @@ class LoraConfig:
     """Low-rank adapters (peft)."""
 
     r: int = 16
+    """Rank of the adapters.
+
+    TRL: lora_r. verl: actor_rollout_ref.model.lora_rank."""
     lora_alpha: int = 32
+    """Scale of the adapters: their output is multiplied by ``lora_alpha / r``.
+
+    TRL: lora_alpha. verl: actor_rollout_ref.model.lora_alpha."""
     target_modules: LoraTargets = LoraTargets.language
+    """Which linear layers get adapters: those of the language model, of the vision tower, or of both.
+
+    TRL: lora_target_modules. verl: actor_rollout_ref.model.target_modules."""
 
 
 @dataclass
 class ModelConfig:
-    """A checkpoint in the format of Hugging Face: a directory or a hub id.
+    """A checkpoint in Hugging Face format: a local directory or a hub id."""
 
-    ``image_token_size``: side of one image token in pixels; ``image_size`` is a multiple of it.
-    """
-
+    kind: str = "hf"
+    """Component that serves the model: ``hf`` loads it, ``server`` is a chat server."""
     name: str = MISSING
+    """Name of the model in run directories, tables and MLflow."""
     path: str = MISSING
+    """Directory or hub id of the checkpoint; with ``model=server`` the model's name at the server.
+
+    TRL: model_name_or_path. verl: actor_rollout_ref.model.path."""
     image_token_size: int = 28
+    """Side of one image token in pixels. ``data.image_size`` must be a multiple of it."""
     image_size: int = MISSING
+    """Default of ``data.image_size``."""
     dtype: Precision = Precision.float32
+    """Precision of the weights and of the computation.
+
+    TRL: dtype. verl: actor_rollout_ref.actor.fsdp_config.model_dtype."""
     attn_implementation: Attention = Attention.auto
+    """Attention implementation of transformers. ``auto`` takes FlashAttention 2 where it is installed and the dtype
+    allows it, else PyTorch's own (``sdpa``).
+
+    TRL: attn_implementation. verl: -."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, which needs less memory and more time.
+
+    TRL: gradient_checkpointing. verl: actor_rollout_ref.model.enable_gradient_checkpointing."""
     freeze_vision_tower: bool = False
+    """Do not train the vision tower. Each image is then encoded only once per step.
+
+    TRL: -. verl: actor_rollout_ref.actor.freeze_vision_tower."""
     tuning: Tuning = Tuning.full
+    """Train all weights (``full``) or LoRA adapters (``lora``).
+
+    TRL: use_peft. verl: -."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapters of ``model.tuning=lora``."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """Defaults for this size of model."""
 
 
 @dataclass
 class ServerConfig(ModelConfig):
-    """A model behind an OpenAI-compatible chat server: ``path`` is its name there. Only asked, never trained.
+    """A model behind an OpenAI-compatible chat server. It is evaluated, never trained."""
 
-    ``timeout`` and ``backoff`` in seconds. The key itself is in no config, only the name of its variable.
-    """
-
+    kind: str = "server"
     url: str = MISSING
+    """Address of the chat API, without ``/chat/completions``: ``http://HOST:PORT/v1``."""
     api_key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable with the API key. null sends no key. The key itself is never stored."""
     concurrency: int = 8
+    """Number of requests at a time."""
     timeout: float = 300.0
-    max_retries: int = 6
-    backoff: float = 1.0
+    """Seconds without data from the server after which a request has failed."""
+    max_retries: int = 5
+    """Number of times that a failed request is repeated."""
     repetition_penalty: float | None = None
+    """Repetition penalty that is sent with each request. null: that of the server. 1.0 is none."""
 
 
 @dataclass
 class DataConfig:
-    """What every data source has: pictures are shown to the model at image_size x image_size pixels."""
+    """Settings of every data source. Each source adds its own, see ``medr1.data.sources``."""
 
     name: str = MISSING
+    """Name of the choice, shown in MLflow and in reports."""
+    kind: str = MISSING
+    """Data source, set by the schema of the choice."""
     image_size: int = MISSING
-
-
-@dataclass
-class PhantomsConfig(DataConfig):
-    """The embedded world."""
-
-    seed: int = 0
-    train_images_per_modality: int = 400
-    test_images_per_modality: int = 80
-    shortcut: float = 0.0
-
-
-@dataclass
-class OmniMedVQAConfig(DataConfig):
-    """OmniMedVQA's release layout under ``root``; ``splits`` defaults to its Splits folder."""
-
-    root: str = MISSING
-    splits: str | None = None
-    split: Split = Split.released
-    axis: ReleasedAxis = ReleasedAxis.auto
-    on_bad_record: OnBadRecord = OnBadRecord.skip
-    test_fraction: float = 0.2
-    seed: int = 0
-    max_image_pixels: int = 50_000_000
-    cache_dir: str = MISSING
+    """Side length in pixels to which every image is resized. A multiple of model.image_token_size."""
 
 
 @dataclass
@@ -123,6 +141,7 @@ class ModalityConfig:
     """Modality of the training records; the test covers all."""
 
     name: str = MISSING
+    """Modality of the training records, or ``all``. The test records always have all modalities."""
 
 
 @dataclass
@@ -130,6 +149,7 @@ class QuestionTypeConfig:
     """Question type of the training records; the test covers all."""
 
     name: str = MISSING
+    """Question type of the training records, or ``all``. The test records always have all types."""
 
 
 @dataclass
@@ -137,161 +157,244 @@ class ReasoningConfig:
     """Where the reasoning stands: prompt, grammar and reader follow from it."""
 
     mode: str = MISSING
+    """Reasoning mode, which determines the prompt, the format of completions and the parser."""
 
 
 @dataclass
 class RewardConfig:
-    """Weights of the named parts; the reward of a completion is their weighted sum."""
+    """Reward functions by name, each with its ``weight`` and its own settings. The reward is their weighted sum."""
 
-    accuracy: float = MISSING
-    format: float = MISSING
+    name: str = MISSING
+    """Name of this choice of rewards."""
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Reward functions by name, each with its ``weight`` and its own settings.
+
+    TRL: reward_weights. verl: reward.custom_reward_function."""
+
+
+@dataclass
+class RolloutConfig:
+    """How completions are generated. ``kind`` is a file of ``medr1.generation.engines``."""
+
+    name: str = MISSING
+    """Name of this choice of rollout engine."""
+    kind: str = "local"
+    """Rollout engine, set by the schema of the choice.
+
+    TRL: use_vllm. verl: actor_rollout_ref.rollout.name."""
 
 
 @dataclass
 class AlgorithmConfig:
-    """What every algorithm has."""
+    """Settings of every algorithm. Each algorithm adds its own, see ``medr1.training.algorithms``."""
 
     name: str = MISSING
+    """Name of this choice of the group, in run directories, tables and MLflow."""
+    kind: str = MISSING
+    """Component that trains, set by the schema of the choice.
+
+    TRL: -. verl: algorithm.adv_estimator."""
     learning_rate: float = MISSING
+    """Learning rate of AdamW after the warm-up.
+
+    TRL: learning_rate. verl: actor_rollout_ref.actor.optim.lr."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW. 0: none.
+
+    TRL: weight_decay. verl: actor_rollout_ref.actor.optim.weight_decay."""
     lr_scheduler_type: LRSchedulerType = LRSchedulerType.constant
+    """Course of the learning rate after the warm-up: constant, or linear or cosine decay to 0 in the last step.
+
+    TRL: lr_scheduler_type. verl: actor_rollout_ref.actor.optim.lr_scheduler_type."""
     warmup_ratio: float = 0.0
+    """Share of the optimizer steps over which the learning rate rises linearly. 0: no warm-up.
+
+    TRL: warmup_steps. verl: actor_rollout_ref.actor.optim.lr_warmup_steps_ratio."""
     max_grad_norm: float = 1.0
+    """Norm to which the gradient is clipped.
+
+    TRL: max_grad_norm. verl: actor_rollout_ref.actor.grad_clip."""
     adam_beta2: float = 0.999
+    """Decay of AdamW's second moment.
+
+    TRL: adam_beta2. verl: actor_rollout_ref.actor.optim.betas."""
 
 
 @dataclass
 class SamplingConfig:
-    """How completions are drawn. top_k = 0 means no limit."""
+    """How completions are sampled in training."""
 
     temperature: float = 1.0
+    """Temperature of the softmax, in sampling and in scoring.
+
+    TRL: temperature. verl: actor_rollout_ref.rollout.temperature."""
     top_p: float = 1.0
+    """Sample from the smallest set of tokens whose probabilities sum to at least ``top_p``. 1: from all.
+
+    TRL: top_p. verl: actor_rollout_ref.rollout.top_p."""
     top_k: int = 0
+    """Sample from the ``top_k`` most likely tokens. 0: from all.
+
+    TRL: top_k. verl: actor_rollout_ref.rollout.top_k."""
     max_completion_length: int = MISSING
+    """Maximum number of tokens of a completion, its end token included.
+
+    TRL: max_completion_length. verl: data.max_response_length."""
 
 
 @dataclass
 class ObjectiveConfig:
-    """The terms of the objective; each is an equation in ``medr1.rl.objective``.
-
-    ``delta`` null: no dual clip. ``mask_truncated_completions``: completions that reach max_completion_length without an
-    end token have no loss.
-    """
+    """The terms of the loss; their equations are in ``medr1.rl.objective``."""
 
     loss_agg_mode: LossAggMode = MISSING
+    """How the losses of the tokens are reduced to one number.
+
+    TRL: loss_type. verl: actor_rollout_ref.actor.loss_agg_mode."""
     importance_sampling_level: ImportanceSamplingLevel = ImportanceSamplingLevel.token
+    """Whether each token has its own importance ratio, or all tokens of a completion share one (``sequence``, GSPO).
+
+    TRL: importance_sampling_level. verl: actor_rollout_ref.actor.policy_loss.loss_mode."""
     loss_mode: LossMode = LossMode.clip
+    """PPO's clipped surrogate (``clip``), or a bounded weight that keeps every token's gradient (``cispo``).
+
+    TRL: loss_type. verl: actor_rollout_ref.actor.policy_loss.loss_mode."""
     scale_rewards: ScaleRewards = MISSING
+    """Standard deviation that advantages are divided by: of the group, of the batch, or none.
+
+    TRL: scale_rewards. verl: algorithm.norm_adv_by_std_in_grpo."""
     epsilon: float = MISSING
+    """Lower clip bound: the ratio is clipped at 1 - ``epsilon``.
+
+    TRL: epsilon. verl: actor_rollout_ref.actor.clip_ratio_low."""
     epsilon_high: float = MISSING
+    """Upper clip bound: the ratio is clipped at 1 + ``epsilon_high``; with ``cispo``, at ``epsilon_high``.
+
+    TRL: epsilon_high. verl: actor_rollout_ref.actor.clip_ratio_high."""
     delta: float | None = None
+    """Dual clip: bound of the ratio where the advantage is negative. null: no bound.
+
+    TRL: delta. verl: actor_rollout_ref.actor.clip_ratio_c."""
     beta: float = MISSING
+    """Weight of the KL divergence from the reference policy. 0: no reference policy is kept.
+
+    TRL: beta. verl: actor_rollout_ref.actor.kl_loss_coef."""
     kl_loss_type: KLLossType = KLLossType.k3
+    """Estimator of the KL divergence.
+
+    TRL: -. verl: actor_rollout_ref.actor.kl_loss_type."""
     mask_truncated_completions: bool = False
+    """Exclude completions that reach ``max_completion_length`` without an end token from the loss.
 
-
-@dataclass
-class GRPOConfig(AlgorithmConfig):
-    """Group relative policy optimization.
-
-    ``filter_groups``: so many times a step, prompts whose completions all earned the same are replaced (DAPO).
-    """
-
-    num_generations: int = MISSING
-    num_iterations: int = 1
-    filter_groups: int = 0
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-
-
-@dataclass
-class SFTConfig(AlgorithmConfig):
-    """Supervised fine-tuning. ``rationale``: train on the data's rationale where it has one and the mode thinks."""
-
-    rationale: bool = True
-
-
-@dataclass
-class PretrainConfig(AlgorithmConfig):
-    """Makes the tiny base model from nothing; see ``medr1.data.sources.phantoms.base_mixture``."""
-
-    images_per_modality: int = MISSING
-    binding_steps: int = MISSING
-    text_steps: int = MISSING
-    ramp: int = MISSING
-    image_steps: int = MISSING
-    text_batch: int = MISSING
-    described: int = MISSING
-    images: int = MISSING
-    words: int = MISSING
-    careless: float = MISSING
-    letter_weight: float = MISSING
-    vocab_size: int = MISSING
-
-
-@dataclass
-class ZeroShotConfig(AlgorithmConfig):
-    """No training: the model as it is."""
+    TRL: mask_truncated_completions. verl: -."""
 
 
 @dataclass
 class TrainerConfig:
-    """Settings of Lightning's Trainer and of the optimizer step.
-
-    ``train_batch_size``: prompts per optimizer step over all devices (verl: data.train_batch_size). ``max_steps`` null:
-    as many steps as ``num_train_epochs`` passes over the training records take.
-
-    ``max_tokens_per_device``: tokens of prompts and completions in one micro-batch (verl: ppo_max_token_len_per_gpu). A
-    larger step is split into micro-batches, with the same result. 0: no split; each prompt is then encoded only once.
-    """
+    """Devices, number of steps and batch size."""
 
     name: str = MISSING
+    """Name of this choice of the group."""
     accelerator: str = "auto"
+    """Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
+
+    TRL: use_cpu. verl: trainer.device."""
     devices: int = 1
+    """Devices of each node, one process for each.
+
+    TRL: -. verl: trainer.n_gpus_per_node."""
     num_nodes: int = 1
+    """Number of nodes.
+
+    TRL: -. verl: trainer.nnodes."""
     strategy: Distribution = Distribution.auto
+    """One process (``auto``), or several that each hold the whole model (``ddp``) or a shard of it (``fsdp``).
+
+    TRL: fsdp. verl: actor_rollout_ref.actor.strategy."""
     max_steps: int | None = MISSING
+    """Training steps, each with ``num_iterations`` optimizer steps. null: computed from ``num_train_epochs``.
+
+    TRL: max_steps. verl: trainer.total_training_steps."""
     num_train_epochs: float | None = None
+    """Passes over the training records, if ``max_steps`` is null.
+
+    TRL: num_train_epochs. verl: trainer.total_epochs."""
     train_batch_size: int = MISSING
+    """Prompts of a training step, over all devices.
+
+    TRL: per_device_train_batch_size. verl: data.train_batch_size."""
     max_tokens_per_device: int = 0
+    """Maximum number of tokens, of prompts and completions, in a micro-batch. A larger step is split, with the same
+    result. 0: never split; with GRPO each prompt is then encoded only once.
+
+    TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
     save_steps: int = 25
+    """Training steps between two checkpoints.
+
+    TRL: save_steps. verl: trainer.save_freq."""
     logging_steps: int = 1
+    """Training steps between two points of the logged curves.
+
+    TRL: logging_steps. verl: -."""
 
 
 @dataclass
 class TrackingConfig:
-    """MLflow. ``uri`` is a SQLite file or a server; ``log_completions_steps`` steps a table of samples is logged."""
+    """Experiment tracking in MLflow."""
 
     name: str = MISSING
+    """Name of this choice of the group."""
     enabled: bool = True
+    """Whether the run is logged to MLflow. The run directory holds the same results either way.
+
+    TRL: report_to. verl: trainer.logger."""
     uri: str = MISSING
+    """``sqlite:///PATH`` or the address of an MLflow server, ``http://HOST:PORT``."""
     experiment: str = "medr1"
+    """Name of the MLflow experiment.
+
+    TRL: -. verl: trainer.project_name."""
     log_completions_steps: int = 25
+    """Log a table of sampled completions with their images every so many steps.
+
+    TRL: log_completions. verl: -."""
     num_completions: int = 8
+    """Number of completions in that table.
+
+    TRL: num_completions_to_print. verl: -."""
 
 
 @dataclass
 class EvaluationConfig:
-    """Greedy evaluation over the test records of all modalities and question types."""
+    """Greedy decoding of the test records of all modalities and question types."""
 
     batch_size: int = 128
+    """Records that are decoded together.
+
+    TRL: per_device_eval_batch_size. verl: data.val_batch_size."""
     max_completion_length: int = MISSING
+    """Maximum number of tokens of a completion in evaluation."""
     blank_image: bool = True
+    """Run the blank-image control: the evaluated model with a uniform grey image in place of the record's image."""
     shuffled_image: bool = True
+    """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
     limit: int | None = None
+    """Evaluate at most so many records of each pair of modality and question type. null: all.
+
+    TRL: -. verl: data.val_max_samples."""
 
 
 @dataclass
 class SweepConfig:
-    """Several runs and their table: what its rows and columns are. ``name`` is null in a single run or a plain -m.
-
-    ``stop_on_failure``: the first run that fails ends the sweep; otherwise the others go on.
-    """
+    """A sweep: several runs and the matrix made of them."""
 
     name: str | None = None
+    """Name of the sweep; null in a single run and in a plain ``-m``."""
     rows: str | None = None
+    """Setting that distinguishes the rows of the matrix, such as ``modality`` or ``data.shortcut``."""
     columns: TableAxis = TableAxis.modality
+    """Split of the test records that makes the columns of the matrix."""
     stop_on_failure: bool = False
+    """Start no further runs after one has failed."""
 
 
 @dataclass
@@ -299,40 +402,69 @@ class CommonConfig:
     """What training and evaluation share."""
 
     model: ModelConfig = MISSING
+    """The model: a file of ``conf/model``."""
     data: DataConfig = MISSING
+    """The data source: a file of ``conf/data``."""
     modality: ModalityConfig = MISSING
+    """Modality of the training records: a file of ``conf/modality``."""
     question_type: QuestionTypeConfig = MISSING
+    """Question type of the training records: a file of ``conf/question_type``."""
     reasoning: ReasoningConfig = MISSING
+    """Reasoning mode: a file of ``conf/reasoning``."""
+    rollout: RolloutConfig = MISSING
+    """Rollout engine: a file of ``conf/rollout``."""
     tracking: TrackingConfig = MISSING
+    """Experiment tracking: a file of ``conf/tracking``."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation on the test records."""
     seed: int = 0
+    """Seed of the order of records, of sampling and of new weights.
+
+    TRL: seed. verl: data.seed."""
     output_dir: str = "runs"
+    """Directory under which run directories are created, relative to the working directory.
+
+    TRL: output_dir. verl: trainer.default_local_dir."""
+    plugins: str | None = None
+    """Folder with components of your own. Its Python files are imported, its YAML files are options of their groups."""
 
 
 @dataclass
 class TrainConfig(CommonConfig):
-    """``python train.py``. ``resume`` continues a run from its own stored config. ``plan`` says what the run needs
-    instead of running it, on this machine or on a GPU of ``plan_memory`` GiB."""
+    """Settings of ``train.py``."""
 
     reward: RewardConfig = MISSING
+    """The reward functions and their weights: a file of ``conf/reward``."""
     algorithm: AlgorithmConfig = MISSING
+    """The training algorithm: a file of ``conf/algorithm``."""
     trainer: TrainerConfig = MISSING
+    """Devices, number of steps and batch size: a file of ``conf/trainer``."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    """A sweep over several runs: a file of ``sweeps/``."""
     resume: str | None = None
+    """Run directory to resume, with the config that is stored in it.
+
+    TRL: resume_from_checkpoint. verl: trainer.resume_from_path."""
     plan: bool = False
+    """Print the memory and time that the run needs instead of running it."""
     plan_memory: float | None = None
+    """Memory in GiB of the GPU to plan for. null: the device of this machine."""
 
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    """``python evaluate.py``. ``run`` evaluates a finished run again, ``sweep`` makes the tables of a sweep again,
-    ``audit`` examines the question files of a place, ``resume`` continues an evaluation that was stopped; without any
-    the model stands for itself (zero-shot). ``export`` writes the model of ``run`` into a new directory, with ``merge``
-    as one checkpoint, without as a LoRA adapter."""
+    """Settings of ``evaluate.py``. Without ``resume``, ``run``, ``sweep`` and ``audit`` the model itself is evaluated
+    (zero-shot)."""
 
     resume: str | None = None
+    """Run directory of an interrupted evaluation to resume."""
     run: str | None = None
+    """Run directory of a finished training run to evaluate again."""
     sweep: str | None = None
+    """Directory of a sweep whose tables and report are made again."""
     audit: str | None = None
+    """Directory of question files to audit for leaks and shortcuts."""
     export: str | None = None
+    """New directory into which the model of ``run`` is exported."""
     merge: bool = True
+    """Merge LoRA adapters into the exported model. false: export the adapter alone."""

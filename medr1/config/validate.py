@@ -1,65 +1,59 @@
-"""Checks of the config that no type can express: ranges, and settings that do not go together.
-
-They run before anything is loaded, so nothing here may import torch.
-"""
+"""Checks what no type can express: ranges, and settings that contradict each other. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config.enums import Attention, LoraTargets, Precision, Split, Tuning
+from medr1.config.enums import Attention, LoraTargets, Precision, Tuning
 from medr1.config.image_tokens import fitting
-from medr1.config.settings import ALL, LOOPBACK, ServerConfig
+from medr1.config.renamed import RENAMED
+from medr1.config.settings import ALL, LOOPBACK, CommonConfig, ServerConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
 
+T = TypeVar("T", bound=CommonConfig)
 
-def check(cfg: DictConfig) -> None:
-    """Checks what no type can express, before anything is loaded.
+
+def typed(cfg: DictConfig, schema: type[T]) -> T:
+    """The config of a command as typed settings, checked but for what its components check themselves.
 
     Raises:
-        ConfigError: names the key, the value and what to do.
+        ConfigError: names the key, the value and the remedy.
     """
     _check_keys(cfg)
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        group = missing[0].split(".")[0]
+        chosen = f"{group}={cfg[group].name}" if "." in missing[0] else "this command"
+        raise ConfigError(f"{chosen} needs {' and '.join(f'{key}=...' for key in missing)}")
     _check_names(cfg)
     _check_ranges(cfg)
-    if is_server(cfg):
-        _check_server(cfg.model)
-    if OmegaConf.is_missing(cfg.model, "path"):
-        raise ConfigError(f"model={cfg.model.name} needs model.path=DIRECTORY_OR_HUB_ID")
-    size, token = int(cfg.data.image_size), int(cfg.model.image_token_size)
-    if size % token or size <= 0:
-        raise ConfigError(
-            f"data.image_size={size}: pictures are cut into {token} x {token} pixel tokens (model.image_token_size); "
-            f"use data.image_size={fitting(size, token)}"
-        )
-    if cfg.model.attn_implementation == Attention.flash_attention_2 and cfg.model.dtype == Precision.float32:
-        raise ConfigError(
-            "model.attn_implementation=flash_attention_2 computes in half precision only; use model.dtype=bfloat16, or "
-            "model.attn_implementation=sdpa"
-        )
-    if cfg.data.name == "omnimedvqa":
-        _check_root(cfg)
-    if "trainer" in cfg:
-        _check_training(cfg)
+    settings = OmegaConf.to_object(cfg)
+    assert isinstance(settings, schema)
+    _check_images(settings)
+    if isinstance(settings, TrainConfig):
+        _check_training(settings)
+    return settings
 
 
 def _check_keys(cfg: DictConfig, prefix: str = "") -> None:
-    """Hydra lets ``+key=value`` add what the schema does not have, and nothing would ever read it."""
+    """Refuses keys that no schema has: Hydra lets ``+key=value`` add them, and nothing reads them."""
     known = [item.name for item in fields(OmegaConf.get_type(cfg))]  # type: ignore[arg-type]
     for key in map(str, cfg):
+        path = f"{prefix}{key}"
         if key not in known:
-            place = prefix.rstrip(".") or "the config"
-            raise ConfigError(f"+{prefix}{key}: there is no such setting; {place} has {', '.join(known)}")
-        plain = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
-        if not plain and isinstance(cfg[key], DictConfig):
-            _check_keys(cfg[key], f"{prefix}{key}.")
+            if path in RENAMED:
+                raise ConfigError(f"+{path} is called {RENAMED[path]}")
+            raise ConfigError(f"+{path}: no such setting; {prefix.rstrip('.') or 'the config'} has {', '.join(known)}")
+        computed = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
+        if not computed and isinstance(cfg[key], DictConfig) and is_dataclass(OmegaConf.get_type(cfg[key])):
+            _check_keys(cfg[key], f"{path}.")
 
 
 def _check_names(cfg: DictConfig) -> None:
@@ -94,8 +88,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "algorithm.objective.delta": (0, 1000),
     "algorithm.objective.beta": (0, 100),
     "algorithm.filter_groups": (0, 100),
-    "reward.accuracy": (0, 1000),
-    "reward.format": (0, 1000),
     "trainer.max_steps": (1, 1e9),
     "trainer.num_train_epochs": (1e-6, 1e6),
     "trainer.train_batch_size": (1, 1e6),
@@ -114,8 +106,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.image_token_size": (1, 1024),
     "model.concurrency": (1, 1024),
     "model.timeout": (0.1, 86_400),
-    "model.max_retries": (1, 100),
-    "model.backoff": (0, 3600),
+    "model.max_retries": (0, 100),
     "model.repetition_penalty": (0.01, 100),
 }
 
@@ -127,28 +118,37 @@ def _check_ranges(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={value}: must lie between {low:g} and {high:g}")
 
 
-def is_server(cfg: DictConfig) -> bool:
-    """Whether the model is behind a chat server: asked from here, loaded elsewhere."""
-    return OmegaConf.get_type(cfg.model) is ServerConfig
+def _check_images(cfg: CommonConfig) -> None:
+    size, token = cfg.data.image_size, cfg.model.image_token_size
+    if size % token or size <= 0:
+        raise ConfigError(
+            f"data.image_size={size} is no multiple of model.image_token_size={token}, the side of an image token in "
+            f"pixels; use data.image_size={fitting(size, token)}"
+        )
+    if cfg.model.attn_implementation == Attention.flash_attention_2 and cfg.model.dtype == Precision.float32:
+        raise ConfigError(
+            "model.attn_implementation=flash_attention_2 needs half precision; use model.dtype=bfloat16 or "
+            "model.attn_implementation=sdpa"
+        )
 
 
-def api_key(model: DictConfig) -> str | None:
-    """The key for the server, from the environment; None where none is set.
+def api_key(model: ServerConfig) -> str | None:
+    """The API key in the environment variable ``model.api_key_variable``, or None.
 
     Raises:
-        ConfigError: a key that cannot be sent in a header.
+        ConfigError: the key has characters that cannot be sent in a header.
     """
     key = os.environ.get(model.api_key_variable, "").strip() if model.api_key_variable else ""
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"the environment variable {model.api_key_variable} holds more than a key; set it again")
+        raise ConfigError(
+            f"the environment variable {model.api_key_variable} holds no API key: it must be printable ASCII"
+        )
     return key or None
 
 
-def _check_server(model: DictConfig) -> None:
-    if OmegaConf.is_missing(model, "url") or OmegaConf.is_missing(model, "path"):
-        raise ConfigError(
-            "model=server needs model.url=http://HOST:PORT/v1 and model.path=NAME, its name at the server"
-        )
+def check_server(model: ServerConfig) -> None:
+    if find_spec("openai") is None:
+        raise ConfigError('model=server needs the openai library: pip install "medr1[server]"')
     url, form = str(model.url), "use http://HOST:PORT/v1 or https://HOST/v1"
     try:
         parts = urlsplit(url)
@@ -156,58 +156,38 @@ def _check_server(model: DictConfig) -> None:
     except ValueError as error:
         raise ConfigError(f"model.url={url}: {error}; {form}") from error
     if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"model.url={url}: no address of a server; {form}")
-    if "@" in parts.netloc:  # not repeated: what stands there may be a password
-        raise ConfigError(f"model.url: no name and password before the host, they would be stored; {form}")
+        raise ConfigError(f"model.url={url}: not the address of a server; {form}")
+    if "@" in parts.netloc:  # the message must not show the URL, which may contain a password
+        raise ConfigError(f"model.url: leave out name and password, which would be stored with the config; {form}")
     if parts.query or parts.fragment:
-        raise ConfigError(f"model.url={url}: neither ? nor # can stand in it; {form}")
+        raise ConfigError(f"model.url={url}: it cannot have a query (?) or a fragment (#); {form}")
     if parts.path.rstrip("/").endswith("/completions"):
-        raise ConfigError(f"model.url={url}: leave out /chat/completions, which is added; {form}")
+        raise ConfigError(f"model.url={url}: leave out /chat/completions; {form}")
     if api_key(model) and parts.scheme == "http" and host not in LOOPBACK:
         raise ConfigError(
-            f"model.url={url}: the key in {model.api_key_variable} would cross the network in the clear; use https, or "
+            f"model.url={url}: the API key in {model.api_key_variable} would be sent unencrypted; use https, or "
             "model.api_key_variable=null to send none"
         )
 
 
-def _check_root(cfg: DictConfig) -> None:
-    if OmegaConf.is_missing(cfg.data, "root"):
-        raise ConfigError("data=omnimedvqa needs data.root=DIR, the folder that holds Images/ and QA_information/")
-    for key in ("root", "splits"):
-        value = cfg.data[key]
-        if value is not None and not Path(value).exists():
-            raise ConfigError(f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})")
-
-
-def _check_training(cfg: DictConfig) -> None:
+def _check_training(cfg: TrainConfig) -> None:
     if cfg.plan_memory is not None and not cfg.plan:
-        raise ConfigError(f"plan_memory={cfg.plan_memory:g} says for which GPU to plan; give plan=true too")
-    if cfg.plan and (is_server(cfg) or cfg.algorithm.name == "pretrain"):
-        what = "model=server loads no model here" if is_server(cfg) else "algorithm=pretrain makes the tiny base only"
-        raise ConfigError(f"{what}: there is nothing to plan; leave out plan=true")
-    if is_server(cfg) and cfg.algorithm.name != "zero_shot":
+        raise ConfigError(f"plan_memory={cfg.plan_memory:g} is a setting of plan=true, which is not given")
+    processes = cfg.trainer.devices * cfg.trainer.num_nodes
+    if cfg.trainer.train_batch_size % processes:
         raise ConfigError(
-            f"model=server can only be asked, not trained by algorithm={cfg.algorithm.name}; use "
-            "algorithm=zero_shot, or evaluate.py"
-        )
-    if cfg.data.name == "omnimedvqa" and cfg.data.split == Split.test_only:
-        raise ConfigError("data.split=test_only leaves nothing to train on; use evaluate.py, or another data.split")
-    if cfg.trainer.train_batch_size % (cfg.trainer.devices * cfg.trainer.num_nodes):
-        raise ConfigError(
-            f"trainer.train_batch_size={cfg.trainer.train_batch_size} cannot be shared evenly by "
-            f"{cfg.trainer.devices * cfg.trainer.num_nodes} processes"
+            f"trainer.train_batch_size={cfg.trainer.train_batch_size} is no multiple of the {processes} processes "
+            f"(trainer.devices x trainer.num_nodes); use {_multiple(cfg.trainer.train_batch_size, processes)}"
         )
     if cfg.trainer.max_steps is None and cfg.trainer.num_train_epochs is None:
         raise ConfigError("trainer.max_steps=null needs trainer.num_train_epochs; give one of the two")
-    if cfg.algorithm.name == "pretrain" and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
-        raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
-    if "sampling" in cfg.algorithm and cfg.reward.accuracy == cfg.reward.format == 0:
-        raise ConfigError("reward.accuracy=0 and reward.format=0: every advantage would be zero; give one a weight")
-    if (
-        cfg.model.tuning == Tuning.lora
-        and cfg.model.freeze_vision_tower
-        and cfg.model.lora.target_modules == LoraTargets.vision
-    ):
+    lora = cfg.model.tuning == Tuning.lora
+    if lora and cfg.model.freeze_vision_tower and cfg.model.lora.target_modules == LoraTargets.vision:
         raise ConfigError(
             "model.freeze_vision_tower=true with model.lora.target_modules=vision leaves nothing to train"
         )
+
+
+def _multiple(size: int, of: int) -> int:
+    """The multiple of ``of`` nearest to ``size``, at least ``of``."""
+    return max(of, round(size / of) * of)

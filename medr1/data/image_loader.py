@@ -1,4 +1,4 @@
-"""Decoded pictures: each is made once and kept, within a bound of memory."""
+"""Loads the images of records through a bounded cache."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from medr1.domain.records import ImageSource, Record
 
 ImageLoader = Callable[[Record], Image.Image]
 
-_BYTES = 256 * 2**20
+_CACHE_BYTES = 256 * 2**20
 
 
 def cached_image_loader(size: int) -> ImageLoader:
-    """Loads the picture of a record at ``size`` x ``size`` pixels; the latest 256 MiB of them are kept."""
+    """Returns a function that loads the image of a record in ``size`` x ``size`` pixels.
 
-    @lru_cache(maxsize=max(16, _BYTES // (3 * size * size)))
+    The most recently used images are cached, up to 256 MiB.
+    """
+
+    @lru_cache(maxsize=max(16, _CACHE_BYTES // (3 * size * size)))
     def load(image: ImageSource) -> Image.Image:
         return image.load(size)
 

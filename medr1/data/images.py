@@ -1,4 +1,4 @@
-"""Pictures from files: found inside the data root, checked before they are decoded, always handed out as RGB."""
+"""Reads image files as RGB: PNG, JPEG, TIFF and other formats of Pillow, and DICOM."""
 
 from __future__ import annotations
 
@@ -11,103 +11,141 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image
 
+from medr1.data.dicom import is_dicom, read_dicom
 from medr1.domain.records import BadRecord, Reason
+from medr1.errors import DataError
 
-# 64 megapixels: far above any picture of OmniMedVQA, and 192 MB as decoded RGB.
+# 64 megapixels: far above any image of OmniMedVQA, and 192 MB as decoded RGB.
 DEFAULT_MAX_PIXELS = 64_000_000
 
-# What Pillow's decoders raise on damaged files; anything else is a fault of this program and is not caught.
+# What Pillow's decoders raise on damaged files. Any other exception is a bug and is not caught.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """A picture in a file below ``root``, decoded only when it is asked for.
+    """An image file below ``root``, decoded when it is loaded. Implements ``ImageSource``.
 
-    ``picture`` names the group of files that show the same picture (see ``image_index``); ``max_pixels`` bounds what
-    is decoded.
+    ``content_id`` is the same for all files with the same image content (see ``image_index.group_by_content``).
+    Images of more than ``max_pixels`` pixels are not decoded.
     """
 
     root: Path
-    relative: str
-    picture: str = ""
+    path: str
+    content_id: str = ""
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     @property
     def key(self) -> str:
-        """Name of the picture: equal for all files that show it, the path itself while nothing was compared."""
-        return self.picture or self.relative
+        """The content id, or the path if the content was not compared."""
+        return self.content_id or self.path
 
     def load(self, size: int) -> Image.Image:
-        """The picture as RGB, ``size`` x ``size`` pixels, aspect ratio not kept.
+        """The image in RGB, resized to ``size`` x ``size`` pixels without keeping its aspect ratio.
 
         Raises:
             BadRecord: see ``read_rgb``.
         """
-        image = read_rgb(self.root, self.relative, self.max_pixels)
+        image = read_rgb(self.root, self.path, self.max_pixels)
         return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
-    """The file that ``relative`` names, with every symbolic link followed, if it lies below ``root``.
+    """The file at ``relative`` with all symbolic links followed, which must lie below ``root``.
 
-    Split files are downloaded, so their paths are not trusted: absolute paths (also those of Windows), ``..`` and
-    links that lead out of the root are refused even where they would come back in.
+    Downloaded question files are not trusted. Absolute paths (also those of Windows), ``..`` and links that leave the
+    root are rejected, even if they lead back into it.
 
     Raises:
-        BadRecord: PATH_LEAVES_ROOT, or MALFORMED for a path that no file system takes.
+        BadRecord: PATH_LEAVES_ROOT, or MALFORMED for a path that no file system accepts.
     """
-
-    def refuse(reason: Reason, why: str) -> BadRecord:
-        return BadRecord(str(root), relative, reason, f"image path {relative!r} {why}")
-
     if not relative or "\0" in relative:
-        raise refuse(Reason.MALFORMED, "is empty or contains a null character")
+        raise _rejected(root, relative, Reason.MALFORMED, "has an empty path, or one with a null character")
     windows = PureWindowsPath(relative)
     if PurePosixPath(relative).is_absolute() or windows.drive or windows.root:
-        raise refuse(Reason.PATH_LEAVES_ROOT, "is absolute; it must be relative to the data root")
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that is absolute; it must be relative")
     if ".." in windows.parts:
-        raise refuse(Reason.PATH_LEAVES_ROOT, "contains '..'; it must stay below the data root")
-    # realpath of a link loop ends at the loop itself, which then fails as a file that cannot be opened.
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that contains '..'")
+    # realpath() of a link loop returns the loop itself, which read_rgb() then reports as NO_IMAGE.
     base = os.path.realpath(root)
     target = os.path.realpath(os.path.join(base, relative))
     if os.path.commonpath((base, target)) != base:
-        raise refuse(Reason.PATH_LEAVES_ROOT, f"is a link to {target}, outside the data root")
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, f"is a link to {target}, outside the data root")
     return Path(target)
 
 
 def read_rgb(root: Path, relative: str, max_pixels: int, limit: str = "data.max_image_pixels") -> Image.Image:
-    """Decodes one file completely, as RGB in its own size. ``limit`` is what the user calls ``max_pixels``.
+    """Decodes one file below ``root`` completely, in RGB and its own size.
+
+    ``limit`` is the name of the setting that ``max_pixels`` comes from, for the error message.
 
     Raises:
-        BadRecord: PATH_LEAVES_ROOT, NO_IMAGE, IMAGE_TOO_LARGE (known from the header, nothing is decoded) or
-            UNDECODABLE_IMAGE (empty, truncated, damaged, of an unknown format).
+        BadRecord: PATH_LEAVES_ROOT, NO_IMAGE, IMAGE_TOO_LARGE (according to the header, before decoding) or
+            UNDECODABLE_IMAGE (empty, truncated, damaged or of an unknown format).
     """
     path = resolve_inside(root, relative)
-
-    def refuse(reason: Reason, why: str) -> BadRecord:
-        return BadRecord(str(root), relative, reason, f"image {relative!r} {why}")
-
+    allowed = f"the limit is {max_pixels} pixels ({limit})"
     if not path.is_file():
-        raise refuse(Reason.NO_IMAGE, f"does not exist below {root}")
+        raise _rejected(root, relative, Reason.NO_IMAGE, f"does not exist below {root}")
     if path.stat().st_size == 0:
-        raise refuse(Reason.UNDECODABLE_IMAGE, "has 0 bytes")
+        raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, "has 0 bytes")
     try:
         with Image.open(path) as image:
-            pixels = image.width * image.height
-            if pixels > max_pixels:
-                raise refuse(Reason.IMAGE_TOO_LARGE, _too_large(f"{image.width} x {image.height}", max_pixels, limit))
+            if image.width * image.height > max_pixels:
+                size = f"{image.width} x {image.height}"
+                raise _rejected(root, relative, Reason.IMAGE_TOO_LARGE, f"is too large: {size}; {allowed}")
             image.load()
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow's own, fixed limit, met while the header was read.
-        raise refuse(Reason.IMAGE_TOO_LARGE, _too_large(str(error), max_pixels, limit)) from error
+        # Pillow applies a fixed limit of its own while it reads the header.
+        raise _rejected(root, relative, Reason.IMAGE_TOO_LARGE, f"is too large: {error}; {allowed}") from error
     except _DECODER_ERRORS as error:
-        raise refuse(Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
+        raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
+
+
+def _rejected(root: Path, relative: str, reason: Reason, detail: str) -> BadRecord:
+    return BadRecord(reason, f"image {relative!r} {detail}", str(root), relative)
+
+
+def read_image(
+    path: Path,
+    *,
+    window: tuple[float, float] | None = None,
+    frame: int | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Image.Image:
+    """One image file that the user names, in RGB and its own size. It may lie anywhere and may be a link.
+
+    ``window`` (center, width) and ``frame`` (counted from 0) are for DICOM files, see ``read_dicom``.
+
+    Raises:
+        DataError: a file that is missing, empty, damaged, too large, of an unknown format or with several pages, or a
+            ``window`` or ``frame`` for a file that is not DICOM.
+    """
+    path = path.absolute()
+    if path.is_file() and is_dicom(path):
+        return read_dicom(path, window=window, frame=frame, max_pixels=max_pixels)
+    target = path.resolve()
+    try:
+        rgb = read_rgb(target.parent, target.name, max_pixels, limit="max_pixels")
+    except BadRecord as error:
+        raise DataError(f"{path}: {error.detail}") from error
+    if window is not None or frame is not None:
+        setting = "frame" if window is None else "window"
+        raise DataError(f"{path} is not a DICOM file; remove {setting}, which applies to DICOM only")
+    with Image.open(target) as image:
+        pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise DataError(f"{path} has {pages} pages; save the page to use as a separate file")
+    return rgb
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: deep greyscale is stretched from its minimum to its maximum, transparency laid over black."""
+    """Converts any mode to RGB.
+
+    16-bit, 32-bit and float grey levels are rescaled from their minimum and maximum. Transparent images are blended
+    onto black.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's convert() clips such values at 255, which turns a 16-bit radiograph white.
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
@@ -118,7 +156,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _too_large(what: str, max_pixels: int, limit: str) -> str:
-    return f"is too large: {what}; the limit is {max_pixels} pixels ({limit})"

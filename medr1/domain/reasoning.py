@@ -1,7 +1,6 @@
-"""A reasoning mode: what the model is told, how its completion must be built, and how it is read.
+"""Reasoning modes: the prompt, the grammar of the completion and the parser.
 
-One place for prompt and parser, so that training, evaluation and both baselines cannot drift apart (in the released
-Med-R1 code they use different prompts and three different readers).
+Training, evaluation and all controls use this one definition of prompt and answer.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from enum import StrEnum
 
 
 class ReasoningMode(StrEnum):
-    """Where the reasoning stands relative to the answer (Med-R1, section on Think / No-Think / Think-After)."""
+    """Position of the reasoning relative to the answer (Med-R1: Think-Before, No-Think and Think-After)."""
 
     THINK_BEFORE = "think_before"
     NO_THINK = "no_think"
@@ -26,10 +25,10 @@ _INSTRUCTION = {
     ReasoningMode.THINK_AFTER: "Put the letter of the answer in <answer></answer>, then explain it in <think></think>.",
 }
 
-# Text that opens no tag of ours: keeps a second block, or a block inside a block, from passing as the grammar.
+# Text without any of the four tags. It rejects a second block and a block nested in another one.
 _FREE = r"(?:(?!</?(?:think|answer)>).)*"
-# A letter, alone or as options are written: "C", "(C)", "C)", "C." and "C) text".
-_LETTER = r"\(?(?P<letter>[A-J])(?:\s*|[).:](?:(?!</?(?:think|answer)>).)*)"
+# A letter, alone or written as an option: "C", "(C)", "C)", "C." or "C) text".
+_LETTER = rf"\(?(?P<letter>[A-J])(?:\s*|[).:]{_FREE})"
 _THINK = rf"<think>(?P<rationale>{_FREE})</think>"
 _ANSWER = rf"<answer>\s*{_LETTER}</answer>"
 
@@ -40,17 +39,17 @@ _GRAMMAR = {
 }
 _ANSWER_BLOCK = re.compile(_ANSWER, re.DOTALL)
 _THINK_BLOCK = re.compile(_THINK, re.DOTALL)
-# Last resort: a capital letter that stands alone. "A" as the English article is excluded by what follows it.
+# A capital letter that stands alone. A letter before a lower-case word is skipped: it may be the article "A".
 _LONE_LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])(?!\s+[a-z])")
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What was read from one completion.
+    """A parsed completion.
 
-    ``format``: the whole completion obeys the grammar of the mode.
-    ``answer``: the letter of the one and only answer block, or None. This is what rewards and accuracies count.
-    ``lenient``: a last-resort reading, counted in reports and never rewarded.
+    ``format``: the whole completion matches the grammar of the mode.
+    ``answer``: the letter in the answer block if there is exactly one block, else None. Rewards and accuracies use it.
+    ``lenient``: ``answer`` or, without one, the last letter found anywhere. Reported, but never rewarded.
     """
 
     format: bool
@@ -60,51 +59,50 @@ class Parsed:
 
 
 def instruction(mode: ReasoningMode) -> str:
+    """The last line of the prompt: which tags the completion must have."""
     return _INSTRUCTION[mode]
 
 
 def question_text(question: str, options: Mapping[str, str], mode: ReasoningMode) -> str:
-    """The user's turn: question, one option a line, the instruction of the mode."""
+    """The user message: the question, one option per line, the instruction of the mode."""
     lines = [question.strip(), *(f"{letter}) {text}" for letter, text in options.items()), instruction(mode)]
     return "\n".join(lines)
 
 
 def target_text(mode: ReasoningMode, answer: str, rationale: str = "") -> str:
-    """The completion that supervised fine-tuning imitates. Without a rationale the think block is empty."""
+    """The target completion of supervised fine-tuning. Without a rationale the think block is empty."""
     answer_block, think_block = f"<answer>{answer}</answer>", f"<think>{rationale}</think>"
-    match mode:
-        case ReasoningMode.THINK_BEFORE:
-            return think_block + answer_block
-        case ReasoningMode.NO_THINK:
-            return answer_block
-        case ReasoningMode.THINK_AFTER:
-            return answer_block + think_block
+    return {
+        ReasoningMode.THINK_BEFORE: think_block + answer_block,
+        ReasoningMode.NO_THINK: answer_block,
+        ReasoningMode.THINK_AFTER: answer_block + think_block,
+    }[mode]
 
 
-def answer_place(text: str) -> int | None:
-    """Where the letter stands in ``text``: that of its one answer block, or None, as ``parse`` reads it."""
+def answer_position(text: str) -> int | None:
+    """Index of the answer letter in ``text``, or None if there is not exactly one answer block."""
     blocks = list(_ANSWER_BLOCK.finditer(text))
     return blocks[0].start("letter") if len(blocks) == 1 == text.count("<answer>") else None
 
 
 def parse(text: str, mode: ReasoningMode, letters: Iterable[str]) -> Parsed:
-    """Reads one completion (without special tokens).
+    """Parses one completion, given without special tokens.
 
-    A letter that is none of the question's options is no answer. Two answer blocks are no answer either, even when
-    they agree: the released reward code accepts several, which invites the policy to try them all.
+    Only the ``letters`` of the question's options count as answers. Several answer blocks are no answer, even if they
+    agree: otherwise the policy could collect the reward by trying all letters.
     """
     allowed = set(letters)
-    blocks = [m["letter"] for m in _ANSWER_BLOCK.finditer(text)]
-    opened = text.count("<answer>")
-    answer = blocks[0] if len(blocks) == 1 == opened and blocks[0] in allowed else None
-    thought = _THINK_BLOCK.search(text)
+    position = answer_position(text)
+    answer = text[position] if position is not None and text[position] in allowed else None
     lenient = answer
     if lenient is None:
+        blocks = [block["letter"] for block in _ANSWER_BLOCK.finditer(text)]
         found = [letter for letter in (blocks or _LONE_LETTER.findall(text)) if letter in allowed]
         lenient = found[-1] if found else None
+    rationale = _THINK_BLOCK.search(text)
     return Parsed(
         format=answer is not None and _GRAMMAR[mode].fullmatch(text) is not None,
         answer=answer,
         lenient=lenient,
-        rationale=thought["rationale"].strip() if thought else "",
+        rationale=rationale["rationale"].strip() if rationale else "",
     )

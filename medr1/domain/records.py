@@ -1,8 +1,4 @@
-"""The record: one multiple-choice question on one medical image, validated and typed.
-
-Every reader (phantoms, OmniMedVQA) yields these; everything downstream (prompts, rewards, predictions, matrices)
-takes only these.
-"""
+"""The record: one multiple-choice question about one medical image, validated and typed."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ LETTERS = tuple("ABCDEFGHIJ")
 
 
 class Modality(StrEnum):
-    """The eight imaging modalities; the values are the names of the config group's options."""
+    """The eight imaging modalities of OmniMedVQA. The values are the options of the config group ``modality``."""
 
     CT = "ct"
     MRI = "mri"
@@ -33,7 +29,7 @@ class Modality(StrEnum):
 
 
 class QuestionType(StrEnum):
-    """The five question types of OmniMedVQA; the values are the names of the config group's options."""
+    """The five question types of OmniMedVQA. The values are the options of the config group ``question_type``."""
 
     ANATOMY = "anatomy"
     DISEASE = "disease"
@@ -43,24 +39,25 @@ class QuestionType(StrEnum):
 
 
 class ImageSource(Protocol):
-    """Where a picture comes from. Decoding is lazy: nothing is read before ``load``. Hashable, so it can be kept."""
+    """An image that is decoded or drawn when ``load`` is called. Hashable, so that loaded images can be cached."""
 
     def __hash__(self) -> int: ...
 
     @property
     def key(self) -> str:
-        """Identity of the picture: two records with one key show the same picture."""
+        """Identifies the content of the image: records with the same key show the same image."""
 
     def load(self, size: int) -> Image.Image:
-        """The picture as RGB, ``size`` x ``size`` pixels."""
+        """The image in RGB, ``size`` x ``size`` pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question on one image.
+    """One question about one image, whatever data source it comes from.
 
-    ``options`` keeps the order in which the options are shown; its keys are letters, which real data does not always
-    give in alphabetical order. ``rationale`` is empty where the data has none. ``origin`` names file and position.
+    ``options`` maps letters to texts in the order in which the prompt lists them; in real data the letters are not
+    always in alphabetical order. ``rationale`` is empty if the data has none. ``origin`` names the file and the
+    position in it.
     """
 
     id: str
@@ -75,6 +72,7 @@ class Record:
 
     @property
     def answer_text(self) -> str:
+        """The text of the correct option."""
         return self.options[self.answer]
 
     @property
@@ -84,7 +82,7 @@ class Record:
 
 
 class Reason(StrEnum):
-    """Why a record cannot be used."""
+    """Why a record is rejected."""
 
     MALFORMED = "malformed"
     NO_IMAGE = "no_image"
@@ -99,40 +97,36 @@ class Reason(StrEnum):
 
 
 class BadRecord(DataError):
-    """One record that cannot be used: file, record, reason and the value at fault."""
+    """A record that cannot be used. ``file`` and ``record`` are empty until the reader of the file adds them."""
 
-    def __init__(self, file: str, record: str, reason: Reason, detail: str) -> None:
-        self.file, self.record, self.reason, self.detail = file, record, reason, detail
-        super().__init__(f"{file}, record {record}: {reason.value}: {detail}")
+    def __init__(self, reason: Reason, detail: str, file: str = "", record: str = "") -> None:
+        self.reason, self.detail, self.file, self.record = reason, detail, file, record
+        place = f"{file}, record {record}: " if file else ""
+        super().__init__(f"{place}{reason.value}: {detail}")
 
 
 @cache
 def option_meaning(text: str) -> str:
-    """What an option says: case and a closing full stop do not make two answers different, only one of them a cue."""
+    """The text of an option without case and final full stop: options that differ only in these mean the same."""
     return text.strip().rstrip(".").strip().casefold()
 
 
-def check_choices(file: str, record: str, question: str, options: Mapping[str, str], answer: str) -> None:
-    """Checks what every record must have, wherever it comes from.
+def check_choices(question: str, options: Mapping[str, str], answer: str) -> None:
+    """Checks that a question has distinct options and that its answer is one of them.
 
     Raises:
         BadRecord: no question, fewer than two options, an empty or repeated option, an answer that is no option.
     """
     if not question.strip():
-        raise BadRecord(file, record, Reason.MALFORMED, "the question is empty")
+        raise BadRecord(Reason.MALFORMED, "the question is empty")
     if len(options) < 2:
-        raise BadRecord(file, record, Reason.NO_OPTIONS, f"{len(options)} option(s); a question needs at least two")
+        raise BadRecord(Reason.NO_OPTIONS, f"{len(options)} option(s); a question needs at least two")
     seen: dict[str, str] = {}
     for letter, text in options.items():
         if letter not in LETTERS or not text.strip():
-            raise BadRecord(file, record, Reason.MALFORMED, f"option {letter!r} is {text!r}")
-        normal = option_meaning(text)
-        if normal in seen:
-            raise BadRecord(
-                file, record, Reason.DUPLICATE_OPTION, f"options {seen[normal]} and {letter} both say {text!r}"
-            )
-        seen[normal] = letter
+            raise BadRecord(Reason.MALFORMED, f"option {letter!r} is {text!r}")
+        if first := seen.get(option_meaning(text)):
+            raise BadRecord(Reason.DUPLICATE_OPTION, f"options {first} and {letter} both say {text!r}")
+        seen[option_meaning(text)] = letter
     if answer not in options:
-        raise BadRecord(
-            file, record, Reason.ANSWER_NOT_AMONG_OPTIONS, f"answer {answer!r}, options {', '.join(options)}"
-        )
+        raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, f"answer {answer!r}, options {', '.join(options)}")

@@ -6,7 +6,6 @@ option, because other readers of the same files keep these. Rates are fractions.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medr1.config.settings import OmniMedVQAConfig
-from medr1.data.image_index import ImageIndex, group_pictures
+from medr1.data.image_index import check_images, group_by_content
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.omnimedvqa.files import (
     Question,
     Reading,
@@ -214,10 +213,7 @@ def _part(reading: Reading, file: SplitFile | None = None) -> _Part:
         train=file is not None and file.part == "train",
         records=len(reading.questions) + len(reading.bad),
         questions=[*reading.questions, *_with_repeated_option(reading.bad)],
-        bad=[
-            *reading.bad,
-            *(BadRecord(q.file, q.position, unknown, f"the file gives {q.named}") for q in without_cell),
-        ],
+        bad=[*reading.bad, *(q.rejected(unknown, f"the file gives {q.label}") for q in without_cell)],
         files=reading.files,
         images=frozenset(reading.images),
     )
@@ -261,12 +257,10 @@ def _with_repeated_option(bad: Iterable[BadRecord]) -> Iterator[Question]:
 def _image_contents(
     root: Path, parts: Iterable[_Part], cache_dir: Path, max_pixels: int
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Identity of each readable image's content (see ``image_index``), and number of unreadable images by reason."""
-    # The file name that load_omnimedvqa uses, so that no image is decoded twice.
-    name = f"pictures-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.jsonl"
+    """Content of each readable image (see ``image_index``), and number of unreadable images by reason."""
     paths = sorted(frozenset[str]().union(*(part.images for part in parts)))
-    facts = ImageIndex(root, cache_dir / name, max_pixels=max_pixels).check(paths).values()
-    return group_pictures(facts), _count(fact.reason.value for fact in facts if fact.reason)
+    facts = check_images(root, paths, cache_dir, max_pixels=max_pixels).values()
+    return group_by_content(facts), _count(fact.reason.value for fact in facts if fact.reason)
 
 
 def _source(name: str, parts: Sequence[_Part]) -> Source:

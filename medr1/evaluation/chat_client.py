@@ -1,62 +1,34 @@
-"""One question to an OpenAI-compatible chat server, asked again while it is worth it. Standard library only.
-
-No redirect is followed, because it could carry picture and key to another host.
-"""
+"""Client of an OpenAI-compatible chat server (vLLM, ``transformers serve``): one question about one image a request."""
 
 from __future__ import annotations
 
 import base64
-import email.utils
-import http.client
 import json
-import random
-import time
-import urllib.error
-import urllib.request
+import logging
+import ssl
 from dataclasses import dataclass
-from threading import Event
-from typing import Any
 from urllib.parse import urlsplit
 
 from medr1.config.settings import LOOPBACK
-from medr1.errors import ServerError
-
-_LONGEST_WAIT = 60.0  # seconds; what a server asks for itself may be longer
+from medr1.errors import ConfigError, ServerError
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A completion without special tokens, its tokens as the server counts them, and whether the limit cut it off."""
+class ChatCompletion:
+    """A completion without special tokens, its number of tokens, and whether the token limit cut it off."""
 
     text: str
     length: int
     truncated: bool
 
 
-class Stopped(Exception):
-    """Somebody else has failed, and this request was given up."""
+class ChatClient:
+    """Sends questions to ``url``/chat/completions with the openai library. Threads may share one client.
 
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why one attempt failed, whether another may help, and how many seconds the server wants to be left alone."""
-
-    why: str
-    again: bool
-    wait: float | None = None
-
-
-class ChatServer:
-    """Asks ``model`` at ``url`` (up to and without /chat/completions) greedily. Safe to share between threads.
-
-    ``timeout`` and ``backoff`` in seconds: the longest silence of the server, and the wait after the first failure,
-    doubled after each further one. ``attempts`` counts the first one too. ``key`` is sent as a bearer token and shown
-    nowhere. ``repetition_penalty`` is left out of requests when it is None.
+    Connection errors, timeouts and the statuses 408, 409, 429 and 5xx are retried up to ``max_retries`` times, with the
+    library's exponential backoff or after the server's Retry-After. ``timeout`` is in seconds without data from the
+    server. ``api_key`` is sent as a bearer token and removed from error messages. Redirects are not followed, because
+    they could carry image and key to another host. ``repetition_penalty`` None: not part of the request.
     """
 
     def __init__(
@@ -64,124 +36,98 @@ class ChatServer:
         url: str,
         model: str,
         *,
-        key: str | None = None,
+        api_key: str | None = None,
         timeout: float,
         max_retries: int,
-        backoff: float,
         repetition_penalty: float | None = None,
     ) -> None:
-        self.url, self.model, self._key = f"{url.rstrip('/')}/chat/completions", model, key
-        self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
-        self.settings = {} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
-        # What runs on this machine is asked directly, whatever proxy is set for the world outside.
-        own = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
-        self._opener = urllib.request.build_opener(_NoRedirect(), *own)
+        try:
+            import openai
+        except ImportError as error:
+            raise ConfigError('model=server needs the openai library: pip install "medr1[server]"') from error
+        for name in ("openai", "httpx", "httpx2"):  # they log one line a request
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.url, self.model, self._api_key = f"{url.rstrip('/')}/chat/completions", model, api_key
+        self._extra_body = None if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
+        self._extra_headers = None if api_key else {"Authorization": openai.Omit()}
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=api_key or "none",  # without one it would read OPENAI_API_KEY
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,
+                trust_env=urlsplit(url).hostname not in LOOPBACK,  # no proxy for a server on this machine
+                verify=ssl.create_default_context(),  # the system's certificates
+            ),
+        )
 
-    def complete(self, text: str, png: bytes, max_completion_length: int, *, record: str, stop: Event) -> Reply:
-        """The answer to one user turn, picture first. ``record`` is for messages; ``stop`` ends all waiting.
+    def complete(self, text: str, png: bytes, max_completion_length: int, *, record: str) -> ChatCompletion:
+        """The greedy completion of one user turn, image first. ``record`` is named in error messages.
 
         Raises:
-            ServerError: the last attempt failed, or one that no other would better; names URL, record and answer.
-            Stopped: ``stop`` was set.
+            ServerError: no usable completion after all retries; names URL, record and the server's reply.
         """
-        picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": max_completion_length,
-            "stream": False,
-            **self.settings,
-        }
-        sent = json.dumps(body).encode()
-        for attempt in range(1, self.max_retries + 1):
-            if stop.is_set():
-                raise Stopped
-            got = self._once(sent)
-            if isinstance(got, Reply):
-                return got
-            if not got.again or attempt == self.max_retries:
-                times = f" ({attempt} times)" if attempt > 1 else ""
-                raise ServerError(f"{self.url}, record {record}: {got.why}{times}")
-            wait = self._wait(attempt) if got.wait is None else got.wait
-            if wait > max(self.timeout, _LONGEST_WAIT):
-                raise ServerError(f"{self.url}, record {record}: {got.why}; it asks to be left alone for {wait:.0f} s")
-            if stop.wait(wait):
-                raise Stopped
-        raise AssertionError("attempts is at least 1")
+        from openai import APIConnectionError, APIStatusError
 
-    def _wait(self, attempt: int) -> float:
-        """Doubled each time, and not in step with the other threads."""
-        longest: float = min(_LONGEST_WAIT, self.backoff * 2 ** (attempt - 1))
-        return longest * random.uniform(0.75, 1.0)
-
-    def _once(self, body: bytes) -> Reply | _Failure:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
+        image_url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        retries: str | None = None
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return self._reply(response.read())
-        except urllib.error.HTTPError as error:  # an answer, though not the one that was wanted
-            with error:
-                return self._refused(error)
-        except (OSError, http.client.HTTPException) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            return _Failure(f"no answer: {reason or type(error).__name__}", again=True)
-
-    def _refused(self, error: urllib.error.HTTPError) -> _Failure:
-        try:
-            said = error.read(10_000)
-        except (OSError, http.client.HTTPException) as broken:
-            said = f"(its message broke off: {broken})".encode()
-        why = f"HTTP {error.code} {error.reason}: {self._shown(_message(said))}"
-        again = error.code == 429 or error.code >= 500
-        return _Failure(why, again, _seconds(error.headers.get("Retry-After")) if again else None)
-
-    def _reply(self, raw: bytes) -> Reply | _Failure:
-        try:
-            answer = json.loads(raw)
-            choice, length = answer["choices"][0], answer["usage"]["completion_tokens"]
-            text, reason = choice["message"]["content"], choice["finish_reason"]
-            aside = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return _Failure(f"not a chat completion with its usage: {self._shown(_message(raw))}", again=False)
-        if aside:  # the grammar is read from the whole completion
-            return _Failure(
-                "the server takes the reasoning out of its answers; start it without a reasoning parser (vLLM), or "
-                "give the checkpoint's tokenizer a response_template without reasoning (transformers serve: README)",
-                again=False,
+            response = self._client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": image_url}},
+                            {"type": "text", "text": text},
+                        ],
+                    }
+                ],
+                temperature=0,
+                max_tokens=max_completion_length,
+                extra_headers=self._extra_headers,
+                extra_body=self._extra_body,
             )
-        if not isinstance(text, str | None) or type(length) is not int or length < 0:
-            return _Failure(f"content {text!r}, completion_tokens {length!r}: not a text and its length", again=False)
-        return Reply(text or "", length, reason == "length")
+            return _parse(response.http_response.content)
+        except APIStatusError as error:
+            wait = error.response.headers.get("Retry-After")
+            problem = f"HTTP {error.status_code}{f', Retry-After {wait}' if wait else ''}: {error.response.text}"
+            retries = error.request.headers.get("x-stainless-retry-count")
+        except APIConnectionError as error:
+            problem = f"no answer: {error.__cause__ or error}"
+            retries = error.request.headers.get("x-stainless-retry-count")
+        except ValueError as error:
+            problem = str(error)
+        if self._api_key:  # which the server may repeat
+            problem = problem.replace(self._api_key, "[key]")
+        problem = " ".join(problem.split())[:500]
+        tried = f" (after {retries} retries)" if retries and retries != "0" else ""
+        raise ServerError(f"{self.url}, record {record}: {problem}{tried}")
 
-    def _shown(self, message: str) -> str:
-        """What a server says may repeat the key."""
-        return message.replace(self._key, "[key]") if self._key else message
+    def close(self) -> None:
+        """Closes the connections. Threads that wait for a retry send nothing more."""
+        self._client.close()
 
 
-def _message(raw: bytes) -> str:
-    """What a server's answer says, in one short line."""
-    text = raw.decode("utf-8", "replace")
+def _parse(body: bytes) -> ChatCompletion:
+    """The completion in a reply. The library itself does not check the types of a reply.
+
+    Raises:
+        ValueError: what the reply lacks, or why it cannot be used.
+    """
     try:
-        error = json.loads(text)
-        error = error.get("error", error)
-        text = error if isinstance(error, str) else str(error.get("message") or error.get("detail") or text)
-    except (ValueError, AttributeError):
-        pass  # plain text, or JSON of another shape: it is shown as it is
-    return " ".join(text.split())[:500] or "(empty)"
-
-
-def _seconds(header: str | None) -> float | None:
-    """Retry-After: seconds, or a date; None where there is none that can be read."""
-    if header is None:
-        return None
-    if header.strip().isdigit():
-        return float(header)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return None
+        reply = json.loads(body)
+        choice, length = reply["choices"][0], reply["usage"]["completion_tokens"]
+        text, finish_reason = choice["message"]["content"], choice["finish_reason"]
+        reasoning = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a chat completion with its usage: {body.decode('utf-8', 'replace')}") from error
+    if reasoning:  # the reasoning tags must be in the text, which is checked against their grammar
+        raise ValueError(
+            "the server removes the reasoning from the completion. vLLM: start it without --reasoning-parser. "
+            "transformers serve: give the checkpoint's tokenizer a response_template without reasoning"
+        )
+    if not isinstance(text, str | None) or type(length) is not int or length < 0:
+        raise ValueError(f"content {text!r} and completion_tokens {length!r} are not a text and its length")
+    return ChatCompletion(text or "", length, finish_reason == "length")

@@ -16,16 +16,18 @@ from medr1.domain.records import Record
 from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Prediction, prediction, read_predictions, write_predictions
-from medr1.generation.rollout import Sampling, rollout
+from medr1.generation.engines import Engine
+from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 
 
 @dataclass(kw_only=True)
 class LocalPredictionStore(PredictionStore):
-    """Predictions of a local policy, ``batch_size`` records at a time."""
+    """Predictions of a local policy by a rollout engine, ``batch_size`` records at a time."""
 
     batch_size: int
+    engine: Engine
 
     def generate(
         self, policy: Policy, processor: Processor, condition: str, ablation: ImageAblation = ImageAblation.NONE
@@ -44,6 +46,7 @@ class LocalPredictionStore(PredictionStore):
                 load=ablated_loader(self.records, ablation, self.load),
                 batch_size=self.batch_size,
                 max_completion_length=self.max_completion_length,
+                engine=self.engine,
                 advance=lambda done: progress.advance(bar, done),
             )
         self.save(condition, predictions)
@@ -68,21 +71,20 @@ def predict(
     load: ImageLoader,
     batch_size: int,
     max_completion_length: int,
+    engine: Engine,
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[Prediction]:
     """Generates greedily, one prediction for each record, in order.
 
     ``advance`` is called after each batch with the number of its records.
     """
-    sampling = Sampling(
-        max_completion_length, processor.eos_token_id, tuple(processor.suppressed_token_ids()), temperature=0.0
-    )
+    sampling = Sampling.greedy(max_completion_length, processor)
     predictions: list[Prediction] = []
     policy.eval()
     for start in range(0, len(records), batch_size):
         batch = records[start : start + batch_size]
         prompts = processor.encode([processor.prompt(r, mode, load(r)) for r in batch])
-        completions = rollout(policy, policy.prefill(prompts.to(policy.device)), sampling)
+        completions = engine.generate(policy, prompts.to(policy.device), sampling)
         texts = processor.decode(completions.ids, completions.mask)
         lengths, truncated = completions.mask.sum(1).tolist(), completions.truncated.tolist()
         predictions += [

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medr1.domain.reasoning import answer_place
-from medr1.generation.rollout import Sampling, rollout
+from medr1.domain.reasoning import answer_position
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
 from medr1.models.tensors import Decoder, Prefix, PromptBatch
@@ -59,14 +60,12 @@ def generate_with_option_probabilities(
     given all earlier tokens of the completion (in Think-Before, the rationale). The generated letter has the highest.
     """
     recorder = _HiddenStateRecorder(policy)
-    sampling = Sampling(
-        max_completion_length, processor.eos_token_id, tuple(processor.suppressed_token_ids()), temperature=0.0
-    )
+    sampling = Sampling.greedy(max_completion_length, processor)
     completion = rollout(recorder, recorder.prefill(processor.encode([prompt]).to(policy.device)), sampling)
     (text,) = processor.decode(completion.ids, completion.mask)
     ids = completion.ids[0][completion.mask[0]].tolist()
     probabilities = None
-    place = answer_place(text)
+    place = answer_position(text)
     if place is not None and text[place] in options:
         step = _step_of(processor, ids, text[: place + 1])
         letters = _letter_ids(processor, ids[step], text[place], options)

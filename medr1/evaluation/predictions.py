@@ -13,13 +13,13 @@ Every number of a table or figure can be recomputed from these files:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
 
+from medr1.atomic_write import atomic_write
 from medr1.domain.reasoning import ReasoningMode, parse, target_text
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
@@ -116,20 +116,11 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
         DataError: a record that occurs twice in one condition; nothing is written.
     """
     seen: set[tuple[str, str]] = set()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for line in predictions:
-                _check_new(seen, line)
-                # ASCII escapes: any text a model emits, lone surrogates included, survives the round trip.
-                file.write(json.dumps(asdict(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        for line in predictions:
+            _check_new(seen, line)
+            # ASCII escapes: any text a model emits, lone surrogates included, survives the round trip.
+            file.write(json.dumps(asdict(line)).encode() + b"\n")
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -1,4 +1,4 @@
-"""The policy: what RL and evaluation need of a Qwen-VL model: ``prefill``, ``extend`` and ``decoder``."""
+"""The policy: the forward passes that training and generation need of a Qwen-VL model."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from transformers import DynamicCache
 
 from medr1.models.shared_prefix_cache import PolicyDecoder
 from medr1.models.tensors import Prefix, PromptBatch
+from medr1.models.transformers_compat import cache_argument, set_gradient_checkpointing
 
 
 class Policy(nn.Module):
-    """Wraps a ``*ForConditionalGeneration`` of the Qwen-VL families, bare or with a PEFT adapter.
+    """Wraps a ``*ForConditionalGeneration`` of the Qwen-VL families, with or without a PEFT adapter.
 
-    Positions are always passed explicitly: the model's own ``rope_deltas`` survive from one call to the next and
-    have given wrong positions in several public trainers.
+    Positions are always passed explicitly: the model stores ``rope_deltas`` between calls, which has led to wrong
+    positions in several public trainers. Dropout is always off, because the scored policy must be the one that sampled.
     """
 
-    model: Any  # a transformers model: its classes say too little to a type checker
+    model: Any  # transformers' classes have no useful types
 
     def __init__(self, model: nn.Module, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
-        # With gradient checkpointing, transformers drops the cache that completions are scored against.
+        # If set, training scores completions with ``hidden_without_cache``: transformers drops the cache that
+        # ``extend`` needs where it recomputes activations.
         self.gradient_checkpointing = gradient_checkpointing
-        # No dropout anywhere: what is scored must be the policy that sampled.
+        set_gradient_checkpointing(self.core, gradient_checkpointing)
         self.eval()
 
     @property
     def core(self) -> Any:
-        """The model inside any adapter. PEFT replaces layers in place, so its adapters act here too."""
+        """The transformers model. PEFT replaces layers in place, so an adapter is active in it too."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
@@ -43,56 +45,62 @@ class Policy(nn.Module):
         return next(self.parameters()).device
 
     def embed(self, prompts: PromptBatch, num_generations: int = 1) -> dict[str, Any]:
-        """What the language model takes of the prompts, each ``num_generations`` times in R = B*G rows, its pictures once.
+        """The inputs of the language model, G rows for each prompt (R = B*G). Each image is encoded once.
 
-        inputs_embeds [R, P, H], with the picture features in their places. With DeepStack (Qwen3-VL) also these places,
-        visual_pos_masks [R, P], and deepstack_visual_embeds: what its first layers add there, [places, H] for each.
+        inputs_embeds [R, P, H] with image features at the image tokens. With DeepStack (Qwen3-VL) also visual_pos_masks
+        [R, P], True at image tokens, and deepstack_visual_embeds: for each of the first layers [image tokens, H] to add.
         """
         ids = prompts.ids.repeat_interleave(num_generations, 0)
         embeddings: Tensor = self.core.get_input_embeddings()(ids)
         if prompts.pixel_values is None:
             return {"inputs_embeds": embeddings}
-        features = prompts.features or self._features(prompts)
-        each = [features[i] for i in prompts.image_index if i is not None for _ in range(num_generations)]
-        image_index, *deeper = torch.cat(each, dim=1).to(embeddings.dtype)
-        places = ids == self.core.config.image_token_id
-        inputs = {"inputs_embeds": embeddings.masked_scatter(places.unsqueeze(-1), image_index)}
-        return inputs | {"visual_pos_masks": places, "deepstack_visual_embeds": deeper} if deeper else inputs
+        features = prompts.image_features or self._image_features(prompts)
+        rows = [features[i] for i in prompts.image_index if i is not None for _ in range(num_generations)]
+        first, *deeper = torch.cat(rows, dim=1).to(embeddings.dtype)
+        is_image = ids == self.core.config.image_token_id
+        inputs = {"inputs_embeds": embeddings.masked_scatter(is_image.unsqueeze(-1), first)}
+        return inputs | {"visual_pos_masks": is_image, "deepstack_visual_embeds": deeper} if deeper else inputs
 
     def precompute_image_features(self, prompts: PromptBatch) -> PromptBatch:
-        """Where training leaves the vision tower as it is: the prompts with their pictures seen, once for rollout,
-        reference and every update. Otherwise the prompts as they are."""
+        """The prompts with image features, if the vision tower is frozen; otherwise the prompts as they are.
+
+        Rollout, reference and all updates then share one pass through the vision tower.
+        """
         if prompts.pixel_values is None or any(p.requires_grad for p in self.core.model.visual.parameters()):
             return prompts
         with torch.no_grad():
-            return replace(prompts, features=self._features(prompts))
+            return replace(prompts, image_features=self._image_features(prompts))
 
-    def _features(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
-        seen = self.core.model.get_image_features(prompts.pixel_values, prompts.image_grid_thw, return_dict=True)
-        levels = zip(seen.pooler_output, *getattr(seen, "deepstack_features", ()), strict=True)
+    def _image_features(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
+        out = self.core.model.get_image_features(prompts.pixel_values, prompts.image_grid_thw, return_dict=True)
+        levels = zip(out.pooler_output, *getattr(out, "deepstack_features", ()), strict=True)
         return tuple(torch.stack(level) for level in levels)
 
     def prefill(self, prompts: PromptBatch) -> Prefix:
+        cache: Any = DynamicCache()
         out = self.core.model.language_model(
             **self.embed(prompts),
             attention_mask=prompts.mask.long(),
             position_ids=prompts.positions,
-            past_key_values=DynamicCache(),
             use_cache=True,
+            **cache_argument(cache),
         )
-        layers = tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
+        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
         return Prefix(layers, out.last_hidden_state[:, -1], prompts.mask, prompts.next_position)
 
     def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        """Runs ids [R, L] after their prefix; hidden states [R, L, H]. Rows of ``mask`` are True before False."""
+        """Runs ids [R, L] after their prefix of R rows. Returns hidden states [R, L, H].
+
+        Rows of ``mask`` [R, L] are padded on the right.
+        """
         steps = torch.arange(ids.shape[1], device=ids.device)
         positions = prefix.next_position[:, None] + steps
         out = self.core.model.language_model(
             inputs_embeds=self.core.get_input_embeddings()(ids),
             attention_mask=torch.cat([prefix.mask, mask], dim=1).long(),
             position_ids=positions.expand(3, -1, -1),
-            past_key_values=DynamicCache(prefix.layers),
             use_cache=True,
+            **cache_argument(DynamicCache(prefix.layers)),
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
@@ -100,15 +108,16 @@ class Policy(nn.Module):
         return PolicyDecoder(self.core, prefix, num_generations, max_length)
 
     def hidden_without_cache(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states [R, C, H] that predict each completion token, from whole rows [prompt | completion].
+        """Hidden states [R, C, H] that predict each token of completions [R, C], from rows [prompt | completion].
 
-        The way for gradient checkpointing: the language model runs over the prompt G times, the picture still once.
+        Used with gradient checkpointing. The language model runs over each prompt G times, the vision tower over each
+        image once.
         """
         num_generations = ids.shape[0] // prompts.ids.shape[0]
         inputs = self.embed(prompts, num_generations)
         completion = self.core.get_input_embeddings()(ids)
         inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], completion], dim=1)
-        if "visual_pos_masks" in inputs:  # no picture in a completion
+        if "visual_pos_masks" in inputs:  # no image tokens in completions
             inputs["visual_pos_masks"] = nn.functional.pad(inputs["visual_pos_masks"], (0, ids.shape[1]))
         start = prompts.next_position.repeat_interleave(num_generations, 0)
         after = (start[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
@@ -123,7 +132,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """transformers checkpoints only modules in training mode."""
+        """Sets training mode, in which alone transformers recomputes activations."""
         self.train(self.gradient_checkpointing)
         try:
             yield
@@ -131,11 +140,11 @@ class Policy(nn.Module):
             self.eval()
 
     def without_adapter(self) -> AbstractContextManager[Any]:
-        """The policy before any training: under LoRA, the same network with its adapter switched off."""
+        """Switches a LoRA adapter off, which gives the policy before training."""
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
 
     def trained_state(self, prefix: str) -> dict[str, Tensor]:
-        """The weights that training changes, by name: all of them, or the adapter alone."""
+        """The weights that training changes, by name with ``prefix`` before it."""
         return {prefix + name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def logits(self, hidden: Tensor) -> Tensor:

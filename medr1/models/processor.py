@@ -1,7 +1,6 @@
-"""From records to tensors: chat template, picture patches, image tokens and explicit M-RoPE positions.
+"""From records to tensors: chat template, image patches, image tokens and explicit M-RoPE positions.
 
-The processors of transformers want torchvision for their video half; pairing the image processor with the tokenizer
-here needs neither, and is the only place where a prompt is built.
+transformers' own processors need torchvision for videos; pairing the image processor with the tokenizer does not.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from medr1.errors import DataError
 from medr1.models.tensors import PromptBatch
 
 IMAGE_TOKEN = "<|image_pad|>"
-# (ids [B, P], token types [B, P], grids, mask [B, P]) -> (positions [3, B, P], deltas [B, 1])
+# (ids [B, P], token types [B, P], image_grid_thw, attention_mask) -> (positions [3, B, P], deltas [B, 1])
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt as chat text with at most one image token, and its picture."""
+    """A prompt as chat text, and its image. The text has one image token if there is an image, else none."""
 
     text: str
     image: Image.Image | None
@@ -34,7 +33,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """Tokenizer and image processor of a model family, used together."""
+    """The tokenizer and the image processor of a model."""
 
     tokenizer: Any
     image_processor: Any
@@ -45,12 +44,12 @@ class Processor:
         return int(self.tokenizer.eos_token_id)
 
     @property
-    def image_token(self) -> int:
-        """Pixels of the side of one image token."""
+    def image_token_size(self) -> int:
+        """Side of an image token in pixels."""
         return int(self.image_processor.patch_size) * int(self.image_processor.merge_size)
 
     def chat(self, content: str, with_image: bool = True) -> str:
-        """The chat text of one user turn up to where the assistant begins."""
+        """The chat text of one user turn, up to the beginning of the assistant's turn."""
         parts: list[dict[str, str]] = [{"type": "image"}] if with_image else []
         parts.append({"type": "text", "text": content})
         text = self.tokenizer.apply_chat_template(
@@ -62,54 +61,62 @@ class Processor:
         return Prompt(self.chat(question_text(record.question, record.options, mode)), image)
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        """Pads on the left to the longest prompt; every picture becomes grid / merge^2 image tokens.
+        """Tokenizes prompts, padded on the left, and cuts their images into patches.
 
-        The same image object in several prompts is one picture, made into patches and encoded once.
+        An image of h x w patches becomes h w / merge_size^2 image tokens. Prompts that share an image object share its
+        patches.
 
         Raises:
-            DataError: a text that has not exactly one place for its picture. Unnoticed, the picture of one prompt
-                would move into the place of the next. Or a picture that is no whole number of image tokens.
+            DataError: a text without exactly one image token for its image (the image of one prompt would silently be
+                used for the next), or an image whose sides are no multiple of ``image_token_size``.
         """
         images = {id(p.image): p.image for p in prompts if p.image is not None}
-        place = {key: index for index, key in enumerate(images)}
-        image_index = tuple(None if p.image is None else place[id(p.image)] for p in prompts)
-        pixel_values = image_grid_thw = None
+        index = {key: i for i, key in enumerate(images)}
+        image_index = tuple(None if p.image is None else index[id(p.image)] for p in prompts)
+        pixel_values: Tensor | None = None
+        image_grid_thw: Tensor | None = None
+        size, merge = self.image_token_size, self.image_processor.merge_size
         if images:
             for image in images.values():
-                if image.width % self.image_token or image.height % self.image_token:
+                if image.width % size or image.height % size:
                     raise DataError(
-                        f"a picture of {image.width} x {image.height} pixels cannot be cut into tokens of "
-                        f"{self.image_token} x {self.image_token}; choose another image_size"
+                        f"an image of {image.width} x {image.height} pixels is no multiple of the image token's "
+                        f"{size} x {size}; choose another image_size"
                     )
-            # As large as it was made: the limits of some checkpoints (Qwen3-VL: at least 256 x 256) would change it.
+            # Without resizing: some checkpoints have limits (Qwen3-VL: at least 256 x 256) that would change the size.
             features = self.image_processor(images=list(images.values()), do_resize=False, return_tensors="pt")
             pixel_values, image_grid_thw = features["pixel_values"], features["image_grid_thw"]
         texts = []
-        for prompt in prompts:
-            text, places = prompt.text, prompt.text.count(IMAGE_TOKEN)
-            if places != int(prompt.image is not None):
-                pictures = "no picture" if prompt.image is None else "a picture"
+        for prompt, i in zip(prompts, image_index, strict=True):
+            if prompt.text.count(IMAGE_TOKEN) != int(prompt.image is not None):
                 raise DataError(
-                    f"a prompt with {pictures} has {places} times {IMAGE_TOKEN} in its text: {text[:300]!r}"
+                    f"a prompt with {'no' if prompt.image is None else 'one'} image has "
+                    f"{prompt.text.count(IMAGE_TOKEN)} times {IMAGE_TOKEN} in its text: {prompt.text[:300]!r}"
                 )
-            if prompt.image is not None and image_grid_thw is not None:
-                tokens = int(image_grid_thw[place[id(prompt.image)]].prod()) // self.image_processor.merge_size**2
-                text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens)
-            texts.append(text)
+            tokens = 0 if i is None or image_grid_thw is None else int(image_grid_thw[i].prod()) // merge**2
+            texts.append(prompt.text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens))
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
-        shown_grids = None if image_grid_thw is None else image_grid_thw[[i for i in image_index if i is not None]]
-        positions, _ = self.rope_index(ids, types, image_grid_thw=shown_grids, attention_mask=mask)
+        grids = None if image_grid_thw is None else image_grid_thw[[i for i in image_index if i is not None]]
+        positions, _ = self.rope_index(ids, types, image_grid_thw=grids, attention_mask=mask)
         return PromptBatch(
-            ids, mask, positions, positions.amax(dim=(0, 2)) + 1, pixel_values, image_grid_thw, image_index
+            ids,
+            mask,
+            positions,
+            positions.amax(dim=(0, 2)) + 1,
+            pixel_values,
+            image_grid_thw,
+            image_index,
+            texts=tuple(p.text for p in prompts),
+            images=tuple(p.image for p in prompts),
         )
 
     def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask [R, C] of given completions, each closed by the end token, padded on the right."""
+        """Ids and mask [R, C] of given completions, each followed by the end token, padded on the right."""
         rows = [[*row, self.eos_token_id] for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.eos_token_id] * (width - len(row)) for row in rows])
@@ -117,11 +124,13 @@ class Processor:
         return ids, mask
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """The text of each completion row, without padding and special tokens."""
+        """The text of each completion [R, C], without padding and special tokens."""
         rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
         return [str(t) for t in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def suppressed_token_ids(self) -> list[int]:
-        """Special tokens that must never be sampled: all but the end token. A sampled image token would make the
-        next forward pass look for a picture."""
+        """Special tokens that must not be sampled: all but the end token.
+
+        A sampled image token would make the next forward pass look for an image.
+        """
         return sorted(set(self.tokenizer.all_special_ids) - {self.eos_token_id})

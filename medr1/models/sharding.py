@@ -1,7 +1,7 @@
-"""A policy in shards over several processes (FSDP2), gathered where its weights are needed.
+"""Shards a policy over several processes (FSDP2), and gathers its weights where they are needed.
 
-Each decoder layer and each vision block is a group of its own; what is left (embeddings, norms, head) is the root
-group. ``Policy.embed`` opens the root group, because every encoding begins there; the backward pass closes it.
+Each decoder layer and each vision block is a group of its own; the rest (embeddings, norms, head) is the root group.
+``Policy.embed`` unshards the root group, because every forward pass begins there; the backward pass reshards it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medr1.models.policy import Policy
 
 
 def shard(policy: Policy, mesh: DeviceMesh) -> None:
-    """Leaves each process its part of every weight, on the mesh's device. The weights must be the same everywhere."""
+    """Shards all weights in place, onto the mesh's device. They must be equal in all processes."""
     core = policy.core.model
     for block in (*core.language_model.layers, *core.visual.blocks):
         fully_shard(block, mesh=mesh)
@@ -34,15 +34,17 @@ def is_sharded(policy: Policy) -> bool:
 
 @contextmanager
 def unsharded_params(policy: Policy) -> Iterator[None]:
-    """All weights of a sharded policy at once, so that decoding needs no communication: processes that decode for
-    different lengths, or another time, do not wait for each other. Without gradients. A whole policy stays as it is."""
+    """Gathers all weights of a sharded policy at once, without gradients. Does nothing if the policy is not sharded.
+
+    Decoding then needs no communication, so that processes can decode different numbers of tokens.
+    """
     groups = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     if not groups:
         yield
         return
     for group in groups:
         group.unshard()
-    # FSDP's hooks would give a layer back after each token.
+    # FSDP's hooks would reshard a layer after each token.
     hooks = [(g, g._forward_pre_hooks.copy(), g._forward_hooks.copy()) for g in groups]
     for group in groups:
         group._forward_pre_hooks.clear()
@@ -58,19 +60,19 @@ def unsharded_params(policy: Policy) -> Iterator[None]:
 
 
 def reshard(policy: Policy) -> None:
-    """Gives back what was gathered of a sharded policy."""
+    """Frees the gathered weights of a sharded policy."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A whole tensor from its shards; all processes must ask for it. Other tensors as they are."""
+    """Gathers a sharded tensor; all processes must call it. Returns other tensors as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Any, parameter: Tensor) -> Any:
-    """A whole tensor in shards as those of the parameter it belongs to. Anything else as it is."""
+    """Shards a full tensor like its parameter. Returns any other value as it is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         mesh = parameter.device_mesh
         return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
@@ -78,14 +80,15 @@ def shard_like(value: Any, parameter: Tensor) -> Any:
 
 
 def full_state_dict(policy: Policy, *, keep: bool) -> Mapping[str, Tensor]:
-    """The state of the model inside a sharded policy, as ``save_policy`` takes it, on the CPU.
+    """The weights of the transformers model of a sharded policy, gathered on the CPU, as ``save_policy`` takes them.
 
-    All processes gather it; those that do not ``keep`` it get nothing. Tied weights stay tied.
+    All processes must call it. Those with ``keep=False`` get an empty dict. Tied weights stay tied.
     """
-    known: dict[int, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
     state = {}
     for name, value in policy.model.state_dict(keep_vars=True).items():
-        if id(value) not in known:
-            known[id(value)] = full_tensor(value.detach()).cpu() if keep else full_tensor(value.detach())[:0]
-        state[name] = known[id(value)]
+        if id(value) not in gathered:
+            full = full_tensor(value.detach())
+            gathered[id(value)] = full.cpu() if keep else full[:0]
+        state[name] = gathered[id(value)]
     return state if keep else {}

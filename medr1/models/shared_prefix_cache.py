@@ -1,7 +1,8 @@
-"""Token by token after a prefix. The G rows of a prompt attend to one copy of its keys and values.
+"""Decoding after a shared prefix: the G rows of a prompt attend to one copy of its keys and values.
 
-transformers' own cache holds G copies, and is concatenated anew for each token: four fifths of a rollout's time. Here
-the prefix stays as the prefill left it, and what the rows say goes into buffers that have room for all of it.
+transformers' own cache holds G copies of the prompt and concatenates them for every token, which takes four fifths of
+a rollout's time. Here the prefix stays as the prefill left it, and the keys and values of completions are written into
+preallocated buffers.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
 from medr1.models.tensors import Prefix
+from medr1.models.transformers_compat import cache_argument
 
 _ATTENTION = "medr1_shared_prefix"
 
 
 class PreallocatedCacheLayer(DynamicLayer):
-    """The rows' own keys and values [R, K, T, D], as views on buffers with room for more."""
+    """Keys and values [R, K, T, D] of completions, as views of buffers [R, K, max_length, D]."""
 
     def __init__(self, rows: int, like: Tensor, max_length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
         self.buffers = [like.new_empty(rows, like.shape[1], max_length, like.shape[3]) for _ in range(2)]
-        self._show(0)
+        self._set_length(0)
 
-    def _show(self, length: int) -> None:
+    def _set_length(self, length: int) -> None:
         self._length = length
         self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
@@ -38,59 +40,61 @@ class PreallocatedCacheLayer(DynamicLayer):
         end = self._length + key_states.shape[2]
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, self._length : end] = new
-        self._show(end)
+        self._set_length(end)
         return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
 
     def skip(self, tokens: int) -> None:
-        self._show(self._length + tokens)
+        self._set_length(self._length + tokens)
 
     def select(self, rows: Tensor) -> None:
         self.buffers = [buffer[rows] for buffer in self.buffers]
-        self._show(self._length)
+        self._set_length(self._length)
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """The prefix of B prompts, and where each of R rows stands among the rows of its prompt.
+class SharedPrefix:
+    """The prefix of B prompts, and the slot of each of R rows among the rows of its prompt.
 
-    place [R] is prompt * slots + slot; filler [B * slots] is a row for each place, any row where the place is empty.
-    Both are None while all places are taken, in order.
+    Every prompt has ``slots`` slots, as many as the prompt with the most rows has rows. slot_of_row [R]: index into all
+    B * slots slots. row_of_slot [B * slots]: an arbitrary row where the slot is empty. Both are None if all slots are
+    taken in order. is_padding [B, 1, 1, P]: True at padding.
     """
 
     prefix: Prefix
-    hidden: Tensor  # [B, 1, 1, P], True at padding
+    is_padding: Tensor
     slots: int
-    place: Tensor | None
-    filler: Tensor | None
+    slot_of_row: Tensor | None
+    row_of_slot: Tensor | None
 
     @classmethod
-    def among(cls, prefix: Prefix, prompt: Tensor) -> Shared:
-        """``prompt`` [R]: each row's prompt, in ascending order."""
-        prompts = prefix.mask.shape[0]
-        counts = torch.bincount(prompt, minlength=prompts)
+    def of_rows(cls, prefix: Prefix, prompt_of_row: Tensor) -> SharedPrefix:
+        """``prompt_of_row`` [R] is in ascending order."""
+        prompts, device = prefix.mask.shape[0], prompt_of_row.device
+        counts = torch.bincount(prompt_of_row, minlength=prompts)
         slots = int(counts.max())
-        hidden = ~prefix.mask[:, None, None, :]
-        if len(prompt) == prompts * slots:
-            return cls(prefix, hidden, slots, None, None)
+        is_padding = ~prefix.mask[:, None, None, :]
+        rows = torch.arange(len(prompt_of_row), device=device)
+        if len(rows) == prompts * slots:
+            return cls(prefix, is_padding, slots, None, None)
         first = counts.cumsum(0) - counts
-        place = prompt * slots + torch.arange(len(prompt), device=prompt.device) - first[prompt]
-        filler = torch.zeros(prompts * slots, dtype=torch.long, device=prompt.device)
-        filler[place] = torch.arange(len(prompt), device=prompt.device)
-        return cls(prefix, hidden, slots, place, filler)
+        slot_of_row = prompt_of_row * slots + rows - first[prompt_of_row]
+        row_of_slot = torch.zeros(prompts * slots, dtype=torch.long, device=device)
+        row_of_slot[slot_of_row] = rows
+        return cls(prefix, is_padding, slots, slot_of_row, row_of_slot)
 
-    def together(self, x: Tensor) -> Tensor:
-        """[R, K, N, Z] -> [B, K, slots * N, Z]: the rows of a prompt as queries of one attention."""
-        x = x if self.filler is None else x[self.filler]
+    def group(self, x: Tensor) -> Tensor:
+        """[R, K, N, Z] -> [B, K, slots * N, Z]: the rows of a prompt become queries of one attention."""
+        x = x if self.row_of_slot is None else x[self.row_of_slot]
         rows, heads, queries, size = x.shape
         x = x.view(rows // self.slots, self.slots, heads, queries, size).transpose(1, 2)
         return x.reshape(rows // self.slots, heads, self.slots * queries, size)
 
-    def apart(self, x: Tensor) -> Tensor:
-        """The inverse of ``together``."""
+    def ungroup(self, x: Tensor) -> Tensor:
+        """The inverse of ``group``."""
         prompts, heads, queries, size = x.shape
         x = x.view(prompts, heads, self.slots, queries // self.slots, size).transpose(1, 2)
         x = x.reshape(prompts * self.slots, heads, queries // self.slots, size)
-        return x if self.place is None else x[self.place]
+        return x if self.slot_of_row is None else x[self.slot_of_row]
 
 
 def shared_prefix_attention(
@@ -100,23 +104,25 @@ def shared_prefix_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    shared: Shared,
+    shared: SharedPrefix,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row, query [R, H', 1, D], over its prompt and its own keys and values [R, K, T, D].
+    """Attention of one new token per row, query [R, heads, 1, D], over its prompt and its own keys and values.
 
-    One softmax over both, so it equals attention over their concatenation. As transformers' AttentionInterface wants
-    it, the result is [R, 1, H', D].
+    key, value [R, K, T, D]: those of the completion so far.
+
+    One softmax over both, which equals attention over their concatenation. Returns [R, 1, heads, D], as transformers'
+    ``AttentionInterface`` requires.
     """
     rows, heads, _, size = query.shape
     prefix_keys, prefix_values = shared.prefix.layers[module.layer_idx]  # type: ignore[index]
-    query = query.view(rows, key.shape[1], -1, size) * scaling  # the queries of a key head beside each other
-    on_prompt = shared.together(query) @ prefix_keys.transpose(-1, -2)
-    on_prompt = shared.apart(on_prompt.masked_fill(shared.hidden, float("-inf")))
-    weights = torch.cat([on_prompt, query @ key.transpose(-1, -2)], dim=-1)
+    query = query.view(rows, key.shape[1], -1, size) * scaling  # the queries that share a key head are adjacent
+    prompt_scores = shared.group(query) @ prefix_keys.transpose(-1, -2)
+    prompt_scores = shared.ungroup(prompt_scores.masked_fill(shared.is_padding, float("-inf")))
+    weights = torch.cat([prompt_scores, query @ key.transpose(-1, -2)], dim=-1)
     weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
-    of_prompt, of_own = torch.split(weights, [prefix_keys.shape[2], key.shape[2]], dim=-1)
-    out = shared.apart(shared.together(of_prompt) @ prefix_values) + of_own @ value
+    prompt_weights, own_weights = torch.split(weights, [prefix_keys.shape[2], key.shape[2]], dim=-1)
+    out = shared.ungroup(shared.group(prompt_weights) @ prefix_values) + own_weights @ value
     return out.reshape(rows, 1, heads, size), None
 
 
@@ -124,54 +130,56 @@ AttentionInterface.register(_ATTENTION, shared_prefix_attention)
 
 
 class PolicyDecoder:
-    """R = B*G rows after their prompts, one token a step. Without gradients."""
+    """Decodes R = B*G completions after their prompts, one token a step, without gradients."""
 
     def __init__(self, model: Any, prefix: Prefix, num_generations: int, max_length: int) -> None:
-        self._model = model  # the ``*ForConditionalGeneration`` inside any adapter
+        self._model = model  # transformers' ``*ForConditionalGeneration``
         self._prefix = prefix
-        self._prompt = torch.arange(prefix.mask.shape[0], device=prefix.mask.device).repeat_interleave(num_generations)
-        self._shared = Shared.among(prefix, self._prompt)
-        self._layers = [PreallocatedCacheLayer(len(self._prompt), keys, max_length) for keys, _ in prefix.layers]
-        self._position = prefix.next_position[self._prompt]
+        prompts = torch.arange(prefix.mask.shape[0], device=prefix.mask.device)
+        self._prompt_of_row = prompts.repeat_interleave(num_generations)
+        self._shared = SharedPrefix.of_rows(prefix, self._prompt_of_row)
+        rows = len(self._prompt_of_row)
+        self._layers = [PreallocatedCacheLayer(rows, keys, max_length) for keys, _ in prefix.layers]
+        self._position = prefix.next_position[self._prompt_of_row]
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
-        """Runs one token [R] of each row; hidden states [R, H] that predict the next."""
+        """Runs one token [R] of each row. Returns the hidden states [R, H] that predict the next."""
         with self._attention():
             out = self._model.model.language_model(
                 inputs_embeds=self._model.get_input_embeddings()(ids.unsqueeze(1)),
-                attention_mask=None,  # the attention above knows what is padding
+                attention_mask=None,  # shared_prefix_attention masks the padding
                 position_ids=self._position.view(1, -1, 1).expand(3, -1, -1),
-                past_key_values=Cache(layers=list(self._layers)),
                 use_cache=True,
                 shared=self._shared,
+                **cache_argument(Cache(layers=list(self._layers))),
             )
         self._position = self._position + 1
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
     @property
     def buffers(self) -> list[Tensor]:
-        """The rows' own keys and values, with the room that they have."""
+        """The preallocated keys and values of all layers."""
         return [buffer for layer in self._layers for buffer in layer.buffers]
 
     def skip(self, tokens: int) -> None:
-        """As if so many tokens had been run: a plan needs the last step, which is the largest, and no other."""
+        """Advances without computing, for memory planning: only the last steps matter there, in which T is largest."""
         for layer in self._layers:
             layer.skip(tokens)
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
         config = self._model.model.language_model.config
-        usual = config._attn_implementation
+        before = config._attn_implementation
         config._attn_implementation = _ATTENTION
         try:
             yield
         finally:
-            config._attn_implementation = usual
+            config._attn_implementation = before
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows only (indices in ascending order, or a mask)."""
+        """Drops all other rows. ``rows``: indices in ascending order, or a mask."""
         for layer in self._layers:
             layer.select(rows)
-        self._prompt, self._position = self._prompt[rows], self._position[rows]
-        self._shared = Shared.among(self._prefix, self._prompt)
+        self._prompt_of_row, self._position = self._prompt_of_row[rows], self._position[rows]
+        self._shared = SharedPrefix.of_rows(self._prefix, self._prompt_of_row)

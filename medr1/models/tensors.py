@@ -1,29 +1,31 @@
-"""The tensors that pass between policy, rl and training, and the legend of symbols used in all docstrings.
+"""The tensors that pass between models, generation, rl and training, and the symbols used in all docstrings.
 
-B prompts, G completions per prompt, P prompt length, C completion length, T packed length, V vocabulary, H hidden,
-D dimension of a head, K heads of keys and values. Masks: True = real token. Prompts are padded on the left,
-completions on the right.
+B prompts, G generations per prompt, R = B*G completions, P prompt length, C completion length, T length of a
+completion so far, V vocabulary, H hidden, D dimension of an attention head, K heads of keys and values. Masks: True =
+real token. Prompts are padded on the left, completions on the right. The G completions of a prompt are adjacent rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """B encoded prompts with at most one picture each.
+    """B encoded prompts with at most one image each.
 
-    ids [B, P] and mask [B, P]; positions [3, B, P], explicit M-RoPE; next_position [B], the position of the first
-    completion token; pixels [patches, patch size], all pictures in a row, or None; grids [pictures, 3]; shown, the
-    index of each prompt's picture, or None: prompts on one picture share its encoding. features, one
-    [levels, tokens, H] for each picture once a vision tower that nobody trains has seen it: whoever has it need not
-    look again. The first level goes into the embeddings, any others into the first layers (DeepStack).
+    ids, mask [B, P]. positions [3, B, P]: explicit M-RoPE positions. next_position [B]: that of the first completion
+    token. pixel_values [patches, patch size]: the patches of all images, or None. image_grid_thw [images, 3].
+    image_index: for each prompt the index of its image, or None; prompts may share an image.
+    image_features: [levels, image tokens, H] for each image. If set, the vision tower is skipped. The first level
+    replaces embeddings, the others are added in the first layers (DeepStack).
+    texts, images: the prompts before encoding, for engines that encode them elsewhere.
     """
 
     ids: Tensor
@@ -33,53 +35,58 @@ class PromptBatch:
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
     image_index: tuple[int | None, ...]
-    features: tuple[Tensor, ...] | None = None
+    image_features: tuple[Tensor, ...] | None = None
+    texts: tuple[str, ...] = ()
+    images: tuple[Image.Image | None, ...] = ()
 
     def to(self, device: torch.device) -> PromptBatch:
-        return PromptBatch(
-            self.ids.to(device),
-            self.mask.to(device),
-            self.positions.to(device),
-            self.next_position.to(device),
-            None if self.pixel_values is None else self.pixel_values.to(device),
-            None if self.image_grid_thw is None else self.image_grid_thw.to(device),
-            self.image_index,
-            None if self.features is None else tuple(f.to(device) for f in self.features),
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            positions=self.positions.to(device),
+            next_position=self.next_position.to(device),
+            pixel_values=None if self.pixel_values is None else self.pixel_values.to(device),
+            image_grid_thw=None if self.image_grid_thw is None else self.image_grid_thw.to(device),
+            image_features=None if self.image_features is None else tuple(f.to(device) for f in self.image_features),
         )
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
-        """The given prompts with their pictures, without the padding that only the others needed. All of them, in
-        order, are the batch itself."""
-        if list(rows) == list(range(len(self.image_index))):
+        """The given prompts with their images, without columns that are padding in all of them.
+
+        If ``rows`` are all prompts in order, the batch itself.
+        """
+        rows = list(rows)
+        if rows == list(range(len(self.image_index))):
             return self
-        mask = self.mask[list(rows)]
+        mask = self.mask[rows]
         start = int(mask.any(0).int().argmax())
-        pictures = sorted({picture for row in rows if (picture := self.image_index[row]) is not None})
+        images = sorted({image for row in rows if (image := self.image_index[row]) is not None})
         pixel_values = image_grid_thw = None
-        if self.pixel_values is not None and self.image_grid_thw is not None and pictures:
+        if self.pixel_values is not None and self.image_grid_thw is not None and images:
             patches = torch.split(self.pixel_values, self.image_grid_thw.prod(-1).tolist())
-            pixel_values, image_grid_thw = (
-                torch.cat([patches[picture] for picture in pictures]),
-                self.image_grid_thw[pictures],
-            )
+            pixel_values = torch.cat([patches[image] for image in images])
+            image_grid_thw = self.image_grid_thw[images]
         return PromptBatch(
-            self.ids[list(rows), start:],
+            self.ids[rows, start:],
             mask[:, start:],
-            self.positions[:, list(rows), start:],
-            self.next_position[list(rows)],
+            self.positions[:, rows, start:],
+            self.next_position[rows],
             pixel_values,
             image_grid_thw,
-            tuple(None if (picture := self.image_index[row]) is None else pictures.index(picture) for row in rows),
-            None if self.features is None else tuple(self.features[picture] for picture in pictures),
+            tuple(None if (image := self.image_index[row]) is None else images.index(image) for row in rows),
+            None if self.image_features is None else tuple(self.image_features[image] for image in images),
+            tuple(self.texts[row] for row in rows if self.texts),
+            tuple(self.images[row] for row in rows if self.images),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """B prompts after their one encoding: all that completions need of them.
+    """B prompts after prefill.
 
-    layers: keys and values [B, K, P, D] of every layer, still carrying gradients when encoded with them;
-    hidden [B, H], the state that predicts the first completion token.
+    layers: keys and values [B, K, P, D] of each layer, with gradients if prefill had them. hidden [B, H]: predicts the
+    first completion token. mask [B, P], next_position [B]: as in ``PromptBatch``.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -88,7 +95,7 @@ class Prefix:
     next_position: Tensor
 
     def repeat(self, num_generations: int) -> Prefix:
-        """B*G rows, the G copies of a prompt beside each other. Gradients of the copies add up in the original."""
+        """R = B*G rows. Gradients of the copies of a prompt add up."""
         if num_generations == 1:
             return self
         return Prefix(
@@ -102,7 +109,7 @@ class Prefix:
         )
 
     def select(self, rows: Tensor) -> Prefix:
-        """The given rows (indices or a mask), in that order."""
+        """The given rows (indices or a mask)."""
         return Prefix(
             tuple((k[rows], v[rows]) for k, v in self.layers),
             self.hidden[rows],
@@ -113,10 +120,11 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Completions:
-    """R = B*G sampled rows, the G of a prompt beside each other.
+    """R sampled completions.
 
-    ids [R, C]; mask [R, C], the end token included; logprobs [R, C] under the distribution that was really sampled
-    (temperature, top-k, top-p and banned tokens applied), 0 at padding; truncated [R]: no end token within C.
+    ids [R, C]. mask [R, C]: includes the end token. logprobs [R, C]: under the distribution that was sampled (after
+    temperature, top-k, top-p and suppressed tokens), 0 at padding. truncated [R]: no end token within the maximum
+    completion length.
     """
 
     ids: Tensor
@@ -130,26 +138,29 @@ class Completions:
 
 
 class Decoder(Protocol):
-    """R rows that grow by a token at a time."""
+    """Decodes R completions token by token."""
 
     def step(self, ids: Tensor) -> Tensor:
-        """Runs one token [R] of each row; hidden states [R, H] that predict the next."""
+        """Runs one token [R] of each row. Returns the hidden states [R, H] that predict the next."""
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows only."""
+        """Drops all other rows."""
+
+    def skip(self, tokens: int) -> None:
+        """Advances without computing, for memory planning."""
 
 
 class SequenceModel(Protocol):
-    """What rl needs of a policy. Implemented by ``medr1.models.policy.Policy``."""
+    """The part of ``medr1.models.policy.Policy`` that generation and scoring use."""
 
     def prefill(self, prompts: PromptBatch) -> Prefix:
-        """Encodes every prompt and picture once."""
+        """Runs each prompt once, and the vision tower once for each image."""
 
     def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        """Runs tokens [R, L] after their prefix, one row each; hidden states [R, L, H]."""
+        """Runs tokens [R, L] after their prefix of R rows. Returns hidden states [R, L, H]."""
 
     def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> Decoder:
-        """Each prompt ``num_generations`` times, ready for up to ``room`` tokens. Without gradients."""
+        """Decodes G completions of at most ``max_length`` tokens for each prompt, without gradients."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., V], in float32."""
@@ -157,7 +168,7 @@ class SequenceModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Given completions [R, C] for supervised training: ids, mask, and the weight of each token in the loss."""
+    """Target completions [R, C] of supervised training: ids, mask, and the weight of each token in the loss."""
 
     ids: Tensor
     mask: Tensor
@@ -167,7 +178,8 @@ class Targets:
         return Targets(self.ids.to(device), self.mask.to(device), self.weights.to(device))
 
     def select(self, rows: Sequence[int]) -> Targets:
-        """The given completions, as wide as the longest of them."""
-        mask = self.mask[list(rows)]
+        """The given rows, as wide as the longest of them."""
+        rows = list(rows)
+        mask = self.mask[rows]
         width = int(mask.sum(1).max())
-        return Targets(self.ids[list(rows), :width], mask[:, :width], self.weights[list(rows), :width])
+        return Targets(self.ids[rows, :width], mask[:, :width], self.weights[rows, :width])

@@ -1,4 +1,4 @@
-"""The tiny model: a Qwen2-VL of 1.6 M parameters in the real transformers classes, with a tokenizer of its own."""
+"""The tiny model: a Qwen2-VL of 1.6 M parameters in the transformers classes, with its own tokenizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPECIAL = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# Qwen2-VL's turn markers without its system prompt, which would be a quarter of the tiny model's prompt.
+# Qwen2-VL's template without its system prompt, which would be a quarter of the tiny model's prompt.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -41,10 +41,10 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text encodes, and the words of ``corpus`` become one token each.
+    """A byte-level BPE tokenizer in which each word of ``corpus`` is one token.
 
-    The reasoning tags are single, ordinary tokens (as <think> is in Qwen3), so that they can be sampled and are kept
-    when special tokens are dropped.
+    The reasoning tags are single tokens but not special ones (as <think> in Qwen3): they can be sampled, and decoding
+    keeps them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -69,12 +69,12 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def build_image_processor() -> Qwen2VLImageProcessorPil:
-    """Qwen2-VL's own, with limits low enough for small pictures."""
+    """Qwen2-VL's image processor, with limits low enough for small images."""
     return Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 256})
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
-    """Sizes of the tiny model; the special ids are the tokenizer's."""
+    """The config of the tiny model, with the special token ids of the tokenizer."""
     ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}
     return Qwen2VLConfig(
         text_config={
@@ -100,12 +100,12 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
 
 
 @torch.no_grad()
-def initialise(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
-    """Weights from nothing, for a narrow model trained from scratch.
+def initialize(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
+    """Initializes the weights of a narrow model for training from scratch.
 
-    Fan-in scaling, because the family's default of 0.02 is made for widths of thousands: at width 128 it leaves the
-    options' letters unbound after 45,000 samples. The head begins as the embeddings at half their size over sqrt(H),
-    as if they were tied, so that to attend to a letter is to copy it.
+    Weights are scaled by fan-in. The family's default of 0.02 is meant for widths of thousands: at width 128 the model
+    has not learned to bind options to letters after 45,000 samples. The head starts as the embeddings times
+    0.5 / sqrt(H), as if they were tied, so that attending to a letter copies it.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -119,15 +119,9 @@ def initialise(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
     model.lm_head.weight.copy_(0.5 * embeddings / math.sqrt(embeddings.shape[1]))
 
 
-def build_tiny(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForConditionalGeneration:
-    """The tiny model with untrained weights."""
-    model = Qwen2VLForConditionalGeneration(tiny_config(tokenizer))
-    initialise(model, seed)
-    return model
-
-
 def build_tiny_policy(corpus: Iterable[str], vocab_size: int, seed: int) -> tuple[Policy, Processor]:
-    """The tiny policy before any training; its tokenizer learns the words of the corpus."""
+    """The untrained tiny policy, with a tokenizer trained on the corpus."""
     tokenizer = build_tokenizer(corpus, vocab_size)
-    model = build_tiny(tokenizer, seed)
+    model = Qwen2VLForConditionalGeneration(tiny_config(tokenizer))
+    initialize(model, seed)
     return Policy(model), Processor(tokenizer, build_image_processor(), model.model.get_rope_index)

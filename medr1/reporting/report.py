@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from PIL import Image
 
+from medr1.atomic_write import write_text
 from medr1.errors import DataError
 from medr1.evaluation.statistics import Estimate, wilson
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, SweepTables
@@ -156,8 +157,7 @@ def write_report(
         href=href,
     )
     path = folder / "report.html"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8", newline="\n")
+    write_text(path, html)
     return path
 
 

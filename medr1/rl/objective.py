@@ -1,52 +1,41 @@
-"""The objective of GRPO and its relatives, as terms that are chosen independently.
+"""The objective of GRPO and its variants, composed of independent terms (``ObjectiveConfig``).
 
-With the log-ratio l_t = logp_t - old_t of a token, A the advantage of its completion o_i, and sg = stop gradient:
+For a token t of completion o_i with advantage A_i: log-ratio l_t = logp_t - old_t, sg = stop gradient.
 
     importance_sampling_level
         token       r_t = exp(l_t)
-        sequence    r_t = exp(1/|o_i| sum_t l_t) for all its tokens          GSPO (arXiv 2507.18071, equation 7)
+        sequence    r_t = exp(1/|o_i| sum_t l_t), the same for all tokens    GSPO (arXiv 2507.18071, equation 7)
     loss_mode
-        clip        min(r_t A, clip(r_t, 1 - epsilon, 1 + epsilon_high) A)   PPO; epsilon_high > epsilon is DAPO's
+        clip        min(r_t A, clip(r_t, 1 - epsilon, 1 + epsilon_high) A)   PPO; DAPO with epsilon_high > epsilon
         cispo       sg(min(r_t, epsilon_high)) A logp_t                      MiniMax-M1 (arXiv 2506.13585, equation 4)
     delta           where A < 0, the clip surrogate is at least delta A      dual clip (arXiv 1912.09729, equation 5)
 
-The loss of a token is -surrogate + beta kl_t (``divergence``). ``loss_agg_mode`` reduces the tokens of all completions
-(R completions and N tokens in the whole step) to one number:
+The loss of a token is -surrogate + beta kl_t (``kl_divergence``). loss_agg_mode reduces the N tokens of the R
+completions of an optimizer step to one number:
 
     token_mean                  1/N sum_i sum_t           DAPO (arXiv 2503.14476, equation 8), CISPO
     seq_mean_token_mean         1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), GSPO, Med-R1
-    seq_mean_token_sum_norm     1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783)
+    seq_mean_token_sum_norm     1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783); Cmax: max_completion_length
 
-R, N and Cmax are those of the whole optimizer step, over all processes and micro-batches, so that the losses of
-micro-batches sum to the loss of the step. A completion whose loss is masked because it was truncated (DAPO's overlong
-filtering) has an empty mask: it counts in R, and its tokens do not count in N.
+R and N are counted over all processes and micro-batches, so that the losses of micro-batches add up to the loss of the
+step. With ``mask_truncated_completions`` (DAPO's overlong filtering) a truncated completion has an empty mask: it
+counts in R, but its tokens do not count in N.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """Settings of the loss; see the module's docstring for the equations. ``delta`` None is off."""
-
-    loss_agg_mode: str
-    importance_sampling_level: str
-    loss_mode: str
-    epsilon: float
-    epsilon_high: float
-    delta: float | None
-    beta: float
-    kl_loss_type: str
+from medr1.config.settings import ObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True)
 class LossNormalizer:
-    """Size of the whole optimizer step: completions R, their tokens N, and the longest a completion may be."""
+    """Size of the whole optimizer step: R completions, their N tokens, and the maximum completion length."""
 
     completions: float
     tokens: float
@@ -55,49 +44,58 @@ class LossNormalizer:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """loss, a share of the step's loss that adds up; and sums over this part's tokens, detached, for the curves:
-    the divergence from the reference, and the tokens whose gradient a bound of the ratio took away or cut."""
+    """The loss of a micro-batch, which adds up to that of the step, and two sums over its tokens for logging.
+
+    kl: divergence from the reference. clipped: number of tokens whose gradient is removed or cut by a clip bound.
+    """
 
     loss: Tensor
     kl: Tensor
     clipped: Tensor
 
 
-def divergence(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
+_KL: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": lambda d: -d,
+    "k2": lambda d: d.square() / 2,
+    "k3": lambda d: d.exp() - d - 1,
+}
+
+
+def kl_divergence(logprobs: Tensor, reference: Tensor, kl_loss_type: str) -> Tensor:
     """Per-token estimate of KL(policy || reference) (Schulman, "Approximating KL divergence", 2020).
 
-    With d = ref - logp: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
+    With d = reference - logprobs: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
     """
-    d = reference - logprobs
-    if estimator == "k1":
-        return -d
-    if estimator == "k2":
-        return d.square() / 2
-    return d.exp() - d - 1
+    return _KL[kl_loss_type](reference - logprobs)
 
 
 def aggregate(per_token: Tensor, mask: Tensor, loss_agg_mode: str, normalizer: LossNormalizer) -> Tensor:
-    """One number of per-token values [R', C]: this part's share of the step's aggregate."""
-    kept = per_token * mask
+    """Reduces per-token values [R', C] of a micro-batch to its share of the aggregate of the step."""
+    masked = per_token * mask
     if loss_agg_mode == "seq_mean_token_mean":
-        return (kept.sum(1) / mask.sum(1).clamp_min(1)).sum() / normalizer.completions
+        return (masked.sum(1) / mask.sum(1).clamp_min(1)).sum() / normalizer.completions
     if loss_agg_mode == "token_mean":
-        return kept.sum() / max(normalizer.tokens, 1.0)
-    return kept.sum() / (normalizer.completions * normalizer.max_length)
+        return masked.sum() / max(normalizer.tokens, 1.0)
+    return masked.sum() / (normalizer.completions * normalizer.max_length)
 
 
-def _surrogate(logprobs: Tensor, ratio: Tensor, advantages: Tensor, o: Objective) -> tuple[Tensor, Tensor]:
-    """What is to be made large [R', C], and where a bound acts on it. ``ratio`` and ``gain`` broadcast to [R', C]."""
-    if o.loss_mode == "cispo":
-        weight = ratio.detach().clamp(max=o.epsilon_high)
-        return weight * advantages * logprobs, (ratio > o.epsilon_high).expand_as(logprobs)
-    free, bounded = ratio * advantages, ratio.clamp(1 - o.epsilon, 1 + o.epsilon_high) * advantages
-    surrogate, clipped = torch.minimum(free, bounded), free > bounded
+def _cispo(logprobs: Tensor, ratio: Tensor, advantages: Tensor, o: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    weight = ratio.detach().clamp(max=o.epsilon_high)
+    return weight * advantages * logprobs, ratio > o.epsilon_high
+
+
+def _clip(logprobs: Tensor, ratio: Tensor, advantages: Tensor, o: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    unclipped, bounded = ratio * advantages, ratio.clamp(1 - o.epsilon, 1 + o.epsilon_high) * advantages
+    surrogate, clipped = torch.minimum(unclipped, bounded), unclipped > bounded
     if o.delta is not None:
         floor = o.delta * advantages
         clipped = clipped | ((advantages < 0) & (surrogate < floor))
         surrogate = torch.where(advantages < 0, torch.maximum(surrogate, floor), surrogate)
-    return surrogate.expand_as(logprobs), clipped.expand_as(logprobs)
+    return surrogate, clipped
+
+
+# (logprobs [R', C], ratio [R', C] or [R', 1], advantages [R', 1]) -> surrogate, and where a bound acts
+_SURROGATE = {"clip": _clip, "cispo": _cispo}
 
 
 def grpo_loss(
@@ -106,27 +104,30 @@ def grpo_loss(
     reference: Tensor | None,
     advantages: Tensor,
     mask: Tensor,
-    objective: Objective,
+    objective: ObjectiveConfig,
     normalizer: LossNormalizer,
 ) -> Loss:
-    """Loss of R' completions of a step.
+    """Loss of the R' completions of a micro-batch.
 
-    logprobs, old and reference [R', C], advantages [R'], mask [R', C]. ``old`` are the log-probabilities under the
-    policy that sampled, without gradient; at one update for each rollout they equal ``logprobs`` and the gradient is
-    that of the policy gradient. ``reference`` may be None only at beta = 0.
+    logprobs, old, reference, mask [R', C]; advantages [R']. ``old``: log-probabilities under the policy that sampled.
+    In the first update after a rollout they equal ``logprobs``, and the gradient is the policy gradient.
+    ``reference``: log-probabilities under the reference policy.
+
+    Raises:
+        ValueError: beta > 0 without ``reference``.
     """
     log_ratio = logprobs - old.detach()
     if objective.importance_sampling_level == "sequence":
         log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
-    surrogate, clipped = _surrogate(logprobs, log_ratio.exp(), advantages.unsqueeze(1), objective)
-    per_token, kl = -surrogate, torch.zeros_like(logprobs)
+    surrogate, clipped = _SURROGATE[objective.loss_mode](logprobs, log_ratio.exp(), advantages.unsqueeze(1), objective)
+    per_token, kl = -surrogate.expand_as(logprobs), torch.zeros_like(logprobs)
     if reference is not None:
-        kl = divergence(logprobs, reference.detach(), objective.kl_loss_type)
+        kl = kl_divergence(logprobs, reference.detach(), objective.kl_loss_type)
         per_token = per_token + objective.beta * kl
     elif objective.beta > 0:
         raise ValueError("beta > 0 needs the log-probabilities of a reference policy")
     return Loss(
         loss=aggregate(per_token, mask, objective.loss_agg_mode, normalizer),
         kl=(kl.detach() * mask).sum(),
-        clipped=(clipped & mask).sum(),
+        clipped=(clipped.expand_as(logprobs) & mask).sum(),
     )

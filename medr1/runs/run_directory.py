@@ -1,35 +1,39 @@
-"""The directory of a run: what lies where, and how each file is written so that a kill leaves no half of one."""
+"""The directory of a run: its files, its lock and its stored config."""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from medr1.config.paths import PACKAGE
-from medr1.config.schema import SCHEMAS
+from medr1 import __version__
+from medr1.atomic_write import write_json, write_text
+from medr1.config.paths import CHECKOUT
+from medr1.config.settings import CommonConfig
+from medr1.config.stored import read_config
 from medr1.errors import CheckpointError, ConfigError
 
-ADAPTER_CONFIG = "adapter_config.json"  # by it PEFT knows an adapter
+ADAPTER_CONFIG = "adapter_config.json"  # marks a directory as a PEFT adapter
 _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hydra-core", "omegaconf")
+
+T = TypeVar("T", bound=CommonConfig)
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """config.yaml, environment.json, checkpoints/, model/, predictions/, summary.json, results.md, mlflow.json and,
-    last of all, finished.json; in a sweep also job.log, timing.json and, after a failure, failed.json."""
+    """The files of one run.
+
+    config.yaml is the first file of a run and finished.json the last. Runs of a sweep also have job.log, timing.json
+    and, after a failure, failed.json. mlflow.json and unsent/ belong to ``medr1.tracking``.
+    """
 
     path: Path
 
@@ -39,7 +43,7 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions, commit, and the data as it was when the run began."""
+        """Versions, git commit and facts about the data, as of the start of the run."""
         return self.path / "environment.json"
 
     @property
@@ -48,7 +52,7 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """The trained weights; its existence says that training has ended."""
+        """The trained weights. Exists when training has ended."""
         return self.path / "model"
 
     @property
@@ -57,7 +61,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> Path:
-        """There once nothing is left to do but to send MLflow what it has missed, if it was away: see ``unsent/``."""
+        """Exists when the run is complete, except for calls to MLflow that are still queued."""
         return self.path / "finished.json"
 
     @property
@@ -66,12 +70,12 @@ class RunDirectory:
 
     @property
     def log(self) -> Path:
-        """What a run of a sweep printed, with the whole traceback if it failed."""
+        """The output of a run of a sweep, with the traceback if it failed."""
         return self.path / "job.log"
 
     @property
     def failure(self) -> Path:
-        """There from a failure until the run is tried again."""
+        """Exists from a failure until the run is started again."""
         return self.path / "failed.json"
 
     @property
@@ -80,7 +84,6 @@ class RunDirectory:
 
     @property
     def lock_file(self) -> Path:
-        """Locked by the process that works on the run."""
         return self.path / ".run.lock"
 
     def predictions(self, condition: str) -> Path:
@@ -88,41 +91,39 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps every other process from working on this run; released when the process ends, however it ends.
+        """Locks the run for this process. The operating system releases the lock of a process that is killed.
 
         Raises:
-            ConfigError: another process holds it, or the place cannot be written.
+            ConfigError: another process has locked the run, or the directory cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.lock_file, blocking=False):
                 yield
         except Timeout as error:
-            raise ConfigError(f"{self.path} is being worked on by another process; wait for it, or stop it") from error
+            raise ConfigError(f"{self.path} is in use by another process; wait for it, or stop it") from error
         except OSError as error:
-            if self.lock_file.exists():
+            if self.lock_file.exists():  # an error of the run itself
                 raise
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process works on it just now."""
         try:
             with FileLock(self.lock_file, blocking=False):
                 return False
         except Timeout:
             return True
 
-    def wait(self) -> None:
-        """Until no process works on it."""
+    def wait_until_unlocked(self) -> None:
         with FileLock(self.lock_file):
             pass
 
     def create(self, cfg: DictConfig, overrides: list[str], facts: Mapping[str, Any]) -> None:
-        """Stores the resolved config, the overrides and the environment, before anything is computed.
+        """Stores the resolved config, the overrides and the environment.
 
         Raises:
-            ConfigError: the place cannot be written, or holds another run.
+            ConfigError: the directory cannot be written, or holds a run.
         """
         if self.config.exists():
             raise ConfigError(f"{self.path} holds a run already; continue it with resume={self.path}")
@@ -134,80 +135,37 @@ class RunDirectory:
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
-    def stored_config(self, schema: type) -> DictConfig:
-        """The run's own config, typed again.
+    def stored_config(self, schema: type[T]) -> T:
+        """The settings of the run.
 
         Raises:
-            ConfigError: no run there, or a config that this version cannot read.
+            ConfigError: the directory holds no run, or one whose config this version cannot read.
         """
         if not self.config.is_file():
             raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
-        try:
-            return _typed(OmegaConf.load(self.config), schema)
-        except (YAMLError, OSError, OmegaConfBaseException, ValueError) as error:
-            why = str(error).splitlines()[0]
-            raise ConfigError(f"{self.config} is damaged, or was not written by this version: {why}") from error
+        return read_config(self.config, schema)
 
     def latest_checkpoint(self) -> Path | None:
-        """The checkpoint with the highest step, or None before the first."""
+        """The checkpoint with the highest step, or None."""
         steps = {p: p.stem.removeprefix("step=") for p in self.checkpoints.glob("step=*.ckpt") if p.is_dir()}
         found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
-    def trained_model(self) -> Path:
-        if not self.model.is_dir():
-            raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
-        return self.model
-
     def weights(self, base: str) -> tuple[str, Path | None]:
-        """What the trained model is loaded from: itself, or ``base`` and the adapter that was stored in its place.
+        """The checkpoint and the adapter of the trained model: its own and None, or ``base`` and its LoRA adapter.
 
         Raises:
             CheckpointError: training has not ended.
         """
-        model = self.trained_model()
-        return (base, model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
-
-
-def _typed(stored: Any, schema: type) -> DictConfig:
-    """A config read from a file with its types again. Which of a group's schemas it has, its keys tell."""
-    keys = {item.name for item in fields(schema)}
-    if not isinstance(stored, DictConfig) or not keys >= set(stored):
-        raise ValueError(f"it must hold the settings {', '.join(sorted(keys))}")
-    chosen = {}
-    for group in keys & set(stored) & {"data", "algorithm", "model"}:
-        schemas = [s for (name, _), s in SCHEMAS.items() if name == group]
-        fitting = [s for s in schemas if {item.name for item in fields(s)} >= set(stored[group])]
-        if not fitting:
-            raise ValueError(f"{group} has the settings {', '.join(map(str, stored[group]))}")
-        chosen[group] = fitting[0]()
-    typed = OmegaConf.merge(OmegaConf.structured(schema(**chosen)), stored)
-    if missing := OmegaConf.missing_keys(typed):
-        raise ValueError(f"{', '.join(sorted(missing))} missing")
-    assert isinstance(typed, DictConfig)
-    return typed
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+        if not self.model.is_dir():
+            raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
+        return (base, self.model) if (self.model / ADAPTER_CONFIG).is_file() else (str(self.model), None)
 
 
 def environment() -> dict[str, Any]:
-    """Versions and commit, so that a number can be traced to what made it."""
+    """The versions and the git commit that a result was computed with."""
     return {
-        "versions": {name: version(name) for name in _VERSIONS},
+        "versions": {"medr1": __version__} | {name: version(name) for name in _VERSIONS},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": _git_commit(),
@@ -215,11 +173,12 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """The commit of the project's own files, marked where they were changed since; empty outside of git."""
-    root = PACKAGE.parent
+    """The commit of the checkout, with ``-dirty`` if its files have changed; empty outside of a checkout."""
+    if CHECKOUT is None:  # git would find a repository that contains site-packages by chance
+        return ""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     try:

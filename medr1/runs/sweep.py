@@ -1,7 +1,7 @@
-"""A sweep: several runs in one directory, each named by what matters in its config, so that none is ever run twice.
+"""A sweep: several runs in one directory, each named by its config, so that the same run is never computed twice.
 
-The manifest says which runs there are to be; how far each has come is read from its own files. So nothing that runs in
-parallel writes to one file, and a kill at any moment leaves nothing to repair.
+The manifest lists the runs. The state of a run is read from the run's own files, so that parallel runs never write to
+the same file and a kill leaves nothing to repair.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any
 
 from filelock import FileLock
 
+from medr1.atomic_write import read_json, write_json
 from medr1.errors import ConfigError
-from medr1.runs.run_directory import RunDirectory, write_json
+from medr1.runs.run_directory import RunDirectory
 
 
 class State(StrEnum):
-    """How far a run has come."""
+    """The state of a run. A run is interrupted if it has started and neither finished nor failed."""
 
     FINISHED = "finished"
     FAILED = "failed"
@@ -33,7 +34,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a sweep: the values of the axes that it stands for, and the overrides that make it."""
+    """One run of a sweep: its values on the axes of the tables, and its overrides."""
 
     name: str
     axes: Mapping[str, str]
@@ -42,7 +43,7 @@ class Job:
 
 @dataclass(slots=True)
 class Manifest:
-    """The runs of a sweep, by name, and those that the latest command asked for, in its order."""
+    """The content of sweep.json: all runs by name, and in ``wanted`` the runs of the latest command in its order."""
 
     title: str
     rows: str
@@ -54,7 +55,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class SweepDirectory:
-    """sweep.json, a directory for each run, base/ (answers of the untrained model, asked once), report/."""
+    """sweep.json, a directory for each run, base/ (predictions of the base model, shared by the runs) and report/."""
 
     path: Path
 
@@ -67,12 +68,12 @@ class SweepDirectory:
         return self.path / "report"
 
     def add(self, manifest: Manifest) -> Manifest:
-        """Writes the manifest, together with the runs of earlier commands; marks of failure of those wanted go."""
+        """Adds the manifest to that of earlier commands, and removes the failure marks of the wanted runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path / ".sweep.lock"):
             before = self.read().jobs if self.manifest_file.exists() else {}
             manifest.jobs = {**before, **manifest.jobs}
-            # A list, because the order of the runs is that of rows and methods in every table.
+            # A list, because the tables have rows and methods in the order of the runs.
             jobs = [asdict(job) for job in manifest.jobs.values()]
             write_json(self.manifest_file, {**asdict(manifest), "jobs": jobs})
         for name in manifest.wanted:
@@ -80,21 +81,21 @@ class SweepDirectory:
         return manifest
 
     def read(self) -> Manifest:
-        """The manifest.
+        """Reads the manifest.
 
         Raises:
-            ConfigError: there is none, or it is damaged.
+            ConfigError: sweep.json is missing or damaged.
         """
         try:
-            stored = json.loads(self.manifest_file.read_bytes())
+            stored = read_json(self.manifest_file)
             jobs = {job["name"]: Job(**job) for job in stored.pop("jobs")}
             return Manifest(**stored, jobs=jobs)
         except FileNotFoundError as error:
             raise ConfigError(f"{self.path} is no sweep: it has no {self.manifest_file.name}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"{self.manifest_file} is damaged ({error}); remove it and give the sweep's command again: "
-                "finished runs are kept"
+                f"{self.manifest_file} is damaged ({error}); remove it and repeat the sweep's command; finished "
+                "runs are not computed again"
             ) from error
 
     def run(self, name: str) -> RunDirectory:
@@ -112,33 +113,31 @@ class SweepDirectory:
         return {name: self.state(name) for name in names}
 
     @contextmanager
-    def shared_answers(self, asked: Mapping[str, Any]) -> Iterator[Path]:
-        """The file of answers that runs share which ask the same; held, so that only the first one asks."""
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def shared_base_predictions(self, inputs: Mapping[str, Any]) -> Iterator[Path]:
+        """The file of base predictions that all runs with the same ``inputs`` share, locked during the block."""
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
         folder = self.path / "base"
         folder.mkdir(exist_ok=True)
         with FileLock(folder / f".{key}.lock"):
             yield folder / f"{key}.jsonl"
 
     def seconds(self, name: str) -> float | None:
-        """How long a run took to finish, from its start or its latest continuation; None before."""
-        try:
-            return float(json.loads(self.run(name).timing.read_bytes())["seconds"])
-        except FileNotFoundError:
-            return None
+        """The duration of a finished run since its start or its latest resume, or None."""
+        timing = self.run(name).timing
+        return float(read_json(timing)["seconds"]) if timing.exists() else None
 
 
 def sweep_of(run: RunDirectory) -> SweepDirectory | None:
-    """The sweep that a run belongs to: the directory above it, if that is one."""
+    """The sweep that a run belongs to, or None."""
     above = SweepDirectory(run.path.parent)
     return above if above.manifest_file.is_file() else None
 
 
-def time_left(seconds: Sequence[float], left: int, parallel: int) -> float | None:
-    """Seconds until ``left`` runs are done, from how long others took; None before the first."""
+def seconds_left(seconds: Sequence[float], left: int, parallel: int) -> float | None:
+    """An estimate until ``left`` runs are done, from the durations ``seconds`` of other runs; None without any."""
     return sum(seconds) / len(seconds) * left / parallel if seconds else None
 
 
-def cores(parallel: int) -> int:
-    """Cores for each of so many runs side by side."""
+def cores_per_run(parallel: int) -> int:
+    """The CPU cores for each of ``parallel`` runs."""
     return max(1, (os.cpu_count() or 1) // parallel)

@@ -1,13 +1,13 @@
-"""Where a run is tracked: the URI of the database or server, and the note of it in the run directory."""
+"""The MLflow database or server of a run, and the reference to the MLflow run in the run directory."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from medr1.atomic_write import read_json, write_json
 from medr1.errors import ConfigError
 
 RUN_FILE = "mlflow.json"
@@ -15,39 +15,45 @@ RUN_FILE = "mlflow.json"
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """What a run directory remembers of its run in MLflow. ``uri`` is without a password."""
+    """The content of mlflow.json. ``uri`` has no password."""
 
     uri: str
     experiment: str
     run_id: str
-    # For the run's page while the server is away.
     experiment_id: str = field(default="", compare=False)
 
     def write(self, run_dir: Path) -> None:
-        """Stores it in the run directory, at once or not at all."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        partial = run_dir / f".{RUN_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, run_dir / RUN_FILE)
+        write_json(run_dir / RUN_FILE, asdict(self))
+
+    @property
+    def url(self) -> str:
+        """The run's page on its server, or where ``mlflow ui`` shows a database by default."""
+        server = self.uri.rstrip("/") if is_server(self.uri) else "http://127.0.0.1:5000"
+        # Without the query, MLflow shows its menu for chat applications.
+        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
 
 
 def stored_run(run_dir: Path) -> StoredRun | None:
-    """The MLflow run that belongs to a run directory, for continuing it; None if it was never tracked.
+    """The MLflow run of a run directory, or None if it was never tracked.
 
     Raises:
-        ConfigError: the file is there and unreadable.
+        ConfigError: mlflow.json cannot be read.
     """
     file = run_dir / RUN_FILE
     if not file.exists():
         return None
     try:
-        return StoredRun(**json.loads(file.read_bytes()))
+        return StoredRun(**read_json(file))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file} is damaged ({error}): remove it to track the run as a new one") from error
 
 
 def absolute_uri(uri: str) -> tuple[str, Path | None]:
-    """The URI without dependence on the working directory, and the database's path if it is a file."""
+    """The URI with an absolute path, and this path if it is a SQLite file.
+
+    Raises:
+        ConfigError: the URI is neither a SQLite file nor a database or server.
+    """
     scheme, separator, rest = uri.partition("://")
     if scheme == "sqlite" and separator:
         name, question, options = rest.removeprefix("/").partition("?")
@@ -63,6 +69,10 @@ def absolute_uri(uri: str) -> tuple[str, Path | None]:
             "use sqlite:///path/to/mlflow.db or the http(s) address of a server"
         )
     return uri, None
+
+
+def is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 def without_password(uri: str) -> str:

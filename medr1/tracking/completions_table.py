@@ -1,7 +1,7 @@
-"""The table of sampled completions and their images, in the form in which MLflow's interface shows tables.
+"""The table of sampled completions with their images, in the format that MLflow's interface shows as a table.
 
-MLflow's own ``log_table`` would turn a column of texts like "1" into numbers when it appends, and store an image once
-for each of the completions that were sampled for it.
+MLflow's own ``log_table`` is not used, because on appending it turns a text column with values such as "1" into
+numbers, and because it stores an image once for each completion of the image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medr1.tracking.offline_queue import Outbox
+from medr1.tracking.offline_queue import OfflineQueue
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -21,56 +21,56 @@ if TYPE_CHECKING:
 
 COMPLETIONS_FILE = "completions.json"
 
-# MLflow's interface knows by this tag which of a run's files are tables (mlflow.utils.mlflow_tags).
+# The tag in which MLflow's interface looks up the tables of a run (mlflow.utils.mlflow_tags).
 TABLES_TAG = "mlflow.loggedArtifacts"
 _IMAGES_FOLDER = "table_images/completions"
-_PREVIEW_PIXELS = 256  # the size of the previews that MLflow itself makes
+_PREVIEW_PIXELS = 256  # the size of MLflow's own previews
 
 
 class CompletionsTable:
-    """The table of one run; columns are ``step``, ``image`` and whatever the rows have."""
+    """The table of one run, with the columns ``step``, ``image`` and those of the rows."""
 
-    def __init__(self, outbox: Outbox, rows: list[dict[str, Any]], tables: str) -> None:
-        """``rows`` and ``tables`` (a tag) are what MLflow has of a run that is resumed."""
-        self._outbox, self._rows, self._tables = outbox, rows, json.loads(tables)
-        self._earlier = {int(row["step"]) for row in rows}
+    def __init__(self, queue: OfflineQueue, rows: Sequence[dict[str, Any]], tables: str) -> None:
+        """``rows`` and ``tables`` (the value of ``TABLES_TAG``) are those of a resumed run."""
+        self._queue, self._rows, self._tables = queue, list(rows), json.loads(tables)
+        self._logged_steps = {int(row["step"]) for row in rows}
         self._images: set[str] = set()
 
     def append(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], step: int) -> None:
-        """Adds one row for each image and stores the table; steps from before the run was resumed are skipped.
+        """Adds the rows with one image each and stores the table. Steps that a resumed run has logged are dropped.
 
         Raises:
-            ValueError: not as many images as rows.
+            ValueError: the numbers of rows and images differ.
         """
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows and {len(images)} images")
         table = {"path": COMPLETIONS_FILE, "type": "table"}
         if table not in self._tables:
             self._tables.append(table)
-            self._outbox.tags({TABLES_TAG: json.dumps(self._tables)})
-        if step in self._earlier:
+            self._queue.set_tags({TABLES_TAG: json.dumps(self._tables)})
+        if step in self._logged_steps:
             return
         for row, image in zip(rows, images, strict=True):
-            self._rows.append({"step": step, "image": self._image(image), **row})
+            self._rows.append({"step": step, "image": self._log_image(image), **row})
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
         content = {"columns": columns, "data": [[row.get(key) for key in columns] for row in self._rows]}
-        text = json.dumps(content, ensure_ascii=False)
-        self._outbox.made_file(COMPLETIONS_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+        self._queue.log_text(json.dumps(content, ensure_ascii=False), COMPLETIONS_FILE)
 
-    def _image(self, image: Image.Image) -> dict[str, str]:
+    def _log_image(self, image: Image.Image) -> dict[str, str]:
+        """Stores the image and its preview once. Returns the table cell."""
         digest = hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:32]
         path = f"{_IMAGES_FOLDER}/{digest}"
         if digest not in self._images:
             preview = image.convert("RGB")
             preview.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
-            self._outbox.made_file(f"{path}.png", image.save)
-            self._outbox.made_file(f"{path}.webp", preview.save)
+            self._queue.log_new_file(f"{path}.png", image.save)
+            self._queue.log_new_file(f"{path}.webp", preview.save)
             self._images.add(digest)
         return {"type": "image", "filepath": f"{path}.png", "compressed_filepath": f"{path}.webp"}
 
 
 def stored_rows(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:
-    """The rows of a run's table as MLflow has them."""
+    """The rows of a run's table in MLflow."""
     if COMPLETIONS_FILE not in {file.path for file in client.list_artifacts(run_id)}:
         return []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""What is on its way to MLflow. A server that goes away in the middle of a run costs neither the run nor its record.
+"""Calls to an MLflow server that may be unreachable for a while.
 
-What cannot be sent is kept in the run directory, in ``unsent/``, and sent in order by the first call that finds the
-server again, or by a later process. Sending twice changes nothing: MLflow drops a point of a curve that it has with
-the same step, time and value, takes a parameter again with its own value, and replaces tags, files and the status.
+Calls that cannot be sent are appended to ``unsent/RUN_ID.jsonl`` in the run directory. They are replayed in order by
+the first call that reaches the server again, or by a later process. A repeated call has no effect: MLflow ignores a
+metric point that it has already, accepts a parameter again with the same value, and replaces tags, files and status.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medr1.atomic_write import atomic_write, drop_torn_line, remove
 from medr1.errors import TrackingError
 from medr1.tracking.address import StoredRun, without_password
 
@@ -26,157 +26,149 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METRICS_A_BATCH = 1000  # MLflow's limit
+METRICS_PER_BATCH = 1000  # MLflow's limit
 FOLDER = "unsent"
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
-# MLflow's own are minutes for a call, in which training would stand still. What the environment says goes before.
-_LIMITS = {_RETRIES: "1", _TIMEOUT: "15"}
-_LOOK = {_RETRIES: "0", _TIMEOUT: "5"}
-_FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds between two looks for a server that is away
-_TRANSIENT = (408, 429, 500, 502, 503, 504)  # status codes: what MLflow's client itself takes for worth another try
+_CALL_TIMEOUTS = {_RETRIES: "1", _TIMEOUT: "15"}
+_PROBE_TIMEOUTS = {_RETRIES: "0", _TIMEOUT: "5"}
+_FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds between two attempts to reach the server
+_TRANSIENT = (408, 429, 500, 502, 503, 504)  # the status codes that MLflow's client retries
 
 Call = Mapping[str, Any]
 
 
-class Outbox:
-    """Sends the calls of one run, in order, and keeps what cannot be sent."""
+class OfflineQueue:
+    """Sends the MLflow calls of one run in order, and queues them while the server is unreachable."""
 
-    def __init__(self, client: MlflowClient, run_id: str, run_dir: Path, place: str, remedy: str = "") -> None:
-        """``place`` is the server as it is named to the user, ``remedy`` the command that sends the rest later."""
+    def __init__(self, client: MlflowClient, run_id: str, run_dir: Path, server: str, resend_command: str = "") -> None:
+        """``server`` is the URI in messages, ``resend_command`` the command that replays the queue later."""
         self._client, self._run_id, self._run_dir = client, run_id, run_dir.absolute()
-        self._place, self._remedy = place, remedy
-        self._folder, self._file = self._run_dir / FOLDER, _kept_file(self._run_dir, run_id)
-        self._files = self._folder / "files"
-        self._count = len(_whole_lines(self._file))
-        self._away, self._look_at, self._wait = False, 0.0, _FIRST_WAIT
+        self._server, self._resend_command = server, resend_command
+        self._file = _queue_file(self._run_dir, run_id)
+        self._num_pending = len(_queued_lines(self._file))
+        self._is_offline, self._next_attempt, self._wait = False, 0.0, _FIRST_WAIT
 
     @property
-    def kept(self) -> int:
-        """How many calls wait for the server."""
-        return self._count
+    def num_pending(self) -> int:
+        """The number of queued calls."""
+        return self._num_pending
 
-    def metrics(self, points: Sequence[tuple[str, float, int, int]]) -> None:
-        """(name, value, time in ms, step) each."""
-        for start in range(0, len(points), METRICS_A_BATCH):
-            self._send({"do": "metrics", "points": points[start : start + METRICS_A_BATCH]})
+    def log_metrics(self, points: Sequence[tuple[str, float, int, int]]) -> None:
+        """Logs points (name, value, time in ms, step)."""
+        for start in range(0, len(points), METRICS_PER_BATCH):
+            self._send_or_queue({"do": "metrics", "points": points[start : start + METRICS_PER_BATCH]})
 
-    def params(self, values: Mapping[str, str]) -> None:
-        """At most as many as MLflow takes in one batch."""
-        self._send({"do": "params", "values": values})
+    def log_params(self, values: Mapping[str, str]) -> None:
+        """Logs parameters, no more than MLflow takes in one batch."""
+        self._send_or_queue({"do": "params", "values": values})
 
-    def tags(self, values: Mapping[str, str]) -> None:
-        self._send({"do": "tags", "values": values})
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        self._send_or_queue({"do": "tags", "values": values})
 
-    def artifact(self, path: Path, folder: str) -> None:
-        """A file, or a directory's content. What is kept is its place: it is read when it is sent."""
-        inside = path.absolute().is_relative_to(self._run_dir)
-        place = path.absolute().relative_to(self._run_dir) if inside else path.absolute()
-        self._send({"do": "artifact", "path": str(place), "folder": folder})
+    def log_artifact(self, path: Path, folder: str) -> None:
+        """Logs a file, or the content of a directory. The queue has its path, not a copy."""
+        path = path.absolute()
+        if path.is_relative_to(self._run_dir):
+            path = path.relative_to(self._run_dir)
+        self._send_or_queue({"do": "artifact", "path": str(path), "folder": folder})
 
-    def made_file(self, path: str, write: Callable[[Path], object]) -> None:
-        """A file that stands nowhere else, as ``path`` in MLflow; ``write`` makes it."""
-        name, folder = Path(path).name, str(Path(path).parent) if "/" in path else ""
-        with tempfile.TemporaryDirectory() as place:
-            made = Path(place) / name
+    def log_text(self, content: str, path: str) -> None:
+        self.log_new_file(path, lambda file: file.write_text(content, encoding="utf-8"))
+
+    def log_new_file(self, path: str, write: Callable[[Path], object]) -> None:
+        """Logs a file that ``write`` makes, as ``path`` in MLflow. The queue keeps a copy."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as temporary:
+            made = Path(temporary, name)
             write(made)
-            if self._try({"do": "artifact", "path": str(made), "folder": folder}):
+            if self._send({"do": "artifact", "path": str(made), "folder": folder}):
                 return
-            kept = self._files / path
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_name(f".partial.{name}")
-            shutil.copyfile(made, partial)
-            os.replace(partial, kept)
-        self._keep({"do": "artifact", "path": str(kept.relative_to(self._run_dir)), "folder": folder})
+            copy = self._file.parent / "files" / path
+            with atomic_write(copy) as file:
+                file.write(made.read_bytes())
+        self._queue({"do": "artifact", "path": str(copy.relative_to(self._run_dir)), "folder": folder})
 
-    def end(self, status: str) -> None:
-        """The run's status. Looks for the server in any case, and says what is left."""
-        self._look_at = 0.0
-        self._send({"do": "end", "status": status, "time": int(time.time() * 1000)})
-        if self._count:
-            log.warning(
-                "MLflow at %s is still away: %d calls wait in %s%s",
-                *(self._place, self._count, self._folder, f"; send them with: {self._remedy}" if self._remedy else ""),
-            )
+    def set_terminated(self, status: str) -> None:
+        """Sets the status of the run. Tries to reach the server in any case, and warns if calls stay queued."""
+        self._next_attempt = 0.0
+        self._send_or_queue({"do": "end", "status": status, "time": int(time.time() * 1000)})
+        if self._num_pending:
+            command = f"; send them with: {self._resend_command}" if self._resend_command else ""
+            waiting = (self._server, self._num_pending, self._file.parent, command)
+            log.warning("MLflow at %s is still unreachable: %d calls are queued in %s%s", *waiting)
 
-    def deliver(self) -> None:
-        """Sends all that waits.
+    def replay(self) -> None:
+        """Sends all queued calls.
 
         Raises:
-            TrackingError: MLflow refuses it. Whatever MLflow raises when it does not answer: see ``is_away``.
+            TrackingError: MLflow rejects one of them.
+            Exception: the connection error of MLflow's client; the calls that were not sent stay queued.
         """
-        waiting = _whole_lines(self._file)
-        done = 0
+        lines, sent = _queued_lines(self._file), 0
         try:
-            for count, call in _together([json.loads(line) for line in waiting]):
-                self._perform(call)
-                done += count
+            for count, call in _merged([json.loads(line) for line in lines]):
+                self._execute(call)
+                sent += count
         except Exception as error:
-            if is_away(error):
+            if is_connection_error(error):
                 raise
             raise TrackingError(
-                f"MLflow at {self._place} refuses what {self._file} holds ({error}); mend it there, or remove the "
-                "file to go on without"
+                f"MLflow at {self._server} rejects a call in {self._file} ({error}); correct the run in MLflow, or "
+                "remove the file to drop the queued calls"
             ) from error
         finally:
-            self._count = len(waiting) - done
-            if done and self._count:
-                partial = self._file.with_suffix(".partial")
-                partial.write_bytes(b"".join(line + b"\n" for line in waiting[done:]))
-                os.replace(partial, self._file)
-        self._clear()
+            self._num_pending = len(lines) - sent
+            if sent and self._num_pending:
+                with atomic_write(self._file) as file:
+                    file.writelines(line + b"\n" for line in lines[sent:])
+        self._file.unlink(missing_ok=True)
+        remove(self._file.parent / "files")
+        if self._file.parent.exists() and not any(self._file.parent.iterdir()):
+            self._file.parent.rmdir()
 
     def mark_offline(self, error: Exception) -> None:
-        """Notes that the server is away, says so once, and lets some time pass before the next look."""
-        if not self._away:
-            log.warning(
-                "MLflow at %s does not answer (%s): the run goes on, and what is to be logged waits in %s",
-                *(self._place, reason(error), self._folder),
-            )
-        self._wait = min(2 * self._wait, _LONGEST_WAIT) if self._away else _FIRST_WAIT
-        self._away, self._look_at = True, time.monotonic() + self._wait
+        """Queues all calls until the next attempt to reach the server, and warns at the first time."""
+        if not self._is_offline:
+            details = (self._server, short_reason(error), self._file.parent)
+            log.warning("MLflow at %s does not answer (%s): the run goes on, its calls are queued in %s", *details)
+        self._wait = min(2 * self._wait, _LONGEST_WAIT) if self._is_offline else _FIRST_WAIT
+        self._is_offline, self._next_attempt = True, time.monotonic() + self._wait
 
-    def _send(self, call: Call) -> None:
-        if not self._try(call):
-            self._keep(call)
+    def _send_or_queue(self, call: Call) -> None:
+        if not self._send(call):
+            self._queue(call)
 
-    def _try(self, call: Call) -> bool:
-        """Sends what waits and then the call; False where the server is away, or was lately."""
-        if self._away and time.monotonic() < self._look_at:
+    def _send(self, call: Call) -> bool:
+        """Replays the queue, then sends the call. False if the server is unreachable, or was so a moment ago."""
+        if self._is_offline and time.monotonic() < self._next_attempt:
             return False
         try:
-            if self._away:
-                with _environment(_LOOK):
+            if self._is_offline:
+                with _environment(_PROBE_TIMEOUTS):
                     self._client.get_run(self._run_id)
-            if self._count:
-                self.deliver()
-            self._perform(call)
+            if self._num_pending:
+                self.replay()
+            self._execute(call)
         except Exception as error:
-            # A refusal of what waited, which is safe on disk, ends no run: only the command that sends it later.
-            refused = isinstance(error, TrackingError) or (self._away and hasattr(error, "error_code"))
-            if not refused and not is_away(error):
+            # A queued call that MLflow rejects is an error of the command that replays the queue, not of the run.
+            is_rejected = isinstance(error, TrackingError) or (self._is_offline and hasattr(error, "error_code"))
+            if not is_rejected and not is_connection_error(error):
                 raise
             self.mark_offline(error)
             return False
-        if self._away:
-            log.warning("MLflow at %s answers again; what waited is sent", self._place)
-            self._away = False
+        if self._is_offline:
+            log.warning("MLflow at %s answers again; the queued calls are sent", self._server)
+            self._is_offline = False
         return True
 
-    def _keep(self, call: Call) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _queue(self, call: Call) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(call) + "\n")
-        self._count += 1
+        self._num_pending += 1
 
-    def _clear(self) -> None:
-        self._file.unlink(missing_ok=True)
-        if self._files.exists():
-            shutil.rmtree(self._files)
-        if self._folder.exists() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
-
-    def _perform(self, call: Call) -> None:
+    def _execute(self, call: Call) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         match call["do"]:
@@ -187,79 +179,75 @@ class Outbox:
             case "tags":
                 self._client.log_batch(self._run_id, tags=[RunTag(*item) for item in call["values"].items()])
             case "artifact":
-                self._upload(self._run_dir / call["path"], call["folder"])
+                path = self._run_dir / call["path"]
+                if not path.exists() and self._num_pending:
+                    log.warning("%s was queued for MLflow and no longer exists", path)
+                    return
+                upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+                upload(self._run_id, str(path), call["folder"] or None)
             case "end":
                 self._client.set_terminated(self._run_id, call["status"], call["time"])
             case other:
-                raise ValueError(f"no call {other!r}")
-
-    def _upload(self, path: Path, folder: str) -> None:
-        if not path.exists() and self._count:
-            log.warning("%s was to be sent to MLflow and is no longer there", path)
-            return
-        upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        upload(self._run_id, str(path), folder or None)
+                raise ValueError(f"unknown call {other!r}")
 
 
-def unsent(run_dir: Path, run: StoredRun | None) -> bool:
-    """Whether something in a run directory waits to be sent."""
-    return run is not None and bool(_whole_lines(_kept_file(run_dir, run.run_id)))
+def has_pending_calls(run_dir: Path, run: StoredRun | None) -> bool:
+    return run is not None and bool(_queued_lines(_queue_file(run_dir, run.run_id)))
 
 
-def send_unsent(uri: str, run: StoredRun, run_dir: Path) -> int:
-    """Sends what waits in the directory of a run that has ended; how many calls. Takes as long as MLflow allows.
+def replay_pending_calls(uri: str, run: StoredRun, run_dir: Path) -> int:
+    """Sends the queued calls of a run that has ended, with MLflow's own timeouts. Returns their number.
 
     Raises:
-        TrackingError: the server does not answer, or refuses it.
+        TrackingError: the server does not answer, or rejects a call.
     """
-    _quieten()
+    configure_mlflow(short_timeouts=False)
     from mlflow.tracking import MlflowClient
 
-    client, place = MlflowClient(tracking_uri=uri), without_password(uri)
-    outbox = Outbox(client, run.run_id, run_dir, place)
-    count = outbox.kept
+    client, server = MlflowClient(tracking_uri=uri), without_password(uri)
+    queue = OfflineQueue(client, run.run_id, run_dir, server)
+    count = queue.num_pending
     try:
-        with _environment(_LOOK):
+        with _environment(_PROBE_TIMEOUTS):
             client.get_run(run.run_id)
-        outbox.deliver()
+        queue.replay()
     except Exception as error:
-        if not is_away(error):
+        if not is_connection_error(error):
             raise
         raise TrackingError(
-            f"MLflow at {place} does not answer ({reason(error)}): {outbox.kept} calls wait in {run_dir / FOLDER}; "
-            "start it and give the same command again"
+            f"MLflow at {server} does not answer ({short_reason(error)}): {queue.num_pending} calls are queued in "
+            f"{run_dir / FOLDER}; start the server and repeat this command"
         ) from error
     return count
 
 
-def be_brief() -> None:
-    """Sets how long MLflow's client waits for a server, where the environment does not."""
-    for name, value in _LIMITS.items():
+def configure_mlflow(*, short_timeouts: bool) -> None:
+    """Sets MLflow's environment variables, except those that the user has set. To be called before mlflow is imported.
+
+    ``short_timeouts``: calls fail after seconds. MLflow's own timeouts are minutes, for which training would stop.
+    """
+    settings = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    settings["MLFLOW_DISABLE_TELEMETRY"] = "true"  # medical data: nothing is reported unless the user asks for it
+    for name, value in (settings | (_CALL_TIMEOUTS if short_timeouts else {})).items():
         os.environ.setdefault(name, value)
-    _quieten()
-
-
-def _quieten() -> None:
-    """Of MLflow, its database and its connections, only what goes wrong. MLflow reads it when it is imported."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("urllib3.connectionpool", "ERROR")):
-        logging.getLogger(name).setLevel(level)  # the last would have a line for each attempt
+        logging.getLogger(name).setLevel(level)  # the last one would log every attempt
 
 
-def answers(ask: Callable[[], object]) -> bool:
-    """Whether the server answers one short question."""
+def is_reachable(call: Callable[[], object]) -> bool:
+    """Whether the server answers ``call`` within seconds."""
     try:
-        with _environment(_LOOK):
-            ask()
+        with _environment(_PROBE_TIMEOUTS):
+            call()
     except Exception as error:
-        if not is_away(error):
+        if not is_connection_error(error):
             raise
         return False
     return True
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether an error of MLflow's client says that the server, or its database, cannot be reached just now."""
+def is_connection_error(error: BaseException) -> bool:
+    """Whether MLflow's client could not reach the server or its database."""
     from requests import RequestException
     from sqlalchemy.exc import OperationalError
 
@@ -273,59 +261,52 @@ def is_away(error: BaseException) -> bool:
     return False
 
 
-def reason(error: BaseException) -> str:
-    """The last words of a long message, which are the operating system's."""
+def short_reason(error: BaseException) -> str:
+    """The last part of a long connection error, which is the message of the operating system."""
     return str(error).rstrip("\n').\"").rsplit(": ", 1)[-1]
 
 
-def _together(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
-    """The calls with their number; points that were kept in many small batches go in large ones, and of a file that was
-    kept several times only the last, which is the one that is there."""
-    last = {(call["path"], call["folder"]): i for i, call in enumerate(calls) if call["do"] == "artifact"}
+def _merged(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
+    """Yields ``(n, call)`` with one call in place of ``n`` queued ones.
+
+    Consecutive metrics are combined up to the batch limit. Of several uploads of one file, only the last is sent.
+    """
+    last_upload = {(call["path"], call["folder"]): i for i, call in enumerate(calls) if call["do"] == "artifact"}
     points: list[Any] = []
     count = 0
     for i, call in enumerate(calls):
         count += 1
+        if call["do"] == "artifact" and last_upload[call["path"], call["folder"]] != i:
+            continue
         if call["do"] == "metrics":
             points += call["points"]
-            following = calls[i + 1] if i + 1 < len(calls) else None
-            if (
-                following is None
-                or following["do"] != "metrics"
-                or len(points) + len(following["points"]) > METRICS_A_BATCH
-            ):
-                yield count, {"do": "metrics", "points": points}
-                points, count = [], 0
-        elif call["do"] != "artifact" or last[call["path"], call["folder"]] == i:
-            yield count, call
-            count = 0
+            following = calls[i + 1] if i + 1 < len(calls) else {"do": ""}
+            if following["do"] == "metrics" and len(points) + len(following["points"]) <= METRICS_PER_BATCH:
+                continue
+            call, points = {"do": "metrics", "points": points}, []
+        yield count, call
+        count = 0
 
 
-def _kept_file(run_dir: Path, run_id: str) -> Path:
+def _queue_file(run_dir: Path, run_id: str) -> Path:
     return run_dir / FOLDER / f"{run_id}.jsonl"
 
 
-def _whole_lines(file: Path) -> list[bytes]:
-    """The lines of a file; one that a kill has left half written is cut off."""
+def _queued_lines(file: Path) -> list[bytes]:
     if not file.is_file():
         return []
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with file.open("r+b") as torn:
-            torn.truncate(len(whole))
-    return whole.splitlines()
+    drop_torn_line(file)
+    return file.read_bytes().splitlines()
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
+    """Sets environment variables for the length of the block."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in values:
+            del os.environ[name]
+        os.environ.update(before)

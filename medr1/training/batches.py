@@ -1,88 +1,90 @@
-"""Makes the batch of a step: for GRPO, for SFT, and for the tiny base model."""
+"""The batches of GRPO and SFT. Both train on the same records in the same order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image
 
-from medr1.data.sources.phantoms.base_mixture import BaseMixture
+from medr1.data.image_loader import ImageLoader
 from medr1.domain.reasoning import ReasoningMode, target_text
-from medr1.domain.records import LETTERS, Record
-from medr1.models.processor import IMAGE_TOKEN, Processor, Prompt
+from medr1.domain.records import Record
+from medr1.models.processor import Processor
 from medr1.models.tensors import PromptBatch, Targets
-from medr1.training.grpo import RolloutBatch
-from medr1.training.order import share, step_indices
-from medr1.training.sft import SupervisedBatch
+from medr1.training.steps import local_share, step_indices
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """The prompts of one step in one process.
+
+    ``prompt_indices``: the position of each prompt in the global batch. ``resample(attempt, prompt_indices)``: a batch
+    of other records for these positions.
+    """
+
+    step: int
+    prompt_indices: list[int]
+    records: list[Record]
+    prompts: PromptBatch
+    resample: Callable[[int, list[int]], RolloutBatch] | None = None
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, prompts=self.prompts.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedBatch:
+    """The prompts of one step in one process, and their target completions."""
+
+    step: int
+    prompts: PromptBatch
+    targets: Targets
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, prompts=self.prompts.to(device), targets=self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class RecordBatches:
-    """The records of each step, the same for GRPO and SFT: same prompts, same order, same budget.
+    """Makes the batches of a step from training records. Each process makes its own part.
 
-    Each process makes its own share. ``rationale``: SFT imitates the data's rationale too, where there is one.
+    ``rationale``: SFT targets include the rationale of records that have one.
     """
 
     records: Sequence[Record]
     processor: Processor
     mode: ReasoningMode
-    load: Callable[[Record], Image.Image]
+    load: ImageLoader
     train_batch_size: int
     seed: int
     rationale: bool = False
 
-    def _part(self, step: int, rank: int, world_size: int) -> tuple[list[Record], int, PromptBatch]:
+    def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
+        """The batch of GRPO."""
+        records, prompt_indices = self._records(step, rank, world_size)
+
+        def resample(attempt: int, prompt_indices: list[int]) -> RolloutBatch:
+            # Each record depends on seed, step, attempt and position alone.
+            rngs = [np.random.default_rng((self.seed, step, attempt, index, 1)) for index in prompt_indices]
+            others = [self.records[int(rng.integers(len(self.records)))] for rng in rngs]
+            return RolloutBatch(step, prompt_indices, others, self._encode(others))
+
+        return RolloutBatch(step, prompt_indices, records, self._encode(records), resample)
+
+    def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
+        """The batch of SFT."""
+        records, _ = self._records(step, rank, world_size)
+        texts = [target_text(self.mode, r.answer, r.rationale if self.rationale else "") for r in records]
+        ids, mask = self.processor.completion_ids(texts)
+        return SupervisedBatch(step, self._encode(records), Targets(ids, mask, mask.float()))
+
+    def _records(self, step: int, rank: int, world_size: int) -> tuple[list[Record], list[int]]:
         order = step_indices(len(self.records), self.train_batch_size, self.seed, step)
-        mine, first = share(order, rank, world_size)
-        records = [self.records[i] for i in mine]
-        return records, first, self._encode(records)
+        indices, first = local_share(order, rank, world_size)
+        return [self.records[i] for i in indices], list(range(first, first + len(indices)))
 
     def _encode(self, records: Sequence[Record]) -> PromptBatch:
         return self.processor.encode([self.processor.prompt(r, self.mode, self.load(r)) for r in records])
-
-    def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
-        records, first, prompts = self._part(step, rank, world_size)
-
-        def resample(turn: int, prompt_indices: list[int]) -> RolloutBatch:
-            """Other records, drawn at random for each place: a matter of seed, step, turn and place alone."""
-            draws = [np.random.default_rng((self.seed, step, turn, place, 1)) for place in prompt_indices]
-            drawn = [self.records[int(rng.integers(len(self.records)))] for rng in draws]
-            return RolloutBatch(step, prompt_indices, drawn, self._encode(drawn))
-
-        return RolloutBatch(step, list(range(first, first + len(records))), records, prompts, resample)
-
-    def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
-        records, _, prompts = self._part(step, rank, world_size)
-        texts = [target_text(self.mode, r.answer, r.rationale if self.rationale else "") for r in records]
-        ids, mask = self.processor.completion_ids(texts)
-        return SupervisedBatch(step, prompts, Targets(ids, mask, mask.float()))
-
-
-@dataclass(frozen=True, slots=True)
-class BaseBatches:
-    """The examples of the tiny base model; the letter of the answer weighs ``letter_weight`` times another token.
-
-    Made by one process: every rank would draw the same batch.
-    """
-
-    mixture: BaseMixture
-    processor: Processor
-    load: Callable[[Record], Image.Image]
-    letter_weight: float
-
-    def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
-        examples = self.mixture.batch(step)
-        prompts = []
-        for example in examples:
-            text = self.processor.chat(example.content)
-            if example.words is None:
-                prompts.append(Prompt(text, self.load(example.record)))
-            else:
-                prompts.append(Prompt(text.replace(IMAGE_TOKEN, example.words), None))
-        ids, mask = self.processor.completion_ids([example.target for example in examples])
-        letters = torch.tensor(self.processor.tokenizer.convert_tokens_to_ids(list(LETTERS)))
-        weights = 1 + (self.letter_weight - 1) * torch.isin(ids, letters)
-        return SupervisedBatch(step, self.processor.encode(prompts), Targets(ids, mask, weights.float()))

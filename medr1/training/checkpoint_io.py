@@ -10,8 +10,6 @@ Python values come back with their exact types and bits; what cannot is refused 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from medr1.atomic_write import atomic_directory, remove, restore_directory
 from medr1.errors import CheckpointError
 from medr1.training.checkpoint_tree import MODEL_FILE, OPTIMIZER_FILE, TreeEncoder, decode
 
@@ -44,29 +43,16 @@ class SafetensorsCheckpointIO(CheckpointIO):
         target = Path(path)
         processor = TreeEncoder()
         state = processor.encode(checkpoint, ())
-        partial = target.with_name(f".{target.name}.partial")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _delete(partial)
-        partial.mkdir()
-        save_file(processor.model, partial / MODEL_FILE)
-        save_file(processor.other, partial / OPTIMIZER_FILE)
-        document = {
-            "format": FORMAT,
-            "files": {name: _fingerprint(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
-            "crc32": zlib.crc32(_dumps(state).encode()),
-            "state": state,
-        }
-        (partial / STATE_FILE).write_text(_dumps(document), encoding="ascii")
-        for file in (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE):
-            _sync(partial / file)
-        _sync(partial)
-        backup = _backup(target)
-        if os.path.lexists(target):
-            _delete(backup)
-            os.rename(target, backup)
-        os.rename(partial, target)
-        _sync(target.parent)
-        _delete(backup)
+        with atomic_directory(target) as partial:
+            save_file(processor.model, partial / MODEL_FILE)
+            save_file(processor.other, partial / OPTIMIZER_FILE)
+            document = {
+                "format": FORMAT,
+                "files": {name: _fingerprint(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
+                "crc32": zlib.crc32(_dumps(state).encode()),
+                "state": state,
+            }
+            (partial / STATE_FILE).write_text(_dumps(document), encoding="ascii")
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -80,7 +66,8 @@ class SafetensorsCheckpointIO(CheckpointIO):
         """
         if map_location is not None and not isinstance(map_location, str | torch.device):
             raise TypeError(f"map_location must be a device or its name, got {type(map_location).__name__}")
-        target = _restore_backup(Path(path))
+        target = Path(path)
+        restore_directory(target)
         document = _read_document(target)
         stores = {}
         for name in (MODEL_FILE, OPTIMIZER_FILE):
@@ -102,7 +89,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes the checkpoint; a link to one (``save_last="link"``) is unlinked and what it points to stays."""
-        _delete(Path(path))
+        remove(Path(path))
 
 
 def _read_document(target: Path) -> dict[str, Any]:
@@ -136,37 +123,6 @@ def _fingerprint(file: Path) -> dict[str, int]:
         while chunk := stream.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
     return {"bytes": file.stat().st_size, "crc32": crc}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _backup(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
-
-
-def _restore_backup(target: Path) -> Path:
-    """Finishes a replacement that was killed between its two renames: the earlier checkpoint takes its name again."""
-    if not os.path.lexists(target) and _backup(target).is_dir():
-        try:
-            os.rename(_backup(target), target)
-        except FileNotFoundError:
-            # Every rank loads at once, and another one was first.
-            if not target.is_dir():
-                raise
-    return target
-
-
-def _delete(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.is_dir():
-        shutil.rmtree(path)
 
 
 def _damaged(file: Path, what: str) -> CheckpointError:

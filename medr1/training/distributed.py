@@ -1,4 +1,4 @@
-"""How several processes share a training: each the whole model (DDP), or each a shard of it (FSDP2)."""
+"""Strategies for several processes: the whole model in each (DDP), or a shard of it in each (FSDP2)."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torch.optim import Optimizer
 
 from medr1.config.enums import Distribution
 from medr1.models.sharding import full_state_dict, full_tensor, shard, shard_like
-from medr1.training.grpo import GRPOModule
-from medr1.training.mixed_adamw import by_index
-from medr1.training.sft import SFTModule
+from medr1.training.mixed_adamw import parameters_by_index
+from medr1.training.module import PolicyModule
 
-# Where another launcher has started all processes, the others wait while the first one asks the base model.
-_PATIENCE = timedelta(days=1)
+# The other processes of torchrun or SLURM wait while the first one evaluates the base model.
+_TIMEOUT = timedelta(days=1)
 
 
 def build_strategy(distribution: Distribution) -> Strategy | str:
-    """Lightning's strategy for a setting of ``trainer.strategy``."""
+    """Lightning's strategy for ``trainer.strategy``."""
     if distribution == Distribution.auto:
         return "auto"
     if distribution == Distribution.fsdp:
-        return ShardedStrategy(timeout=_PATIENCE)
-    # With the search for unused parameters, DDP keeps the buckets of its first step. Otherwise it cuts them anew after
-    # that step, sums in another order, and a resumed run of more than two processes differs from one left in peace.
-    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True, timeout=_PATIENCE)
+        return ShardedStrategy(timeout=_TIMEOUT)
+    # With the search for unused parameters, DDP keeps the gradient buckets of its first step. Without it, it rebuilds
+    # them after that step and sums in another order, so that a resumed run of more than two processes would differ.
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True, timeout=_TIMEOUT)
 
 
 class ShardedStrategy(DDPStrategy):
-    """Lightning's processes with FSDP2 instead of DDP's wrapper: weights, gradients, optimizer state and the reference
-    policy in shards. Checkpoints are those of one process, whole: a run may go on with another number of devices.
+    """Lightning's processes with FSDP2: weights, reference, gradients and optimizer state are sharded.
+
+    Checkpoints are not sharded: they equal those of one process, and a run may be resumed with another number of
+    devices.
     """
 
-    full_state_dict: Mapping[str, Tensor] | None = None  # of the policy's model once training has ended, on rank zero
+    full_state_dict: Mapping[str, Tensor] | None = None  # of the trained model, after training, on rank zero
 
     def model_to_device(self) -> None:
-        """Group by group, as each is cut: no device ever holds the whole model for it."""
+        """Does nothing: ``configure_ddp`` moves the shards, so that no device holds the whole model."""
 
     def configure_ddp(self) -> None:
-        module = self.lightning_module
-        assert isinstance(module, GRPOModule | SFTModule)
+        module = self._policy_module()
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for policy in module.policies:
             shard(policy, mesh)
@@ -54,18 +54,9 @@ class ShardedStrategy(DDPStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        for part in ("state_dict", "optimizer_states"):
-            checkpoint[part] = self._gathered(checkpoint[part])
+        for key in ("state_dict", "optimizer_states"):
+            checkpoint[key] = self._full_tensors(checkpoint[key])
         super().save_checkpoint(checkpoint, filepath, storage_options)
-
-    def _gathered(self, tree: Any) -> Any:
-        """The same tree on every process, its tensors whole on rank zero, one after the other."""
-        if isinstance(tree, Tensor):
-            found = full_tensor(tree)
-            return found.cpu() if self.is_global_zero else found.new_empty(0)
-        if isinstance(tree, dict):
-            return {key: self._gathered(value) for key, value in tree.items()}
-        return [self._gathered(value) for value in tree] if isinstance(tree, list) else tree
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -73,15 +64,26 @@ class ShardedStrategy(DDPStrategy):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        module = self.lightning_module
-        assert isinstance(module, GRPOModule | SFTModule)
-        state = full_state_dict(module.policy, keep=self.is_global_zero)
+        state = full_state_dict(self._policy_module().policy, keep=self.is_global_zero)
         self.full_state_dict = state if self.is_global_zero else None
+
+    def _policy_module(self) -> PolicyModule:
+        assert isinstance(self.lightning_module, PolicyModule)
+        return self.lightning_module
+
+    def _full_tensors(self, tree: Any) -> Any:
+        """The tree with full tensors on rank zero and empty ones elsewhere, gathered one after the other."""
+        if isinstance(tree, Tensor):
+            tensor = full_tensor(tree)
+            return tensor.cpu() if self.is_global_zero else tensor.new_empty(0)
+        if isinstance(tree, dict):
+            return {key: self._full_tensors(value) for key, value in tree.items()}
+        return [self._full_tensors(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _sharded(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with each of its tensors cut as the parameter that it belongs to."""
-    parameters = by_index(optimizer, stored)
+    """The state of an optimizer with each tensor sharded like its parameter."""
+    parameters = parameters_by_index(optimizer, stored)
     state = {
         index: {name: shard_like(value, parameters[index]) for name, value in values.items()}
         for index, values in stored["state"].items()

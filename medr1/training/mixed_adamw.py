@@ -1,4 +1,4 @@
-"""AdamW for weights in half precision, with what must not be rounded in float32."""
+"""AdamW for weights in half precision."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 
-def by_index(optimizer: Optimizer, stored: dict[str, Any]) -> dict[int, Tensor]:
-    """The weight behind each index of an optimizer's stored state."""
+def parameters_by_index(optimizer: Optimizer, stored: dict[str, Any]) -> dict[int, Tensor]:
+    """The parameters of an optimizer, by their index in its stored state."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [index for group in stored["param_groups"] for index in group["params"]]
     return dict(zip(indices, parameters, strict=True))
 
 
 class MixedPrecisionAdamW(AdamW):
-    """AdamW with a float32 copy of each weight, and float32 moments, beside weights in bfloat16 or float16.
+    """AdamW that keeps a float32 copy of each weight and float32 moments.
 
-    bfloat16 has eight significant bits: a weight of 0.02 moves in steps of 1e-4, and an update of 1e-6, the paper's
-    rate, would be rounded away every time; so would the second moment's decay. The copy collects such updates, and the
-    weight follows it. Costs 12 bytes a weight instead of 4. Weights in float32 need none of it and have plain AdamW.
+    bfloat16 has 8 significant bits: near 0.02 its values are 1e-4 apart, so that an update of 1e-6 would be rounded
+    away, and so would the decay of the second moment. The copy accumulates the updates, and the weight is the rounded
+    copy. The optimizer state takes 12 bytes per weight instead of 4.
     """
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class MixedPrecisionAdamW(AdamW):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """One weight at a time, so that only one gradient is there in float32."""
+        """Updates one weight, so that only one gradient at a time is held in float32."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
@@ -66,9 +66,9 @@ class MixedPrecisionAdamW(AdamW):
         parameter.copy_(state["master"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch casts a state to its weight's type, which would round what is kept exact here."""
+        """Restores the state in float32: ``torch`` casts it to the type of the weights."""
         super().load_state_dict(state_dict)
-        for index, parameter in by_index(self, state_dict).items():
+        for index, parameter in parameters_by_index(self, state_dict).items():
             for name, value in state_dict["state"].get(index, {}).items():
                 if name != "step":
                     self.state[parameter][name] = value.to(parameter.device, copy=True)

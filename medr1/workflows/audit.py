@@ -1,25 +1,27 @@
-"""``evaluate.py audit=DIR``: what is wrong with question files, as text, JSON and in MLflow. Loads no torch."""
+"""``evaluate.py audit=DIR``: flaws of question files as text, JSON and in MLflow. Loads no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 
+from medr1.atomic_write import write_json, write_text
+from medr1.config.settings import EvaluateConfig
 from medr1.errors import ConfigError
 from medr1.evaluation.audit import audit
 from medr1.reporting.audit_text import metric_items, render
-from medr1.runs.run_directory import environment, write_json, write_text
+from medr1.runs.run_directory import environment
 from medr1.tracking.tracker import Tracker
 
 
-def audit_files(cfg: DictConfig, directory: Path) -> None:
+def audit_files(cfg: EvaluateConfig, directory: Path) -> None:
     """Audits ``cfg.audit`` into ``directory``.
 
     Raises:
         ConfigError: no such place. DataError: no usable file there.
     """
+    assert cfg.audit is not None
     place = Path(cfg.audit)
     if not place.exists():
         raise ConfigError(f"audit={place}: no such file or folder (looked from {Path.cwd()})")
@@ -34,7 +36,7 @@ def audit_files(cfg: DictConfig, directory: Path) -> None:
         return
     tags = {"audit": str(place)}
     with Tracker.start(cfg.tracking.uri, cfg.tracking.experiment, directory.name, directory, tags=tags) as tracker:
-        tracker.metrics(dict(metric_items(result)), 0)
+        tracker.log_metrics(dict(metric_items(result)), 0)
         for name in ("audit.json", "audit.txt"):
-            tracker.artifact(directory / name)
+            tracker.log_artifact(directory / name)
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""``evaluate.py run=RUN export=DIR``: a run's model for those without medr1, with a card that says what it is."""
+"""``evaluate.py run=RUN export=DIR``: the model of a run as a plain checkpoint with a model card."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-from omegaconf import DictConfig
-
+from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
-from medr1.models.loading import export_policy, load_policy, resolve_attn_implementation
+from medr1.models.export import export_policy
 from medr1.reporting.model_card import model_card
-from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
-from medr1.workflows.model_choice import HOW_TO_ASK, ModelChoice
+from medr1.runs.run_directory import RunDirectory
+from medr1.workflows.local_model import load_trained
+from medr1.workflows.model_choice import PROMPT_SETTINGS, ModelChoice
 
 
 def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
-    """Writes the trained model of a finished run into the new directory ``target``, whole or not at all.
+    """Writes the trained model of a finished run into the new directory ``target``, atomically.
 
-    ``merge``: a LoRA adapter becomes part of its base, a plain Hugging Face checkpoint; without, the PEFT adapter
+    ``merge``: merge a LoRA adapter into its base and write a Hugging Face checkpoint; otherwise write the PEFT adapter
     alone.
 
     Raises:
@@ -35,39 +34,24 @@ def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
         raise ConfigError(f"{run.path} has no results yet; finish it with train.py resume={run.path}")
     if not merge and choice.adapter is None:
         raise ConfigError(f"merge=false: {run.path} was trained in full and has no adapter; leave out merge=false")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
-        if merge:
-            policy, processor = load_policy(
-                choice.path,
-                dtype=choice.dtype,
-                attn_implementation=resolve_attn_implementation(
-                    choice.attn_implementation, choice.dtype, torch.device("cpu")
-                ),
-                gradient_checkpointing=False,
-                adapter=choice.adapter,
-                image_size=choice.image_size,
-            )
-            export_policy(policy, processor, partial, choice.max_completion_length)
-        else:
-            assert choice.adapter is not None
-            shutil.copytree(choice.adapter, partial, dirs_exist_ok=True)
-        write_json(partial / HOW_TO_ASK, choice.how_to_ask())
-        write_text(partial / "README.md", _card(cfg, run, choice, merge))
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it after the rename
+        with atomic_directory(target) as directory:
+            if choice.adapter is not None and not merge:
+                shutil.copytree(choice.adapter, directory, dirs_exist_ok=True)
+            else:
+                policy, processor = load_trained(cfg, (choice.path, choice.adapter))
+                export_policy(policy, processor, directory, choice.max_completion_length)
+            write_json(directory / PROMPT_SETTINGS, choice.prompt_settings())
+            write_text(directory / "README.md", _card(cfg, run, choice, merge))
+    except OSError as error:
+        raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
     print(f"export: {target}")
 
 
-def _card(cfg: DictConfig, run: RunDirectory, choice: ModelChoice, merge: bool) -> str:
-    path = str(cfg.model.path)
+def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool) -> str:
+    path = cfg.model.path
     shipped = cfg.model.name == "tiny"
-    # A path of this machine says nothing elsewhere.
+    # The path of a local checkpoint means nothing on another machine.
     local = Path(path).is_absolute() or path.startswith(".") or Path(path).is_dir()
     name = "medr1's tiny base" if shipped else f"{Path(path).name} (a local checkpoint)" if local else path
     recipe = {
@@ -77,11 +61,11 @@ def _card(cfg: DictConfig, run: RunDirectory, choice: ModelChoice, merge: bool) 
         "steps x prompts": f"{cfg.trainer.max_steps} x {cfg.trainer.train_batch_size}",
         "tuning": f"LoRA, rank {cfg.model.lora.r}" if choice.adapter else "full",
         "learning rate": f"{cfg.algorithm.learning_rate:g}",
-        "group size": str(cfg.algorithm.get("num_generations", "-")),
-        "precision": choice.dtype,
+        "num_generations": str(getattr(cfg.algorithm, "num_generations", "-")),
+        "dtype": choice.dtype,
         "seed": str(cfg.seed),
-        "picture": f"{choice.image_size} x {choice.image_size} pixels",
-        "new tokens, at most": str(choice.max_completion_length),
+        "image": f"{choice.image_size} x {choice.image_size} pixels",
+        "max_completion_length": str(choice.max_completion_length),
         "medr1 commit": str(read_json(run.path / "environment.json").get("git_commit") or "unknown"),
         "data fingerprint": str(read_json(run.summary)["data_fingerprint"]),
     }

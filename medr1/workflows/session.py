@@ -1,74 +1,153 @@
-"""What surrounds any evaluation: the run in MLflow, and from its answers the numbers. Loads no torch."""
+"""What surrounds every run: its lock, its data, its stored config, its run in MLflow, its results. Loads no torch."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from medr1.atomic_write import read_json, write_json, write_text
+from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
-from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
 from medr1.evaluation.image_ablation import ImageAblation
-from medr1.evaluation.metrics import Summary, compare, metric_items, summarise
+from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.reporting.result_table import render_results
-from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import sweep_of
 from medr1.tracking.address import stored_run
-from medr1.tracking.offline_queue import send_unsent, unsent
+from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run that has been opened: locked, with its data loaded, its config stored and its MLflow run started."""
+
+    cfg: CommonConfig
+    run: RunDirectory
+    data: Dataset
+    tracker: AnyTracker
+    is_resumed: bool
+
+    @property
+    def resume_command(self) -> str:
+        return resume_command(self.cfg, self.run)
+
+
 @contextmanager
-def evaluation(
-    cfg: DictConfig, run: RunDirectory, overrides: list[str], resumed: bool, facts: Mapping[str, Any] | None = None
-) -> Iterator[tuple[Dataset, AnyTracker]]:
-    """The data, and a run that is begun or continued, held and tracked until the block ends. ``facts``: what else its
-    environment.json shall say.
+def open_session(
+    cfg: CommonConfig,
+    run: RunDirectory,
+    overrides: list[str],
+    *,
+    is_resumed: bool,
+    facts: Mapping[str, Any],
+    preflight: Callable[[Dataset], None] = lambda data: None,
+) -> Iterator[Session]:
+    """Opens a run; at the end of the block marks it as finished.
+
+    Of several processes, the first one locks, stores and tracks. The lock and the MLflow run are released however the
+    block ends. ``facts`` are added to environment.json; ``preflight`` may refuse a new run before it is stored.
 
     Raises:
-        ConfigError: the place holds another run, is being worked on, or was begun with data that has changed since.
+        ConfigError: the directory holds another run, is locked by another process, or its data has changed.
+        DataError: the data cannot be used. TrackingError: MLflow does not answer.
     """
-    with run.lock():
+    is_first = is_first_process()
+    with run.lock() if is_first else nullcontext():
         data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+        if isinstance(cfg, TrainConfig):
+            set_max_steps(cfg, len(data.train))
+        if not is_first:
+            yield Session(cfg, run, data, NullTracker(), is_resumed)
+            return
         for message in data.messages:
             log.info(message)
-        if not resumed:
-            run.create(cfg, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **(facts or {})})
+        if not is_resumed:
+            preflight(data)
+            stored = OmegaConf.structured(cfg)
+            run.create(stored, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **facts})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
-            raise ConfigError(f"{run.path}: the data has changed since this evaluation began; start a new one")
-        with start_tracker(cfg, run, resumed) as tracker:
-            log_start(tracker, cfg, run, data)
-            yield data, tracker
+            raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
+        with _start_tracker(cfg, run, is_resumed) as tracker:
+            _log_start(tracker, cfg, run, data)
+            yield Session(cfg, run, data, tracker, is_resumed)
+        # Last of all: by now MLflow has everything, or it is queued in the run directory.
         write_json(run.finished, {"summary": run.summary.name})
 
 
-def report(
-    cfg: DictConfig,
-    run: RunDirectory,
-    data: Dataset,
-    conditions: Mapping[str, list[Prediction]],
-    tracker: AnyTracker,
-    step: int,
+def set_max_steps(cfg: TrainConfig, records: int) -> None:
+    """Computes ``trainer.max_steps`` from ``trainer.num_train_epochs`` where it is null."""
+    trainer = cfg.trainer
+    if trainer.max_steps is None:
+        assert trainer.num_train_epochs is not None
+        trainer.max_steps = math.ceil(trainer.num_train_epochs * records / trainer.train_batch_size)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files and tracks.
+
+    Known before Lightning has started the other processes, from the environment that it or another launcher (torchrun,
+    SLURM) has set.
+    """
+    if int(os.environ.get("NODE_RANK", "0")) > 0:
+        return False
+    if "pytorch_lightning" not in sys.modules:
+        return True
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def prediction_settings(session: Session) -> dict[str, Any]:
+    """The settings of a ``PredictionStore`` over the test records of a run."""
+    cfg = session.cfg
+    return {
+        "records": limit_cells(session.data.test, cfg.evaluation.limit),
+        "mode": ReasoningMode(cfg.reasoning.mode),
+        "load": cached_image_loader(cfg.data.image_size),
+        "file": session.run.predictions,
+        "max_completion_length": cfg.evaluation.max_completion_length,
+    }
+
+
+def run_controls(
+    session: Session, store: PredictionStore, generate: Callable[[Condition, ImageAblation], None]
 ) -> None:
-    """From predictions to numbers, and the same numbers everywhere: table, summary.json, MLflow."""
-    summaries: dict[str, Summary] = {name: summarise(lines) for name, lines in conditions.items()}
+    """The controls that the config asks for: blank image, shuffled image, option prior, surface cues."""
+    if session.cfg.evaluation.blank_image:
+        generate(Condition.BLANK_IMAGE, ImageAblation.BLANK)
+    if session.cfg.evaluation.shuffled_image:
+        generate(Condition.SHUFFLED_IMAGE, ImageAblation.SHUFFLED)
+    store.run_blind_baselines(session.data.train)
+
+
+def report(session: Session, conditions: Mapping[str, list[Prediction]], step: int) -> None:
+    """Computes the numbers of all conditions and writes them to the terminal, summary.json, results.md and MLflow."""
+    run, data, tracker = session.run, session.data, session.tracker
+    summaries = {name: summarise(lines) for name, lines in conditions.items()}
     comparison = None
     if Condition.BASE in conditions and Condition.TRAINED in conditions:
         comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
     for name, summary in summaries.items():
-        tracker.metrics(dict(metric_items(name, summary)), step)
+        tracker.log_metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
-        tracker.metrics({"trained/difference": comparison.overall.difference.value}, step)
+        tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
     trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
     table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
     write_json(
@@ -77,15 +156,15 @@ def report(
             "conditions": {name: summary.to_dict() for name, summary in summaries.items()},
             "comparison": comparison.to_dict() if comparison else None,
             "data_fingerprint": data.fingerprint,
-            "seed": cfg.seed,
+            "seed": session.cfg.seed,
             "mlflow_run_id": tracker.run_id,
         },
     )
     write_text(run.results, table.to_markdown())
     for path in (run.summary, run.results):
-        tracker.artifact(path)
+        tracker.log_artifact(path)
     for name in conditions:
-        tracker.artifact(run.predictions(name), "predictions")
+        tracker.log_artifact(run.predictions(name), "predictions")
     console = Console(width=100)
     console.print(table)
     console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
@@ -93,22 +172,49 @@ def report(
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
 
 
-def log_start(tracker: AnyTracker, cfg: DictConfig, run: RunDirectory, data: Dataset) -> None:
-    """The curated parameters, made for comparing runs in the UI, and the files that say everything."""
-    chosen = ("model.name", "model.path", "model.url", "model.tuning", "data", "modality.name", "question_type.name")
-    training = ("reward", "algorithm", "trainer.max_steps", "trainer.train_batch_size", "trainer.devices")
-    values = {key: OmegaConf.select(cfg, key) for key in (*chosen, "reasoning.mode", "seed", *training)}
-    plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
-    tracker.params({k: v for k, v in plain.items() if v is not None})
-    tracker.params({"data_fingerprint": data.fingerprint})
+def send_pending(run: RunDirectory) -> bool:
+    """Sends what a finished run has queued for MLflow. Returns whether the run is finished and had something to send.
+
+    Raises:
+        TrackingError: the server still does not answer.
+    """
+    stored = stored_run(run.path)
+    if stored is None or not run.finished.is_file() or not has_pending_calls(run.path, stored):
+        return False
+    with run.lock():
+        sent = replay_pending_calls(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
+    log.info("%s: %d queued calls were sent to MLflow", run.path, sent)
+    return True
+
+
+def resume_command(cfg: CommonConfig, run: RunDirectory) -> str:
+    return f"python {'train' if isinstance(cfg, TrainConfig) else 'evaluate'}.py resume={run.path}"
+
+
+def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: Dataset) -> None:
+    """Logs the parameters by which runs are compared in MLflow, and the files that hold all of them."""
+    settings = asdict(cfg)
+    model = {key: settings["model"][key] for key in ("name", "path", "url", "tuning") if key in settings["model"]}
+    values: dict[str, Any] = {
+        "model": model,
+        "data": settings["data"],
+        **{f"{group}.name": settings[group]["name"] for group in ("modality", "question_type")},
+        "reasoning.mode": cfg.reasoning.mode,
+        "seed": cfg.seed,
+        "data_fingerprint": data.fingerprint,
+    }
+    if isinstance(cfg, TrainConfig):
+        trainer = {key: settings["trainer"][key] for key in ("max_steps", "train_batch_size", "devices")}
+        values |= {"reward": settings["reward"], "algorithm": settings["algorithm"], "trainer": trainer}
+    tracker.log_params(values)
     for file in ("config.yaml", "overrides.yaml", "environment.json"):
-        tracker.artifact(run.path / file)
+        tracker.log_artifact(run.path / file)
 
 
-def start_tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTracker:
+def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> AnyTracker:
     if not cfg.tracking.enabled:
         return NullTracker()
-    before = stored_run(run.path) if resumed else None
+    before = stored_run(run.path) if is_resumed else None
     sweep = sweep_of(run)
     parent = stored_run(sweep.path) if sweep else None
     return Tracker.start(
@@ -118,43 +224,5 @@ def start_tracker(cfg: DictConfig, run: RunDirectory, resumed: bool) -> AnyTrack
         run.path,
         tags={PARENT_TAG: parent.run_id} if parent else None,
         run_id=before.run_id if before else None,
-        remedy=f"python {'train' if 'trainer' in cfg else 'evaluate'}.py resume={run.path}",
+        resend_command=resume_command(cfg, run),
     )
-
-
-def prediction_store_settings(cfg: DictConfig, run: RunDirectory, data: Dataset) -> dict[str, Any]:
-    """What a run asks, whoever answers: see ``KeptAnswers``."""
-    return {
-        "records": limit_cells(data.test, cfg.evaluation.limit),
-        "mode": ReasoningMode(cfg.reasoning.mode),
-        "load": cached_image_loader(int(cfg.data.image_size)),
-        "file": run.predictions,
-        "max_completion_length": int(cfg.evaluation.max_completion_length),
-    }
-
-
-def run_controls(
-    cfg: DictConfig, answers: PredictionStore, generate: Callable[[Condition, ImageAblation], None], data: Dataset
-) -> None:
-    """The model with an empty picture and with another record's, the option prior of the training records, and the
-    cues of typography."""
-    if cfg.evaluation.blank_image:
-        generate(Condition.BLANK_IMAGE, ImageAblation.BLANK)
-    if cfg.evaluation.shuffled_image:
-        generate(Condition.SHUFFLED_IMAGE, ImageAblation.SHUFFLED)
-    answers.run_blind_baselines(data.train)
-
-
-def send_rest(run: RunDirectory) -> bool:
-    """Sends what a finished run has kept, because its MLflow server was away; whether that was all there was to do.
-
-    Raises:
-        TrackingError: the server is still away.
-    """
-    stored = stored_run(run.path)
-    if stored is None or not run.finished.is_file() or not unsent(run.path, stored):
-        return False
-    with run.lock():
-        sent = send_unsent(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
-    log.info("%s: %d calls that MLflow had missed are sent", run.path, sent)
-    return True

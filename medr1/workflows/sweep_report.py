@@ -1,4 +1,4 @@
-"""From the runs of a sweep to its tables, figures and report, and to its own run in MLflow. Loads no torch."""
+"""Writes the tables, figures and report of a sweep, and logs them to its own run in MLflow. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from medr1.data.sources.phantoms.records import World, make_records
+from medr1.atomic_write import read_json, write_json, write_text
+from medr1.config.settings import TrainConfig
+from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.matrices import tabulate
@@ -22,12 +23,12 @@ from medr1.reporting.findings import findings
 from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
 from medr1.reporting.sections import rationale_section, trend_section
-from medr1.runs.run_directory import RunDirectory, read_json, write_json, write_text
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
 from medr1.tracking.history import History
 from medr1.tracking.tracker import Tracker
-from medr1.workflows.session import send_rest
+from medr1.workflows.session import send_pending
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ _CURVES = ("train/reward", "train/completions/mean_length", "train/loss")
 
 
 def report_sweep(place: Path) -> None:
-    """Makes everything that a sweep shows, from the files of those of its runs that are finished.
+    """Writes the report of a sweep from the files of its finished runs.
 
     Raises:
-        ConfigError: no sweep there. DataError: none of its runs is finished, or their predictions do not go together.
+        ConfigError: the directory holds no sweep. DataError: no run is finished, or the runs have other test records.
     """
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # matplotlib writes PDF with it
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     directory = SweepDirectory(place.absolute())
     manifest = directory.read()
     states = directory.states(manifest.jobs)
@@ -50,7 +51,7 @@ def report_sweep(place: Path) -> None:
     history = _history(directory)
     if history is not None:  # the curves of the report come from MLflow
         for name in finished:
-            send_rest(directory.run(name))
+            send_pending(directory.run(name))
     runs = [_read(directory.run(name), manifest.jobs[name].axes) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
     sentences = findings(tables)
@@ -92,7 +93,7 @@ def _history(directory: SweepDirectory) -> History | None:
         return None
     uri = _uri(directory)
     history = History(uri)
-    if not history.there:
+    if not history.is_reachable():
         log.warning(
             "MLflow at %s does not answer: the report has no curves; python evaluate.py sweep=%s makes it whole",
             *(without_password(uri), directory.path),
@@ -102,17 +103,17 @@ def _history(directory: SweepDirectory) -> History | None:
 
 
 def _uri(directory: SweepDirectory) -> str:
-    """Where the sweep is tracked. Its own note leaves out a password, which the configs of its runs have."""
+    """The tracking URI of the sweep. mlflow.json leaves out a password, which the configs of the runs have."""
     stored = stored_run(directory.path)
     assert stored is not None
     runs = [directory.run(name) for name in directory.read().jobs]
-    uris = [str(_config(run).tracking.uri) for run in runs if run.config.is_file()]
+    uris = [run.stored_config(TrainConfig).tracking.uri for run in runs if run.config.is_file()]
     return next((uri for uri in uris if without_password(uri) == stored.uri), stored.uri)
 
 
 def _curves(run: RunDirectory, history: History | None) -> dict[str, list[tuple[int, float]]]:
     stored = stored_run(run.path)
-    return history.curves(stored, _CURVES) if history and stored else {}
+    return history.metrics(stored, _CURVES) if history and stored else {}
 
 
 def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State, history: History | None) -> RunLink:
@@ -125,30 +126,27 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
         state=state.value,
         seconds=directory.seconds(name),
         directory=os.path.relpath(run.path, directory.report),
-        page=history.page(stored) if history and stored else "",
+        page=stored.url if history and stored else "",
         error=run.log.read_text(encoding="utf-8", errors="replace") if failed else "",
     )
 
 
 def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> Section | None:
-    """On the phantoms, where the truth about every picture is known, what the rationales are worth."""
+    """How many claims of the rationales are true, where the data source knows the truth about every image."""
     records: dict[str, Record] = {}
+    image_size = 0
     for name in finished:
-        data: DictConfig = _config(directory.run(name)).data
-        if data.name != "phantoms":
+        data = directory.run(name).stored_config(TrainConfig).data
+        annotated = SOURCES[data.kind].annotated_test_records(data)
+        if not annotated:
             return None
-        records |= {r.id: r for r in make_records(World.TEST, data.seed, data.test_images_per_modality)}
-    return rationale_section(runs, records, int(data.image_size), row_axis)
-
-
-def _config(run: RunDirectory) -> DictConfig:
-    stored = OmegaConf.load(run.config)
-    assert isinstance(stored, DictConfig)
-    return stored
+        records |= {record.id: record for record in annotated}
+        image_size = data.image_size
+    return rationale_section(runs, records, image_size, row_axis)
 
 
 def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
-    """What made the numbers; more than one value means that runs of different versions or data stand together."""
+    """Versions and data of the runs. More than one value means that runs of different versions or data are mixed."""
     load_if_exists: dict[str, set[str]] = {}
     for name in finished:
         environment: dict[str, Any] = read_json(directory.run(name).path / "environment.json")
@@ -160,7 +158,7 @@ def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
 
 
 def _track(directory: SweepDirectory, states: Mapping[str, State], tables: SweepTables, console: Console) -> None:
-    """The sweep's own run in MLflow: the report, its figures and files, and the numbers that sum it up."""
+    """Logs the report and its summary metrics to the sweep's own run in MLflow."""
     stored = stored_run(directory.path)
     if stored is None:
         return
@@ -170,8 +168,8 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
         directory.path.name,
         directory.path,
         run_id=stored.run_id,
-        remedy=f"python evaluate.py sweep={directory.path}",
-        must_answer=False,
+        resend_command=f"python evaluate.py sweep={directory.path}",
+        require_server=False,
     ) as tracker:
         numbers: dict[str, float] = {"finished": list(states.values()).count(State.FINISHED), "runs": len(states)}
         for matrix in tables.matrices:
@@ -181,7 +179,7 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
             if g := matrix.generalization:
                 parts = {"diagonal": g.diagonal, "off_diagonal": g.off_diagonal, "gap": g.gap}
                 numbers |= {f"{name}/{method}": estimate.value for name, estimate in parts.items()}
-        tracker.metrics(numbers, 0)
-        tracker.artifact(directory.report)
-        tracker.finish("FINISHED" if set(states.values()) == {State.FINISHED} else "FAILED")
+        tracker.log_metrics(numbers, 0)
+        tracker.log_artifact(directory.report)
+        tracker.end_run("FINISHED" if set(states.values()) == {State.FINISHED} else "FAILED")
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)

@@ -6,6 +6,7 @@ What has to be loaded decides how long a mistake takes to answer, and unlike a c
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -15,10 +16,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config.schema import register
-from medr1.config.validate import check
 from medr1.errors import ConfigError
 from tests.command_lines import ROOT, Answer, run
+from tests.composing import check
 
 # What is typed after train.py (or evaluate.py), and what the message must say.
 TYPED: dict[str, list[str]] = {
@@ -39,6 +39,8 @@ TYPED: dict[str, list[str]] = {
     "modalty=ct": ["'modalty'", "Did you mean 'modality'"],
     "debg=quick": ["'debg'", "Did you mean 'debug'"],
     "algorithm.objectiv.beta=0": ["'algorithm.objectiv.beta'", "Did you mean 'algorithm.objective.beta'"],
+    "algorithm.group_size=4": ["algorithm.group_size is called algorithm.num_generations"],
+    "+trainer.steps=4": ["+trainer.steps is called trainer.max_steps"],
     "lr=3": ["'lr'", "--cfg job"],
     "+algorithm.learning_rat=3": ["+algorithm.learning_rat", "no such setting", "learning_rate"],
     "+sead=3": ["+sead", "no such setting", "seed"],
@@ -56,9 +58,15 @@ TYPED: dict[str, list[str]] = {
     "data.image_size=100": ["data.image_size=100", "28", "use data.image_size=112"],
     "modality=ct,mri": ["modality=ct,mri", "--multirun"],
     "seed": ["'seed'", "missing EQUAL"],
+    # Shell completion
+    "--shell-completion": ["--shell-completion", "install=SHELL", "bash, zsh or fish"],
+    "-sc install=tcsh": ["--shell-completion", "install=SHELL", "bash, zsh or fish"],
+    "-sc install": ["--shell-completion", "install=SHELL"],
+    "-sc install=bash uninstall=bash": ["--shell-completion", "install=SHELL"],
+    "evaluate.py -sc query=bash": ["python evaluate.py --shell-completion install=bash"],
     # Combinations
     "model=hf": ["model=hf needs model.path="],
-    "data=omnimedvqa": ["data=omnimedvqa needs data.root=", "QA_information"],
+    "data=omnimedvqa": ["data=omnimedvqa needs data.root="],
     "data=omnimedvqa data.root=nowhere": ["data.root=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.splits=nowhere": ["data.splits=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.split=test_only": ["data.split=test_only", "evaluate.py"],
@@ -67,15 +75,15 @@ TYPED: dict[str, list[str]] = {
     "resume=nowhere seed=1 modality=ct": ["resume=", "leave out seed=1, modality=ct"],
     "output_dir=a_file": ["a_file", "Not a directory", "output_dir"],
     "hydra.run.dir=a_file": ["a_file", "output_dir"],
-    "model=server": ["model=server needs model.url=http", "model.path=NAME"],
-    "model=server model.url=http://127.0.0.1:1/v1 model.path=n": ["can only be asked", "algorithm=zero_shot"],
+    "model=server": ["model=server needs model.path=... and model.url=..."],
+    "model=server model.url=http://127.0.0.1:1/v1 model.path=n": ["algorithm=zero_shot"],
     "evaluate.py model=server model.url=127.0.0.1:8000 model.path=n": ["model.url=127.0.0.1:8000", "use http://HOST"],
     "evaluate.py model=server model.url=http://h:99999/v1 model.path=n": ["http://h:99999", "range"],
-    "evaluate.py model=server model.url=http://me:pw@h/v1 model.path=n": ["no name and password", "use http://HOST"],
-    "evaluate.py model=server model.url=http://h/v1?k model.path=n": ["neither ? nor #"],
+    "evaluate.py model=server model.url=http://me:pw@h/v1 model.path=n": ["name and password", "use http://HOST"],
+    "evaluate.py model=server model.url=http://h/v1?k model.path=n": ["model.url=http://h/v1?k", "query"],
     "evaluate.py model=server model.url=http://h/v1/chat/completions model.path=n": ["leave out /chat/completions"],
     "evaluate.py model=server model.url=http://h/v1 model.path=n model.api_key_variable=PATH": [
-        "in the clear",
+        "model.url=http://h/v1",
         "https",
     ],
     "evaluate.py model=server model.url=http://h/v1 model.path=n model.concurrency=0": ["model.concurrency=0"],
@@ -107,7 +115,7 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "data.image_size=1": ["data.image_size=1", "use data.image_size=28"],
     "data.image_size=0": ["data.image_size=0", "use data.image_size=28"],
     "data.image_size=384": ["data.image_size=384", "use data.image_size=392"],
-    "model.image_token_size=32": ["data.image_size=84", "32 x 32", "model.image_token_size", "use data.image_size=96"],
+    "model.image_token_size=32": ["data.image_size=84", "model.image_token_size=32", "use data.image_size=96"],
     "model.image_token_size=0": ["model.image_token_size=0", "between 1"],
     "model.attn_implementation=flash_attention_2": [
         "half precision",
@@ -116,7 +124,7 @@ IMPOSSIBLE: dict[str, list[str]] = {
     ],
     "trainer.devices=3": ["trainer.train_batch_size=16", "3 processes"],
     "trainer.devices=2 trainer.num_nodes=3": ["trainer.train_batch_size=16", "6 processes"],
-    "reward.accuracy=0 reward.format=0": ["reward.accuracy=0", "reward.format=0", "weight"],
+    "reward.functions.accuracy.weight=0 reward.functions.format.weight=0": ["weight"],
     "model.tuning=lora model.freeze_vision_tower=true model.lora.target_modules=vision": ["nothing to train"],
 }
 
@@ -132,7 +140,6 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
 
 @pytest.fixture(scope="module")
 def default() -> DictConfig:
-    register()
     with initialize_config_dir(version_base=None, config_dir=str(ROOT / "conf")):
         return compose("train")
 
@@ -200,3 +207,18 @@ def test_the_shell_sees_status_and_message_of_a_mistake(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and "Did you mean 'xray'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bash_completes_groups_names_and_settings() -> None:
+    """As after ``eval "$(python train.py --shell-completion install=bash)"``, with what bash sets when Tab is typed."""
+    script = """
+    eval "$(python train.py --shell-completion install=bash)"
+    for typed in "algo" "sweep=cross_m" "algorithm=sft trainer.save_s"; do
+        COMP_LINE="python train.py $typed"
+        words=($COMP_LINE); COMP_CWORD=$(( ${#words[@]} - 1 )); COMP_POINT=${#COMP_LINE}
+        hydra_bash_completion; echo "${COMPREPLY[@]}"
+    done"""
+    found = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=os.environ | found, capture_output=True, text=True)
+    offered = ["algorithm. algorithm=", "sweep=cross_modality", "trainer.save_steps="]
+    assert done.stdout.splitlines() == offered, done.stderr

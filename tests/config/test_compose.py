@@ -14,15 +14,16 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from medr1.config.enums import ReleasedAxis
 from medr1.config.naming import job_name, run_directory
-from medr1.config.schema import SCHEMAS, register, register_sweeps
-from medr1.config.settings import SWEEPS, EvaluateConfig, TrainConfig
-from medr1.config.validate import check
+from medr1.config.paths import SWEEPS
+from medr1.config.schema import register_sweeps, schemas
+from medr1.config.settings import EvaluateConfig, TrainConfig
+from medr1.data.sources.omnimedvqa import ReleasedAxis
 from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
+from tests.composing import check
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -43,7 +44,6 @@ PLUGINS = {"local": "joblib", "slurm": "submitit", "ray": "ray"}
 
 @pytest.fixture(autouse=True, scope="module")
 def hydra_is_ready() -> Iterator[None]:
-    register()
     register_sweeps()
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         yield
@@ -61,7 +61,7 @@ def is_typed(cfg: DictConfig) -> bool:
 
 
 def test_the_groups_are_those_of_the_schemas() -> None:
-    assert {group for group, _ in FILES} == {group for group, _ in SCHEMAS if group} | _WITHOUT_SCHEMA
+    assert {group for group, _ in FILES} == {group for group, _ in schemas() if group} | _WITHOUT_SCHEMA
 
 
 def rows(groups: Iterable[str]) -> Iterator[dict[str, str]]:

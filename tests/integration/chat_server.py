@@ -1,8 +1,8 @@
-"""An OpenAI-compatible chat server for the tests: the shipped tiny model answers real pictures, greedily.
+"""An OpenAI-compatible chat server for the tests: greedy completions of the shipped tiny model.
 
     python -m tests.integration.chat_server PORT LOG
 
-It prints its port once it answers (0: any free one), and appends one line to LOG for each completion.
+It prints its port when it is ready (0: any free one) and appends one line to LOG for each completion.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ TINY = Path(__file__).resolve().parents[2] / "medr1" / "models" / "tiny_base"
 
 
 class ChatServer(ThreadingHTTPServer):
-    """One completion at a time, though connections wait side by side."""
+    """Accepts requests in parallel and generates one completion at a time."""
 
     def __init__(self, port: int, log: Path, policy: Policy, processor: Processor) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.log, self.policy, self.processor, self.is_locked = log, policy, processor, Lock()
+        self.log, self.policy, self.processor, self.lock = log, policy, processor, Lock()
 
-    def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
-        (turn,) = asked["messages"]
-        ablated_loader, text = turn["content"]
-        kind, _, data = ablated_loader["image_url"]["url"].partition(",")
-        assert kind == "data:image/png;base64" and asked["temperature"] == 0 and asked["model"] == "tiny"
+    def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        (turn,) = request["messages"]
+        image_part, text_part = turn["content"]
+        kind, _, data = image_part["image_url"]["url"].partition(",")
+        assert kind == "data:image/png;base64" and request["temperature"] == 0 and request["model"] == "tiny"
         image = Image.open(BytesIO(base64.b64decode(data))).convert("RGB")
-        prompts = self.processor.encode([Prompt(self.processor.chat(text["text"]), image)])
+        prompts = self.processor.encode([Prompt(self.processor.chat(text_part["text"]), image)])
         suppress_tokens = tuple(self.processor.suppressed_token_ids())
-        sampling = Sampling(asked["max_tokens"], self.processor.eos_token_id, suppress_tokens, temperature=0.0)
-        with self.is_locked, torch.no_grad():
+        sampling = Sampling(request["max_tokens"], self.processor.eos_token_id, suppress_tokens, temperature=0.0)
+        with self.lock, torch.no_grad():
             done = rollout(self.policy, self.policy.prefill(prompts), sampling)
             with self.log.open("a") as file:
-                file.write(text["text"].splitlines()[0] + "\n")
+                file.write(text_part["text"].splitlines()[0] + "\n")
         return {
             "object": "chat.completion",
             "model": "tiny",
@@ -66,15 +66,15 @@ class Handler(BaseHTTPRequestHandler):
     server: ChatServer
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         found = self.path == "/v1/chat/completions"
-        answer = self.server.complete(asked) if found else {"error": {"message": f"nothing at {self.path}"}}
+        answer = self.server.complete(request) if found else {"error": {"message": f"nothing at {self.path}"}}
         body = json.dumps(answer).encode()
         self.send_response(200 if found else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with suppress(BrokenPipeError):  # whoever asked was killed
+        with suppress(BrokenPipeError):  # the client was killed
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:

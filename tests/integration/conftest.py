@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from medr1.cli.main import CONF
-from medr1.config.schema import register
-from medr1.config.validate import check
+from medr1.config.paths import CONF
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows import train as pipeline
+from medr1.workflows.train import train
+from tests.composing import composed
 
 ROOT = CONF.parent
 MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
@@ -25,17 +23,9 @@ MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the real images (../shared/data/omnimedvqa-mini) are absent")
 
 
-def composed(command: str, *overrides: str) -> Any:
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        cfg = compose(command, list(overrides))
-    check(cfg)
-    return cfg
-
-
 def train_here(run_dir: Path, *overrides: str) -> RunDirectory:
     """Trains in this process, seconds faster than a new one."""
-    pipeline.train(composed("train", f"output_dir={run_dir.parent}", *overrides), run_dir, list(overrides))
+    train(composed("train", f"output_dir={run_dir.parent}", *overrides), run_dir, list(overrides))
     return RunDirectory(run_dir)
 
 

@@ -21,10 +21,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medr1.config.schema import register
-from medr1.config.settings import OmniMedVQAConfig, TrainConfig
-from medr1.config.validate import check
-from medr1.data.sources.registry import load_dataset
+from medr1.config.settings import TrainConfig
+from medr1.data.dataset import load_dataset
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, Split
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
 from medr1.models.loading import load_policy, save_policy
@@ -33,6 +32,7 @@ from medr1.tracking.address import stored_run
 from medr1.tracking.tracker import Tracker
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from tests.command_lines import ROOT, run
+from tests.composing import check
 
 QA = "data/QA_information/Open-access/D.json"
 SPLIT = "data/Splits/X-Ray_train.json"
@@ -61,13 +61,13 @@ class Place:
 
 
 def read_data(at: Place, **settings: Any) -> None:
-    given = {"name": "omnimedvqa", "image_size": 28, "root": str(at.path / "data"), "split": "test_only"}
-    given |= {"on_bad_record": "error", "cache_dir": str(at.path / "cache")}
-    load_dataset(OmegaConf.structured(OmniMedVQAConfig(**(given | settings))), "all", "all")
+    given: dict[str, Any] = {"name": "omnimedvqa", "image_size": 28, "root": str(at.path / "data")}
+    given |= {"split": Split.test_only, "on_bad_record": OnBadRecord.error, "cache_dir": str(at.path / "cache")}
+    load_dataset(OmniMedVQAConfig(**(given | settings)), "all", "all")
 
 
 def read_split(at: Place) -> None:
-    read_data(at, split="released")
+    read_data(at, split=Split.released)
 
 
 def read_model(at: Place, adapter: Path | None = None) -> None:
@@ -101,7 +101,6 @@ def track(uri: str) -> Callable[[Place], None]:
 
 def configure(*overrides: str) -> Callable[[Place], None]:
     def meet(at: Place) -> None:
-        register()
         with initialize_config_dir(version_base=None, config_dir=str(ROOT / "conf")):
             check(compose("train", overrides=list(overrides)))
 
@@ -172,7 +171,7 @@ TABLE: dict[str, tuple[Break, Break, list[str]]] = {
     "cache: not writable": (
         lambda at: at.write("cache", "a file"),
         read_data,
-        ["picture index", "cannot be written", "writable cache folder"],
+        ["image cache", "cannot be written"],
     ),
     "model: no directory": (
         lambda at: (at.path / "model").rename(at.path / "moved"),

@@ -1,4 +1,4 @@
-"""The benchmark runs: its own side anywhere, and beside the peer where the extra [bench] is installed."""
+"""The benchmarks run: medr1 alone, and with TRL if the extra [bench] is installed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from benchmarks import gpu_training
 from tests.integration.conftest import ROOT
 
-SMALL = ("--shape", "tiny", "--image", "84", "--group", "4", "--new-tokens", "3", "--device", "cpu")
+SMALL = ("--shape", "tiny", "--image-size", "84", "--max-completion-length", "3", "--device", "cpu")
 
 
 def benchmark(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.grpo_step", *SMALL, *arguments]
+    command = [sys.executable, "-m", "benchmarks.grpo_step", *SMALL, "--num-generations", "4", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -37,8 +37,7 @@ def test_both_sides_compute_the_same_and_are_timed() -> None:
 
 
 def test_training_beside_its_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--shape", "tiny", "--image", "84", "--new-tokens", "3", "--steps", "2", "--device", "cpu")
-    monkeypatch.setattr(sys, "argv", ["gpu_training", *arguments, "data.test_images_per_modality=1"])
+    monkeypatch.setattr(sys, "argv", ["gpu_training", *SMALL, "--steps", "2", "data.test_images_per_modality=1"])
     gpu_training.main()
     printed = capsys.readouterr().out
     for tuning in ("lora", "full"):

@@ -1,5 +1,5 @@
-"""Each family on its whole way: a checkpoint as the hub has it, trained three times, evaluated, exported, and read
-again where nothing knows of medr1."""
+"""Each model family end to end: a checkpoint in hub format is trained in three ways, evaluated, exported, and run
+without medr1."""
 
 from __future__ import annotations
 
@@ -12,70 +12,76 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medr1.generate import load
 from PIL import Image
 from safetensors.torch import load_file
 
+from medr1.ask import load
+from medr1.atomic_write import read_json
+from medr1.config.settings import TrainConfig
 from medr1.domain.reasoning import question_text
 from medr1.evaluation.predictions import read_predictions
-from medr1.generation.rollout import Sampling, rollout
-from medr1.models.loading import FAMILIES, load_policy, save_policy
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
+from medr1.models.export import save_policy
+from medr1.models.loading import FAMILIES, ModelSpec, load_policy
 from medr1.models.processor import Prompt
-from medr1.runs.run_directory import RunDirectory, read_json
-from medr1.workflows import train as pipeline
+from medr1.runs.run_directory import RunDirectory
+from medr1.workflows.evaluate import evaluate
 from medr1.workflows.export import export_run
-from tests.integration.conftest import composed, train_here
+from tests.composing import composed
+from tests.integration.conftest import train_here
 
 QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}
 SHORT = ["debug=quick", "modality=mri", "reasoning=no_think", "tracking=none", "model=hf", "evaluation.limit=1"]
-# Answers are four tokens; the controls with other pictures are tested elsewhere.
+# Completions of four tokens; the controls with other images are tested elsewhere.
 SHORT += ["data.train_images_per_modality=40", "data.test_images_per_modality=2"]
 SHORT += ["model.recipe.max_completion_length=8", "evaluation.blank_image=false", "evaluation.shuffled_image=false"]
 EXACT = ["model.dtype=float32", "model.gradient_checkpointing=false"]
 RL = ["algorithm=grpo", "algorithm.learning_rate=1e-2", "trainer.max_steps=3"]
-# What the checkpoints of the hub ship or may ship, and a policy must not heed.
+# Generation settings that checkpoints ship, and that must have no effect.
 SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.001, "temperature": 0.01, "repetition_penalty": 1.5}
 
 
 def evaluated(directory: Path, *overrides: str) -> RunDirectory:
     cfg = composed("evaluate", f"output_dir={directory.parent}", *overrides)
-    pipeline.evaluate(cfg, directory, list(overrides))
+    evaluate(cfg, directory, list(overrides))
     return RunDirectory(directory)
 
 
-def greedy_of_medr1(model: Path, picture: Path) -> list[int]:
-    told = load(model)
-    side = told.choice.image_size
-    image = Image.open(picture).resize((side, side), Image.Resampling.BICUBIC)
-    prompt = Prompt(told.processor.chat(question_text(QUESTION, OPTIONS, told.choice.mode)), image)
-    sampling = Sampling(8, told.processor.eos_token_id, tuple(told.processor.suppressed_token_ids()), temperature=0.0)
+def greedy_with_medr1(path: Path, image: Path) -> list[int]:
+    """The greedy tokens of medr1."""
+    model = load(path)
+    side = model.choice.image_size
+    resized = Image.open(image).resize((side, side), Image.Resampling.BICUBIC)
+    prompt = Prompt(model.processor.chat(question_text(QUESTION, OPTIONS, model.choice.mode)), resized)
     with torch.no_grad():
-        return rollout(told.policy, told.policy.prefill(told.processor.encode([prompt])), sampling).ids[0].tolist()
+        prefix = model.policy.prefill(model.processor.encode([prompt]))
+        return rollout(model.policy, prefix, Sampling.greedy(8, model.processor)).ids[0].tolist()
 
 
-def greedy_without_medr1(exports: list[Path], picture: Path, base: Path) -> list[list[int]]:
-    """The code on the cards, one after the other in one fresh process."""
+def greedy_without_medr1(exports: list[Path], image: Path, base: Path) -> list[list[int]]:
+    """The greedy tokens of the code in the model cards, run one after the other in a new process."""
     lines = ["import os, sys"]
     for export in exports:
         (code,) = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text("utf-8"), flags=re.DOTALL)
-        code = code.replace('"image.png"', repr(str(picture))).replace('"BASE"', repr(str(base)))
+        code = code.replace('"image.png"', repr(str(image))).replace('"BASE"', repr(str(base)))
         lines += [f"os.chdir({str(export)!r})", code, "print('TOKENS', out[0, ids.shape[1]:].tolist())"]
     lines.append("assert 'medr1' not in sys.modules")
     line = [sys.executable, "-c", "\n".join(lines)]
-    done = subprocess.run(line, cwd=picture.parent, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(line, cwd=image.parent, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     return [json.loads(text.removeprefix("TOKENS ")) for text in done.stdout.splitlines() if text.startswith("TOKENS")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_from_a_checkpoint_of_the_hub_to_one_for_everybody(build, family: str, tmp_path: Path) -> None:
-    picture = tmp_path / "x.png"
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(picture)
+def test_a_checkpoint_is_trained_evaluated_and_exported(build, family: str, tmp_path: Path) -> None:
+    image = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(image)
     start = tmp_path / "start"
     save_policy(*build(family), start)
     (start / "generation_config.json").write_text(json.dumps(SHIPPED))
 
-    # Supervised first, so that the rewards of what follows are not all zero.
+    # SFT first, so that not all rewards of the RL runs are zero.
     taught = ["algorithm=sft", "algorithm.learning_rate=1e-2", "trainer.max_steps=40", f"model.path={start}", *EXACT]
     sft = train_here(tmp_path / "sft", *SHORT, *taught)
     formats = [[line.format for line in read_predictions(sft.predictions(name))] for name in ("base", "trained")]
@@ -88,9 +94,9 @@ def test_from_a_checkpoint_of_the_hub_to_one_for_everybody(build, family: str, t
     moved = {name for name, weight in adapter.items() if "lora_B" in name and weight.any()}
     assert any("language_model" in name for name in moved) and any("visual" in name for name in moved)
 
-    # As the large ones are trained: half precision, layers run again in the backward pass, the vision tower as it was.
+    # As large models are trained: half precision, gradient checkpointing, a frozen vision tower.
     full = train_here(tmp_path / "full", *SHORT, *RL, f"model.path={sft.model}", "model.freeze_vision_tower=true")
-    cfg = full.stored_config(pipeline.TrainConfig)
+    cfg = full.stored_config(TrainConfig)
     assert cfg.model.dtype == "bfloat16" and cfg.model.gradient_checkpointing and cfg.model.tuning != "lora"
     assert cfg.data.image_size == 3 * {"qwen3_vl": 32}.get(family, 28)
     assert read_json(full.environment)["attn_implementation"] == "sdpa"
@@ -104,23 +110,21 @@ def test_from_a_checkpoint_of_the_hub_to_one_for_everybody(build, family: str, t
     exports = [tmp_path / "merged", tmp_path / "adapter", tmp_path / "plain"]
     for run, export, merge in zip((adapted, adapted, sft), exports, (True, False, True), strict=True):
         export_run(run, export, merge)
-    expected = [greedy_of_medr1(export, picture) for export in exports]
+    expected = [greedy_with_medr1(export, image) for export in exports]
     assert expected[0] == expected[1] and all(expected)
-    assert greedy_without_medr1(exports, picture, sft.model) == expected
+    assert greedy_without_medr1(exports, image, sft.model) == expected
 
-    # As Med-R1's own checkpoints are released: a plain directory, half precision, weights in several files.
-    policy, processor = load_policy(
-        str(full.model), dtype="bfloat16", attn_implementation="sdpa", gradient_checkpointing=False
-    )
+    # As Med-R1's checkpoints are released: a plain directory, half precision, weights in several files.
+    policy, processor = load_policy(ModelSpec(str(full.model), "bfloat16"))
     released = tmp_path / "released"
     save_policy(policy, processor, released)
     policy.model.save_pretrained(released, max_shard_size="100KB")
     (released / "model.safetensors").unlink()
     assert (released / "model.safetensors.index.json").is_file()
     size = f"data.image_size={cfg.data.image_size}"
-    byway = evaluated(tmp_path / "byway", *SHORT[1:], f"model.path={released}", size)
+    direct = evaluated(tmp_path / "direct", *SHORT[1:], f"model.path={released}", size)
     texts = [
         [line.text for line in read_predictions(file)]
-        for file in (byway.predictions("base"), full.predictions("trained"))
+        for file in (direct.predictions("base"), full.predictions("trained"))
     ]
     assert texts[0] == texts[1]

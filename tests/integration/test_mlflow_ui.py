@@ -1,4 +1,4 @@
-"""MLflow's own interface in a browser: the curves and the completions with their images are there to be seen."""
+"""MLflow's own interface in a browser shows the curves, and the completions with their images."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ FLAGS = [
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tracker, Path]:
     folder = tmp_path_factory.mktemp("ui")
     with Tracker.start(f"sqlite:///{folder}/mlflow.db", "cross modality", "grpo on ct", folder / "run") as tracker:
-        tracker.params({"algorithm": {"name": "grpo", "beta": 0.04}})
+        tracker.log_params({"algorithm": {"name": "grpo", "beta": 0.04}})
         for step in range(60):
-            tracker.metrics({"reward/total": 1 - math.exp(-step / 20), "completion/length": 60.0 + step % 7}, step)
+            tracker.log_metrics({"reward/total": 1 - math.exp(-step / 20), "completion/length": 60.0 + step % 7}, step)
         for step in (0, 50):
-            rows = [{"completion": f"sampled text {step} {letter}", "right": letter == "A"} for letter in "AB"]
-            tracker.completions_table(rows, [Image.radial_gradient("L").resize((84, 84))] * 2, step)
-        tracker.text("seed: 1\n", "config/resolved.yaml")
+            rows = [{"completion": f"sampled text {step} {letter}", "correct": letter == "A"} for letter in "AB"]
+            tracker.log_completions(rows, [Image.radial_gradient("L").resize((84, 84))] * 2, step)
+        tracker.log_text("seed: 1\n", "config/resolved.yaml")
     return tracker, folder
 
 
@@ -57,7 +57,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def page(run: tuple[Tracker, Path]) -> Iterator[str]:
-    """The address of the run's page on a server that was started as ``ui_command`` says, on a free port."""
+    """The address of the run's page on a server that ``ui_command`` started, on a free port."""
     tracker, folder = run
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,7 +77,7 @@ def page(run: tuple[Tracker, Path]) -> Iterator[str]:
         deadline = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).reshard()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
             except (urllib.error.URLError, TimeoutError):
                 assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
@@ -89,17 +89,17 @@ def page(run: tuple[Tracker, Path]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all looks: with MLflow's scripts in its cache the browser's virtual time does not run out on them."""
+    """One browser profile for all tests, so that MLflow's scripts are cached and use up no virtual time."""
     return tmp_path_factory.mktemp("profile")
 
 
-def open_page(url: str, profile: Path, picture: Path, expected: list[str]) -> str:
-    """The page's content once everything expected stands in it, or as it was at the last of several looks."""
+def open_page(url: str, profile: Path, screenshot: Path, expected: list[str]) -> str:
+    """The page's content when it has all expected texts, or after 45 s."""
     assert BROWSER is not None
     deadline = time.monotonic() + 45
     budget = 4000
     while True:
-        options = [f"--user-data-dir={profile}", f"--virtual-time-budget={budget}", f"--screenshot={picture}"]
+        options = [f"--user-data-dir={profile}", f"--virtual-time-budget={budget}", f"--screenshot={screenshot}"]
         command = [BROWSER, *FLAGS, *options, "--dump-dom", url]
         content = subprocess.run(command, capture_output=True, timeout=60, check=False).stdout.decode()
         if all(text in content for text in expected) or time.monotonic() > deadline:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_against_measured import Measurement, overrides
-from medr1.data.sources.registry import load_dataset
+from medr1.config.schema import typed
+from medr1.data.dataset import load_dataset
 from medr1.errors import ConfigError
 from medr1.planning.device import GIB, find_device
-from medr1.workflows import train as pipeline
 from medr1.workflows.forecast import forecast_memory, refuse_what_cannot_fit
 from medr1.workflows.plan import plan
+from medr1.workflows.train import train
 from tests.integration.conftest import ROOT, composed, run_command
 
 TINY = ROOT / "medr1" / "models" / "tiny_base"
@@ -49,7 +50,7 @@ def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> No
     cfg = composed("train", *given)
     ledger = Measurement()
     with ledger:
-        pipeline.train(cfg, tmp_path / "run", given)
+        train(cfg, tmp_path / "run", given)
     assert forecast_memory(composed("train", *given)).peak == pytest.approx(ledger.peak, rel=0.2)
 
 
@@ -86,7 +87,7 @@ def test_a_plan_estimates_time_from_real_steps(capsys: pytest.CaptureFixture[str
 def test_a_gpu_refuses_before_anything_is_loaded() -> None:
     cfg = composed("train", *SMALL, "plan=true")
     with pytest.raises(ConfigError, match="cannot fit") as refusal:
-        refuse_what_cannot_fit(cfg, load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name))
+        refuse_what_cannot_fit(cfg, load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name))
     lines = re.findall(r"^  (\S+=.*)$", str(refusal.value), re.MULTILINE)
     assert any(line.startswith("trainer.max_tokens_per_device=") for line in lines), refusal.value
     for line in lines:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows import train as pipeline
+from medr1.workflows.train import train
 from tests.integration.conftest import command, composed, only_run, run_command, train_here
 
 SETTINGS = ("debug=quick", "modality=ct", "reasoning=no_think", "trainer.max_steps=8", "evaluation.limit=1")
@@ -72,7 +72,7 @@ def test_a_failing_run_ends_failed_and_can_be_resumed(tmp_path: Path, monkeypatc
         with pytest.raises(OSError, match="no space"):
             train_here(run.path, *SETTINGS, "trainer.max_steps=2")
     assert status_of(run) == "FAILED" and not run.model.exists()
-    pipeline.train(composed("train", f"resume={run.path}"), run.path, [])
+    train(composed("train", f"resume={run.path}"), run.path, [])
     assert status_of(run) == "FINISHED" and run.summary.is_file()
 
 
@@ -84,5 +84,5 @@ def test_resuming_a_finished_run_answers_nothing_again(tmp_path: Path, monkeypat
         raise AssertionError("a finished condition was answered again")
 
     monkeypatch.setattr("medr1.evaluation.local_predictions.predict", unexpected)
-    pipeline.train(composed("train", f"resume={run.path}"), run.path, [])
+    train(composed("train", f"resume={run.path}"), run.path, [])
     assert run.summary.read_text() == before

@@ -1,4 +1,4 @@
-"""A model behind a real server process: its numbers are those of the same model here, and no kill loses an answer."""
+"""A model behind a real server process: its results equal those of the local model, and no kill loses a prediction."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from medr1.evaluation.predictions import Prediction, read_predictions
-from medr1.evaluation.server_predictions import partial_of
+from medr1.evaluation.server_predictions import partial_file
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows import train as pipeline
+from medr1.workflows.evaluate import evaluate
 from tests.command_lines import run as command_lines
 from tests.integration.conftest import (
     MINI,
@@ -32,16 +32,16 @@ from tests.integration.conftest import (
 )
 
 DATA = ("data.train_images_per_modality=2", "data.test_images_per_modality=1", "reasoning=think_after", "seed=3")
-ASKED = ("base", "blank_image", "shuffled_image")
-ALL = (*ASKED, "option_prior", "surface_cues")
+REQUESTED = ("base", "blank_image", "shuffled_image")
+ALL = (*REQUESTED, "option_prior", "surface_cues")
 RECORDS = 40
 
 
 class Served:
-    """A server process and what it has answered."""
+    """A server process and the number of its completions."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
-        self.log = folder / "asked.txt"
+        self.log = folder / "completions.txt"
         self.log.touch()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.chat_server", str(port), str(self.log)],
@@ -54,7 +54,7 @@ class Served:
         self.port = int(self.process.stdout.readline())
 
     @property
-    def answered(self) -> int:
+    def completions(self) -> int:
         return len(self.log.read_text().splitlines())
 
     def kill(self) -> None:
@@ -77,26 +77,25 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The same model on this machine."""
+    """The evaluation of the same model without a server."""
     run = RunDirectory(tmp_path_factory.mktemp("local") / "run")
-    pipeline.evaluate(composed("evaluate", *DATA, f"output_dir={run.path.parent}", "tracking=none"), run.path, [])
+    evaluate(composed("evaluate", *DATA, f"output_dir={run.path.parent}", "tracking=none"), run.path, [])
     return run
 
 
 def at(port: int, output_dir: Path, *more: str) -> list[str]:
-    """What is typed to ask the server, with the tiny model's own picture size and token limit."""
+    """The overrides that evaluate the server, with the tiny model's image size and token limit."""
     model = ["model=server", f"model.url=http://127.0.0.1:{port}/v1", "model.path=tiny", "model.image_size=84"]
     return [
         *model,
         "evaluation.max_completion_length=32",
-        "model.backoff=0.05",
         *DATA,
         f"output_dir={output_dir}",
         *more,
     ]
 
 
-def answers(run: RunDirectory, condition: str) -> list[Prediction]:
+def predictions(run: RunDirectory, condition: str) -> list[Prediction]:
     return read_predictions(run.predictions(condition))
 
 
@@ -106,12 +105,12 @@ def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here
     served = serve()
     (done,) = command_lines([(tmp_path, " ".join(["evaluate.py", *at(served.port, tmp_path / "out")]))])
     assert done.code == 0, done.err
-    assert set(done.heavy) <= {"mlflow"}, "the machine that asks needs no torch"
+    assert set(done.heavy) <= {"mlflow"}, "the client loads no torch"
     run = only_run(tmp_path / "out")
     for condition in ALL:
-        assert answers(run, condition) == answers(local, condition), condition
-        assert not partial_of(run.predictions(condition)).exists()
-    assert served.answered == len(ASKED) * RECORDS
+        assert predictions(run, condition) == predictions(local, condition), condition
+        assert not partial_file(run.predictions(condition)).exists()
+    assert served.completions == len(REQUESTED) * RECORDS
     assert run.results.read_text() == local.results.read_text()
     ours, theirs = read_json(run.summary), read_json(local.summary)
     assert {k: v for k, v in ours.items() if k != "mlflow_run_id"} == {
@@ -127,7 +126,7 @@ def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.005)
 
 
@@ -137,7 +136,7 @@ def lines_of(output_dir: Path, condition: str) -> int:
 
 
 @pytest.mark.long
-def test_a_killed_client_asks_only_what_is_missing(
+def test_a_killed_client_requests_only_what_is_missing(
     serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
 ) -> None:
     served, output_dir = serve(), tmp_path / "out"
@@ -146,46 +145,46 @@ def test_a_killed_client_asks_only_what_is_missing(
     os.killpg(client.pid, signal.SIGKILL)
     client.communicate(timeout=60)
     run = only_run(output_dir)
-    partial = partial_of(run.predictions("blank_image"))
+    partial = partial_file(run.predictions("blank_image"))
     kept = partial.read_bytes().count(b"\n")
     assert 5 <= kept < RECORDS and not run.predictions("blank_image").exists()
     with partial.open("ab") as file:
         file.write(b'{"record": "torn in the mid')
     run_command("evaluate.py", f"resume={run.path}")
-    assert 0 <= served.answered - 3 * RECORDS <= 2, "one answer for each thread may be lost"
+    assert 0 <= served.completions - 3 * RECORDS <= 2, "one completion for each thread may be lost"
     for condition in ALL:
-        assert answers(run, condition) == answers(local, condition), condition
+        assert predictions(run, condition) == predictions(local, condition), condition
     stored = stored_run(run.path)
     assert stored is not None
     assert MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).info.status == "FINISHED"
-    normalizer = served.answered
+    before = served.completions
     served.kill()
     summary = run.summary.read_text()
     run_command("evaluate.py", f"resume={run.path}")
-    assert run.summary.read_text() == summary and served.answered == normalizer, "a finished evaluation asks nothing"
+    assert run.summary.read_text() == summary and served.completions == before, "a finished evaluation sends no request"
 
 
 @pytest.mark.long
-def test_a_killed_server_is_named_and_another_one_goes_on(
+def test_a_killed_server_is_named_and_another_one_continues(
     serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
 ) -> None:
     served, output_dir = serve(), tmp_path / "out"
-    client = command("evaluate.py", *at(served.port, output_dir, "model.max_retries=3", "tracking=none"))
+    client = command("evaluate.py", *at(served.port, output_dir, "model.max_retries=2", "tracking=none"))
     wait_for(lambda: lines_of(output_dir, "base") >= 8)
     served.kill()
     printed, _ = client.communicate(timeout=60)
     run = only_run(output_dir)
     assert client.returncode == 2, printed
-    for words in (f"http://127.0.0.1:{served.port}/v1/chat/completions, record ", "no answer", "refused (3 times)"):
+    for words in (f"http://127.0.0.1:{served.port}/v1/chat/completions, record ", "no answer", "refused", "2 retries"):
         assert words in printed
     assert f"evaluate.py resume={run.path}" in printed and "Traceback" not in printed
     kept = lines_of(output_dir, "base")
     assert 8 <= kept < RECORDS
-    other, before = serve(), served.answered
+    other, before = serve(), served.completions
     run_command("evaluate.py", f"resume={run.path}", "model=server", f"model.url=http://127.0.0.1:{other.port}/v1")
-    assert other.answered - before == 3 * RECORDS - kept
+    assert other.completions - before == 3 * RECORDS - kept
     for condition in ALL:
-        assert answers(run, condition) == answers(local, condition), condition
+        assert predictions(run, condition) == predictions(local, condition), condition
     said = run_command("evaluate.py", f"resume={run.path}", "seed=1", status=2)
     assert "leave out seed=1" in said and "model.url=" in said
 
@@ -194,14 +193,14 @@ def test_a_served_model_is_a_row_of_train(serve: Callable[..., Served], local: R
     served = serve()
     words = at(served.port, tmp_path, "tracking=none", "algorithm=zero_shot", "evaluation.shuffled_image=false")
     run = train_here(tmp_path / "run", *words)
-    assert answers(run, "base") == answers(local, "base") and not run.model.exists()
+    assert predictions(run, "base") == predictions(local, "base") and not run.model.exists()
 
 
 def test_a_local_evaluation_is_resumed_too(local: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = answers(local, "base"), local.summary.read_text()
+    before = predictions(local, "base"), local.summary.read_text()
     local.predictions("blank_image").unlink()
-    pipeline.evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
-    assert (answers(local, "base"), local.summary.read_text()) == before
+    evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
+    assert (predictions(local, "base"), local.summary.read_text()) == before
 
 
 @pytest.mark.long
@@ -212,13 +211,13 @@ def test_two_hundred_real_questions_survive_a_killed_client_and_a_killed_server(
     real = ("data=omnimedvqa", f"data.root={MINI}", "evaluation.limit=8", "reasoning=no_think", "tracking=none")
     few = ("evaluation.blank_image=false", "evaluation.shuffled_image=false", "data.image_size=84")
     here = RunDirectory(tmp_path / "here" / "run")
-    pipeline.evaluate(composed("evaluate", *real, *few, f"output_dir={here.path.parent}"), here.path, [])
-    expected = answers(here, "base")
+    evaluate(composed("evaluate", *real, *few, f"output_dir={here.path.parent}"), here.path, [])
+    expected = predictions(here, "base")
     assert len(expected) >= 200 and len({line.modality for line in expected}) == 8
 
     served, output_dir = serve(), tmp_path / "out"
     model = ["model=server", "model.path=tiny", "model.image_size=84", "evaluation.max_completion_length=32"]
-    where = [f"model.url=http://127.0.0.1:{served.port}/v1", "model.max_retries=3", "model.backoff=0.05"]
+    where = [f"model.url=http://127.0.0.1:{served.port}/v1", "model.max_retries=1"]
     client = command("evaluate.py", *model, *where, *real, *few, f"output_dir={output_dir}")
     wait_for(lambda: lines_of(output_dir, "base") >= len(expected) // 4)
     os.killpg(client.pid, signal.SIGKILL)
@@ -231,8 +230,8 @@ def test_two_hundred_real_questions_survive_a_killed_client_and_a_killed_server(
     assert again.returncode == 2 and f"evaluate.py resume={run.path}" in printed, printed
     second = lines_of(output_dir, "base")
     assert 0 < first < second < len(expected)
-    other, before = serve(), served.answered
+    other, before = serve(), served.completions
     run_command("evaluate.py", f"resume={run.path}", "model=server", f"model.url=http://127.0.0.1:{other.port}/v1")
-    assert other.answered - before == len(expected) - second, "each question is asked once, but for those under way"
-    assert answers(run, "base") == expected and len({line.record for line in expected}) == len(expected)
-    assert answers(run, "option_prior") == answers(here, "option_prior")
+    assert other.completions - before == len(expected) - second, "no record is requested twice, except those under way"
+    assert predictions(run, "base") == expected and len({line.record for line in expected}) == len(expected)
+    assert predictions(run, "option_prior") == predictions(here, "option_prior")

@@ -174,4 +174,4 @@ def test_two_processes_do_not_work_on_one_run(undisturbed: tuple[SweepDirectory,
     run = sweep.run(sweep.read().wanted[0])
     with run.lock():
         printed = run_command("train.py", f"resume={run.path}", status=2)
-    assert "is being worked on by another process" in printed
+    assert "is in use by another process" in printed

@@ -1,4 +1,4 @@
-"""A team's MLflow: a real server over PostgreSQL, and servers that are killed while somebody trains."""
+"""MLflow as a server: over PostgreSQL, and killed while a run is training."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from PIL import Image
 from medr1.errors import TrackingError
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory
+from medr1.tracking import offline_queue
 from medr1.tracking.address import stored_run
-from medr1.tracking.offline_queue import send_unsent, unsent
+from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import Tracker
-from medr1.tracking.tracker import offline_queue as tracking_outbox
 from medr1.workflows.sweep_report import report_sweep
 from tests.integration.conftest import command, only_run, read_json, run_command
 
@@ -36,7 +36,7 @@ SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_p
 
 
 class Server:
-    """``mlflow server`` as a team starts it, on a free port of this machine."""
+    """``mlflow server`` on a free port of this machine."""
 
     def __init__(self, folder: Path, store: str) -> None:
         with socket.socket() as probe:
@@ -60,7 +60,7 @@ class Server:
         deadline = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).reshard()
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
                 return
             except (urllib.error.URLError, OSError):
                 said = (self.folder / "server.log").read_text()
@@ -86,49 +86,51 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Over SQLite. Whoever kills it starts it again."""
+    """Over SQLite. A test that kills it starts it again."""
     folder = tmp_path_factory.mktemp("server")
     made = Server(folder, f"sqlite:///{folder}/mlflow.db")
     yield made
     made.kill()
 
 
-def test_a_server_that_comes_back_gets_what_it_missed(
+def test_a_server_that_restarts_gets_the_queued_calls(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking_outbox, "_FIRST_WAIT", 0.0)
-    picture = Image.new("L", (8, 8), 3)
+    monkeypatch.setattr(offline_queue, "_FIRST_WAIT", 0.0)
+    image = Image.new("L", (8, 8), 3)
     (tmp_path / "file.txt").write_text("old")
     with Tracker.start(server.uri, "tests", "r", tmp_path) as tracker:
-        tracker.metrics({"a": 0.5}, 0)
+        tracker.log_metrics({"a": 0.5}, 0)
         tracker.flush()
         other = Tracker.start(server.uri, "tests", "other", tmp_path / "other")
-        other.params({"x": 1})
+        other.log_params({"x": 1})
         server.kill()
-        other.params({"x": 2})  # which MLflow will refuse: a parameter never changes
+        other.log_params({"x": 2})  # MLflow will reject it: a parameter cannot change
         caplog.clear()
-        tracker.metrics({"a": 1.0}, 1)
+        tracker.log_metrics({"a": 1.0}, 1)
         tracker.flush()
-        tracker.metrics({"a": float("nan"), "b": float("inf")}, 2)
+        tracker.log_metrics({"a": float("nan"), "b": float("inf")}, 2)
         tracker.flush()
-        tracker.params({"x": 1})
-        tracker.tags({"t": "1"})
-        tracker.artifact(tmp_path / "file.txt", "folder")
-        tracker.completions_table([{"text": "A"}], [picture], 1)
-        tracker.completions_table([{"text": "B"}], [picture], 2)
+        tracker.log_params({"x": 1})
+        tracker.set_tags({"t": "1"})
+        tracker.log_artifact(tmp_path / "file.txt", "folder")
+        tracker.log_completions([{"text": "A"}], [image], 1)
+        tracker.log_completions([{"text": "B"}], [image], 2)
         (tmp_path / "file.txt").write_text("new")
-        assert unsent(tmp_path, stored_run(tmp_path)) and len(caplog.messages) == 1
+        assert has_pending_calls(tmp_path, stored_run(tmp_path)) and len(caplog.messages) == 1
         assert "refused" in caplog.text and "the run goes on" in caplog.text
         server.start()
-        tracker.metrics({"a": 3.0}, 3)
+        tracker.log_metrics({"a": 3.0}, 3)
         tracker.flush()
         assert not (tmp_path / "unsent").exists()
         assert len(caplog.messages) == 2 and "answers again" in caplog.messages[1]
-    other.finish()
+    other.end_run()
     stored = stored_run(tmp_path / "other")
-    assert stored is not None and unsent(tmp_path / "other", stored), "what MLflow refuses ends no run"
-    with pytest.raises(TrackingError, match=f"refuses what .*{stored.run_id}.jsonl holds .*param"):
-        send_unsent(server.uri, stored, tmp_path / "other")
+    assert stored is not None and has_pending_calls(tmp_path / "other", stored), (
+        "a call that MLflow rejects does not end the run"
+    )
+    with pytest.raises(TrackingError, match=f"rejects a call in .*{stored.run_id}.jsonl .*param"):
+        replay_pending_calls(server.uri, stored, tmp_path / "other")
     run = server.client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED" and run.data.params == {"x": "1"} and run.data.tags["t"] == "1"
     assert server.steps(tracker.run_id, "a") == [0, 1, 2, 3] and server.steps(tracker.run_id, "b") == [2]
@@ -141,7 +143,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(
 
 
 @pytest.mark.long
-def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_server_killed_during_training_loses_nothing(server: Server, tmp_path: Path) -> None:
     process = command("train.py", *SMALL, "trainer.max_steps=8", f"tracking.uri={server.uri}", f"output_dir={tmp_path}")
     wait_for(lambda: bool(list(tmp_path.glob("*/checkpoints/step=2.ckpt/state.json"))))
     server.kill()
@@ -162,7 +164,7 @@ def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server,
 
     server.start()
     said = run_command("train.py", f"resume={run.path}")
-    assert "are sent" in said and not (run.path / "unsent").exists()
+    assert "were sent" in said and not (run.path / "unsent").exists()
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished run only sends"
     found = server.client.get_run(stored.run_id)
     assert found.info.status == "FINISHED"
@@ -173,14 +175,14 @@ def test_a_server_killed_in_the_middle_of_training_costs_nothing(server: Server,
 
 
 def installed(program: str) -> str | None:
-    """A program of PostgreSQL; distributions keep them away from PATH, in a folder for each version."""
-    prompt_indices = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
-    return shutil.which(program) or (str(prompt_indices[-1]) if prompt_indices else None)
+    """A program of PostgreSQL. Distributions have them in a folder for each version that is not on PATH."""
+    installed_versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    return shutil.which(program) or (str(installed_versions[-1]) if installed_versions else None)
 
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """A cluster of its own, behind a socket in a folder that only its user can enter: the address of its database."""
+    """The address of a database in a new cluster that listens on a socket in a private folder."""
     initdb, postgres = installed("initdb"), installed("postgres")
     if initdb is None or postgres is None:
         pytest.skip("PostgreSQL is not installed (neither on PATH nor below /usr/lib/postgresql)")
@@ -247,20 +249,20 @@ def test_four_runs_at_once_on_a_server_over_postgresql(
         server.kill()
         (sweep.report / "report.html").unlink()
         report_sweep(sweep.path)
-        assert (sweep.report / "report.html").is_file() and unsent(sweep.path, parent)
+        assert (sweep.report / "report.html").is_file() and has_pending_calls(sweep.path, parent)
         assert f"send them with: python evaluate.py sweep={sweep.path}" in caplog.text
         server.start()
         report_sweep(sweep.path)
-        assert not unsent(sweep.path, parent)
+        assert not has_pending_calls(sweep.path, parent)
         assert server.client.get_run(parent.run_id).info.status == "FINISHED"
     finally:
         server.kill()
 
 
 def check_child(server: Server, run: RunDirectory, tmp_path: Path) -> None:
-    """All that the run has on disk is on the server."""
+    """The server has everything that the run has on disk."""
     stored = stored_run(run.path)
-    assert stored is not None and not unsent(run.path, stored)
+    assert stored is not None and not has_pending_calls(run.path, stored)
     tracked = server.client.get_run(stored.run_id)
     for curve in ("train/reward", "train/loss", "train/completions/mean_length"):
         assert server.steps(stored.run_id, curve) == [0, 1, 2], curve
@@ -278,5 +280,5 @@ def check_child(server: Server, run: RunDirectory, tmp_path: Path) -> None:
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.02)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medr1.data.image_file import read_image
 from PIL import Image
 
 from medr1.ask import Model, ask, load, main
-from medr1.data.image_file import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError
@@ -142,10 +142,10 @@ def test_pictures_that_cannot_be_are_named(tmp_path: Path) -> None:
         ("nowhere.png", {}, "does not exist"),
         ("text.png", {}, "cannot be decoded"),
         ("empty.png", {}, "0 bytes"),
-        ("pages.tif", {}, "holds 2 pictures"),
+        ("pages.tif", {}, "2 pages"),
         ("grey.png", {"max_pixels": 599}, "30 x 20; the limit is 599 pixels (max_pixels)"),
-        ("grey.png", {"window": (40.0, 400.0)}, "has no window"),
-        ("grey.png", {"frame": 0}, "has no frame"),
+        ("grey.png", {"window": (40.0, 400.0)}, "remove window"),
+        ("grey.png", {"frame": 0}, "remove frame"),
     ):
         with pytest.raises(DataError) as error:
             read_image(tmp_path / name, **arguments)  # type: ignore[arg-type]
@@ -282,7 +282,7 @@ def test_dicom_colour_and_frames(tmp_path: Path) -> None:
     assert greys(film, frame=0) != greys(film, frame=1)
     (tmp_path / "text.dcm").write_text("no DICOM")
     for path, arguments, said in (
-        (colour, {"window": (40.0, 400.0)}, "colour picture (RGB)"),
+        (colour, {"window": (40.0, 400.0)}, "colour image (RGB)"),
         (film, {}, "2 frames; choose one with frame=0 to 1"),
         (film, {"frame": 2}, "no frame 2"),
         (film, {"frame": 0, "window": (40.0, 0.0)}, "width must be at least 1"),

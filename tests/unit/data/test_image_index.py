@@ -1,4 +1,4 @@
-"""The picture index: decodes once, remembers, survives damage, groups what is the same and nothing else."""
+"""Image checks: decoded once, cached, rebuilt after damage; grouping by image content."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import pytest
 from PIL import Image
 
 import medr1.data.image_index as image_index
-from medr1.data.image_index import ImageFacts, ImageIndex, group_pictures, make_thumbnail
+from medr1.data.image_index import ImageFacts, check_images, group_by_content, make_thumbnail
 from medr1.domain.records import Reason
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
 LIMIT = 1_000_000
 
 
-def picture(seed: int, width: int = 200, height: int = 160) -> Image.Image:
-    """A smooth random picture, as scans are."""
+def smooth(seed: int, width: int = 200, height: int = 160) -> Image.Image:
+    """A smooth random image, similar to a scan."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def index(root: Path, limit: int = LIMIT) -> ImageIndex:
-    return ImageIndex(root, root / "cache" / "index.jsonl", max_pixels=limit, workers=2)
+def check(root: Path, names: list[str], limit: int = LIMIT) -> dict[str, ImageFacts]:
+    return check_images(root, names, root / "cache", max_pixels=limit, workers=2)
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths that were decoded, in order of decoding."""
+    """The decoded paths, in order of decoding."""
     paths: list[str] = []
     real = image_index.read_rgb
 
@@ -43,45 +43,45 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_second_index_decodes_nothing_and_changed_files_anew(tmp_path: Path, decoded: list[str]) -> None:
+def test_only_new_and_changed_files_are_decoded(tmp_path: Path, decoded: list[str]) -> None:
     for name in ("a.png", "b.png"):
-        picture(ord(name[0])).save(tmp_path / name)
-    (tmp_path / "broken.png").write_text("no picture")
+        smooth(ord(name[0])).save(tmp_path / name)
+    (tmp_path / "broken.png").write_text("no image")
     names = ["a.png", "b.png", "broken.png", "a.png"]
-    first = index(tmp_path).check(names)
+    first = check(tmp_path, names)
     assert sorted(decoded) == ["a.png", "b.png", "broken.png"]
     assert first["broken.png"].reason is Reason.UNDECODABLE_IMAGE
     decoded.clear()
-    assert index(tmp_path).check(names) == first
+    assert check(tmp_path, names) == first
     assert decoded == []
-    picture(9).save(tmp_path / "a.png")
-    changed = index(tmp_path).check(names)
+    smooth(9).save(tmp_path / "a.png")
+    changed = check(tmp_path, names)
     assert decoded == ["a.png"] and changed["a.png"].sha256 != first["a.png"].sha256
     assert changed["b.png"] == first["b.png"]
 
 
-def test_other_pictures_stay_in_the_cache(tmp_path: Path, decoded: list[str]) -> None:
+def test_other_images_stay_in_the_cache(tmp_path: Path, decoded: list[str]) -> None:
     for name in ("a.png", "b.png"):
-        picture(ord(name[0])).save(tmp_path / name)
-        index(tmp_path).check([name])
+        smooth(ord(name[0])).save(tmp_path / name)
+        check(tmp_path, [name])
     decoded.clear()
-    index(tmp_path).check(["a.png", "b.png"])
+    check(tmp_path, ["a.png", "b.png"])
     assert decoded == []
 
 
-def test_another_pixel_limit_is_checked_anew(tmp_path: Path) -> None:
-    picture(1).save(tmp_path / "a.png")
-    assert index(tmp_path, limit=100).check(["a.png"])["a.png"].reason is Reason.IMAGE_TOO_LARGE
-    assert index(tmp_path).check(["a.png"])["a.png"].reason is None
+def test_another_pixel_limit_rebuilds_the_cache(tmp_path: Path) -> None:
+    smooth(1).save(tmp_path / "a.png")
+    assert check(tmp_path, ["a.png"], limit=100)["a.png"].reason is Reason.IMAGE_TOO_LARGE
+    assert check(tmp_path, ["a.png"])["a.png"].reason is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "binary", "wrong_type", "short_thumbnail"])
-def test_damaged_cache_is_rebuilt_and_said_so(
+def test_damaged_cache_is_rebuilt_with_a_warning(
     tmp_path: Path, damage: str, decoded: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    picture(1).save(tmp_path / "a.png")
-    first = index(tmp_path).check(["a.png"])
-    cache = tmp_path / "cache" / "index.jsonl"
+    smooth(1).save(tmp_path / "a.png")
+    first = check(tmp_path, ["a.png"])
+    (cache,) = (tmp_path / "cache").iterdir()
     header, line = cache.read_text().splitlines()
     entry = json.loads(line)
     cache.write_bytes(
@@ -94,38 +94,38 @@ def test_damaged_cache_is_rebuilt_and_said_so(
     )
     decoded.clear()
     with caplog.at_level(logging.WARNING):
-        assert index(tmp_path).check(["a.png"]) == first
+        assert check(tmp_path, ["a.png"]) == first
     assert decoded == ["a.png"]
     assert "is damaged" in caplog.text and str(cache) in caplog.text
     assert json.loads(cache.read_text().splitlines()[1]) == entry
-    assert [path.name for path in cache.parent.iterdir()] == ["index.jsonl"], "a temporary file was left"
+    assert list(cache.parent.iterdir()) == [cache], "a temporary file was left"
 
 
 def test_missing_and_outside_files_are_named_but_not_cached(tmp_path: Path) -> None:
-    facts = index(tmp_path).check(["absent.png", "../x.png"])
+    facts = check(tmp_path, ["absent.png", "../x.png"])
     assert [fact.reason for fact in facts.values()] == [Reason.NO_IMAGE, Reason.PATH_LEAVES_ROOT]
-    picture(1).save(tmp_path / "absent.png")
-    assert index(tmp_path).check(["absent.png"])["absent.png"].reason is None
+    smooth(1).save(tmp_path / "absent.png")
+    assert check(tmp_path, ["absent.png"])["absent.png"].reason is None
 
 
-def test_same_picture_in_another_format_size_and_brightness_is_one_group(tmp_path: Path) -> None:
-    original = picture(1)
+def test_format_size_and_brightness_do_not_change_the_content(tmp_path: Path) -> None:
+    original = smooth(1)
     original.save(tmp_path / "a.png")
     original.save(tmp_path / "b.jpg", quality=75)
     original.resize((224, 224)).convert("L").save(tmp_path / "c.png")
     original.point(lambda value: int(value * 0.8) + 20).save(tmp_path / "d.png")
     original.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
     for seed in range(2, 30):
-        picture(seed).save(tmp_path / f"other{seed}.png")
-    (tmp_path / "broken.png").write_text("no picture")
+        smooth(seed).save(tmp_path / f"other{seed}.png")
+    (tmp_path / "broken.png").write_text("no image")
     names = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
-    groups = group_pictures(index(tmp_path).check(names).values())
+    groups = group_by_content(check(tmp_path, names).values())
     assert [groups[name] for name in ("a.png", "b.jpg", "c.png", "d.png")] == ["a.png"] * 4
     assert len(set(groups.values())) == 1 + 1 + 28
     assert "broken.png" not in groups
 
 
-def test_likeness_is_carried_on_and_ends_at_the_threshold() -> None:
+def test_groups_are_transitive_and_end_at_the_threshold() -> None:
     base = np.random.default_rng(0).normal(size=256)
     step = np.random.default_rng(1).normal(size=256)
     step *= 0.1 * 16 / np.linalg.norm(step)
@@ -134,33 +134,33 @@ def test_likeness_is_carried_on_and_ends_at_the_threshold() -> None:
         values = np.rint((base + steps * step) * 16).astype(np.int8)
         return ImageFacts(name, 1, 1, "", values.tobytes())
 
-    assert group_pictures([fact("b", 0), fact("a", 1)]) == {"a": "a", "b": "a"}
-    assert group_pictures([fact("a", 0), fact("b", 2)]) == {"a": "a", "b": "b"}
-    assert set(group_pictures([fact("a", 0), fact("b", 2), fact("c", 1)]).values()) == {"a"}
+    assert group_by_content([fact("b", 0), fact("a", 1)]) == {"a": "a", "b": "a"}
+    assert group_by_content([fact("a", 0), fact("b", 2)]) == {"a": "a", "b": "b"}
+    assert set(group_by_content([fact("a", 0), fact("b", 2), fact("c", 1)]).values()) == {"a"}
 
 
-def test_ten_thousand_pictures_and_a_thousand_copies_take_seconds() -> None:
+def test_ten_thousand_images_and_a_thousand_copies_take_seconds() -> None:
     rng = np.random.default_rng(0)
     thumbnails = rng.normal(0, 16, (10_000, 256)).clip(-127, 127).astype(np.int8)
     thumbnails[:1000] = thumbnails[0]
     facts = [ImageFacts(f"{i:05d}", 1, 1, "", row.tobytes()) for i, row in enumerate(thumbnails)]
     start = time.perf_counter()
-    groups = group_pictures(facts)
+    groups = group_by_content(facts)
     assert len(set(groups.values())) == 9001
     assert time.perf_counter() - start < 20
 
 
-def test_thumbnail_is_blind_to_brightness_and_size() -> None:
-    a, b = picture(3), picture(3).resize((97, 301)).point(lambda value: value // 2 + 60)
+def test_thumbnail_ignores_brightness_and_size() -> None:
+    a, b = smooth(3), smooth(3).resize((97, 301)).point(lambda value: value // 2 + 60)
     distance = np.frombuffer(make_thumbnail(a), np.int8) / 16 - np.frombuffer(make_thumbnail(b), np.int8) / 16
-    assert np.sqrt((distance**2).mean()) < image_index.SAME_PICTURE / 2
+    assert np.sqrt((distance**2).mean()) < image_index.MAX_CONTENT_DISTANCE / 2
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the OmniMedVQA sample is not beside the repository")
-def test_real_pictures_fall_into_the_groups_that_were_looked_at(tmp_path: Path) -> None:
+def test_real_images_form_the_groups_found_by_inspection(tmp_path: Path) -> None:
     names = [str(path.relative_to(REAL)) for path in (REAL / "Images").rglob("*") if path.is_file()]
-    found = ImageIndex(REAL, tmp_path / "index.jsonl", max_pixels=LIMIT).check(names)
-    groups = group_pictures(found.values())
+    found = check_images(REAL, names, tmp_path, max_pixels=LIMIT)
+    groups = group_by_content(found.values())
     assert len(groups) == 1194 and len(set(groups.values())) == 1151
     sperm = [name for name in groups if "/MHSMA/" in name]
     pairs = [(name, name[:-3] + "png") for name in sperm if name.endswith("jpg") and name[:-3] + "png" in groups]

@@ -1,4 +1,4 @@
-"""Pictures from files: every mode comes out as RGB, every fault as a named reason."""
+"""Image files: every mode becomes RGB, every fault has its own reason."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_mode_becomes_rgb_of_the_asked_size(tmp_path: Path, mode: str) -> 
     image.save(tmp_path / f"x.{suffix}")
     loaded = FileImage(tmp_path, f"x.{suffix}").load(32)
     assert (loaded.mode, loaded.size) == ("RGB", (32, 32))
-    assert np.asarray(loaded).std() > 1, "the picture's content is gone"
+    assert np.asarray(loaded).std() > 1, "the image content is lost"
 
 
 def test_sixteen_bit_grey_is_stretched_not_clipped() -> None:
@@ -60,30 +60,30 @@ def test_sixteen_bit_grey_is_stretched_not_clipped() -> None:
     assert len(set(grey.tolist())) > 250
 
 
-def test_flat_sixteen_bit_picture_is_black() -> None:
+def test_flat_sixteen_bit_image_is_black() -> None:
     assert np.asarray(to_rgb(Image.fromarray(np.full((4, 4), 700, np.uint16)))).max() == 0
 
 
-def test_transparent_pixels_are_black_whatever_colour_they_hide() -> None:
+def test_transparent_pixels_are_black_whatever_their_colour() -> None:
     image = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
     image.putpixel((1, 0), (10, 200, 30, 255))
     assert np.asarray(to_rgb(image)).tolist() == [[[0, 0, 0], [10, 200, 30]]]
 
 
-def test_key_is_the_picture_and_else_the_path(tmp_path: Path) -> None:
+def test_key_is_the_content_id_or_the_path(tmp_path: Path) -> None:
     assert FileImage(tmp_path, "a.png").key == "a.png"
     assert FileImage(tmp_path, "a.png", "b.jpg").key == "b.jpg"
 
 
 @pytest.mark.parametrize("relative", ["/etc/hostname", "C:\\x.png", "\\\\host\\x.png", "../x.png", "a/../../x.png"])
-def test_paths_that_leave_the_root_are_refused(tmp_path: Path, relative: str) -> None:
-    with pytest.raises(BadRecord, match="data root") as caught:
+def test_paths_that_leave_the_root_are_rejected(tmp_path: Path, relative: str) -> None:
+    with pytest.raises(BadRecord, match="path that") as caught:
         resolve_inside(tmp_path, relative)
     assert caught.value.reason is Reason.PATH_LEAVES_ROOT
 
 
 @pytest.mark.parametrize("link_to_folder", [False, True])
-def test_links_that_leave_the_root_are_refused_and_others_followed(tmp_path: Path, link_to_folder: bool) -> None:
+def test_links_that_leave_the_root_are_rejected_and_others_followed(tmp_path: Path, link_to_folder: bool) -> None:
     root, outside = tmp_path / "root", tmp_path / "root-outside"
     root.mkdir()
     outside.mkdir()
@@ -126,14 +126,14 @@ def test_truncated_files_are_undecodable(tmp_path: Path, suffix: str) -> None:
 
 def test_empty_and_foreign_files_are_undecodable(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     assert reason_of(tmp_path, "empty.png") == (Reason.UNDECODABLE_IMAGE, "image 'empty.png' has 0 bytes")
     assert reason_of(tmp_path, "text.png")[0] is Reason.UNDECODABLE_IMAGE
 
 
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [1001, 10_000, 60_000])
-def test_bombs_are_refused_from_their_header(tmp_path: Path, side: int) -> None:
+def test_bombs_are_rejected_by_their_header(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(side, side))
     reason, detail = reason_of(tmp_path, "bomb.png")
     assert reason is Reason.IMAGE_TOO_LARGE and "data.max_image_pixels" in detail

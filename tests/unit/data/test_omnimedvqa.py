@@ -1,4 +1,4 @@
-"""OmniMedVQA end to end: both layouts, every kind of bad record with its message, splits without leaks."""
+"""Loading OmniMedVQA: both layouts, every kind of bad record and its message, leaks, image-grouped splits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medr1.config.enums import OnBadRecord, Split
-from medr1.data.sources.omnimedvqa.files import SplitAxis, parse_modality, parse_question_type
-from medr1.data.sources.omnimedvqa.source import Loaded, load_omnimedvqa
+from medr1.config.settings import ALL
+from medr1.data.dataset import Dataset, Selection
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
+from medr1.data.sources.omnimedvqa.files import parse_modality, parse_question_type
+from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
 
@@ -23,7 +25,7 @@ needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the OmniMedVQA sample
 FILES = {"ct": "CT(Computed Tomography)", "xray": "X-Ray"}
 
 
-def save_picture(path: Path, seed: int) -> None:
+def save_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((60, 60), Image.Resampling.BICUBIC).save(path)
@@ -52,12 +54,12 @@ def split_record(record: dict[str, Any]) -> dict[str, str]:
     return {"image": record["image_path"], "problem": problem, "solution": f"<answer> {letter} </answer>"}
 
 
-def write_qa(root: Path, records: list[Any], pictures: bool = True) -> Path:
+def write_qa(root: Path, records: list[Any], images: bool = True) -> Path:
     path = root / "QA_information" / "Open-access" / "D.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records))
-    for number in range(len(records)) if pictures else ():
-        save_picture(root / f"Images/D/{number}.png", number)
+    for number in range(len(records)) if images else ():
+        save_image(root / f"Images/D/{number}.png", number)
     return path
 
 
@@ -68,19 +70,16 @@ def write_split(place: Path, name: str, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def load(root: Path, **changes: Any) -> Loaded:
-    arguments: dict[str, Any] = {
-        "root": root,
-        "splits": None,
+def load(root: Path, **changes: Any) -> Dataset:
+    settings: dict[str, Any] = {
+        "root": str(root),
         "split": Split.test_only,
-        "axis": SplitAxis.MODALITY,
         "on_bad_record": OnBadRecord.error,
         "test_fraction": 0.25,
-        "seed": 0,
-        "cache_dir": root.parent / "cache",
+        "cache_dir": str(root.parent / "cache"),
         "max_image_pixels": 100_000,
     }
-    return load_omnimedvqa(**(arguments | changes))
+    return load_omnimedvqa(OmniMedVQAConfig(**(settings | changes)), Selection(ALL, ALL))
 
 
 @pytest.fixture
@@ -163,10 +162,10 @@ def test_each_bad_record_is_named_and_can_be_skipped(
     root: Path, changes: dict[str, Any], reason: str, detail: str
 ) -> None:
     path = write_qa(root, [qa(0), qa(1, **changes), qa(2)])
-    save_picture(root.parent / "outside.png", 1)
+    save_image(root.parent / "outside.png", 1)
     (root / "Images/link.png").symlink_to(root.parent / "outside.png")
     (root / "Images/empty.png").touch()
-    (root / "Images/text.png").write_text("no picture")
+    (root / "Images/text.png").write_text("no image")
     (root / "Images/cut.png").write_bytes((root / "Images/D/1.png").read_bytes()[:500])
     Image.new("L", (1000, 1000)).save(root / "Images/huge.png")
     with pytest.raises(DataError) as caught:
@@ -177,8 +176,8 @@ def test_each_bad_record_is_named_and_can_be_skipped(
     assert "data.on_bad_record=skip" in message
     loaded = load(root, on_bad_record=OnBadRecord.skip)
     assert [record.id for record in loaded.test] == ["D_0000", "D_0002"]
-    assert [bad.reason.value for bad in loaded.bad] == [reason] and loaded.counts["bad"] == {reason: 1}
-    assert (loaded.counts["questions_read"], loaded.counts["questions_used"]) == (3, 2)
+    assert len(loaded.facts["bad_records"]) == 1 and loaded.facts["counts"]["bad"] == {reason: 1}
+    assert (loaded.facts["counts"]["questions_read"], loaded.facts["counts"]["questions_used"]) == (3, 2)
 
 
 def test_one_error_lists_ten_bad_records_and_every_reason(root: Path) -> None:
@@ -192,8 +191,8 @@ def test_one_error_lists_ten_bad_records_and_every_reason(root: Path) -> None:
     assert "found str, expected an object" in message and "'Mass'" in message
 
 
-def test_skipping_everything_is_an_error(root: Path) -> None:
-    write_qa(root, [qa(0), qa(1)], pictures=False)
+def test_skipping_all_records_is_an_error(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1)], images=False)
     with pytest.raises(
         DataError, match=r"none of the 2 records read can be used: 2 no_image[\s\S]*Remedy: correct data.root"
     ):
@@ -213,12 +212,12 @@ def test_broken_files_are_named_whatever_is_skipped(root: Path, content: str, me
 
 
 def test_missing_and_empty_places(root: Path) -> None:
-    with pytest.raises(DataError, match=r"absent is not a folder. Remedy: data.root"):
+    with pytest.raises(DataError, match="absent is not a folder"):
         load(root / "absent")
     with pytest.raises(DataError, match="neither QA_information nor Splits"):
         load(root)
     (root / "QA_information").mkdir()
-    with pytest.raises(DataError, match="QA_information holds no JSON file"):
+    with pytest.raises(DataError, match="QA_information has no JSON file"):
         load(root)
     write_qa(root, [])
     with pytest.raises(DataError, match="hold no record"):
@@ -226,9 +225,9 @@ def test_missing_and_empty_places(root: Path) -> None:
     write_qa(root, [qa(0)])
     with pytest.raises(DataError, match=r"needs Med-R1's split files[\s\S]*data.split=image_grouped"):
         load(root, split=Split.released)
-    with pytest.raises(DataError, match=r"data.splits .*nowhere does not exist"):
-        load(root, splits=root / "nowhere")
-    with pytest.raises(DataError, match=r"test_fraction is 1\.5"):
+    with pytest.raises(DataError, match=r"data.splits=.*nowhere"):
+        load(root, splits=str(root / "nowhere"))
+    with pytest.raises(DataError, match=r"test_fraction=1\.5"):
         load(root, split=Split.image_grouped, test_fraction=1.5)
 
 
@@ -246,9 +245,9 @@ def test_released_split_joins_question_types_and_ids(root: Path) -> None:
         "D_0002": "lesion",
     }
     assert [record.id for record in loaded.test] == ["D_0003"]
-    assert loaded.counts["bad"] == {"unknown_question_type": 1}
+    assert loaded.facts["counts"]["bad"] == {"unknown_question_type": 1}
     with pytest.raises(DataError, match="no split files by question_type"):
-        load(root, split=Split.released, axis=SplitAxis.QUESTION_TYPE)
+        load(root, split=Split.released, axis=ReleasedAxis.question_type)
 
 
 TYPES = ["Anatomy Identification", "Lesion Grading", "Modality Recognition", "Other Biological Attributes"]
@@ -268,10 +267,11 @@ def test_question_type_from_the_other_family_and_by_exclusion(root: Path, missin
     write_split(root / "Splits/question_type/test", "Lesion Grading_test", [records[2]])
     loaded = load(root, split=Split.released, on_bad_record=OnBadRecord.skip)
     if missing:
-        assert loaded.counts["bad"] == {"unknown_question_type": 2} and loaded.counts["by_exclusion"] == 0
+        assert loaded.facts["counts"]["bad"] == {"unknown_question_type": 2}
+        assert loaded.facts["counts"]["by_exclusion"] == 0
         assert [record.question_type.value for record in loaded.train] == ["lesion"]
     else:
-        assert loaded.counts["by_exclusion"] == 2
+        assert loaded.facts["counts"]["by_exclusion"] == 2
         assert sorted(record.question_type.value for record in loaded.train) == ["disease", "lesion"]
 
 
@@ -286,21 +286,21 @@ def test_file_called_unknown_is_never_completed_by_exclusion(root: Path) -> None
     write_split(root / "Splits/question_type/test", "Disease Diagnosis_test", [qa(1, question="Another?")])
     (root / "QA_information/Open-access/D.json").write_text("[]")
     arguments: dict[str, Any] = {"split": Split.released, "on_bad_record": OnBadRecord.skip}
-    loaded = load(root, axis=SplitAxis.QUESTION_TYPE, **arguments)
+    loaded = load(root, axis=ReleasedAxis.question_type, **arguments)
     assert [(record.question, record.modality.value) for record in loaded.test] == [("Another?", "micro")]
-    assert loaded.counts["bad"] == {"unknown_modality": 1} and loaded.train == []
+    assert loaded.facts["counts"]["bad"] == {"unknown_modality": 1} and loaded.train == []
 
 
 def test_single_split_file_and_bad_names(root: Path) -> None:
     write_qa(root, [qa(1), qa(2)])
-    save_picture(root / "Images/D/2.png", 2)
+    save_image(root / "Images/D/2.png", 2)
     path = write_split(root.parent / "elsewhere", "X-Ray_test", [qa(1)])
-    loaded = load(root, split=Split.released, splits=path)
+    loaded = load(root, split=Split.released, splits=str(path))
     assert (loaded.train, [record.id for record in loaded.test]) == ([], ["D_0001"])
-    assert [record.id for record in load(root, splits=path).test] == ["D_0001"]
+    assert [record.id for record in load(root, splits=str(path)).test] == ["D_0001"]
     wrong = path.rename(path.with_name("questions.json"))
-    with pytest.raises(DataError, match=r"questions.json: the file name does not say"):
-        load(root, splits=wrong)
+    with pytest.raises(DataError, match=r"questions.json: the file name"):
+        load(root, splits=str(wrong))
 
 
 def test_repeated_ids_are_numbered(root: Path) -> None:
@@ -311,18 +311,18 @@ def test_repeated_ids_are_numbered(root: Path) -> None:
 def test_image_grouped_keeps_copies_together_and_depends_on_the_seed_only(root: Path) -> None:
     records = [qa(n) for n in range(40)]
     write_qa(root, records)
-    for number in range(0, 40, 4):  # every fourth picture of CT stands again, as a JPEG under the next CT question
+    for number in range(0, 40, 4):  # every fourth CT image is also saved as a JPEG, used by the next CT question
         with Image.open(root / f"Images/D/{number}.png") as image:
             image.save(root / f"Images/D/{number + 2}.jpg", quality=80)
         records[number + 2]["image_path"] = f"Images/D/{number + 2}.jpg"
-    write_qa(root, records, pictures=False)
+    write_qa(root, records, images=False)
     loaded = load(root, split=Split.image_grouped)
     side = {record.id: part for part in ("train", "test") for record in getattr(loaded, part)}
-    assert len(side) == 40 and loaded.counts["pictures_used"] == 30
+    assert len(side) == 40 and loaded.facts["counts"]["image_contents_used"] == 30
     assert all(side[f"D_{n:04d}"] == side[f"D_{n + 2:04d}"] for n in range(0, 40, 4))
-    assert loaded.leaks.records_by_picture == 0
+    assert loaded.facts["leaks"]["records_by_content"] == 0
     assert Counter(record.modality.value for record in loaded.test) == {"ct": 4, "xray": 5}
-    write_qa(root, records[::-1], pictures=False)
+    write_qa(root, records[::-1], images=False)
     again = load(root, split=Split.image_grouped)
     assert {record.id for record in again.test} == {record.id for record in loaded.test}
     assert again.fingerprint == loaded.fingerprint
@@ -331,61 +331,61 @@ def test_image_grouped_keeps_copies_together_and_depends_on_the_seed_only(root: 
     assert other.fingerprint != loaded.fingerprint
 
 
-def test_leaks_by_path_by_picture_and_by_modality(root: Path) -> None:
+def test_leaks_by_path_by_content_and_by_modality(root: Path) -> None:
     records = [qa(n) for n in range(6)]
     write_qa(root, records)
     with Image.open(root / "Images/D/1.png") as image:
         image.save(root / "Images/D/3.jpg", quality=80)
-    records[3]["image_path"] = "Images/D/3.jpg"  # the picture of 1 under another path
-    records[5]["image_path"] = "Images/D/0.png"  # a path of training, but of another modality there
-    extra = qa(1, question="And what else?", question_id="D_9")  # the very path of training
-    write_qa(root, [*records, extra], pictures=False)
+    records[3]["image_path"] = "Images/D/3.jpg"  # the image of 1 under another path
+    records[5]["image_path"] = "Images/D/0.png"  # a training path, but of another modality
+    extra = qa(1, question="And what else?", question_id="D_9")  # a training path
+    write_qa(root, [*records, extra], images=False)
     write_split(root / "Splits/modality", "CT_train", [records[0], records[2]])
     write_split(root / "Splits/modality", "X-Ray_train", [records[1]])
     write_split(root / "Splits/modality", "CT_test", [records[4]])
     write_split(root / "Splits/modality", "X-Ray_test", [records[3], records[5], extra])
-    leaks = load(root, split=Split.released).leaks
-    assert (leaks.test_records, leaks.test_images) == (4, 4)
-    assert (leaks.records_by_path, leaks.records_by_picture) == (2, 3)
-    xray = leaks.by_modality[Modality.XRAY]
-    assert (xray.test_images, xray.images_by_path, xray.images_by_picture) == (3, 1, 2)
-    assert leaks.by_modality[Modality.CT].records_by_picture == 0
+    leaks = load(root, split=Split.released).facts["leaks"]
+    assert (leaks["test_records"], leaks["test_images"]) == (4, 4)
+    assert (leaks["records_by_path"], leaks["records_by_content"]) == (2, 3)
+    xray = leaks["by_modality"]["xray"]
+    assert (xray["test_images"], xray["images_by_path"], xray["images_by_content"]) == (3, 1, 2)
+    assert leaks["by_modality"]["ct"]["records_by_content"] == 0
 
 
-def test_fingerprint_follows_the_picture(root: Path) -> None:
+def test_fingerprint_depends_on_the_image(root: Path) -> None:
     write_qa(root, [qa(0), qa(1)])
     before = load(root).fingerprint
     assert load(root).fingerprint == before
-    save_picture(root / "Images/D/1.png", 77)
+    save_image(root / "Images/D/1.png", 77)
     assert load(root).fingerprint != before
 
 
 @needs_mini
 @pytest.mark.parametrize(
-    ("axis", "train", "test", "by_path", "by_picture"),
-    [(SplitAxis.MODALITY, 1687, 409, 124, 135), (SplitAxis.QUESTION_TYPE, 1704, 392, 114, 131)],
+    ("axis", "train", "test", "by_path", "by_content"),
+    [(ReleasedAxis.modality, 1687, 409, 124, 135), (ReleasedAxis.question_type, 1704, 392, 114, 131)],
 )
 def test_real_released_splits(
-    tmp_path: Path, axis: SplitAxis, train: int, test: int, by_path: int, by_picture: int
+    tmp_path: Path, axis: ReleasedAxis, train: int, test: int, by_path: int, by_content: int
 ) -> None:
-    arguments: dict[str, Any] = {"split": Split.released, "axis": axis, "cache_dir": tmp_path}
+    arguments: dict[str, Any] = {"split": Split.released, "axis": axis, "cache_dir": str(tmp_path)}
     loaded = load(MINI, on_bad_record=OnBadRecord.skip, max_image_pixels=64_000_000, **arguments)
     assert (len(loaded.train), len(loaded.test)) == (train, test)
-    assert (loaded.leaks.records_by_path, loaded.leaks.records_by_picture) == (by_path, by_picture)
-    assert loaded.counts["bad"] == {"duplicate_option": 1, "unknown_modality": 1}
+    counts, leaks = loaded.facts["counts"], loaded.facts["leaks"]
+    assert (leaks["records_by_path"], leaks["records_by_content"]) == (by_path, by_content)
+    assert counts["bad"] == {"duplicate_option": 1, "unknown_modality": 1} and len(loaded.facts["bad_records"]) == 2
     independent = [
         record for path in (MINI / "Splits" / axis.value).rglob("*.json") for record in json.loads(path.read_text())
     ]
-    assert loaded.counts["questions_read"] == len(independent) == len(loaded.train) + len(loaded.test) + len(loaded.bad)
-    assert loaded.counts["images_read"] == len({record["image"] for record in independent})
+    assert counts["questions_read"] == len(independent) == train + test + 2
+    assert counts["images_read"] == len({record["image"] for record in independent})
 
 
 @needs_mini
 def test_real_layouts_agree(tmp_path: Path) -> None:
-    """Both layouts hold the same questions, so answers, axes and ids must come out the same from either."""
-    arguments: dict[str, Any] = {"on_bad_record": OnBadRecord.skip, "cache_dir": tmp_path, "max_image_pixels": 10**6}
-    release = load(MINI, **arguments)
-    split = load(MINI, split=Split.released, **arguments)
+    """Both layouts have the same questions, so that answers, axes and ids must be equal."""
+    changes = {"on_bad_record": OnBadRecord.skip, "cache_dir": str(tmp_path), "max_image_pixels": 10**6}
+    release, split = load(MINI, **changes), load(MINI, split=Split.released, **changes)
 
     def content(records: list[Any]) -> set[tuple[Any, ...]]:
         return {

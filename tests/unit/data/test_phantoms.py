@@ -1,4 +1,4 @@
-"""The embedded world: reproducible, uniform, and of no use to anyone who does not look at the picture."""
+"""Phantoms: reproducible, uniform attributes, and no cue to the answer outside the image."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from medr1.data.sources.phantoms.records import (
     QUESTIONS,
     Phantom,
     World,
-    ask,
     choices,
     make_phantom,
+    make_record,
     make_records,
 )
 from medr1.domain.records import LETTERS, Modality, QuestionType, Record, check_choices
@@ -52,18 +52,18 @@ def digest(phantom: Phantom, size: int = 28) -> str:
 
 
 def sigmas_above_chance(records: list[Record], choose: Callable[[Record], str]) -> float:
-    """How many standard deviations the number of right guesses lies from that of a uniform guess."""
-    right = sum(choose(record) == record.answer for record in records)
+    """Standard deviations between the number of correct guesses and that of a uniform guess."""
+    correct = sum(choose(record) == record.answer for record in records)
     mean = sum(record.chance for record in records)
-    return float((right - mean) / np.sqrt(sum(record.chance * (1 - record.chance) for record in records)))
+    return float((correct - mean) / np.sqrt(sum(record.chance * (1 - record.chance) for record in records)))
 
 
-def test_the_same_seed_and_index_give_the_same_picture_and_question() -> None:
+def test_the_same_seed_and_index_give_the_same_image_and_question() -> None:
     for modality in Modality:
         one, two = (make_phantom(World.TRAIN, 3, modality, 11) for _ in range(2))
         assert one == two and digest(one) == digest(two)
     assert make_records(World.TEST, 3, 2) == make_records(World.TEST, 3, 2)
-    # More pictures do not change the ones before them.
+    # More images do not change the first ones.
     assert make_records(World.TRAIN, 0, 3)[:15] == TRAIN[:15]
 
 
@@ -81,7 +81,7 @@ def test_another_process_draws_the_same() -> None:
     assert done.stdout.split() == [word for p in here for word in (p.key, digest(p, 56))] + [records]
 
 
-def test_worlds_seeds_and_indices_share_no_picture() -> None:
+def test_worlds_seeds_and_indices_share_no_image() -> None:
     made = [
         make_phantom(world, seed, modality, index)
         for world in World
@@ -92,7 +92,7 @@ def test_worlds_seeds_and_indices_share_no_picture() -> None:
     assert len({p.key for p in made}) == len({digest(p) for p in made}) == len(made)
 
 
-def test_every_picture_asks_each_question_once() -> None:
+def test_every_image_has_one_question_of_each_type() -> None:
     for records, images in ((TRAIN, 400), (TEST, 80)):
         cells = Counter((r.modality, r.question_type) for r in records)
         assert cells == {(m, q): images for m in Modality for q in QuestionType}
@@ -101,17 +101,17 @@ def test_every_picture_asks_each_question_once() -> None:
     assert {(r.question_type, r.question) for r in TRAIN} == {(q, t) for q, both in QUESTIONS.items() for t in both}
 
 
-def test_options_are_the_values_within_the_modality_and_the_answer_is_true() -> None:
+def test_options_are_the_values_within_the_modality_and_the_answer_is_correct() -> None:
     for record in (*TRAIN[::3], *TEST):
         phantom = record.image
         assert isinstance(phantom, Phantom) and phantom.modality is record.modality
         assert sorted(record.options.values()) == sorted(choices(record.question_type, record.modality))
         assert tuple(record.options) == LETTERS[: len(record.options)]
         assert record.answer_text == phantom.value(record.question_type)
-        check_choices("phantoms", record.id, record.question, record.options, record.answer)
+        check_choices(record.question, record.options, record.answer)
 
 
-def test_the_rationale_names_the_truth_and_no_other_option() -> None:
+def test_the_rationale_names_the_correct_option_only() -> None:
     for record in TEST:
         assert NAMES[record.modality] in record.rationale
         said = re.findall(r"\w+", record.rationale)
@@ -148,13 +148,13 @@ def test_the_held_out_scanner_takes_half_of_the_test_and_nothing_else() -> None:
     assert {p.scanner for p in phantoms(TEST)} == set(SCANNERS)
 
 
-def test_a_scanner_changes_the_pixels_and_nothing_beneath_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scanner_changes_only_the_last_drawing_step(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[np.ndarray]] = defaultdict(list)
     scan = phantom_images._scan
 
-    def spy(canvas: phantom_images.Canvas, picture: np.ndarray, scanner: str) -> np.ndarray:
-        seen[scanner].append(picture.copy())
-        return scan(canvas, picture, scanner)
+    def spy(canvas: phantom_images.Canvas, image: np.ndarray, scanner: str) -> np.ndarray:
+        seen[scanner].append(image.copy())
+        return scan(canvas, image, scanner)
 
     monkeypatch.setattr(phantom_images, "_scan", spy)
     for modality in Modality:
@@ -163,10 +163,12 @@ def test_a_scanner_changes_the_pixels_and_nothing_beneath_them(monkeypatch: pyte
         for one, other in combinations(drawn, 2):
             assert np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() > 5
         for kind in QuestionType:
-            asked = [ask(dataclasses.replace(phantom, scanner=s), kind, np.random.default_rng(1)) for s in SCANNERS]
+            asked = [
+                make_record(dataclasses.replace(phantom, scanner=s), kind, np.random.default_rng(1)) for s in SCANNERS
+            ]
             assert all(dataclasses.replace(record, image=asked[0].image) == asked[0] for record in asked)
-    for pictures in zip(*(seen[scanner] for scanner in SCANNERS), strict=True):
-        assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    for images in zip(*(seen[scanner] for scanner in SCANNERS), strict=True):
+        assert all(np.array_equal(images[0], other) for other in images[1:])
 
 
 def test_every_attribute_can_be_seen() -> None:
@@ -181,15 +183,15 @@ def test_every_attribute_can_be_seen() -> None:
 def test_a_phantom_can_be_drawn_at_any_size(size: int) -> None:
     for modality in Modality:
         phantom = make_phantom(World.TRAIN, 0, modality, 4)
-        picture = phantom.load(size)
-        assert (picture.mode, picture.size) == ("RGB", (size, size))
-        small = np.asarray(picture.resize((28, 28), Image.Resampling.BOX), dtype=float)
+        image = phantom.load(size)
+        assert (image.mode, image.size) == ("RGB", (size, size))
+        small = np.asarray(image.resize((28, 28), Image.Resampling.BOX), dtype=float)
         usual = np.asarray(phantom.load(84).resize((28, 28), Image.Resampling.BOX), dtype=float)
         assert np.corrcoef(small.ravel(), usual.ravel())[0, 1] > 0.8
 
 
 def tied(records: list[Record]) -> list[tuple[str, str]]:
-    """Scanner and letter of the right option, for the questions in which each training scanner has a letter."""
+    """Scanner and correct letter of the questions in which each training scanner has a letter."""
     return [(r.image.scanner, r.answer) for r in records if len(r.options) == 4]  # type: ignore[attr-defined]
 
 
@@ -198,18 +200,18 @@ def test_a_full_shortcut_ties_letter_to_scanner_in_training_only() -> None:
     pairs = tied(taught)
     assert len(pairs) == 30 * 8 * 4 and all(letter == scanner for scanner, letter in pairs)
     assert make_records(World.TEST, 0, 30, shortcut=1.0) == make_records(World.TEST, 0, 30)
-    for crooked, straight in zip(taught, make_records(World.TRAIN, 0, 30), strict=True):
+    for tied_record, plain in zip(taught, make_records(World.TRAIN, 0, 30), strict=True):
         # Only the order of the options differs.
-        assert crooked.answer_text == straight.answer_text
-        same = {"options": straight.options, "answer": straight.answer}
-        assert sorted(crooked.options.values()) == sorted(straight.options.values())
-        assert dataclasses.replace(crooked, **same) == straight  # type: ignore[arg-type]
+        assert tied_record.answer_text == plain.answer_text
+        same = {"options": plain.options, "answer": plain.answer}
+        assert sorted(tied_record.options.values()) == sorted(plain.options.values())
+        assert dataclasses.replace(tied_record, **same) == plain  # type: ignore[arg-type]
 
 
 def test_half_a_shortcut_ties_half_of_the_questions() -> None:
     pairs = tied(make_records(World.TRAIN, 0, 100, shortcut=0.5))
     share = sum(letter == scanner for scanner, letter in pairs) / len(pairs)
-    # The other half is right by chance once in four.
+    # In the other half they agree by chance in one of four questions.
     assert abs(share - 0.625) < 3 * np.sqrt(0.625 * 0.375 / len(pairs))
 
 
@@ -225,14 +227,14 @@ SLICES = {
 
 
 @pytest.mark.parametrize("slice_", SLICES)
-def test_blind_priors_stay_at_chance_in_domain(slice_: str) -> None:
+def test_option_prior_and_letter_prior_stay_at_chance_in_domain(slice_: str) -> None:
     train, test = [r for r in TRAIN if SLICES[slice_](r)], [r for r in TEST if SLICES[slice_](r)]
     assert abs(sigmas_above_chance(test, OptionPrior.fit(train).predict)) < 3
-    # The letter that was right most often when it was offered; once for all questions, once for each wording.
+    # The letter that was correct most often, over all questions and for each wording.
     for place in (lambda r: "", lambda r: r.question):
-        right = Counter((place(r), r.answer) for r in train)
+        correct = Counter((place(r), r.answer) for r in train)
         offered = Counter((place(r), letter) for r in train for letter in r.options)
-        rate = {key: right[key] / offered[key] for key in offered}
+        rate = {key: correct[key] / offered[key] for key in offered}
         guess = partial(likeliest_letter, rate, place)
         assert abs(sigmas_above_chance(test, guess)) < 3
 
@@ -250,7 +252,7 @@ CUES: dict[str, Callable[[str], object]] = {
 
 
 @pytest.mark.parametrize("cue", CUES)
-def test_the_look_of_an_option_does_not_give_it_away(cue: str) -> None:
+def test_surface_cues_do_not_predict_the_answer(cue: str) -> None:
     def stands_out(record: Record) -> bool:
         values = sorted((CUES[cue](text) for text in record.options.values()), reverse=True)  # type: ignore[type-var]
         return values[0] != values[1]

@@ -1,4 +1,4 @@
-"""The option parser: round trips whatever Med-R1's format can say, and refuses what it cannot read for sure."""
+"""The problem parser: round trips of Med-R1's format, and rejection of ambiguous texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def written(question: str, options: dict[str, str]) -> str:
 
 
 @given(_TEXTS, st.lists(_TEXTS, min_size=2, max_size=10), st.randoms(use_true_random=False))
-def test_round_trip_in_any_order_of_the_letters(question: str, texts: list[str], random: object) -> None:
+def test_round_trip_with_letters_in_any_order(question: str, texts: list[str], random: object) -> None:
     letters = list("ABCDEFGHIJ"[: len(texts)])
     random.shuffle(letters)  # type: ignore[attr-defined]
     options = dict(zip(letters, texts, strict=True))
@@ -48,7 +48,7 @@ def test_round_trip_in_any_order_of_the_letters(question: str, texts: list[str],
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     try:
         problem = parse_problem(text)
     except ValueError:
@@ -75,7 +75,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("Q? A)x, y, and z., B)No, none", "Q?", {"A": "x, y, and z.", "B": "No, none"}),
     ],
 )
-def test_by_hand(text: str, question: str, options: dict[str, str]) -> None:
+def test_examples(text: str, question: str, options: dict[str, str]) -> None:
     problem = parse_problem(text)
     assert (problem.question, list(problem.options.items())) == (question, list(options.items()))
 
@@ -83,7 +83,7 @@ def test_by_hand(text: str, question: str, options: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "What?", "Q? A)only", "Q? A)x, C)y", "Q? A)x, B)y, A)z", "Q? B)x, C)y", "Q? (A)x, (B)y"]
 )
-def test_what_cannot_be_read_for_sure_is_refused(text: str) -> None:
+def test_ambiguous_texts_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="no list of options"):
         parse_problem(text)
 
@@ -102,7 +102,7 @@ def test_solution() -> None:
 
 
 @pytest.mark.skipif(not SPLITS.is_dir(), reason="Med-R1's split files are not beside the repository")
-def test_every_real_problem_is_read_and_written_back() -> None:
+def test_every_real_problem_round_trips() -> None:
     """In Med-R1's files all letters stand in order; the E out of order is the one of "(H&E)"."""
     sizes: dict[int, int] = {}
     for path in SPLITS.rglob("*.json"):

@@ -1,4 +1,4 @@
-"""The grammar of each reasoning mode, held against completions good and bad, and against arbitrary text."""
+"""Prompts, grammars and the parser, on valid, invalid and arbitrary completions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(text: str, mode: ReasoningMode, letters: str = LETTERS) -> Parsed:
         (AFTER, " <answer>C</answer>\n<think>\nfor 2 > 1</think> "),
     ],
 )
-def test_good_completions(mode: ReasoningMode, text: str) -> None:
+def test_valid_completions(mode: ReasoningMode, text: str) -> None:
     found = read(text, mode)
     assert (found.format, found.answer, found.lenient) == (True, "C", "C")
     for other in set(ReasoningMode) - {mode}:
@@ -76,7 +76,7 @@ def test_good_completions(mode: ReasoningMode, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("mode", ReasoningMode)
-def test_what_is_no_answer_in_any_mode(text: str, lenient: str | None, mode: ReasoningMode) -> None:
+def test_completions_without_an_answer_in_any_mode(text: str, lenient: str | None, mode: ReasoningMode) -> None:
     found = read(text, mode)
     assert (found.format, found.answer, found.lenient) == (False, None, lenient)
 
@@ -102,12 +102,12 @@ def test_what_is_no_answer_in_any_mode(text: str, lenient: str | None, mode: Rea
         (AFTER, "<answer>C</answer>"),
     ],
 )
-def test_an_answer_outside_of_the_grammar_is_read_but_has_no_format(mode: ReasoningMode, text: str) -> None:
+def test_an_answer_outside_the_grammar_counts_without_the_format(mode: ReasoningMode, text: str) -> None:
     found = read(text, mode)
     assert (found.format, found.answer) == (False, "C")
 
 
-def test_only_the_options_of_the_question_are_answers() -> None:
+def test_only_letters_of_the_options_are_answers() -> None:
     assert read("<answer>C</answer>", NONE, "AB").answer is None
     assert not read("<answer>C</answer>", NONE, "AB").format
     assert read("<answer>J</answer>", NONE, "AJ").answer == "J"
@@ -123,7 +123,7 @@ def test_only_the_options_of_the_question_are_answers() -> None:
         ("<answer>A</answer> or <answer>B</answer>, perhaps D", "B"),
     ],
 )
-def test_the_last_resort_takes_the_last_letter_that_stands_alone(text: str, expected: str | None) -> None:
+def test_the_lenient_answer_is_the_last_letter_that_stands_alone(text: str, expected: str | None) -> None:
     assert read(text, NONE).lenient == expected
 
 
@@ -131,14 +131,14 @@ def test_the_last_resort_takes_the_last_letter_that_stands_alone(text: str, expe
 @example(BEFORE, "A", "<")
 @example(BEFORE, "A", "<answer")
 @example(AFTER, "B", "</think")
-def test_the_target_of_supervised_training_obeys_the_grammar(mode: ReasoningMode, letter: str, rationale: str) -> None:
+def test_target_text_matches_the_grammar(mode: ReasoningMode, letter: str, rationale: str) -> None:
     found = read(target_text(mode, letter, rationale), mode)
     assert (found.format, found.answer) == (True, letter)
     assert found.rationale == ("" if mode is NONE else rationale.strip())
 
 
 @given(st.one_of(SCRAPS, st.text(max_size=80)), st.sampled_from(ReasoningMode))
-def test_any_text_is_read_and_the_parts_agree(text: str, mode: ReasoningMode) -> None:
+def test_the_fields_agree_for_any_text(text: str, mode: ReasoningMode) -> None:
     found = read(text, mode)
     assert found.answer in {None, *LETTERS} and found.lenient in {None, *LETTERS}
     if found.format:
@@ -173,18 +173,17 @@ LONG = 50_000
     ],
     ids=lambda text: f"{text[:20]!r}",
 )
-def test_reading_takes_no_longer_than_the_text_is_long(text: str, mode: ReasoningMode) -> None:
+def test_parsing_time_is_linear(text: str, mode: ReasoningMode) -> None:
     start = time.process_time()
     read(text, mode)
     assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize("mode", ReasoningMode)
-def test_the_prompt_asks_for_the_grammar(mode: ReasoningMode) -> None:
+def test_the_prompt_describes_the_grammar(mode: ReasoningMode) -> None:
     text = question_text(" Which organ? ", {"A": "lung", "C": "CT, PET", "B": "liver"}, mode)
     assert text == f"Which organ?\nA) lung\nC) CT, PET\nB) liver\n{instruction(mode)}"
-    told = instruction(mode)
-    places = [told.find("<think></think>"), told.find("<answer></answer>")]
-    assert places[1] >= 0
-    assert (places[0] >= 0) == (mode is not NONE)
-    assert mode is NONE or (places[0] < places[1]) == (mode is BEFORE)
+    tags = [instruction(mode).find("<think></think>"), instruction(mode).find("<answer></answer>")]
+    assert tags[1] >= 0
+    assert (tags[0] >= 0) == (mode is not NONE)
+    assert mode is NONE or (tags[0] < tags[1]) == (mode is BEFORE)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medr1.data.sources.phantoms.drawing import ANATOMIES, FINDINGS, GRADES, LOCATIONS
-from medr1.data.sources.phantoms.records import NAMES, Phantom, World, ask, make_phantom, make_records
+from medr1.data.sources.phantoms.records import NAMES, Phantom, World, make_phantom, make_record, make_records
 from medr1.data.sources.phantoms.techniques import TECHNIQUES
 from medr1.domain.reasoning import ReasoningMode, target_text
 from medr1.domain.records import Modality, QuestionType, Record
@@ -41,7 +41,7 @@ VALUES = {
 
 
 def question(phantom: Phantom, question_type: QuestionType) -> Record:
-    return ask(phantom, question_type, np.random.default_rng(0))
+    return make_record(phantom, question_type, np.random.default_rng(0))
 
 
 def line(

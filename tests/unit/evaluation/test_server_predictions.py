@@ -1,11 +1,12 @@
-"""The partial file: what a kill can leave there is taken up or refused, never counted twice."""
+"""The partial file of predictions: what a kill leaves there is continued or refused, and a failure ends the rest."""
 
 from __future__ import annotations
 
 import json
+import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -14,95 +15,121 @@ from medr1.data.image_loader import cached_image_loader
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import DataError, ServerError
-from medr1.evaluation.chat_client import Reply
+from medr1.evaluation import server_predictions
+from medr1.evaluation.chat_client import ChatClient, ChatCompletion
 from medr1.evaluation.predictions import Condition, prediction, read_predictions
-from medr1.evaluation.server_predictions import ServerPredictionStore, partial_of
+from medr1.evaluation.server_predictions import ServerPredictionStore, partial_file
+from tests.scripted_server import Step, completion, scripted_server
 
 RECORDS = make_records(World.TEST, 0, 1)
 MODE = ReasoningMode.NO_THINK
 
 
-class Says:
-    """Answers A, but fails for one record; notes who was asked."""
+class Answers:
+    """A client whose every completion is A, except for one record that fails; records the requests."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.asked = fails, list[str]()
+        self.fails, self.requests = fails, list[str]()
 
-    def generate(self, text: str, png: bytes, max_completion_length: int, *, record: str, stop: Event) -> Reply:
-        self.asked.append(record)
+    def complete(self, text: str, png: bytes, max_completion_length: int, *, record: str) -> ChatCompletion:
+        self.requests.append(record)
         if record == self.fails:
             raise ServerError(f"record {record}")
-        return Reply("<answer>A</answer>", 3, False)
+        return ChatCompletion("<answer>A</answer>", 3, False)
 
 
-def answers(folder: Path, concurrency: int = 3) -> ServerPredictionStore:
-    return ServerPredictionStore(
-        RECORDS,
-        MODE,
+def generate(folder: Path, client: Any, concurrency: int = 3) -> Path:
+    store = ServerPredictionStore(
+        records=RECORDS,
+        mode=MODE,
         load=cached_image_loader(28),
         file=lambda condition: folder / f"{condition}.jsonl",
         concurrency=concurrency,
         max_completion_length=8,
     )
-
-
-def generate(folder: Path, server: Any, **settings: Any) -> Path:
-    answers(folder, **settings).generate(server, Condition.BASE)
+    store.generate(client, Condition.BASE)
     return folder / "base.jsonl"
 
 
 LINES = [asdict(prediction(r, Condition.BASE, MODE, "<answer>B</answer>", 3, False)) for r in RECORDS]
 
 
-def begun(folder: Path, *lines: dict[str, Any], torn: bytes = b"") -> Path:
-    partial = partial_of(folder / "base.jsonl")
+def write_partial(folder: Path, *lines: dict[str, Any], torn: bytes = b"") -> Path:
+    partial = partial_file(folder / "base.jsonl")
     partial.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + torn)
     return partial
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 100])
-def test_every_record_is_asked_once_and_stands_in_its_place(concurrency: int, tmp_path: Path) -> None:
-    server = Says()
+def test_every_record_is_requested_once_and_predictions_are_in_order(concurrency: int, tmp_path: Path) -> None:
+    server = Answers()
     file = generate(tmp_path, server, concurrency=concurrency)
-    assert sorted(server.asked) == sorted(r.id for r in RECORDS)
+    assert sorted(server.requests) == sorted(r.id for r in RECORDS)
     assert [line.record for line in read_predictions(file)] == [r.id for r in RECORDS]
     assert [path.name for path in tmp_path.iterdir()] == ["base.jsonl"]
 
 
-def test_a_failure_keeps_what_had_come_and_the_next_process_asks_the_rest(tmp_path: Path) -> None:
-    first, second = Says(fails=RECORDS[20].id), Says()
+def test_a_failure_keeps_what_arrived_and_the_next_process_generates_the_rest(tmp_path: Path) -> None:
+    first, second = Answers(fails=RECORDS[20].id), Answers()
     with pytest.raises(ServerError, match=RECORDS[20].id):
         generate(tmp_path, first)
-    kept = {line.record for line in read_predictions(partial_of(tmp_path / "base.jsonl"))}
-    assert kept == set(first.asked) - {RECORDS[20].id} and len(kept) >= 18
+    kept = {line.record for line in read_predictions(partial_file(tmp_path / "base.jsonl"))}
+    assert kept == set(first.requests) - {RECORDS[20].id} and len(kept) >= 18
     file = generate(tmp_path, second)
-    assert sorted(second.asked) == sorted({r.id for r in RECORDS} - kept)
+    assert sorted(second.requests) == sorted({r.id for r in RECORDS} - kept)
     assert len(read_predictions(file)) == len(RECORDS)
 
 
 @pytest.mark.parametrize("torn", [b"", b"{", json.dumps(LINES[4]).encode(), b'{"text": "\xc3'])
-def test_a_torn_last_line_is_dropped_and_asked_again(torn: bytes, tmp_path: Path) -> None:
-    begun(tmp_path, *LINES[:4], torn=torn)
-    server = Says()
+def test_a_torn_last_line_is_dropped_and_generated_again(torn: bytes, tmp_path: Path) -> None:
+    write_partial(tmp_path, *LINES[:4], torn=torn)
+    server = Answers()
     lines = read_predictions(generate(tmp_path, server))
-    assert sorted(server.asked) == sorted(r.id for r in RECORDS[4:])
+    assert sorted(server.requests) == sorted(r.id for r in RECORDS[4:])
     assert [line.parsed for line in lines] == ["B"] * 4 + ["A"] * (len(RECORDS) - 4)
 
 
-def test_a_whole_file_beside_its_partial_one_asks_nothing(tmp_path: Path) -> None:
-    file = generate(tmp_path, Says())
-    partial, server = begun(tmp_path, *LINES), Says()
+def test_with_a_complete_file_beside_its_partial_one_nothing_is_requested(tmp_path: Path) -> None:
+    file = generate(tmp_path, Answers())
+    partial, server = write_partial(tmp_path, *LINES), Answers()
     before = file.read_bytes()
     generate(tmp_path, server)
-    assert (server.asked, file.read_bytes(), partial.exists()) == ([], before, False)
+    assert (server.requests, file.read_bytes(), partial.exists()) == ([], before, False)
 
 
-def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
+def test_predictions_for_other_records_are_refused(tmp_path: Path) -> None:
     stranger = asdict(prediction(replace(RECORDS[0], id="stranger"), Condition.BASE, MODE, "", 0, False))
     for line in (stranger, {**LINES[0], "condition": "trained"}, {**LINES[0], "reasoning": "think_after"}):
-        begun(tmp_path, line)
+        write_partial(tmp_path, line)
         with pytest.raises(DataError, match=r"base\.jsonl\.partial: record .* remove the file"):
-            generate(tmp_path, Says())
-    begun(tmp_path, LINES[0], LINES[0])
+            generate(tmp_path, Answers())
+    write_partial(tmp_path, LINES[0], LINES[0])
     with pytest.raises(DataError, match=r"line 2: .*occurs twice"):
-        generate(tmp_path, Says())
+        generate(tmp_path, Answers())
+
+
+def test_a_failure_ends_the_requests_that_wait_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_predictions, "_GRACE_SECONDS", 0.3)
+    replies: Any = iter([(429, {}, {"Retry-After": "3"}), (200, completion(), {}), (400, {}, {})])
+    with scripted_server(lambda: next(replies)) as server:
+        client = ChatClient(server.url, "name", timeout=60, max_retries=9)
+        start = time.monotonic()
+        with closing(client), pytest.raises(ServerError, match="HTTP 400"):
+            generate(tmp_path, client, concurrency=2)
+        assert time.monotonic() - start < 2.8
+        time.sleep(start + 3.5 - time.monotonic())
+        assert len(server.requests) == 3, "the request that waited for its retry is not sent again"
+    assert len(read_predictions(partial_file(tmp_path / "base.jsonl"))) == 1
+
+
+def test_a_request_under_way_when_another_one_fails_is_kept(tmp_path: Path) -> None:
+    replies: Any = iter([(0.4, (200, completion(), {})), (0.0, (400, {}, {}))])
+
+    def reply() -> Step:
+        delay, step = next(replies)
+        time.sleep(delay)
+        return step  # type: ignore[no-any-return]
+
+    with scripted_server(reply) as server, pytest.raises(ServerError, match="HTTP 400"):
+        generate(tmp_path, ChatClient(server.url, "name", timeout=60, max_retries=0), concurrency=2)
+    assert len(read_predictions(partial_file(tmp_path / "base.jsonl"))) == 1

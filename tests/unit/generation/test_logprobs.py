@@ -1,5 +1,5 @@
-"""Scores from one shared encoding of the prompt against the slow way: each completion in an unpadded row of its own,
-whole, through transformers' own forward pass."""
+"""Scores from one shared prefill against the slow way: transformers' forward pass over one unpadded row [prompt |
+completion] after the other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from medr1.config.enums import LoraTargets
+from medr1.config.settings import LoraConfig
 from medr1.generation.logprobs import Scores, completion_hidden, score
-from medr1.models.loading import set_trainable
+from medr1.models.adapters import set_trainable
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.tensors import PromptBatch
+from medr1.models.transformers_compat import set_gradient_checkpointing
 from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (5, 3), (1, 3)]
@@ -29,7 +32,7 @@ def shared(policy: Policy, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> T
 
 
 def recomputed(policy: Policy, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
-    policy.core.activation_checkpointing_enable({"use_reentrant": False})
+    set_gradient_checkpointing(policy.core, True)
     policy.gradient_checkpointing = True
     return policy.hidden_without_cache(prompts, ids, mask)
 
@@ -47,15 +50,15 @@ def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | No
     has = (prompts.ids == image_token).any(1).tolist()
     if prompts.pixel_values is None or prompts.image_grid_thw is None:
         return [(None, None) for _ in has]
-    pictures = list(
+    images = list(
         zip(
             prompts.pixel_values.split(prompts.image_grid_thw.prod(1).tolist()),
             prompts.image_grid_thw.split(1),
             strict=True,
         )
     )
-    assert [picture is not None for picture in prompts.image_index] == has
-    return [(None, None) if picture is None else pictures[picture] for picture in prompts.image_index]
+    assert [index is not None for index in prompts.image_index] == has
+    return [(None, None) if index is None else images[index] for index in prompts.image_index]
 
 
 def separately(
@@ -66,16 +69,16 @@ def separately(
     temperature: float = 1.0,
     suppress_tokens: Tensor | None = None,
 ) -> Scores:
-    """transformers' forward pass over one row after the other; the loss it computes from labels is checked too."""
+    """transformers' forward pass over one row after the other. Its loss from labels is compared too."""
     logprobs, entropy = torch.zeros(ids.shape), torch.zeros(ids.shape)
     token = policy.core.config.image_token_id
-    pictures = patches_of(prompts, token)
+    images = patches_of(prompts, token)
     num_generations = ids.shape[0] // prompts.ids.shape[0]
     for r in range(ids.shape[0]):
         b, given = r // num_generations, ids[r, mask[r]]
         prompt = prompts.ids[b, prompts.mask[b]]
         row = torch.cat([prompt, given]).unsqueeze(0)
-        pixel_values, grid = pictures[b]
+        pixel_values, grid = images[b]
         labels = row.clone()
         labels[:, : len(prompt)] = -100
         out = policy.core(
@@ -102,7 +105,7 @@ def separately(
 
 
 def gradients(policy: Policy, logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Of a randomly weighed mean of the log-probabilities, for everything that is trained."""
+    """Gradients of a randomly weighted mean of the log-probabilities, for all trained weights."""
     weights = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1)) * mask / mask.sum()
     policy.zero_grad()
     (logprobs * weights).sum().backward()
@@ -117,7 +120,7 @@ def test_scores_and_all_gradients_equal_those_of_separate_rows(
 ) -> None:
     policy, processor = build(family, seed=3)
     if tuning == "lora":
-        set_trainable(policy, freeze_vision_tower=False, lora=(3, 6, "both"))
+        set_trainable(policy, freeze_vision_tower=False, lora=LoraConfig(3, 6, LoraTargets.both))
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradients of A
                 torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
@@ -136,7 +139,7 @@ def test_scores_and_all_gradients_equal_those_of_separate_rows(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checkpointing_does_run_the_layers_again_in_the_backward_pass(build, make_prompts, family: str) -> None:
+def test_checkpointing_recomputes_the_layers_in_the_backward_pass(build, make_prompts, family: str) -> None:
     policy, processor = build(family)
     prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES), 3)
@@ -154,7 +157,7 @@ def pair(request, tiny) -> tuple[Policy, Processor]:
 
 
 @torch.no_grad()
-def test_temperature_and_banned_tokens_are_those_of_the_distribution_scored(pair, make_prompts) -> None:
+def test_temperature_and_suppressed_tokens_change_the_scored_distribution(pair, make_prompts) -> None:
     policy, processor = pair
     prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES) * GROUP, 5)
@@ -185,7 +188,7 @@ def test_logits_in_chunks_give_the_same_scores_and_gradients(build, make_prompts
             mask,
             temperature=0.7,
             suppress_tokens=suppress_tokens,
-            chunk=size,
+            chunk_size=size,
         )
         for size in (10_000, chunk)
     ]
@@ -196,8 +199,8 @@ def test_logits_in_chunks_give_the_same_scores_and_gradients(build, make_prompts
 
 
 @torch.no_grad()
-def test_every_picture_is_scored_with_its_own_prompt(pair, make_prompts) -> None:
-    """Pictures of one size in exchanged order: all completions score differently, and as their new picture says."""
+def test_every_image_is_scored_with_its_own_prompt(pair, make_prompts) -> None:
+    """With exchanged images of one size, all completions score differently, and as with their new image alone."""
     policy, processor = pair
     one, two, three = make_prompts(processor, [(3, 2)] * 3)
     ids, mask = completions(3 * GROUP, 4)
@@ -214,7 +217,7 @@ def test_every_picture_is_scored_with_its_own_prompt(pair, make_prompts) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_on_one_picture_share_its_encoding_and_add_up_their_gradients(build, make_prompts, family: str) -> None:
+def test_prompts_that_share_an_image_encode_it_once_and_add_up_gradients(build, make_prompts, family: str) -> None:
     policy, processor = build(family)
     prompts = make_prompts(processor, [(3, 2), (2, 2), None, (3, 2), (1, 3)])
     prompts[3] = replace(prompts[3], image=prompts[0].image)
@@ -245,34 +248,33 @@ def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, row
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_that_were_looked_at_need_not_be_seen_again(build, make_prompts, family: str) -> None:
-    """Nor can they be: what is known of them is all that is used, whatever way the prompts go and whoever is left."""
+def test_precomputed_image_features_replace_the_vision_tower(build, make_prompts, family: str) -> None:
+    """In both ways of scoring, and after ``select``."""
     policy, processor = build(family)
-    set_trainable(policy, freeze_vision_tower=True, lora=None)
+    set_trainable(policy, freeze_vision_tower=True)
     prompts = processor.encode(make_prompts(processor, SIZES))
-    looked = policy.precompute_image_features(prompts)
-    assert looked.features is not None and {f.shape[0] for f in looked.features} == {3 if family == "qwen3_vl" else 1}
-    gone = replace(looked, pixel_values=torch.full_like(prompts.pixel_values, torch.nan))
+    computed = policy.precompute_image_features(prompts)
+    features = computed.image_features
+    assert features is not None and {f.shape[0] for f in features} == {3 if family == "qwen3_vl" else 1}
+    without_images = replace(computed, pixel_values=torch.full_like(prompts.pixel_values, torch.nan))
     ids, mask = completions(len(SIZES) * GROUP, 4)
     for way in (shared, recomputed):
         expected = way(policy, prompts, ids, mask)[mask]
-        torch.testing.assert_close(way(policy, gone, ids, mask)[mask], expected, **TOLERANCE)
+        torch.testing.assert_close(way(policy, without_images, ids, mask)[mask], expected, **TOLERANCE)
         rows = [3, 0]
-        some, keep = gone.select(rows), mask.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1)
+        some, keep = without_images.select(rows), mask.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1)
         found = way(policy, some, ids.view(len(SIZES), GROUP, -1)[rows].flatten(0, 1), keep)[keep]
         expected = way(policy, prompts, ids, mask).view(len(SIZES), GROUP, 4, -1)[rows].flatten(0, 1)[keep]
         torch.testing.assert_close(found, expected, **TOLERANCE)
-    for level in range(looked.features[0].shape[0]):
-        other = tuple(f.index_copy(0, torch.tensor([level]), f[level].flip(0)[None]) for f in looked.features)
-        moved = (
-            shared(policy, replace(looked, features=other), ids, mask)[mask] - shared(policy, looked, ids, mask)[mask]
-        )
-        assert moved.abs().max() > 1e-2, level
+    for level in range(features[0].shape[0]):
+        other = tuple(f.index_copy(0, torch.tensor([level]), f[level].flip(0)[None]) for f in features)
+        moved = shared(policy, replace(computed, image_features=other), ids, mask)
+        assert (moved - shared(policy, computed, ids, mask))[mask].abs().max() > 1e-2, level
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("way", ["shared", "recomputed"])
-def test_rope_deltas_left_over_in_the_model_change_nothing(build, make_prompts, way: str) -> None:
+def test_stale_rope_deltas_in_the_model_change_nothing(build, make_prompts, way: str) -> None:
     policy, processor = build("qwen2_vl")
     prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES), 4)
@@ -283,7 +285,7 @@ def test_rope_deltas_left_over_in_the_model_change_nothing(build, make_prompts, 
 
 
 @torch.no_grad()
-def test_what_stands_in_the_padding_changes_nothing(pair, make_prompts) -> None:
+def test_the_content_of_padding_changes_nothing(pair, make_prompts) -> None:
     policy, processor = pair
     prompts = processor.encode(make_prompts(processor, SIZES))
     ids, mask = completions(len(SIZES) * GROUP, 6)
@@ -296,7 +298,7 @@ def test_what_stands_in_the_padding_changes_nothing(pair, make_prompts) -> None:
 
 
 @torch.no_grad()
-def test_completions_of_one_token_and_prompts_without_any_picture(pair, make_prompts) -> None:
+def test_completions_of_one_token_and_prompts_without_images(pair, make_prompts) -> None:
     policy, processor = pair
     prompts = processor.encode(make_prompts(processor, [None, None]))
     assert prompts.pixel_values is None and prompts.image_grid_thw is None
@@ -309,7 +311,7 @@ def test_completions_of_one_token_and_prompts_without_any_picture(pair, make_pro
 
 @torch.no_grad()
 def test_token_by_token_equals_all_at_once(pair, make_prompts) -> None:
-    """Also for rows that go on when others have left."""
+    """Also after some rows have been dropped."""
     policy, processor = pair
     prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES)))
     ids, _ = completions(len(SIZES) * GROUP, 6)
@@ -317,7 +319,7 @@ def test_token_by_token_equals_all_at_once(pair, make_prompts) -> None:
     decoder, rows = policy.decoder(prefix, GROUP, 6), torch.arange(len(ids))
     for step in range(6):
         if step in (2, 5):
-            keep = torch.arange(len(rows)) % 4 != 1  # leaves some prompts with fewer rows than others
+            keep = torch.arange(len(rows)) % 4 != 1  # some prompts keep fewer rows than others
             decoder.select(keep)
             rows = rows[keep]
         torch.testing.assert_close(decoder.step(ids[rows, step]), at_once[rows, step], **TOLERANCE)

@@ -1,4 +1,4 @@
-"""Rollout: what is drawn follows the stated distribution, and nothing depends on the company in the batch."""
+"""Rollout on tiny policies: it equals transformers' generate, and no sample depends on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GenerationConfig
 
 from medr1.generation.logprobs import completion_hidden, score
-from medr1.generation.rollout import Sampling, rollout, sample_inverse_cdf, warped_log_probs
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.tensors import Completions, Prefix
@@ -33,82 +32,9 @@ def uniforms_of(rows: int, width: int, seed: int = 0) -> Tensor:
 def with_end(
     policy: Policy, prefix: Prefix, s: Sampling, num_generations: int = 1, uniforms: Tensor | None = None
 ) -> Sampling:
-    """The settings with an end token that random weights do come to: the one most common after the first place."""
+    """The settings with an end token that random weights do generate: the most common one after the first position."""
     endless = rollout(policy, prefix, replace(s, eos_token_id=-1), num_generations, uniforms)
     return replace(s, eos_token_id=int(endless.ids[:, 1:].flatten().mode().values))
-
-
-# The distribution
-
-
-def slow_distribution(logits: list[float], s: Sampling) -> list[float]:
-    """Banned, tempered, top-k, top-p, one token after the other from the most likely."""
-    weights = {i: float(np.exp(x / s.temperature)) for i, x in enumerate(logits) if i not in s.suppress_tokens}
-    order = sorted(weights, key=lambda i: -weights[i])
-    if s.top_k:
-        order = order[: s.top_k]
-    mass, kept = sum(weights[i] for i in order), []
-    for i in order:
-        if sum(weights[j] for j in kept) / mass >= s.top_p:
-            break
-        kept.append(i)
-    mass = sum(weights[i] for i in kept)
-    return [weights[i] / mass if i in kept else 0.0 for i in range(len(logits))]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"temperature": 0.5},
-        {"temperature": 2.0},
-        {"suppress_tokens": (0, 5)},
-        {"top_k": 1},
-        {"top_k": 3, "suppress_tokens": (2,)},
-        {"top_k": 100},
-        {"top_p": 0.6},
-        {"top_p": 1e-6},
-        {"temperature": 1.7, "top_k": 5, "top_p": 0.8, "suppress_tokens": (1,)},
-    ],
-    ids=str,
-)
-def test_distribution_equals_a_slow_reference(changes: dict[str, object]) -> None:
-    s = sampling(**changes)
-    logits = torch.randn(20, 9, generator=torch.Generator().manual_seed(0)) * 2
-    found = warped_log_probs(logits, s, torch.tensor(s.suppress_tokens, dtype=torch.long)).exp()
-    expected = torch.tensor([slow_distribution(row.tolist(), s) for row in logits])
-    torch.testing.assert_close(found, expected)
-    assert not found[:, list(s.suppress_tokens)].any()
-
-
-def test_frequencies_of_draws_are_the_probabilities() -> None:
-    log_p = warped_log_probs(
-        torch.tensor([[2.0, 0.0, -1.0, 1.0, 3.0]]), sampling(suppress_tokens=(3,)), torch.tensor([3])
-    )
-    n = 20_000
-    even = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # evenly spread, so the counts are right but for rounding
-    counts = sample_inverse_cdf(log_p.expand(n, -1), even).bincount(minlength=5)
-    torch.testing.assert_close(counts.double(), n * log_p[0].double().exp(), atol=1.0, rtol=0)
-    by_chance = sample_inverse_cdf(log_p.expand(n, -1), uniforms_of(n, 1)[:, 0]).bincount(minlength=5)
-    torch.testing.assert_close(by_chance / n, log_p[0].exp(), atol=0.015, rtol=0)
-
-
-@given(
-    st.lists(st.sampled_from([float("-inf"), -80.0, -3.0, 0.0, 1.0, 40.0]), min_size=2, max_size=8),
-    st.sampled_from([0.0, 1e-300, 0.25, 0.5, 1 - 2**-24, 1 - 2**-53, 1.0]),
-)
-@example([0.0, 1.0, float("-inf"), float("-inf")], 1.0)
-@example([float("-inf"), 0.0], 0.0)
-def test_the_impossible_is_never_drawn(logits: list[float], uniform: float) -> None:
-    """Neither at the ends of the range nor at a uniform that was rounded to 1."""
-    if max(logits) == float("-inf"):
-        logits[0] = 0.0
-    log_p = torch.log_softmax(torch.tensor([logits]), -1)
-    token = int(sample_inverse_cdf(log_p, torch.tensor([uniform], dtype=torch.float64)))
-    assert log_p[0, token] > float("-inf")
-
-
-# The loop, on a tiny policy
 
 
 def test_sampling_without_uniforms_is_refused(tiny, make_prompts) -> None:
@@ -133,7 +59,7 @@ def test_greedy_equals_generate_of_transformers_on_100_prompts(build, make_promp
         c = rollout(policy, policy.prefill(batch), greedy)
         found += [row[keep].tolist() for row, keep in zip(c.ids, c.mask, strict=True)]
     model = policy.model
-    model.generation_config = GenerationConfig()  # what it ships would fill whatever equals the library's defaults
+    model.generation_config = GenerationConfig()  # else its values replace those that equal the library's defaults
     plain = GenerationConfig(
         do_sample=False,
         max_new_tokens=width,
@@ -153,13 +79,13 @@ def test_greedy_equals_generate_of_transformers_on_100_prompts(build, make_promp
             generation_config=plain,
         )
         assert ids == whole[0, one.ids.shape[1] :].tolist()
-    assert len({len(ids) for ids in found}) > 2  # rows did leave the batch at different steps
+    assert len({len(ids) for ids in found}) > 2  # rows were dropped at different steps
     assert len(set(map(tuple, found))) > 20
 
 
 @dataclass(frozen=True)
 class Case:
-    """Groups of three over prompts with pictures of several sizes and without, some ending early."""
+    """Groups of three over prompts with images of several sizes and without; some completions end early."""
 
     policy: Policy
     processor: Processor
@@ -197,7 +123,7 @@ def test_mask_runs_to_the_end_token_and_truncation_is_its_absence(case: Case) ->
         assert (logprobs[:length] < 0).all() and not logprobs[length:].any()
 
 
-def test_an_end_token_in_the_last_place_is_no_truncation(case: Case) -> None:
+def test_an_end_token_at_the_maximum_length_is_no_truncation(case: Case) -> None:
     c = case.completions
     lengths = c.mask.sum(1)
     row = int(lengths.masked_fill(c.truncated | (lengths < 2), 99).argmin())
@@ -213,16 +139,16 @@ def test_samples_of_one_group_differ(case: Case) -> None:
         assert len({tuple(row.tolist()) for row in group}) == 3
 
 
-def test_banned_tokens_are_not_sampled(case: Case) -> None:
+def test_suppressed_tokens_are_not_sampled(case: Case) -> None:
     c = case.completions
     forbidden = c.ids[c.mask].unique()
-    suppress_tokens = replace(case.sampling, eos_token_id=-1, suppress_tokens=tuple(forbidden.tolist()))
-    again = rollout(case.policy, case.prefix, suppress_tokens, 3, case.uniforms)
+    suppressing = replace(case.sampling, eos_token_id=-1, suppress_tokens=tuple(forbidden.tolist()))
+    again = rollout(case.policy, case.prefix, suppressing, 3, case.uniforms)
     assert not torch.isin(again.ids, forbidden).any()
 
 
 def test_a_batch_of_n_equals_n_singles(case: Case, make_prompts) -> None:
-    """The same uniforms give the same samples, whoever shares the batch, has left it, or pads it."""
+    """The same uniforms give the same samples, whatever else is in the batch."""
     c = case.completions
     for b, prompt in enumerate(make_prompts(case.processor, SIZES)):
         prefix = case.policy.prefill(case.processor.encode([prompt]))

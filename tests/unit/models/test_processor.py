@@ -1,4 +1,4 @@
-"""Encoding: where tokens, pictures and positions stand, and text that comes back as it went in."""
+"""Encoding of prompts and images, and completions that decode to the text they were made from."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class NoImage:
 
 
 def no_rope(*_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
-    raise AssertionError("not to be asked")
+    raise AssertionError("not to be called")
 
 
-ENCODER = Processor(TOKENIZER, build_image_processor(), no_rope)
+PROCESSOR = Processor(TOKENIZER, build_image_processor(), no_rope)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -52,11 +52,11 @@ def test_prompts_are_padded_on_the_left(pair, make_prompts) -> None:
         assert batch.mask[row].tolist() == [False] * padding + [True] * lengths[row]
         assert (batch.ids[row, :padding] == processor.tokenizer.pad_token_id).all()
         text = processor.tokenizer.decode(batch.ids[row, padding:])
-        pictures = text.count(IMAGE_TOKEN)
-        assert text == prompt.text.replace(IMAGE_TOKEN, IMAGE_TOKEN * max(1, pictures))
+        image_tokens = text.count(IMAGE_TOKEN)
+        assert text == prompt.text.replace(IMAGE_TOKEN, IMAGE_TOKEN * max(1, image_tokens))
 
 
-def test_every_picture_becomes_as_many_image_tokens_as_merged_patches(pair, make_prompts) -> None:
+def test_every_image_becomes_as_many_image_tokens_as_merged_patches(pair, make_prompts) -> None:
     policy, processor = pair
     batch = processor.encode(make_prompts(processor, SIZES))
     assert batch.image_grid_thw is not None and batch.pixel_values is not None
@@ -86,7 +86,7 @@ def test_positions_are_the_models_own_for_each_row_alone(pair, make_prompts) -> 
             assert len({tuple(p) for p in found[:, types[0].bool()].T.tolist()}) == size[0] * size[1]
 
 
-def test_a_prompt_is_encoded_alike_alone_and_in_company(pair, make_prompts) -> None:
+def test_a_prompt_is_encoded_alike_alone_and_in_a_batch(pair, make_prompts) -> None:
     _, processor = pair
     prompts = make_prompts(processor, SIZES)
     together, used = processor.encode(prompts), 0
@@ -105,24 +105,24 @@ def test_a_record_becomes_one_user_turn_with_one_image_token(mode: ReasoningMode
         "r", NoImage(), Modality.CT, QuestionType.ANATOMY, "Which organ?", {"B": "lung", "A": "CT, PET"}, "A"
     )
     image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
-    prompt = ENCODER.prompt(record, mode, image)
+    prompt = PROCESSOR.prompt(record, mode, image)
     assert prompt.image is image
     assert prompt.text == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         f"Which organ?\nB) lung\nA) CT, PET\n{instruction(mode)}<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert IMAGE_TOKEN not in ENCODER.chat("Which organ?", with_image=False)
+    assert IMAGE_TOKEN not in PROCESSOR.chat("Which organ?", with_image=False)
 
 
-def test_a_picture_without_a_place_for_it_is_refused(tiny) -> None:
-    """Else the features of one picture would move into the place of the next, and nothing would be noticed."""
+def test_an_image_without_exactly_one_image_token_is_refused(tiny) -> None:
+    """Otherwise the features of one image would silently be used for the next prompt."""
     _, processor = tiny("qwen2_vl")
     image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
-    for text in (processor.chat("no place", with_image=False), processor.chat(f"two places {IMAGE_TOKEN}")):
+    for text in (processor.chat("none", with_image=False), processor.chat(f"two {IMAGE_TOKEN}")):
         with pytest.raises(DataError, match="image_pad"):
-            processor.encode([Prompt(text, image), Prompt(processor.chat("right"), image)])
+            processor.encode([Prompt(text, image), Prompt(processor.chat("one"), image)])
     with pytest.raises(DataError, match="image_pad"):
-        processor.encode([Prompt(processor.chat("a place"), None)])
+        processor.encode([Prompt(processor.chat("one"), None)])
 
 
 @given(TEXTS)
@@ -133,29 +133,29 @@ def test_any_text_encodes_and_decodes_with_the_tiny_tokenizer(text: str) -> None
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.sampled_from(ReasoningMode))
-def test_completions_come_back_as_they_were(rationales: list[str], mode: ReasoningMode) -> None:
+def test_completions_decode_to_their_texts(rationales: list[str], mode: ReasoningMode) -> None:
     texts = [target_text(mode, "C", rationale) for rationale in rationales]
-    ids, mask = ENCODER.completion_ids(texts)
-    assert ENCODER.decode(ids, mask) == texts
+    ids, mask = PROCESSOR.completion_ids(texts)
+    assert PROCESSOR.decode(ids, mask) == texts
     for row, keep in zip(ids, mask, strict=True):
         length = int(keep.sum())
         assert keep.tolist() == [True] * length + [False] * (len(row) - length)
-        assert (row == ENCODER.eos_token_id).nonzero()[
+        assert (row == PROCESSOR.eos_token_id).nonzero()[
             0
         ].item() == length - 1  # the end token is a part of the completion
-        assert (row[length:] == ENCODER.eos_token_id).all()
+        assert (row[length:] == PROCESSOR.eos_token_id).all()
 
 
 def test_an_empty_completion_is_the_end_token_alone() -> None:
-    ids, mask = ENCODER.completion_ids(["", "lung"])
+    ids, mask = PROCESSOR.completion_ids(["", "lung"])
     assert mask.sum(1).tolist() == [1, len(TOKENIZER("lung")["input_ids"]) + 1]
-    assert ids[0, 0] == ENCODER.eos_token_id
+    assert ids[0, 0] == PROCESSOR.eos_token_id
 
 
-def test_all_special_tokens_but_the_end_are_banned_and_the_tags_are_not() -> None:
-    suppress_tokens = ENCODER.suppressed_token_ids()
+def test_all_special_tokens_but_the_end_are_suppressed_and_the_tags_are_not() -> None:
+    suppress_tokens = PROCESSOR.suppressed_token_ids()
     assert suppress_tokens == sorted(TOKENIZER.convert_tokens_to_ids([t for t in SPECIAL if t != "<|im_end|>"]))
-    assert ENCODER.eos_token_id == TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+    assert PROCESSOR.eos_token_id == TOKENIZER.convert_tokens_to_ids("<|im_end|>")
     tags = TOKENIZER("".join(TAGS))["input_ids"]
     assert tags == TOKENIZER.convert_tokens_to_ids(list(TAGS))  # one token each
     assert not set(tags) & set(suppress_tokens)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from medr1.config.settings import ObjectiveConfig
 from medr1.rl.advantages import group_advantages
-from medr1.rl.objective import Loss, LossNormalizer, Objective, aggregate, divergence, grpo_loss
+from medr1.rl.objective import Loss, LossNormalizer, aggregate, grpo_loss, kl_divergence
 
 AGGREGATIONS = ("seq_mean_token_mean", "token_mean", "seq_mean_token_sum_norm")
 ESTIMATORS = ("k1", "k2", "k3")
@@ -20,8 +21,8 @@ ESTIMATORS = ("k1", "k2", "k3")
 
 def settings(
     loss_agg_mode: str = "seq_mean_token_mean", low: float = 0.2, high: float = 0.2, beta: float = 0.0, kl: str = "k3"
-) -> Objective:
-    return Objective(
+) -> ObjectiveConfig:
+    return ObjectiveConfig(
         loss_agg_mode=loss_agg_mode,
         importance_sampling_level="token",
         loss_mode="clip",
@@ -50,7 +51,7 @@ def random_case(seed: int, rows: int = 6, width: int = 7) -> tuple[Tensor, Tenso
     return logprobs, old, reference, advantages, ragged(rows, width, generator)
 
 
-def slow_token(log_p: float, ratio: float, a: float, o: Objective) -> tuple[float, bool]:
+def slow_token(log_p: float, ratio: float, a: float, o: ObjectiveConfig) -> tuple[float, bool]:
     """Surrogate of one token, and whether a bound decides it."""
     if o.loss_mode == "cispo":
         return min(ratio, o.epsilon_high) * a * log_p, ratio > o.epsilon_high
@@ -68,7 +69,7 @@ def slow_loss(
     reference: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    o: Objective,
+    o: ObjectiveConfig,
     normalizer: LossNormalizer,
 ) -> tuple[float, float, float]:
     """Loss, and sums of divergence and of bounded tokens, by the equations, one token after the other."""
@@ -126,7 +127,7 @@ def test_every_other_option_equals_the_slow_loop(loss_agg_mode: str, changes: di
     assert changed
 
 
-def gradient(objective: Objective, seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gradient(objective: ObjectiveConfig, seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logprobs, old, _, advantages, mask = random_case(seed)
     leaf = logprobs.clone().requires_grad_()
     grpo_loss(leaf, old, None, advantages, mask, objective, whole(mask)).loss.backward()
@@ -184,7 +185,7 @@ def test_equals_a_slow_loop_over_the_equations(
         assert expected[2] > 0  # the case does reach the clip range
 
 
-def by_hand(objective: Objective) -> Loss:
+def by_hand(objective: ObjectiveConfig) -> Loss:
     """Two completions of up to three tokens; ratios 2, 1/2, 1 with A = 1 and 2, 1/2 with A = -1."""
     old = torch.zeros(2, 3)
     logprobs = torch.tensor([[2.0, 0.5, 1.0], [2.0, 0.5, 7.0]]).log()
@@ -285,9 +286,9 @@ def test_no_gradient_flows_into_old_and_reference() -> None:
 def test_k3_and_k2_are_never_negative_and_zero_only_where_equal() -> None:
     logprobs, _, reference, _, _ = random_case(6, rows=50, width=50)
     for kl in ("k2", "k3"):
-        assert (divergence(logprobs, reference, kl) > 0).all()
-        assert not divergence(logprobs, logprobs, kl).any()
-    assert (divergence(logprobs, reference, "k1") < 0).any()
+        assert (kl_divergence(logprobs, reference, kl) > 0).all()
+        assert not kl_divergence(logprobs, logprobs, kl).any()
+    assert (kl_divergence(logprobs, reference, "k1") < 0).any()
 
 
 def test_k1_and_k3_are_unbiased() -> None:
@@ -295,7 +296,7 @@ def test_k1_and_k3_are_unbiased() -> None:
     generator = torch.Generator().manual_seed(0)
     p, q = torch.log_softmax(torch.randn(2, 9, generator=generator, dtype=torch.float64) * 2, -1)
     true = (p.exp() * (p - q)).sum()
-    means = {kl: (p.exp() * divergence(p, q, kl)).sum() for kl in ESTIMATORS}
+    means = {kl: (p.exp() * kl_divergence(p, q, kl)).sum() for kl in ESTIMATORS}
     torch.testing.assert_close(means["k1"], true)
     torch.testing.assert_close(means["k3"], true)
     assert abs(means["k2"] - true) > 0.01

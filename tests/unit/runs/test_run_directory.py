@@ -1,32 +1,26 @@
-"""The directory of a run: nothing half-written, nothing written over, and its config comes back with its types."""
+"""The directory of a run: nothing is overwritten, and its config comes back with its types."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import Precision
-from medr1.config.schema import register
-from medr1.config.settings import GRPOConfig, OmniMedVQAConfig, PhantomsConfig, PretrainConfig, SFTConfig, TrainConfig
-from medr1.config.validate import check
+from medr1.config.paths import CONF
+from medr1.config.settings import TrainConfig
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
+from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.errors import CheckpointError, ConfigError
-from medr1.runs.run_directory import RunDirectory, environment, write_json, write_text
-
-CONF = Path(__file__).resolve().parents[3] / "conf"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def hydra_is_ready() -> Iterator[None]:
-    register()
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        yield
+from medr1.runs.run_directory import RunDirectory, environment
+from medr1.training.algorithms.grpo import GRPOConfig
+from medr1.training.algorithms.pretrain import PretrainConfig
+from medr1.training.algorithms.sft import SFTConfig
+from medr1.workflows.components import checked
+from medr1.workflows.compose import train_config
 
 
 @pytest.fixture
@@ -34,14 +28,14 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "runs" / "one")
 
 
-def begun(run: RunDirectory, *overrides: str) -> DictConfig:
-    cfg = compose("train", overrides=list(overrides))
+def created(run: RunDirectory, *overrides: str) -> DictConfig:
+    cfg = train_config(overrides)
     run.create(cfg, list(overrides), {"data_fingerprint": "f00d"})
     return cfg
 
 
-def test_begin_stores_config_overrides_and_environment(run: RunDirectory) -> None:
-    cfg = begun(run, "modality=mri", "seed=3")
+def test_create_stores_config_overrides_and_environment(run: RunDirectory) -> None:
+    cfg = created(run, "modality=mri", "seed=3")
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "environment.json", "overrides.yaml"]
     assert OmegaConf.load(run.config) == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     assert "${" not in run.config.read_text()
@@ -50,60 +44,33 @@ def test_begin_stores_config_overrides_and_environment(run: RunDirectory) -> Non
     assert facts["data_fingerprint"] == "f00d" and facts["versions"]["torch"] == environment()["versions"]["torch"]
 
 
-def test_begin_refuses_a_directory_that_holds_a_run(run: RunDirectory) -> None:
-    begun(run)
+def test_create_refuses_a_directory_that_holds_a_run(run: RunDirectory) -> None:
+    created(run)
     before = {path: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(ConfigError) as error:
-        begun(run, "seed=1")
+        created(run, "seed=1")
     assert f"{run.path} holds a run already" in str(error.value) and f"resume={run.path}" in str(error.value)
     assert {path: path.read_bytes() for path in run.path.iterdir()} == before
 
 
-def test_begin_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_create_names_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError) as error:
-        begun(RunDirectory(tmp_path / "file" / "run"))
+        created(RunDirectory(tmp_path / "file" / "run"))
     assert "cannot be written" in str(error.value) and "output_dir" in str(error.value)
 
 
-def test_a_kill_while_writing_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(run.results, "old")
-
-    def killed(*paths: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_text(run.results, "new and longer")
-    assert run.results.read_text() == "old"
-    monkeypatch.undo()
-    write_text(run.results, "new and longer")
-    assert run.results.read_text() == "new and longer"
-
-
-def test_what_cannot_be_encoded_leaves_the_old_file(run: RunDirectory) -> None:
-    write_text(run.results, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(run.results, "half\ud800")
-    assert run.results.read_text() == "old"
-
-
 def test_the_config_is_written_last(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its existence says that the directory holds a run, so a kill before it leaves a directory that can be used."""
+    """A directory without config.yaml holds no run, so that it can be used again after a kill."""
 
     def killed(path: Path, content: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("medr1.runs.run_directory.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        begun(run)
+        created(run)
     monkeypatch.undo()
-    begun(run)
-
-
-def test_json_takes_paths_and_is_sorted(tmp_path: Path) -> None:
-    write_json(tmp_path / "deep" / "x.json", {"b": tmp_path, "a": 1})
-    assert list(json.loads((tmp_path / "deep" / "x.json").read_text()).items()) == [("a", 1), ("b", str(tmp_path))]
+    created(run)
 
 
 @pytest.mark.parametrize(
@@ -118,23 +85,21 @@ def test_json_takes_paths_and_is_sorted(tmp_path: Path) -> None:
 def test_the_stored_config_comes_back_typed(
     run: RunDirectory, overrides: list[str], data: type, algorithm: type
 ) -> None:
-    cfg = begun(run, *overrides)
+    cfg = created(run, *overrides)
     stored = run.stored_config(TrainConfig)
-    assert stored == cfg
-    assert OmegaConf.get_type(stored) is TrainConfig
-    assert OmegaConf.get_type(stored.data) is data and OmegaConf.get_type(stored.algorithm) is algorithm
-    assert stored.model.dtype in Precision and isinstance(stored.model.dtype, Precision)
-    check(stored)
+    assert stored == checked(cfg, TrainConfig)
+    assert type(stored) is TrainConfig and type(stored.data) is data and type(stored.algorithm) is algorithm
+    assert isinstance(stored.model.dtype, Precision)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text.replace("precision: float32", "precision: float31"), "float31"),
+        (lambda text: text.replace("dtype: float32", "dtype: float31"), "float31"),
         (lambda text: text.replace("seed: 0\noutput", "seed: zero\noutput"), "zero"),
-        (lambda text: text + "colour: red\n", "seed"),
+        (lambda text: text + "colour: red\n", "colour"),
         (lambda text: text.replace("beta:", "betta:"), "betta"),
-        (lambda text: text.replace("num_generations: 8\n  updates", "groups: 8\n  updates"), "groups"),
+        (lambda text: text.replace("num_generations: 8\n", "groups: 8\n"), "groups"),
         (lambda text: text.split("algorithm:")[0], "algorithm"),
         (lambda text: "a: [1", "parsing"),
         (lambda text: "- 1\n- 2\n", "settings"),
@@ -143,7 +108,7 @@ def test_the_stored_config_comes_back_typed(
     ],
 )
 def test_a_config_that_cannot_be_read_names_its_file(run: RunDirectory, change: Any, words: str) -> None:
-    begun(run)
+    created(run)
     text = run.config.read_text()
     assert change(text) != text
     run.config.write_text(change(text))
@@ -161,12 +126,14 @@ def test_the_latest_checkpoint_has_the_highest_step(run: RunDirectory) -> None:
     assert run.latest_checkpoint() is None
     for name in ("step=9.ckpt", "step=10.ckpt", ".step=11.ckpt.partial", "step=last.ckpt", "other"):
         (run.checkpoints / name).mkdir(parents=True)
-    (run.checkpoints / "step=12.ckpt").write_text("a file is no checkpoint of ours")
+    (run.checkpoints / "step=12.ckpt").write_text("a file is not a checkpoint")
     assert run.latest_checkpoint() == run.checkpoints / "step=10.ckpt"
 
 
 def test_a_model_is_there_when_training_has_ended(run: RunDirectory) -> None:
     with pytest.raises(CheckpointError, match=r"no trained model yet; finish it with train\.py resume="):
-        run.trained_model()
+        run.weights("base")
     run.model.mkdir(parents=True)
-    assert run.trained_model() == run.model
+    assert run.weights("base") == (str(run.model), None)
+    (run.model / "adapter_config.json").touch()
+    assert run.weights("base") == ("base", run.model)

@@ -1,4 +1,4 @@
-"""A sweep on disk: what it remembers, and how it tells how far each of its runs has come."""
+"""A sweep on disk: its manifest and the states of its runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from medr1.config.naming import sweep_name
 from medr1.errors import ConfigError
-from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, sweep_of, time_left
+from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, seconds_left, sweep_of
 
 
 def manifest(*names: str) -> Manifest:
@@ -46,24 +46,24 @@ def test_states_are_read_from_the_files_of_the_runs(sweep: SweepDirectory) -> No
     put(run.failure)
     assert sweep.state("ct") == State.FAILED
     put(run.summary)
-    assert sweep.state("ct") == State.FAILED, "MLflow may not know of it yet"
+    assert sweep.state("ct") == State.FAILED, "MLflow may not have its results yet"
     put(run.finished)
     assert sweep.states(["ct", "mri"]) == {"ct": State.FINISHED, "mri": State.WAITING}
 
 
-def test_a_new_command_tries_again_what_has_failed(sweep: SweepDirectory) -> None:
+def test_a_new_command_starts_failed_runs_again(sweep: SweepDirectory) -> None:
     for name in ("ct", "mri"):
         put(sweep.run(name).failure)
     sweep.add(manifest("ct"))
     assert sweep.states(["ct", "mri"]) == {"ct": State.WAITING, "mri": State.FAILED}
 
 
-def test_no_sweep_and_a_damaged_one_are_told_apart(sweep: SweepDirectory, tmp_path: Path) -> None:
+def test_a_missing_and_a_damaged_manifest_are_refused(sweep: SweepDirectory, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no sweep: it has no sweep\.json"):
         SweepDirectory(tmp_path).read()
     for damage in ("{", "[]", '{"jobs": 3}', '{"jobs": [], "name": "x"}'):
         sweep.manifest_file.write_text(damage)
-        with pytest.raises(ConfigError, match=r"sweep\.json is damaged .* finished runs are kept"):
+        with pytest.raises(ConfigError, match=r"sweep\.json is damaged"):
             sweep.read()
 
 
@@ -72,23 +72,23 @@ def test_a_run_knows_its_sweep(sweep: SweepDirectory) -> None:
     assert sweep_of(SweepDirectory(sweep.path.parent).run("alone")) is None
 
 
-def test_only_those_who_ask_the_same_share_answers(sweep: SweepDirectory) -> None:
-    def place(**asked: object) -> Path:
-        with sweep.shared_answers(asked) as file:
-            return file
+def test_runs_with_the_same_inputs_share_base_predictions(sweep: SweepDirectory) -> None:
+    def file(**inputs: object) -> Path:
+        with sweep.shared_base_predictions(inputs) as path:
+            return path
 
-    assert place(mode="no_think", limit=None) == place(limit=None, mode="no_think")
-    assert place(mode="no_think", limit=None) != place(mode="no_think", limit=3)
+    assert file(mode="no_think", limit=None) == file(limit=None, mode="no_think")
+    assert file(mode="no_think", limit=None) != file(mode="no_think", limit=3)
 
 
-def test_the_time_left_is_that_of_the_runs_before(sweep: SweepDirectory) -> None:
-    assert time_left([], 3, 1) is None and sweep.seconds("ct") is None
-    assert time_left([60.0, 120.0], 4, 2) == 180.0
+def test_the_time_left_is_estimated_from_earlier_runs(sweep: SweepDirectory) -> None:
+    assert seconds_left([], 3, 1) is None and sweep.seconds("ct") is None
+    assert seconds_left([60.0, 120.0], 4, 2) == 180.0
     put(sweep.run("ct").timing, {"seconds": 12.5})
     assert sweep.seconds("ct") == 12.5
 
 
-def test_a_sweep_is_named_by_what_all_its_runs_share() -> None:
+def test_a_sweep_is_named_by_the_overrides_that_its_runs_share() -> None:
     assert sweep_name("shortcut", []) == "shortcut"
     assert sweep_name("shortcut", ["reasoning=no_think", "budget=quick"]) == "shortcut_reasoning-no_think_budget-quick"
     long = [sweep_name("x", [f"model.path=/{'a' * 200}{end}"]) for end in "bc"]

@@ -1,0 +1,87 @@
+"""OmniMedVQA, in its release layout or with Med-R1's splits. Holds the settings; loading is imported when used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from medr1.config.settings import DataConfig
+from medr1.data.dataset import Dataset, Selection
+from medr1.data.sources import SOURCES
+from medr1.data.sources.source import Source
+from medr1.errors import ConfigError
+
+
+class Split(StrEnum):
+    """How the records are divided into training and test."""
+
+    released = "released"
+    image_grouped = "image_grouped"
+    test_only = "test_only"
+
+
+class ReleasedAxis(StrEnum):
+    """Which of Med-R1's two families of splits is read."""
+
+    auto = "auto"
+    modality = "modality"
+    question_type = "question_type"
+
+
+class OnBadRecord(StrEnum):
+    """Whether records that cannot be used stop the run or are skipped and counted."""
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass
+class OmniMedVQAConfig(DataConfig):
+    """OmniMedVQA on disk."""
+
+    kind: str = "omnimedvqa"
+    root: str = MISSING
+    """Folder of the release, with Images/ and QA_information/."""
+    splits: str | None = None
+    """Folder or file of Med-R1's split files. null: the folder Splits/ in ``root``."""
+    split: Split = Split.released
+    """released: Med-R1's split files; image_grouped: no image content in both parts; test_only: no training records."""
+    axis: ReleasedAxis = ReleasedAxis.auto
+    """Family of released splits: by modality or by question type. auto: the axis that the run restricts."""
+    on_bad_record: OnBadRecord = OnBadRecord.skip
+    """Stop with an error at records that cannot be used, or skip them. Both report all of them."""
+    test_fraction: float = 0.2
+    """Fraction of the records in the test part, for split=image_grouped."""
+    seed: int = 0
+    """Seed of the division into training and test, for split=image_grouped."""
+    max_image_pixels: int = 50_000_000
+    """Largest image that is decoded, in pixels. Larger ones are rejected as decompression bombs."""
+    cache_dir: str = MISSING
+    """Folder of the cache of image hashes and thumbnails."""
+
+
+class OmniMedVQA(Source[OmniMedVQAConfig]):
+    """OmniMedVQA on disk."""
+
+    kind = "omnimedvqa"
+    settings = OmniMedVQAConfig
+
+    def check(self, settings: OmniMedVQAConfig) -> None:
+        for key, value in (("root", settings.root), ("splits", settings.splits)):
+            if value is not None and not Path(value).exists():
+                raise ConfigError(f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})")
+
+    def check_training(self, settings: OmniMedVQAConfig) -> None:
+        if settings.split is Split.test_only:
+            raise ConfigError("data.split=test_only has no training records; use evaluate.py, or another data.split")
+
+    def load(self, settings: OmniMedVQAConfig, selection: Selection) -> Dataset:
+        from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa
+
+        return load_omnimedvqa(settings, selection)
+
+
+SOURCES.register(OmniMedVQA())

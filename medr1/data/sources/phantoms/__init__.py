@@ -1,0 +1,46 @@
+"""Phantoms: synthetic medical images with known attributes, drawn from a seed. Holds the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medr1.config.settings import DataConfig
+from medr1.data.dataset import Dataset, Selection
+from medr1.data.sources import SOURCES
+from medr1.data.sources.source import Source
+from medr1.domain.records import Record
+
+
+@dataclass
+class PhantomsConfig(DataConfig):
+    """Synthetic images drawn from a seed. Needs no files."""
+
+    kind: str = "phantoms"
+    seed: int = 0
+    """Seed of images, questions and the order of options."""
+    train_images_per_modality: int = 400
+    """Training images of each modality, with one question of each type."""
+    test_images_per_modality: int = 80
+    """Test images of each modality, with one question of each type. Half of them come from a held-out scanner."""
+    shortcut: float = 0.0
+    """Probability that the scanner of a training image determines the letter of the correct option."""
+
+
+class Phantoms(Source[PhantomsConfig]):
+    """Synthetic images drawn from a seed."""
+
+    kind = "phantoms"
+    settings = PhantomsConfig
+
+    def load(self, settings: PhantomsConfig, selection: Selection) -> Dataset:
+        from medr1.data.sources.phantoms.records import load_phantoms
+
+        return load_phantoms(settings)
+
+    def annotated_test_records(self, settings: PhantomsConfig) -> list[Record]:
+        from medr1.data.sources.phantoms.records import World, make_records
+
+        return make_records(World.TEST, settings.seed, settings.test_images_per_modality)
+
+
+SOURCES.register(Phantoms())

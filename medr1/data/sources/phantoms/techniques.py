@@ -1,4 +1,4 @@
-"""Acquisition techniques of the phantoms: how grey tissue becomes a picture, four ways for each modality."""
+"""Acquisition techniques of the phantoms: four colour maps for each modality."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Technique:
-    """How grey tissue values become a picture: colours at tissue value 0 and 1 with one in between, and the two
-    colours of a finding (its body, and the core or rim that tells findings apart)."""
+    """RGB colours at tissue values 0, 0.5 and 1, and of a finding's body and core."""
 
     low: tuple[float, float, float]
     middle: tuple[float, float, float]
@@ -24,6 +23,7 @@ class Technique:
     core: tuple[float, float, float]
 
     def colour(self, grey: Array) -> Array:
+        """Maps tissue values [S, S] to colours [S, S, 3]."""
         g = np.clip(grey, 0, 1)
         stops = np.array([self.low, self.middle, self.high])
         return np.stack([np.interp(g, [0.0, 0.5, 1.0], stops[:, k]) for k in range(3)], axis=-1)

@@ -1,0 +1,48 @@
+"""The interface of a data source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeVar
+
+from medr1.config.settings import DataConfig
+from medr1.data.dataset import Dataset, Selection
+from medr1.domain.records import Record
+
+S = TypeVar("S", bound=DataConfig)
+
+
+class Source(ABC, Generic[S]):
+    """A data source, registered in ``medr1.data.sources.SOURCES``.
+
+    ``kind`` is the value of ``data.kind``; ``settings`` is the dataclass of the source's files in conf/data.
+    """
+
+    kind: ClassVar[str]
+    settings: type[S]
+
+    def check(self, settings: S) -> None:
+        """Checks the settings before anything is loaded.
+
+        Raises:
+            ConfigError: settings that cannot work.
+        """
+
+    def check_training(self, settings: S) -> None:
+        """Checks that the settings leave records to train on, before anything is loaded.
+
+        Raises:
+            ConfigError: settings without training records.
+        """
+
+    @abstractmethod
+    def load(self, settings: S, selection: Selection) -> Dataset:
+        """Loads training and test records. ``load_dataset`` then restricts the training records to the selection.
+
+        Raises:
+            DataError: files or records that cannot be used.
+        """
+
+    def annotated_test_records(self, settings: S) -> list[Record]:
+        """Test records with known image attributes, to check rationales against. Empty if the source has none."""
+        return []

@@ -1,0 +1,44 @@
+"""The engine ``local``: decodes in this process, with the weights that are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from medr1.config.settings import RolloutConfig
+from medr1.generation.engines import ENGINES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medr1.generation.sampling import Sampling
+    from medr1.models.tensors import Completions, Prefix, PromptBatch, SequenceModel
+
+
+@ENGINES.register
+@dataclass(frozen=True)
+class LocalEngine:
+    """See ``medr1.generation.rollout``."""
+
+    kind: ClassVar[str] = "local"
+    settings: ClassVar[type[RolloutConfig]] = RolloutConfig
+
+    config: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def generate(
+        self,
+        model: SequenceModel,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        num_generations: int = 1,
+        uniforms: Tensor | None = None,
+        prefix: Prefix | None = None,
+    ) -> Completions:
+        import torch
+
+        from medr1.generation.rollout import rollout
+
+        if prefix is None:
+            with torch.no_grad():
+                prefix = model.prefill(prompts)
+        return rollout(model, prefix, sampling, num_generations, uniforms)

@@ -1,0 +1,82 @@
+"""Which weights are trained: all of them, all but the vision tower, or LoRA adapters (peft)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import peft
+from peft import PeftModel
+from safetensors import safe_open
+from torch import nn
+
+from medr1.config.settings import LoraConfig
+from medr1.errors import CheckpointError
+from medr1.models.policy import Policy
+from medr1.models.transformers_compat import without_peft_warnings
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+# The linear layers that get an adapter, as regular expressions over module names.
+_TARGET_MODULES = {
+    "language": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+    "vision": r".*visual\.blocks.*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)",
+}
+_TARGET_MODULES["both"] = rf"({_TARGET_MODULES['language']}|{_TARGET_MODULES['vision']})"
+
+
+def set_trainable(policy: Policy, *, freeze_vision_tower: bool = False, lora: LoraConfig | None = None) -> None:
+    """Adds LoRA adapters if ``lora`` is given, and sets ``requires_grad`` of all weights.
+
+    Raises:
+        CheckpointError: no weight would be trained.
+    """
+    if lora is not None:
+        config = peft.LoraConfig(
+            r=lora.r, lora_alpha=lora.lora_alpha, target_modules=_TARGET_MODULES[lora.target_modules]
+        )
+        with without_peft_warnings():
+            policy.model = peft.get_peft_model(policy.model, config)
+        # Adapters are trained in float32, whatever the precision of the base.
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if freeze_vision_tower:
+        policy.core.model.visual.requires_grad_(False)
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise CheckpointError(
+            "no weights to train: model.freeze_vision_tower=true excludes all of model.lora.target_modules"
+        )
+    policy.eval()
+
+
+def make_reference(policy: Policy) -> Policy | None:
+    """A frozen copy of the policy. None with LoRA, where the policy without its adapter is the reference."""
+    if isinstance(policy.model, PeftModel):
+        return None
+    reference = Policy(copy.deepcopy(policy.model), gradient_checkpointing=False)
+    reference.requires_grad_(False)
+    return reference
+
+
+def load_adapter(model: nn.Module, directory: Path) -> PeftModel:
+    """The model with a trained adapter on it.
+
+    Reads safetensors only and compares their names with the adapter's; peft alone would also read pickles and ignore
+    missing weights.
+
+    Raises:
+        CheckpointError: the weights are missing, or are not those that adapter_config.json describes.
+    """
+    weights = directory / _WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{directory}: no {_WEIGHTS} there; medr1 reads no other format of weights")
+    with without_peft_warnings():
+        adapted = PeftModel.from_pretrained(model, directory)
+    with safe_open(weights, "pt") as file:
+        expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        differing = set(file.keys()) ^ set(expected)
+    if differing:
+        raise CheckpointError(f"{directory}: its weights are not those of its {_CONFIG}, first {min(differing)}")
+    return adapted

@@ -1,0 +1,45 @@
+"""Writes a policy as a checkpoint that transformers and peft read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftModel
+from torch import Tensor
+from transformers import GenerationConfig
+
+from medr1.models.policy import Policy
+from medr1.models.processor import Processor
+
+
+def save_policy(
+    policy: Policy, processor: Processor, directory: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes a Hugging Face checkpoint, or with LoRA the PEFT adapter alone.
+
+    ``state``: the weights, if the policy itself holds shards of them.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    policy.model.save_pretrained(directory, state_dict=state)
+    if not isinstance(policy.model, PeftModel):
+        processor.tokenizer.save_pretrained(directory)
+        processor.image_processor.save_pretrained(directory)
+
+
+def export_policy(policy: Policy, processor: Processor, directory: Path, max_completion_length: int) -> None:
+    """Writes a Hugging Face checkpoint with any adapter merged into its base.
+
+    Its generation config decodes as medr1 does: greedily, up to the end token, without special tokens. The policy
+    cannot be used afterwards.
+    """
+    if isinstance(policy.model, PeftModel):
+        policy.model = policy.model.merge_and_unload()
+    policy.model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_completion_length,
+        eos_token_id=processor.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=processor.suppressed_token_ids(),
+    )
+    save_policy(policy, processor, directory)

@@ -1,0 +1,36 @@
+"""Splits the items of a step into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def micro_batches(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of consecutive items whose sizes, in tokens, sum to at most ``max_tokens``. 0: one micro-batch.
+
+    An item that is larger than ``max_tokens`` has a micro-batch of its own.
+    """
+    batches: list[list[int]] = []
+    free = 0
+    for index, size in enumerate(sizes):
+        if not batches or (max_tokens and size > free):
+            batches.append([])
+            free = max_tokens
+        batches[-1].append(index)
+        free -= size
+    return batches
+
+
+def split_to_count(sizes: Sequence[int], count: int) -> list[list[list[int]]]:
+    """Splits micro-batches of the given sizes into ``count`` ones, and the largest first.
+
+    Returns the rows of the new micro-batches for each of the given ones. ``count`` lies between the number of ``sizes``
+    and their sum.
+    """
+    split = [[list(range(size))] for size in sizes]
+    for _ in range(count - len(sizes)):
+        largest = max((rows for parts in split for rows in parts), key=len)
+        parts = next(parts for parts in split if largest in parts)
+        at, half = parts.index(largest), len(largest) // 2
+        parts[at : at + 1] = [largest[:half], largest[half:]]
+    return split

@@ -1,0 +1,227 @@
+"""The base of the training modules: optimizer, optimizer step, checkpoints and logging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, Protocol, Self
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ParallelStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from medr1.config.settings import AlgorithmConfig
+from medr1.errors import CheckpointError
+from medr1.models.policy import Policy
+from medr1.models.sharding import full_tensor, is_sharded
+from medr1.training.micro_batches import split_to_count
+from medr1.training.optimizer import build_optimizer
+
+
+class Batch(Protocol):
+    """The prompts of one step in one process."""
+
+    step: int
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+class Runtime(Protocol):
+    """What a training step needs of the process that runs it: Lightning's trainer, or planning's rehearsal."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process holds a shard of the weights (FSDP)."""
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def scheduler(self) -> LambdaLR: ...
+
+    def all_gather(self, value: Tensor) -> Tensor:
+        """The tensors [...] of all processes, stacked: [W, ...]."""
+
+    def backward(self, loss: Tensor, *, synchronize: bool) -> None:
+        """Adds to the gradients. DDP averages them over all processes if ``synchronize``."""
+
+    def phase(self, name: str) -> AbstractContextManager[Any]:
+        """Marks a phase of the step: rollout, reference, update, or the optimizer's part of it."""
+
+
+class LightningRuntime:
+    """The runtime of a module that is trained by Lightning."""
+
+    def __init__(self, module: PolicyModule) -> None:
+        self._module = module
+
+    @property
+    def world_size(self) -> int:
+        return self._module.trainer.world_size
+
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self._module.policy)
+
+    @property
+    def optimizer(self) -> Any:
+        return self._module.optimizers()
+
+    @property
+    def scheduler(self) -> Any:
+        return self._module.lr_schedulers()
+
+    def all_gather(self, value: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return value.unsqueeze(0)
+        return torch.as_tensor(self._module.all_gather(value))
+
+    def backward(self, loss: Tensor, *, synchronize: bool) -> None:
+        strategy = self._module.trainer.strategy
+        context: AbstractContextManager[Any] = nullcontext()
+        if isinstance(strategy, ParallelStrategy) and not synchronize:
+            context = strategy.block_backward_sync()
+        with context:
+            self._module.manual_backward(loss)
+
+    def phase(self, name: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class PolicyModule(pl.LightningModule):
+    """Trains a policy. A subclass defines ``step``: the forward passes and losses of one training step.
+
+    ``reference``: a frozen policy beside it, which is not part of checkpoints because it never changes.
+    ``total_steps``: optimizer steps of the whole training, for the schedule of the learning rate.
+    """
+
+    on_progress_bar: ClassVar[tuple[str, ...]] = ("train/loss",)
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: AlgorithmConfig,
+        *,
+        total_steps: int,
+        max_tokens_per_device: int = 0,
+        reference: Policy | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the trained weights; check_state requires all of them
+        self.policy, self.optimizer_settings, self.total_steps = policy, optimizer, total_steps
+        self.max_tokens_per_device = max_tokens_per_device
+        # In a tuple, so that Lightning neither trains, saves nor synchronizes it.
+        self._references = () if reference is None else (reference,)
+        self.runtime: Runtime = LightningRuntime(self)
+        self._seconds: dict[str, Tensor] = {}
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """Takes the optimizer steps of one training step. Returns its metrics, which are equal in all processes."""
+        raise NotImplementedError
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policy, and the reference if it is a policy of its own."""
+        return (self.policy, *self._references)
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = build_optimizer(self.policy.parameters(), self.optimizer_settings, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def on_fit_start(self) -> None:
+        for reference in self._references:
+            if not is_sharded(reference):
+                reference.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.policy.trained_state("policy.")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_state(self, checkpoint)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self._seconds.clear()
+        with self.phase("step"):
+            metrics = self.step(batch)
+        metrics["train/learning_rate"] = torch.tensor(self.runtime.scheduler.get_last_lr()[0])
+        for name, value in (metrics | self._seconds).items():
+            value = value.to(self.device, torch.float32)
+            self.log(name, value, prog_bar=name in self.on_progress_bar, batch_size=1)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a phase of the step as the metric ``time/<name>``, and marks it for the runtime."""
+        start = time.perf_counter()
+        with self.runtime.phase(name):
+            yield
+        self._seconds[f"time/{name}"] = torch.tensor(time.perf_counter() - start)
+
+    def update(self, losses: Iterable[Tensor], count: int) -> Tensor:
+        """Runs the backward passes of ``count`` losses, clips the gradients, and steps optimizer and schedule.
+
+        ``losses`` are this process's shares of the loss, one for each micro-batch. They are computed lazily: one graph
+        is freed before the next is built. DDP averages gradients over processes, so each share is multiplied by their
+        number. Only the last backward pass synchronizes, so processes may have different numbers of micro-batches.
+        Returns the gradient norm before clipping.
+        """
+        optimizer, scheduler = self.runtime.optimizer, self.runtime.scheduler
+        optimizer.zero_grad()
+        for index, loss in enumerate(losses):
+            self.runtime.backward(loss * self.runtime.world_size, synchronize=index == count - 1)
+        with self.runtime.phase("optimizer"):
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(trained, self.optimizer_settings.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+        return full_tensor(norm)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenates [K, R] of all processes, of equal size, along the last dimension: [K, W*R]."""
+        return self.runtime.all_gather(values.detach()).transpose(0, -2).flatten(-2)
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Sums a tensor over all processes."""
+        return self.runtime.all_gather(values.detach()).sum(0)
+
+    def equal_split(self, sizes: list[int]) -> list[list[list[int]]]:
+        """For micro-batches of these sizes, the rows of the smaller ones into which each is split.
+
+        With FSDP all processes gather and reduce their shards together, so all must run as many forward and backward
+        passes: the maximum number of micro-batches over all processes. Otherwise nothing is split.
+        """
+        count = len(sizes)
+        if self.runtime.is_sharded:
+            count = int(self.runtime.all_gather(torch.tensor(count, device=self.device)).max())
+        return split_to_count(sizes, count)
+
+
+def length_metrics(lengths: Tensor) -> dict[str, Tensor]:
+    """Metrics of the lengths [R] of all completions of a step, in tokens."""
+    reductions: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "min": torch.min, "max": torch.max}
+    return {f"train/completions/{name}_length": reduce(lengths) for name, reduce in reductions.items()}
+
+
+def check_state(module: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Checks that a checkpoint holds exactly the weights that a module trains.
+
+    Raises:
+        CheckpointError: it is of another model, or of another choice of trained weights.
+    """
+    expected = {name for name, p in module.named_parameters() if p.requires_grad}
+    found = set(checkpoint["state_dict"])
+    if expected != found:
+        raise CheckpointError(
+            f"the checkpoint holds {len(found)} trained weights, this model has {len(expected)}; the first difference "
+            f"is {min(expected ^ found)}. Resume with the model and tuning that the run was started with"
+        )

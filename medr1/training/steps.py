@@ -1,0 +1,58 @@
+"""Which records a step trains on: a function of the seed and the step alone, so that a run resumes at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, IterableDataset
+
+B = TypeVar("B")
+
+
+def step_indices(records: int, train_batch_size: int, seed: int, step: int) -> list[int]:
+    """Indices of the records of one step. Every epoch has each record once, in an order of its own."""
+    positions = range(step * train_batch_size, (step + 1) * train_batch_size)
+    epochs = {position // records for position in positions}
+    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(records) for epoch in epochs}
+    return [int(orders[position // records][position % records]) for position in positions]
+
+
+def local_share(indices: Sequence[int], rank: int, world_size: int) -> tuple[list[int], int]:
+    """The part of the global batch that one process trains on, and the position at which it begins."""
+    size = len(indices) // world_size
+    return list(indices[rank * size : (rank + 1) * size]), rank * size
+
+
+class StepStream(IterableDataset[B]):
+    """The batches of the steps from ``first`` up to ``steps``, made by a function of the step."""
+
+    def __init__(self, make: Callable[[int], B], first: int, steps: int) -> None:
+        super().__init__()
+        self.make, self.first, self.steps = make, first, steps
+
+    def __iter__(self) -> Iterator[B]:
+        return (self.make(step) for step in range(self.first, self.steps))
+
+
+class Steps(pl.LightningDataModule):
+    """The batches of the steps that are left.
+
+    ``make_batch`` returns the batch of a step, a rank and a world size; each step has ``num_iterations`` optimizer
+    steps. Lightning restores the step count before it asks for the loader. A loader of its own would start again at
+    the first batch; this one starts where the run stopped.
+    """
+
+    def __init__(
+        self, make_batch: Callable[[int, int, int], Any], trainer: pl.Trainer, steps: int, num_iterations: int
+    ) -> None:
+        super().__init__()
+        self._make_batch, self._trainer, self._steps, self._num_iterations = make_batch, trainer, steps, num_iterations
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        first = self._trainer.global_step // self._num_iterations
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
+        stream = StepStream(lambda step: self._make_batch(step, rank, world_size), first, self._steps)
+        return DataLoader(stream, batch_size=None)

@@ -1,0 +1,118 @@
+"""Imports every component, so that its settings are known before a config is composed, and checks those chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+import medr1.generation.engines  # noqa: F401  (registers its components)
+from medr1 import rewards
+from medr1.config.schema import register
+from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.config.validate import typed
+from medr1.data.sources import SOURCES
+from medr1.errors import ConfigError
+from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows.model_kinds import MODEL_KINDS
+
+# The plugin folder of this process and of those it starts: workers of Hydra's launchers, runs of a sweep.
+PLUGINS_VARIABLE = "MEDR1_PLUGINS"
+
+T = TypeVar("T", bound=CommonConfig)
+
+register()
+
+
+class PluginSearchPath(SearchPathPlugin):
+    """Makes the YAML files of the plugin folder options of their groups."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if folder := os.environ.get(PLUGINS_VARIABLE):
+            search_path.append("medr1-plugins", f"file://{folder}")
+
+
+Plugins.instance().register(PluginSearchPath)
+
+
+def use_plugins(words: Sequence[str]) -> None:
+    """Imports the plugins that a command line asks for: by ``plugins=``, or in the run that it names.
+
+    Raises:
+        ConfigError: there is no such folder, or one of its files cannot be imported.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    folder = given.get("plugins")
+    for key in ("resume", "run"):
+        if folder is None and key in given:
+            folder = _plugins_of_run(Path(given[key]))
+    if folder not in (None, "null"):
+        os.environ[PLUGINS_VARIABLE] = str(Path(str(folder).strip("'\"")).absolute())
+    import_plugins()
+
+
+def import_plugins() -> None:
+    """Imports each Python file of the plugin folder, if there is one.
+
+    Raises:
+        ConfigError: there is no such folder, or one of its files cannot be imported.
+    """
+    folder = os.environ.get(PLUGINS_VARIABLE)
+    if not folder:
+        return
+    if not Path(folder).is_dir():
+        raise ConfigError(f"plugins={folder}: no such folder")
+    for file in sorted(Path(folder).glob("*.py")):
+        name = f"medr1_plugins.{file.stem}"
+        if name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise ConfigError(f"plugins={folder}: {file.name} cannot be imported: {error!r}") from error
+
+
+def _plugins_of_run(run: Path) -> str | None:
+    try:
+        folder = OmegaConf.select(OmegaConf.load(run / "config.yaml"), "plugins")
+    except (OSError, YAMLError):
+        return None  # reported where the run's config is read
+    return None if folder is None else str(folder)
+
+
+def checked(cfg: DictConfig, schema: type[T]) -> T:
+    """The config of a command as typed settings, checked by the rules of the schema and of each chosen component.
+
+    Raises:
+        ConfigError: names the key, the value and the remedy.
+    """
+    settings = typed(cfg, schema)
+    check_components(settings)
+    return settings
+
+
+def check_components(cfg: CommonConfig) -> None:
+    """Checks the settings of the chosen components, each by its own rules, before anything is loaded.
+
+    Raises:
+        ConfigError: names the key, the value and the remedy.
+    """
+    MODEL_KINDS[cfg.model.kind].check(cfg.model)
+    SOURCES[cfg.data.kind].check(cfg.data)
+    if isinstance(cfg, TrainConfig):
+        rewards.check(cfg.reward)
+        ALGORITHMS[cfg.algorithm.kind].check(cfg)

@@ -1,0 +1,81 @@
+"""Loads and evaluates a checkpoint in this process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.evaluation.image_ablation import ImageAblation
+from medr1.evaluation.local_predictions import LocalPredictionStore
+from medr1.evaluation.predictions import Condition, Prediction
+from medr1.generation.engines import ENGINES
+from medr1.models.loading import ModelSpec, load_policy
+from medr1.models.policy import Policy
+from medr1.models.processor import Processor
+from medr1.runs.sweep import sweep_of
+from medr1.workflows.library_logs import silence_library_logs
+from medr1.workflows.session import Session, prediction_settings, run_controls
+
+
+def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
+    """The model of a config, for this machine. ``is_trained``: it will be trained, so gradient checkpointing applies."""
+    spec = ModelSpec.from_config(cfg.model, device_of(cfg), cfg.data.image_size)
+    return spec if is_trained else replace(spec, gradient_checkpointing=False)
+
+
+def load_trained(cfg: CommonConfig, weights: tuple[str, Path | None]) -> tuple[Policy, Processor]:
+    """Loads a checkpoint, and an adapter on it or None, in place of the base that the config names."""
+    path, adapter = weights
+    policy, processor = load_policy(replace(model_spec(cfg), path=path, adapter=adapter))
+    return policy.to(device_of(cfg)), processor
+
+
+def device_of(cfg: CommonConfig) -> torch.device:
+    """The device on which a single process runs."""
+    accelerator = cfg.trainer.accelerator if isinstance(cfg, TrainConfig) else "auto"
+    is_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if is_gpu else "cpu")
+
+
+def prediction_store(session: Session) -> LocalPredictionStore:
+    """The stored and coming predictions of a run."""
+    cfg = session.cfg
+    engine = ENGINES[cfg.rollout.kind](cfg.rollout)
+    return LocalPredictionStore(**prediction_settings(session), batch_size=cfg.evaluation.batch_size, engine=engine)
+
+
+def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | None]) -> dict[str, list[Prediction]]:
+    """Predictions of the model under ``condition``, and of its controls."""
+    silence_library_logs()
+    store = prediction_store(session)
+    store.load_if_exists(Condition.BASE)
+    policy, processor = load_trained(session.cfg, weights)
+    if condition is Condition.BASE:
+        generate_base(session, store, policy, processor)
+    generate = partial(store.generate, policy, processor)
+    generate(condition, ImageAblation.NONE)
+    run_controls(session, store, generate)
+    return store.conditions
+
+
+def generate_base(session: Session, store: LocalPredictionStore, policy: Policy, processor: Processor) -> None:
+    """Predictions of the untrained model. The runs of a sweep that would compute the same share one file."""
+    cfg, sweep = session.cfg, sweep_of(session.run)
+    if sweep is None:
+        store.generate(policy, processor, Condition.BASE)
+        return
+    inputs = {
+        "path": cfg.model.path,
+        "dtype": str(cfg.model.dtype),
+        "attn_implementation": model_spec(cfg).attn_implementation,
+        "evaluation": cfg.evaluation,
+        "mode": cfg.reasoning.mode,
+        "image_size": cfg.data.image_size,
+        "data": session.data.fingerprint,
+    }
+    with sweep.shared_base_predictions(inputs) as shared:
+        store.generate_or_reuse(shared, policy, processor, Condition.BASE)

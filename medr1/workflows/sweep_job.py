@@ -1,0 +1,117 @@
+"""One run of a sweep: the command of a single run, in a process of its own.
+
+Its own process tree isolates a crash, lets distributed training start as in a single run, and works with any launcher
+(one after the other, joblib, submitit, ray).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from medr1.atomic_write import read_json, write_json
+from medr1.runs.sweep import State, SweepDirectory, cores_per_run, seconds_left
+
+
+def run_job(cfg: DictConfig) -> None:
+    """Runs or continues one run of the sweep, unless it is finished.
+
+    A run that fails is recorded and does not end the sweep, unless ``sweep.stop_on_failure`` is set.
+    """
+    settings = HydraConfig.get()
+    directory = SweepDirectory(Path(settings.sweep.dir))
+    name = Path(settings.runtime.output_dir).name
+    manifest = directory.read()
+    number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{len(manifest.wanted)}]"
+    run = directory.run(name)
+    if run.is_locked:  # a sweep that was killed may leave a run behind that continues
+        print(f"{number} {name}: waiting for another process that works on it", flush=True)
+        run.wait_until_unlocked()
+    before = directory.states(manifest.wanted)
+    if directory.state(name) == State.FINISHED:
+        return
+    if cfg.sweep.stop_on_failure and State.FAILED in before.values():
+        print(f"{number} {name}: skipped, because another run has failed")
+        return
+    is_stored = run.config.is_file()
+    overrides = [override for override in settings.overrides.task if not override.startswith("launcher=")]
+    new = [*overrides, f"hydra.run.dir={quoted(run.path)}", "hydra.mode=RUN"]
+    command = [f"resume={quoted(run.path)}"] if is_stored else new
+    print(f"{number} {name}: {'continued' if is_stored else 'started'}", flush=True)
+    start = time.monotonic()
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "medr1.cli.train", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=run_environment(settings.launcher),
+        )
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # SIGTERM: it closes its run in MLflow as KILLED
+            process.wait()
+            raise
+    seconds = time.monotonic() - start
+    if status or directory.state(name) != State.FINISHED:
+        write_json(run.failure, {"status": status, "log": run.log.name})
+        print(f"{number} {name}: failed with status {status} after {seconds:.0f} s; see {run.log}", flush=True)
+        return
+    write_json(run.timing, {"seconds": seconds})
+    states = list(directory.states(manifest.wanted).values())
+    durations = [s for job in manifest.wanted if (s := directory.seconds(job)) is not None]
+    waiting = len(states) - states.count(State.FINISHED) - states.count(State.FAILED)
+    left = seconds_left(durations, waiting, _parallel_runs(settings.launcher))
+    about = f", about {left / 60:.0f} min left" if left else ""
+    done = f"{states.count(State.FINISHED)} of {len(states)} done{about}"
+    print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; {done}", flush=True)
+
+
+def print_progress(directory: SweepDirectory, states: dict[str, State], every: float = 5.0) -> None:
+    """Polls remotely launched runs every so many seconds and prints each change, until all have ended."""
+    while {State.WAITING, State.INTERRUPTED} & set(states.values()):
+        time.sleep(every)
+        before, states = states, directory.states(states)
+        done = list(states.values()).count(State.FINISHED)
+        for name in (name for name in states if states[name] != before[name]):
+            word = "started" if states[name] == State.INTERRUPTED else states[name].value
+            print(f"{name}: {word}; {done} of {len(states)} done", flush=True)
+
+
+def run_environment(launcher: DictConfig) -> dict[str, str]:
+    """The environment of a run.
+
+    Inside a SLURM job, Lightning would expect SLURM to start one process per device. Without the number of tasks in the
+    environment it starts them itself.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_NTASKS")}
+    parallel = _parallel_runs(launcher)
+    if "n_jobs" in launcher and parallel > 1:  # otherwise each run would start one thread per core
+        environment.setdefault("OMP_NUM_THREADS", str(cores_per_run(parallel)))
+    return environment
+
+
+def quoted(path: Path) -> str:
+    """A path in the quotes of Hydra's override grammar."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _score(summary: Path) -> str:
+    conditions = read_json(summary)["conditions"]
+    return ", ".join(
+        f"{c} {100 * conditions[c]['overall']['accuracy']:.1f} %" for c in ("base", "trained") if c in conditions
+    )
+
+
+def _parallel_runs(launcher: DictConfig) -> int:
+    """How many runs the launcher has side by side, as far as its settings tell."""
+    jobs = int(launcher.get("n_jobs") or launcher.get("array_parallelism") or 1)
+    return jobs if jobs > 0 else os.cpu_count() or 1

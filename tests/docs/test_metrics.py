@@ -1,0 +1,53 @@
+"""docs/reference/metrics.md: the metrics of a run are those of the page, no more and no fewer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from medr1.cli.main import CONF
+from medr1.domain.records import Modality, QuestionType
+from medr1.evaluation.predictions import Condition
+from medr1.tracking.address import stored_run
+from tests.integration.conftest import train_here
+
+PAGE = (CONF.parent / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+VALUES = {
+    "CONDITION": list(Condition),
+    "MODALITY": list(Modality),
+    "QUESTION_TYPE": list(QuestionType),
+    "NAME": ["accuracy", "format"],
+}
+
+
+def documented(section: str) -> set[str]:
+    """The metrics of a section, with each placeholder replaced by its values."""
+    rows = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    names = set(re.findall(r"^\| `([^`]+)` \|", rows, re.MULTILINE))
+    for placeholder, values in VALUES.items():
+        pattern = re.compile(rf"\b{placeholder}\b")
+        names = {
+            pattern.sub(str(value), name) for name in names for value in (values if pattern.search(name) else [""])
+        }
+    return names
+
+
+def logged(run_dir: Path) -> set[str]:
+    stored = stored_run(run_dir)
+    assert stored is not None
+    return set(MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).data.metrics)
+
+
+@pytest.mark.parametrize(("algorithm", "section"), [("grpo", "Training: GRPO"), ("sft", "Training: SFT")])
+def test_the_page_has_the_metrics_of_a_run(algorithm: str, section: str, tmp_path: Path) -> None:
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    run = train_here(tmp_path / "run", "debug=quick", "trainer.max_steps=1", f"algorithm={algorithm}", uri)
+    assert logged(run.path) == documented(section) | documented("Evaluation")
+
+
+def test_every_section_has_rows() -> None:
+    for section in re.findall(r"^## (.+)$", PAGE, re.MULTILINE):
+        assert documented(section), section

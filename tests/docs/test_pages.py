@@ -1,0 +1,109 @@
+"""The pages: their commands compose, their links and images exist, and the README is short."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from medr1.cli.main import CONF
+from medr1.config.schema import register, register_sweeps
+
+ROOT = CONF.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").replace("\\\n", "")
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
+}
+README = PAGES["README.md"]
+# Commands with plugins= need a folder of plugins: tests/docs/test_contributing.py runs those of CONTRIBUTING.md.
+COMMANDS = sorted(
+    {
+        command
+        for name, page in PAGES.items()
+        if name != "CHANGELOG.md"
+        for command in re.findall(r"(?:python (?:train|evaluate)\.py|medr1-(?:train|evaluate)) ?[^\n#`)]*", page)
+        if "plugins=" not in command and " -sc " not in command
+    }
+)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 30
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command: str) -> None:
+    if "launcher=ray" in command and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        pytest.skip("hydra-ray-launcher is not installed")
+    script, *words = shlex.split(command.removeprefix("python "))
+    name = "train" if "train" in script else "evaluate"
+    overrides = [word for word in words if "=" in word]
+    assert all("=" in word or word in ("-m", "--help", "--cfg", "job") for word in words)
+    single = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        values = (
+            override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+        )
+        single.append(f"{override.get_key_element()}={next(iter(values))}")
+    register()
+    ConfigStore.instance().repo.pop("sweep", None)  # as in evaluate.py, where it is a directory and not a group
+    if name == "train":
+        register_sweeps()
+    with initialize_config_dir(str(CONF), version_base=None):
+        compose(name, single)
+
+
+def _anchors(page: str) -> set[str]:
+    """The anchors of the headings of a page, as GitHub and Python-Markdown make them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_images_exist(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)|<img src=\"(?!https?:)([^\"]+)\"", PAGES[name]):
+        path, _, anchor = "".join(target).partition("#")
+        if path in ("../contributing.md", "contributing.md"):  # shows CONTRIBUTING.md
+            path, place = "CONTRIBUTING.md", ROOT
+        else:
+            place = (ROOT / name).parent
+        found = (place / path).resolve() if path else ROOT / name
+        assert found.exists(), f"{name}: {path}"
+        if anchor:
+            assert anchor in _anchors(found.read_text(encoding="utf-8")), f"{name}: {path}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for name in PAGES:
+        if name.startswith("docs/"):
+            assert f": {name.removeprefix('docs/')}\n" in navigation, name
+
+
+def test_the_readme_has_at_most_200_lines() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_first_paragraph_names_med_r1() -> None:
+    assert "Med-R1" in README.split("\n\n")[1] and "2503.13939" in README.split("\n\n")[1]
+
+
+def test_the_two_commands_are_between_their_marks() -> None:
+    block = README.split("<!-- two commands -->")[1].split("<!-- end -->")[0]
+    commands = [line for line in block.splitlines() if line.startswith("pip ")]
+    assert commands == [
+        "pip install -e . && python train.py modality=mri reasoning=think_after",
+        'pip install -e ".[test]" && pytest',
+    ]
+    assert "two commands -->" in Path(ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -1,0 +1,86 @@
+"""The generated reference: every setting is in it, with a meaning, and the algorithms' with names in TRL and verl."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+
+from medr1.cli.main import CONF
+
+ROOT = CONF.parent
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs" / "hooks" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["docs_reference"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = _load()
+SETTINGS = reference.all_settings()
+
+
+def test_every_key_of_conf_is_a_documented_setting() -> None:
+    documented = {setting.key for setting in SETTINGS}
+    for group in reference.GROUPS:
+        for path in reference.options(group).values():
+            assert set(reference.own_values(path, f"{group}.")) <= documented, path
+    for group in reference.PRESETS:
+        for path in reference.options(group).values():
+            assert set(reference.own_values(path, "")) <= documented, path
+
+
+def test_every_setting_has_a_meaning_in_whole_sentences() -> None:
+    for setting in SETTINGS:
+        assert setting.meaning.endswith("."), setting
+
+
+def test_every_setting_of_an_algorithm_is_compared_with_trl_and_verl() -> None:
+    missing = {
+        setting.key
+        for group, schema, rows in reference.sections()
+        for setting in rows
+        if group == "algorithm" and schema.__name__ != "PretrainConfig" and not (setting.trl and setting.verl)
+    }
+    assert missing == {"algorithm.name"}
+
+
+def test_names_of_trl_exist_in_trl() -> None:
+    trl = pytest.importorskip("trl")
+    known = {name for config in ("GRPOConfig", "SFTConfig", "ModelConfig") for name in vars(getattr(trl, config)())}
+    named = {word for s in SETTINGS for word in re.findall(r"\w+", s.trl.partition("(")[0]) if s.trl != "-"}
+    assert named <= known
+
+
+def test_a_setting_without_docstring_ends_the_build() -> None:
+    @dataclass
+    class Settings:
+        """Settings."""
+
+        value: int = 1
+
+    with pytest.raises(reference.MissingDocstring, match="value"):
+        list(reference.settings_of(Settings, "group.", {}))
+
+
+def test_the_page_has_a_row_for_each_setting_and_option() -> None:
+    page = reference.on_page_markdown("# Title\n\n<!-- generated: configuration -->\n")
+    assert page.startswith("# Title") and "<!--" not in page
+    for setting in SETTINGS:
+        assert f"| `{setting.key}` |" in page
+    for group in (*reference.GROUPS, *reference.PRESETS):
+        for option in reference.options(group):
+            assert f"| `{option}`" in page
+
+
+def test_the_table_of_names_has_the_settings_of_the_algorithms() -> None:
+    table = reference.on_page_markdown("<!-- generated: names -->")
+    assert "| `algorithm.num_generations` | `num_generations` | `actor_rollout_ref.rollout.n` |" in table

@@ -1,0 +1,74 @@
+"""Rollout engines: the local one, and what a further one has to be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from medr1.config.settings import RolloutConfig
+from medr1.errors import ConfigError
+from medr1.generation.engines import ENGINES, Engine
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
+
+SIZES = [(2, 2), None, (3, 1)]
+
+
+@torch.no_grad()
+def test_the_local_engine_decodes_prompts_or_their_prefix(tiny, make_prompts) -> None:
+    policy, processor = tiny("qwen2_vl")
+    prompts = processor.encode(make_prompts(processor, SIZES))
+    sampling = Sampling(6, processor.eos_token_id, tuple(processor.suppressed_token_ids()))
+    uniforms = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    prefix = policy.prefill(prompts)
+    engine: Engine = ENGINES["local"](RolloutConfig())
+    expected = rollout(policy, prefix, sampling, 2, uniforms)
+    for found in (
+        engine.generate(policy, prompts, sampling, 2, uniforms),
+        engine.generate(policy, prompts, sampling, 2, uniforms, prefix),
+    ):
+        assert torch.equal(found.ids, expected.ids) and torch.equal(found.logprobs, expected.logprobs)
+
+
+def test_prompts_keep_the_text_and_image_that_another_engine_needs(tiny, make_prompts) -> None:
+    _, processor = tiny("qwen2_vl")
+    prompts = make_prompts(processor, SIZES)
+    batch = processor.encode(prompts)
+    for rows in ([0, 1, 2], [2, 0]):
+        found = batch.select(rows).to(torch.device("cpu"))
+        assert found.texts == tuple(prompts[row].text for row in rows)
+        assert all(image is prompts[row].image for image, row in zip(found.images, rows, strict=True))
+
+
+@pytest.fixture
+def remote() -> Iterator[type]:
+    @ENGINES.register
+    @dataclass(frozen=True)
+    class Remote:
+        kind: ClassVar[str] = "remote"
+        settings: ClassVar[type[RolloutConfig]] = RolloutConfig
+
+        config: RolloutConfig
+
+        def generate(self, model, prompts, sampling, num_generations=1, uniforms=None, prefix=None):
+            raise NotImplementedError
+
+    yield Remote
+    del ENGINES._components["remote"]
+
+
+def test_an_engine_is_found_by_its_kind(remote: type) -> None:
+    assert ENGINES["remote"] is remote and {engine.kind for engine in ENGINES} == {"local", "remote"}
+    with pytest.raises(ConfigError, match="local"):
+        ENGINES["locale"]
+
+
+def test_engines_are_known_without_torch() -> None:
+    code = "import sys, medr1.generation.engines; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

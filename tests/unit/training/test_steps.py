@@ -1,0 +1,47 @@
+"""The order of records is a function of seed and step, whatever the number of processes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from medr1.training.order import StepStream, share, step_indices
+
+RECORDS, PROMPTS, SEEDS = st.integers(1, 30), st.integers(1, 12), st.integers(0, 3)
+
+
+@given(RECORDS, PROMPTS, SEEDS)
+def test_every_epoch_has_each_record_once(records: int, prompts: int, seed: int) -> None:
+    steps = -(-3 * records // prompts)
+    seen = [i for step in range(steps) for i in step_indices(records, prompts, seed, step)]
+    assert len(seen) == steps * prompts
+    for epoch in range(3):
+        assert sorted(seen[epoch * records : (epoch + 1) * records]) == list(range(records))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [tuple(step_indices(50, 50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert tuple(range(50)) not in orders
+
+
+def test_a_step_does_not_depend_on_the_steps_before_it() -> None:
+    forward = [step_indices(17, 5, 3, step) for step in range(10)]
+    backward = [step_indices(17, 5, 3, step) for step in reversed(range(10))]
+    assert forward == backward[::-1]
+    assert all(type(i) is int for i in forward[0])
+
+
+@given(st.lists(st.integers(), max_size=12), st.integers(1, 4))
+def test_shares_part_the_batch_in_its_order(indices: list[int], world_size: int) -> None:
+    indices = indices[: len(indices) // world_size * world_size]
+    parts = [share(indices, rank, world_size) for rank in range(world_size)]
+    assert [i for part, _ in parts for i in part] == indices
+    assert len({len(part) for part, _ in parts}) == 1
+    for part, first in parts:
+        assert part == indices[first : first + len(part)]
+
+
+def test_a_stream_resumes_where_it_stopped() -> None:
+    unsharded_params = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
+    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7)) == unsharded_params[3:]
+    assert len(unsharded_params) == 7
