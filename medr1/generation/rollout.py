@@ -14,11 +14,18 @@ _COMPACT_AT = 0.8
 
 @torch.no_grad()
 def rollout(
-    model: SequenceModel, prefix: Prefix, sampling: Sampling, num_generations: int = 1, uniforms: Tensor | None = None
+    model: SequenceModel,
+    prefix: Prefix,
+    sampling: Sampling,
+    num_generations: int = 1,
+    uniforms: Tensor | None = None,
+    *,
+    first_step: int = 0,
 ) -> Completions:
     """Samples ``num_generations`` completions of each prompt of ``prefix`` (B rows), as wide as the longest.
 
     ``uniforms`` [B*G, max_completion_length] in [0, 1) determine the samples; greedy decoding needs none.
+    ``first_step``, for memory planning: the tokens before it are not decoded, as if they were there already.
 
     Raises:
         ValueError: sampling without uniforms.
@@ -34,7 +41,10 @@ def rollout(
     logprobs = torch.zeros(rows, width, device=device)
     decoded = torch.arange(rows, device=device)  # the rows that the decoder still holds
     unfinished = torch.ones_like(decoded, dtype=torch.bool)  # which of them have no end token yet
-    for step in range(width):
+    if first_step:
+        decoder.skip(first_step)
+        mask[:, :first_step] = True
+    for step in range(first_step, width):
         log_p = warped_log_probs(model.logits(hidden), sampling, suppress_tokens)
         if sampling.temperature == 0:
             token = log_p.argmax(-1)

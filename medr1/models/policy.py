@@ -48,7 +48,7 @@ class Policy(nn.Module):
         """The inputs of the language model, G rows for each prompt (R = B*G). Each image is encoded once.
 
         inputs_embeds [R, P, H] with image features at the image tokens. With DeepStack (Qwen3-VL) also visual_pos_masks
-        [R, P], True at image tokens, and deepstack_visual_embeds: for each of the first layers [image tokens, H] to add.
+        [R, P], True at image tokens, and deepstack_visual_embeds: [image tokens, H] to add in each of the first layers.
         """
         ids = prompts.ids.repeat_interleave(num_generations, 0)
         embeddings: Tensor = self.core.get_input_embeddings()(ids)

@@ -146,6 +146,9 @@ class Decoder(Protocol):
     def select(self, rows: Tensor) -> None:
         """Drops all other rows."""
 
+    def skip(self, tokens: int) -> None:
+        """Advances without computing, for memory planning."""
+
 
 class SequenceModel(Protocol):
     """The part of ``medr1.models.policy.Policy`` that generation and scoring use."""

@@ -1,4 +1,4 @@
-"""How much memory there is for a run."""
+"""The memory of the device that a run is planned for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 
 GIB = 2**30
-# Of what is free: torch's allocator leaves gaps between its blocks, and a CPU's memory is never one program's alone.
-_USABLE = {True: 0.95, False: 0.9}
-_CONTEXT = 0.6 * GIB  # what CUDA takes for itself, where it has not begun yet
+# Usable share of the free memory. torch's allocator leaves gaps on a GPU; other programs share the memory of a CPU.
+_GPU_SHARE, _CPU_SHARE = 0.95, 0.9
+_CUDA_CONTEXT = 0.6 * GIB  # taken by CUDA, where it has not been started yet
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a run is to take place. ``room``: bytes that its tensors may take, on each device."""
+    """``total``: its memory in bytes. ``usable_bytes``: what the tensors of one process may take of it.
+
+    ``is_here`` is False for a GPU that is only planned for.
+    """
 
     name: str
     on_gpu: bool
@@ -26,20 +29,19 @@ class Device:
 
 
 def find_device(accelerator: str, processes: int, memory: float | None) -> Device:
-    """The device of a run; ``memory`` in GiB stands for a GPU that need not be here."""
+    """The device of a run: a GPU of ``memory`` GiB if that is given, else the one of this machine."""
     if memory is not None:
-        return Device(
-            f"a GPU of {memory:g} GiB", True, memory * GIB, int((memory * GIB - _CONTEXT) * _USABLE[True]), False
-        )
+        total = memory * GIB
+        return Device(f"a GPU of {memory:g} GiB", True, total, int((total - _CUDA_CONTEXT) * _GPU_SHARE), False)
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return Device(torch.cuda.get_device_name(), True, total, int(free * _USABLE[True]))
-    spare, all_of_it = _main_memory()
-    return Device("CPU", False, all_of_it, int(spare * _USABLE[False] / processes))
+        return Device(torch.cuda.get_device_name(), True, total, int(free * _GPU_SHARE))
+    available, of = _main_memory()
+    return Device("CPU", False, of, int(available * _CPU_SHARE / processes))
 
 
 def _main_memory() -> tuple[float, float]:
-    """Bytes that can be had and bytes that there are."""
+    """Free and total bytes."""
     info = Path("/proc/meminfo")
     if info.exists():
         lines = dict(line.split(":") for line in info.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""What fits: of a group, of a token budget, on several devices, and what makes a run fit that does not."""
+"""Searches for what fits: the largest group and token limit, and changes that make a run fit."""
 
 from __future__ import annotations
 
@@ -6,42 +6,52 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from medr1.config.enums import Distribution
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
-from medr1.planning.memory_ledger import GRADIENTS, REFERENCE, WEIGHTS
-from medr1.planning.rehearsal import Job, Peaks, build_policy, rehearse_answers, rehearse_step
+from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, LOGITS, REFERENCE, WEIGHTS
+from medr1.planning.rehearsal import Peaks, Workload, build_policy, rehearse_evaluation, rehearse_step
 
-_GATHERED = 2  # groups of weights that FSDP holds at once: the one that runs and the next
-_TRIALS = 14  # rehearsals of one search
-_LARGEST_GROUP = 4096
+_GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time: the current and the next
+_MAX_TRIALS = 14  # rehearsals of one search
+_MAX_GENERATIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of one or more processes. ``job`` is that of the whole step; each process does its share."""
+    """A run of one or more processes. ``work`` is that of all processes together."""
 
-    spec: ModelSpec
-    job: Job
+    model: ModelSpec
+    work: Workload
     processes: int = 1
-    strategy: str = "auto"
+    strategy: Distribution = Distribution.auto
 
     @property
-    def share(self) -> Job:
-        return replace(self.job, prompts=self.job.prompts // self.processes, sharded=self.strategy == "fsdp")
+    def local_work(self) -> Workload:
+        """The part of one process."""
+        batch_size = self.work.train_batch_size // self.processes
+        return replace(self.work, train_batch_size=batch_size, is_sharded=self.strategy == Distribution.fsdp)
 
     def step(self) -> Peaks:
-        """Phases of a step on one device."""
-        peaks = rehearse_step(self.spec, self.share)
+        """The phases of a training step on one device."""
+        peaks = rehearse_step(self.model, self.local_work)
         if self.processes == 1 or not peaks:
             return peaks
-        if self.strategy == "fsdp":
-            return _sharded(peaks, self.spec, self.processes)
-        # DDP copies gradients into buckets of its own, which stay.
-        return {name: parts + Counter({GRADIENTS: _trained(self.spec)}) for name, parts in peaks.items()}
+        if self.strategy == Distribution.fsdp:
+            return _sharded(peaks, self.model, self.processes)
+        # DDP copies the gradients into buckets, which it keeps.
+        buckets = Counter({GRADIENTS: _trained_bytes(self.model)})
+        return {name: parts + buckets for name, parts in peaks.items()}
 
-    def answers(self) -> Peaks:
+    def evaluation(self) -> Peaks:
         """The evaluation, which the first process does alone with all weights."""
-        return rehearse_answers(self.spec, self.job)
+        return rehearse_evaluation(self.model, self.work)
+
+    def step_bytes(self) -> int:
+        return peak_bytes(self.step())
+
+    def with_work(self, **changes: int) -> Run:
+        return replace(self, work=replace(self.work, **changes))  # type: ignore[arg-type]
 
 
 def peak_bytes(peaks: Peaks) -> int:
@@ -49,158 +59,166 @@ def peak_bytes(peaks: Peaks) -> int:
     return max((sum(parts.values()) for parts in peaks.values()), default=0)
 
 
-def _trained(spec: ModelSpec) -> int:
-    parameters = build_policy(spec).parameters()
-    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+def _trained_bytes(model: ModelSpec) -> int:
+    return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
 
 
-def _sharded(peaks: Peaks, spec: ModelSpec, processes: int) -> Peaks:
-    """FSDP: weights, reference, gradients and the optimizer's state in shards; the rollout gathers all weights once,
-    every other phase a group at a time, besides the root group (embeddings and head)."""
-    core = build_policy(spec).core.model
+def _sharded(peaks: Peaks, model: ModelSpec, processes: int) -> Peaks:
+    """The peaks with FSDP: weights, reference, gradients and optimizer state are divided by the number of processes.
+
+    On top of its shards, a process holds all weights in the rollout, and in the other phases the root group (embeddings
+    and head) and two groups of layers.
+    """
+    core = build_policy(model).core.model
     blocks = [*core.language_model.layers, *core.visual.blocks]
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
-    found: Peaks = {}
-    for name, parts in peaks.items():
-        kept = ("activations", "caches", "logits")
-        each = Counter({part: size if part in kept else size // processes for part, size in parts.items()})
+    sharded: Peaks = {}
+    for phase, parts in peaks.items():
+        local = Counter(
+            {
+                part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes
+                for part, size in parts.items()
+            }
+        )
         root = parts[WEIGHTS] - sum(sizes)
-        group = root + _GATHERED * max(sizes)
-        each[REFERENCE if name == "reference" and parts[REFERENCE] else WEIGHTS] += {
-            "rollout": parts[WEIGHTS],
-            "optimizer": 0,
-        }.get(name, group)
-        if name == "update" and parts[GRADIENTS]:
-            each[GRADIENTS] += root + max(sizes)
-        found[name] = each
-    return found
+        gathered = {"rollout": parts[WEIGHTS], "optimizer": 0}.get(phase, root + _GATHERED_GROUPS * max(sizes))
+        local[REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS] += gathered
+        if phase == "update" and parts[GRADIENTS]:
+            local[GRADIENTS] += root + max(sizes)
+        sharded[phase] = local
+    return sharded
 
 
-def largest(peak_bytes: Callable[[int], int], low: int, high: int, usable_bytes: int) -> int | None:
-    """The largest number whose need is within the room, or None; ``need`` rises, nearly in a straight line."""
-    below, above = (low, peak_bytes(low)), None
-    if below[1] > usable_bytes:
+def largest(bytes_of: Callable[[int], int], low: int, high: int, usable_bytes: int) -> int | None:
+    """The largest number from ``low`` to ``high`` whose bytes are usable, or None. ``bytes_of`` is increasing.
+
+    Interpolates linearly between the largest number that is known to fit and the smallest that is known not to.
+    """
+    fits, too_large = (low, bytes_of(low)), None
+    if fits[1] > usable_bytes:
         return None
     before = None
-    for _ in range(_TRIALS):
-        if above is None:
-            if below[0] == high:
+    for _ in range(_MAX_TRIALS):
+        if too_large is None:
+            if fits[0] == high:
                 return high
-            slope = 0.0 if before is None else (below[1] - before[1]) / (below[0] - before[0])
-            guess = 2 * below[0] if slope <= 0 else below[0] + int((usable_bytes - below[1]) / slope)
+            slope = 0.0 if before is None else (fits[1] - before[1]) / (fits[0] - before[0])
+            guess = 2 * fits[0] if slope <= 0 else fits[0] + int((usable_bytes - fits[1]) / slope)
         else:
-            if above[0] - below[0] == 1:
-                return below[0]
-            slope = max(1.0, (above[1] - below[1]) / (above[0] - below[0]))
-            guess = min(above[0] - 1, below[0] + int((usable_bytes - below[1]) / slope))
-        guess = min(high, max(below[0] + 1, guess))
-        found = (guess, peak_bytes(guess))
-        if found[1] <= usable_bytes:
-            before, below = below, found
+            if too_large[0] - fits[0] == 1:
+                return fits[0]
+            slope = max(1.0, (too_large[1] - fits[1]) / (too_large[0] - fits[0]))
+            guess = min(too_large[0] - 1, fits[0] + int((usable_bytes - fits[1]) / slope))
+        guess = min(high, max(fits[0] + 1, guess))
+        trial = (guess, bytes_of(guess))
+        if trial[1] <= usable_bytes:
+            before, fits = fits, trial
         else:
-            above = found
-    return below[0]
+            too_large = trial
+    return fits[0]
 
 
 def largest_group(run: Run, usable_bytes: int) -> int | None:
-    """The largest ``algorithm.num_generations`` with everything else as it is; None where not even 2 fits."""
+    """The largest ``algorithm.num_generations`` that fits, or None if not even 2 does."""
 
-    def bytes_of(size: int) -> int:
-        return peak_bytes(replace(run, job=replace(run.job, num_generations=size)).step())
+    def bytes_of(num_generations: int) -> int:
+        return replace(run, work=run.work.with_generations(num_generations)).step_bytes()
 
-    return largest(bytes_of, 2, _LARGEST_GROUP, usable_bytes)
+    return largest(bytes_of, 2, _MAX_GENERATIONS, usable_bytes)
 
 
-def largest_budget(run: Run, usable_bytes: int) -> int | None:
-    """The largest ``trainer.max_tokens_per_device`` with everything else as it is: 0 where the whole step fits at once, None
-    where not even one prompt with its completions does."""
-    whole = replace(run, job=replace(run.job, max_tokens_per_device=0))
-    if peak_bytes(whole.step()) <= usable_bytes:
+def largest_token_limit(run: Run, usable_bytes: int) -> int | None:
+    """The largest ``trainer.max_tokens_per_device`` that fits. 0: the step fits as a whole. None: not even one prompt
+    with its completions fits."""
+    if run.with_work(max_tokens_per_device=0).step_bytes() <= usable_bytes:
         return 0
+    tokens = run.work.tokens_per_prompt
+    prompts = largest(
+        lambda count: run.with_work(max_tokens_per_device=count * tokens).step_bytes(),
+        1,
+        max(1, run.local_work.train_batch_size - 1),
+        usable_bytes,
+    )
+    return None if prompts is None else prompts * tokens
 
-    def budget(prompts: int) -> Run:
-        return replace(run, job=replace(run.job, max_tokens_per_device=prompts * run.job.row))
 
-    prompts = largest(lambda n: peak_bytes(budget(n).step()), 1, max(1, run.share.prompts - 1), usable_bytes)
-    return None if prompts is None else prompts * run.job.row
-
-
-def largest_batch(run: Run, usable_bytes: int) -> int | None:
-    """The largest ``evaluation.batch_size`` up to the one that was wanted."""
+def largest_eval_batch(run: Run, usable_bytes: int) -> int | None:
+    """The largest ``evaluation.batch_size`` that fits, up to the one of the run."""
 
     def bytes_of(size: int) -> int:
-        return peak_bytes(replace(run, job=replace(run.job, eval_batch_size=size)).answers())
+        return peak_bytes(run.with_work(eval_batch_size=size).evaluation())
 
-    return largest(bytes_of, 1, run.job.eval_batch_size, usable_bytes)
+    return largest(bytes_of, 1, run.work.eval_batch_size, usable_bytes)
 
 
 def remedies(run: Run, usable_bytes: int) -> list[str]:
-    """Overrides that make the run fit, each line by itself; each was rehearsed. If no single change does, the shortest
-    of some combinations; nothing if none does either."""
-    alone = [fitting for text, other in _single(run, usable_bytes) if (fitting := _fitting(text, other, usable_bytes))]
-    if alone:
-        return alone
-    return [fitting for text, other in _together(run) if (fitting := _fitting(text, other, usable_bytes))][:1]
+    """Overrides that make the run fit, one alternative per line; each has been rehearsed.
+
+    If no single change is enough, the first combination of changes that is. Empty if there is none.
+    """
+    single = [fit for text, changed in _single_changes(run, usable_bytes) if (fit := _fit(text, changed, usable_bytes))]
+    if single:
+        return single
+    return [fit for text, changed in _combined_changes(run) if (fit := _fit(text, changed, usable_bytes))][:1]
 
 
-def _fitting(text: str, run: Run, usable_bytes: int) -> str | None:
-    """The change as overrides, with a smaller batch of questions where the evaluation needs one."""
-    if peak_bytes(run.step()) > usable_bytes:
+def _fit(text: str, run: Run, usable_bytes: int) -> str | None:
+    """The overrides of a changed run that fits, with a smaller evaluation batch if it needs one. None: it does not."""
+    if run.step_bytes() > usable_bytes:
         return None
-    if peak_bytes(run.answers()) <= usable_bytes:
+    if peak_bytes(run.evaluation()) <= usable_bytes:
         return text or None
-    batch = largest_batch(run, usable_bytes)
-    return None if batch is None else f"{text} evaluation.batch_size={batch}".strip()
+    batch_size = largest_eval_batch(run, usable_bytes)
+    return None if batch_size is None else f"{text} evaluation.batch_size={batch_size}".strip()
 
 
-def _single(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
-    spec, job = run.spec, run.job
-    yield "", run  # a smaller batch of questions alone
-    if not job.updates or peak_bytes(run.step()) <= usable_bytes:
+def _single_changes(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
+    """Pairs of an override and the run that it gives."""
+    yield "", run  # a smaller evaluation batch may be enough
+    if run.step_bytes() <= usable_bytes:
         return
-    yield from _models(run)
-    budget = largest_budget(run, usable_bytes)
-    if budget:
-        yield f"trainer.max_tokens_per_device={budget}", replace(run, job=replace(job, max_tokens_per_device=budget))
-    if job.num_generations:
+    yield from _model_changes(run)
+    if limit := largest_token_limit(run, usable_bytes):
+        yield f"trainer.max_tokens_per_device={limit}", run.with_work(max_tokens_per_device=limit)
+    if run.work.num_generations > 1:
         size = largest_group(run, usable_bytes)
-        if size is not None and size < job.num_generations:
-            yield f"algorithm.num_generations={size}", replace(run, job=replace(job, num_generations=size))
-    for processes in (2, 4, 8):
-        if run.processes < processes and job.prompts % processes == 0 and spec.lora is None:
-            yield f"trainer=fsdp trainer.devices={processes}", replace(run, processes=processes, strategy="fsdp")
+        if size is not None and size < run.work.num_generations:
+            yield f"algorithm.num_generations={size}", replace(run, work=run.work.with_generations(size))
+    if run.model.lora is None:
+        yield from _more_processes("", run)
 
 
-def _models(run: Run) -> Iterator[tuple[str, Run]]:
-    spec = run.spec
-    if spec.dtype == "float32":
-        yield "model.dtype=bfloat16", replace(run, spec=replace(spec, dtype="bfloat16"))
-    if not spec.gradient_checkpointing:
-        yield "model.gradient_checkpointing=true", replace(run, spec=replace(spec, gradient_checkpointing=True))
-    if spec.lora is None:
-        yield "model.tuning=lora", replace(run, spec=replace(spec, lora=LoraConfig()))
+def _combined_changes(run: Run) -> Iterator[tuple[str, Run]]:
+    """More and more of the changes of the model, then one prompt per micro-batch, then full tuning on more devices."""
+    texts: list[str] = []
+    changed, full = run, ("", run)
+    while (change := next(_model_changes(changed), None)) is not None:
+        texts, changed = [*texts, change[0]], change[1]
+        yield " ".join(texts), changed
+        if changed.model.lora is None:
+            full = " ".join(texts), changed
+    yield _one_prompt(" ".join(texts), changed)
+    if run.model.lora is None:
+        yield from _more_processes(*_one_prompt(*full))
 
 
-def _together(run: Run) -> Iterator[tuple[str, Run]]:
-    """More and more of what costs little; then one prompt at a time; at last, in full, over several devices."""
-    words: list[str] = []
-    other, in_full = run, ("", run)
-    while (change := next(_models(other), None)) is not None:
-        words, other = [*words, change[0]], change[1]
-        yield " ".join(words), other
-        if other.spec.lora is None:
-            in_full = " ".join(words), other
-    yield _one_prompt(" ".join(words), other)
-    if run.spec.lora is None:
-        text, one = _one_prompt(*in_full)
-        for processes in (2, 4, 8):
-            if run.processes < processes and run.job.prompts % processes == 0:
-                sharded = replace(one, processes=processes, strategy="fsdp")
-                yield f"{text} trainer=fsdp trainer.devices={processes}", sharded
+def _model_changes(run: Run) -> Iterator[tuple[str, Run]]:
+    model = run.model
+    if model.dtype == "float32":
+        yield "model.dtype=bfloat16", replace(run, model=replace(model, dtype="bfloat16"))
+    if not model.gradient_checkpointing:
+        yield "model.gradient_checkpointing=true", replace(run, model=replace(model, gradient_checkpointing=True))
+    if model.lora is None:
+        yield "model.tuning=lora", replace(run, model=replace(model, lora=LoraConfig()))
 
 
 def _one_prompt(text: str, run: Run) -> tuple[str, Run]:
-    budget = run.job.row
-    return f"{text} trainer.max_tokens_per_device={budget}".strip(), replace(
-        run, job=replace(run.job, max_tokens_per_device=budget)
-    )
+    tokens = run.work.tokens_per_prompt
+    return f"{text} trainer.max_tokens_per_device={tokens}".strip(), run.with_work(max_tokens_per_device=tokens)
+
+
+def _more_processes(text: str, run: Run) -> Iterator[tuple[str, Run]]:
+    for processes in (2, 4, 8):
+        if run.processes < processes and run.work.train_batch_size % processes == 0:
+            overrides = f"{text} trainer=fsdp trainer.devices={processes}".strip()
+            yield overrides, replace(run, processes=processes, strategy=Distribution.fsdp)

@@ -1,7 +1,6 @@
-"""Counts the bytes of all living tensors, operation by operation, and what they are for.
+"""Counts the bytes of all living tensors, operation by operation, by what the tensors are for.
 
-The same ledger is kept of tensors that hold numbers (a measurement) and of tensors on the meta device that hold none
-(a rehearsal): the storage of either knows its size.
+Works for tensors with values (a measurement) and for tensors on the meta device (a rehearsal).
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ ACTIVATIONS, CACHES, LOGITS = "activations", "caches", "logits"
 PARTS = (WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER, ACTIVATIONS, CACHES, LOGITS)
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, every storage that an operation makes is entered, and struck out when its last tensor is gone.
+class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, enters the storage of every tensor that an operation creates, and removes it when it is freed.
 
-    ``peaks`` has, for each phase, the bytes of each part at the moment when their sum was largest. A tensor that nobody
-    has named belongs to the phase's own part, or to the logits where its last dimension is the vocabulary. A library's
-    scratch memory within one operation is not seen.
+    ``peaks``: for each phase, the bytes of each part at the moment at which their sum was largest. A tensor without a
+    name belongs to the part of the phase, or to the logits if its last dimension is the vocabulary. Scratch memory
+    within one operation is not counted.
     """
 
-    def __init__(self, vocabulary: int = 0) -> None:
+    def __init__(self, vocab_size: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peaks: dict[str, Counter[str]] = {}
-        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
         self._living: Counter[str] = Counter()
         self._entries: dict[int, tuple[str, int]] = {}
         self._total = 0
@@ -40,13 +39,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def phase(self, name: str, part: str = ACTIVATIONS) -> Iterator[None]:
-        """What happens inside belongs to the phase; its peak begins with what is there already."""
-        before = self._phase, self._part
-        self._begin(name, part)
+        """Attributes what happens inside to a phase, beginning with the tensors that exist already."""
+        outer = self._phase, self._part
+        self._enter_phase(name, part)
         try:
             yield
         finally:
-            self._begin(*before)
+            self._enter_phase(*outer)
 
     def name(self, part: str, tensors: Iterable[Tensor]) -> None:
         """Enters the tensors' storages under ``part``, or moves them there."""
@@ -54,26 +53,26 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.enter(tensor, part)
 
     def enter(self, tensor: Tensor, part: str | None = None) -> None:
-        """Enters a storage that is not known yet; a known one moves to ``part``, if that is given."""
+        """Enters a new storage. A storage that is entered already moves to ``part``, if that is given."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        known = self._entries.get(key)
-        if known is None:
-            weakref.finalize(storage, self._strike, key).atexit = False
+        entry = self._entries.get(key)
+        if entry is None:
+            weakref.finalize(storage, self._remove, key).atexit = False
             size = storage.nbytes()
             self._total += size
-        elif part is None or part == known[0]:
+        elif part is None or part == entry[0]:
             return
         else:
-            size = known[1]
-            self._living[known[0]] -= size
+            size = entry[1]
+            self._living[entry[0]] -= size
         if part is None:
-            wide = tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary and tensor.is_floating_point()
-            part = LOGITS if wide else self._part
+            is_logits = tensor.ndim > 1 and tensor.shape[-1] == self._vocab_size and tensor.is_floating_point()
+            part = LOGITS if is_logits else self._part
         self._entries[key] = (part, size)
         self._living[part] += size
         if self._total > self._highest:
-            self._note()
+            self._record_peak()
 
     @property
     def peak(self) -> int:
@@ -90,20 +89,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Carries out one operation."""
+        """Runs one operation."""
         return func(*args, **kwargs)
 
-    def _begin(self, phase: str, part: str) -> None:
+    def _enter_phase(self, phase: str, part: str) -> None:
         self._phase, self._part = phase, part
         self._highest = sum(self.peaks.get(phase, Counter()).values())
         if self._total > self._highest:
-            self._note()
+            self._record_peak()
 
-    def _strike(self, key: int) -> None:
+    def _remove(self, key: int) -> None:
         part, size = self._entries.pop(key)
         self._living[part] -= size
         self._total -= size
 
-    def _note(self) -> None:
+    def _record_peak(self) -> None:
         self._highest = self._total
         self.peaks[self._phase] = Counter(self._living)

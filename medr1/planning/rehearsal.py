@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medr1.config.settings import AlgorithmConfig, RolloutConfig
+from medr1.config.settings import AlgorithmConfig
 from medr1.generation.engines.local import LocalEngine
 from medr1.generation.rollout import rollout
 from medr1.generation.sampling import Sampling
@@ -107,7 +107,7 @@ def rehearse_step(model: ModelSpec, work: Workload) -> Peaks:
             _prompts(policy, count, work.lengths),
             work.lengths.completion,
             work.max_tokens_per_device,
-            LastStepsEngine(RolloutConfig(), tracer),
+            LastStepsEngine(),
         )
         module, batch = work.algorithm.rehearse(work.settings, policy, step)
         module.runtime = runtime = MetaRuntime(module, tracer, work)
@@ -142,8 +142,8 @@ def _evaluation(path: str, dtype: str, attn_implementation: str, lengths: Length
     tracer.name(WEIGHTS, _tensors(policy))
     _name_caches(policy, tracer)
     with fused_attention(), tracer, tracer.phase(EVALUATION):
-        engine = LastStepsEngine(RolloutConfig(), tracer)
-        engine.generate(policy, _prompts(policy, rows, lengths), Sampling(lengths.completion, -1, (1,), 0.0))
+        sampling = Sampling(lengths.completion, -1, (1,), temperature=0.0)
+        LastStepsEngine().generate(policy, _prompts(policy, rows, lengths), sampling)
     return tracer.peaks[EVALUATION]
 
 

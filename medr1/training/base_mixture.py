@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medr1.training.algorithms.pretrain import PretrainConfig
 from medr1.data.sources.phantoms.records import NAMES, World, choices, make_phantom, make_record, make_records
 from medr1.domain.reasoning import ReasoningMode, question_text, target_text
 from medr1.domain.records import LETTERS, Modality, QuestionType, Record
+from medr1.training.algorithms.pretrain import PretrainConfig
 
 _WORDS = sorted({value for modality in Modality for kind in QuestionType for value in choices(kind, modality)})
 

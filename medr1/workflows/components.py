@@ -114,5 +114,6 @@ def check_components(cfg: CommonConfig) -> None:
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig):
+        SOURCES[cfg.data.kind].check_training(cfg.data)
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)

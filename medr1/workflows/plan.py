@@ -1,154 +1,160 @@
-"""``plan=true``: what a run needs, before anything of it is loaded, and whether it fits."""
+"""``plan=true``: predicts the memory and time of a run, and whether it fits."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from medr1.config.settings import TrainConfig
+from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
-from medr1.data.sources.registry import Dataset, limit_cells, load_dataset
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
-from medr1.evaluation.generate import predict
+from medr1.evaluation.local_predictions import predict
+from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
 from medr1.models.loading import has_local_weights, load_policy
 from medr1.planning.device import GIB, Device
-from medr1.planning.limits import Run, largest_budget, largest_group
+from medr1.planning.limits import Run, largest_group, largest_token_limit
 from medr1.planning.tables import duration, memory_table, verdict
-from medr1.training.algorithms import build_algorithm, count_steps
-from medr1.training.order import Steps
-from medr1.workflows.forecast import device_of, forecast_memory, parameters, refusal
-from medr1.workflows.train import model_spec, silence_library_logs
+from medr1.tracking.tracker import NullTracker
+from medr1.training.algorithms import ALGORITHMS
+from medr1.training.steps import Steps
+from medr1.workflows.forecast import forecast_memory, num_parameters, planned_device, refusal
+from medr1.workflows.library_logs import silence_library_logs
+from medr1.workflows.local_model import model_spec
+from medr1.workflows.session import set_max_steps
 
 _PROBE_STEPS, _PROBE_SECONDS = 10, 60.0
-_SMALL = 100e6  # parameters of a model whose probe a CPU can afford
+_MAX_CPU_PARAMETERS = 100e6  # larger models are not probed on a CPU
 
 
-def plan(cfg: DictConfig) -> None:
+def plan(cfg: TrainConfig) -> None:
     """Prints the plan of a run.
 
     Raises:
-        ConfigError: the run cannot fit; says what to change.
+        ConfigError: the run does not fit; names overrides with which it does.
     """
     silence_library_logs()
     data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
-    count_steps(cfg, len(data.train))
-    device = device_of(cfg)
+    set_max_steps(cfg, len(data.train))
+    device = planned_device(cfg)
     forecast = forecast_memory(cfg, data, device)
-    run, job = forecast.run, forecast.run.job
+    run = forecast.run
     print(f"plan: {_title(cfg, run)}\n{forecast.lengths}\n\n{memory_table(forecast.peaks)}\n")
     print(verdict(forecast.peaks, device))
     if forecast.peak > device.usable_bytes:
         raise ConfigError(refusal(forecast, device))
-    if job.num_generations:
+    if run.work.num_generations > 1:
         print(f"largest algorithm.num_generations that fits: {largest_group(run, device.usable_bytes)}")
-    if job.updates:
-        budget = largest_budget(run, device.usable_bytes)
-        says = f"{budget}" if budget else "none is needed, a step goes through whole (trainer.max_tokens_per_device=0)"
-        print(f"largest trainer.max_tokens_per_device that fits: {says}")
-    print(_amount(cfg, data))
+    if run.work.algorithm.trains:
+        limit = largest_token_limit(run, device.usable_bytes)
+        print(f"largest trainer.max_tokens_per_device that fits: {limit or '0 (the step fits as a whole)'}")
+    print(_amounts(cfg, data))
     print(_time(cfg, data, run, device), flush=True)
 
 
-def _title(cfg: DictConfig, run: Run) -> str:
-    size = parameters(run.spec)
-    group = f" x {run.job.num_generations} completions" if run.job.num_generations else ""
+def _title(cfg: TrainConfig, run: Run) -> str:
+    group = f" x {run.work.num_generations} completions" if run.work.num_generations > 1 else ""
     devices = f", {run.strategy} on {run.processes} devices" if run.processes > 1 else ""
     return (
-        f"{cfg.algorithm.name} of {cfg.model.name}, {size / 1e6:,.1f} M parameters in {run.spec.dtype}, "
-        f"tuning={cfg.model.tuning}; a step of {run.job.prompts} prompts{group}{devices}"
+        f"{cfg.algorithm.name} of {cfg.model.name}, {num_parameters(run.model) / 1e6:,.1f} M parameters in "
+        f"{run.model.dtype}, tuning={cfg.model.tuning}; a step of {run.work.train_batch_size} prompts{group}{devices}"
     )
 
 
-def _conditions(cfg: DictConfig) -> int:
-    trained = 0 if cfg.algorithm.name == "zero_shot" else 1
-    return 1 + trained + int(cfg.evaluation.blank_image) + int(cfg.evaluation.shuffled_image)
+def _num_evaluations(cfg: TrainConfig) -> int:
+    trains = ALGORITHMS[cfg.algorithm.kind].trains
+    return 1 + trains + cfg.evaluation.blank_image + cfg.evaluation.shuffled_image
 
 
-def _amount(cfg: DictConfig, data: Dataset) -> str:
+def _amounts(cfg: TrainConfig, data: Dataset) -> str:
     questions = len(limit_cells(data.test, cfg.evaluation.limit))
-    asked = f"{questions} test questions, asked {_conditions(cfg)} times"
-    if cfg.algorithm.name == "zero_shot":
-        return asked
+    evaluation = f"{questions} test questions, evaluated {_num_evaluations(cfg)} times"
+    if not ALGORITHMS[cfg.algorithm.kind].trains:
+        return evaluation
+    assert cfg.trainer.max_steps is not None
     epochs = cfg.trainer.max_steps * cfg.trainer.train_batch_size / len(data.train)
-    steps = f"{cfg.trainer.max_steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions"
-    return f"{steps}; {asked}"
+    training = f"{cfg.trainer.max_steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions"
+    return f"{training}; {evaluation}"
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Seconds of a step and of an answer, and the share of a step that is rollout; ``steps`` were taken, and ``peak``
-    bytes of a GPU."""
+    """Measured times: seconds of a step and of a prediction, and the share of a step that is rollout.
+
+    ``steps``: how many were run. ``allocated_bytes``: peak on a GPU, 0 on a CPU.
+    """
 
     step: float
-    answer: float
-    rollout: float
+    prediction: float
+    rollout_share: float
     steps: int
-    peak: int
+    allocated_bytes: int
 
 
-def _time(cfg: DictConfig, data: Dataset, run: Run, device: Device) -> str:
-    size = parameters(run.spec)
-    why = None
+def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
+    size = num_parameters(run.model)
+    reason = None
     if not device.is_here:
-        why = "the device is not here"
-    elif not has_local_weights(run.spec.path):
-        why = "the weights are not on this machine"
-    elif not device.on_gpu and size > _SMALL:
-        why = f"{size / 1e6:,.0f} M parameters take too long on a CPU"
-    if why:
-        return f"time: not probed, because {why}"
-    done = probe(cfg, data, run)
-    questions = len(limit_cells(data.test, cfg.evaluation.limit)) * _conditions(cfg)
-    training = int(cfg.trainer.max_steps) * done.step if run.job.updates else 0.0
-    answering = questions * done.answer
-    parts = [f"{cfg.trainer.max_steps} steps of {done.step:.2g} s"] if run.job.updates else []
-    parts.append(f"{questions} answers of {1000 * done.answer:.2g} ms")
-    share = f", {done.rollout:.0%} of a step is rollout" if done.rollout else ""
-    memory = f"; {done.peak / GIB:.2f} GiB were allocated then" if done.peak else ""
-    alone = ", one device's share, without what devices tell each other" if run.processes > 1 else ""
+        reason = "the device is not here"
+    elif not has_local_weights(run.model.path):
+        reason = "the weights are not on this machine"
+    elif not device.on_gpu and size > _MAX_CPU_PARAMETERS:
+        reason = f"{size / 1e6:,.0f} M parameters take too long on a CPU"
+    if reason:
+        return f"time: not measured, because {reason}"
+    measured = probe(cfg, data, run)
+    predictions = len(limit_cells(data.test, cfg.evaluation.limit)) * _num_evaluations(cfg)
+    seconds = predictions * measured.prediction
+    parts = [f"{predictions} predictions of {1000 * measured.prediction:.2g} ms"]
+    if run.work.algorithm.trains:
+        assert cfg.trainer.max_steps is not None
+        seconds += cfg.trainer.max_steps * measured.step
+        parts.insert(0, f"{cfg.trainer.max_steps} steps of {measured.step:.2g} s")
+    rollout = f", {measured.rollout_share:.0%} of a step is rollout" if measured.rollout_share else ""
+    memory = f"; {measured.allocated_bytes / GIB:.2f} GiB were allocated" if measured.allocated_bytes else ""
+    local = ", one device's part, without communication" if run.processes > 1 else ""
     return (
-        f"time: about {duration(training + answering)}: {' and '.join(parts)}{share} "
-        f"(from {done.steps} steps and a batch of answers on this {'GPU' if device.on_gpu else 'CPU'}{alone}{memory})"
+        f"time: about {duration(seconds)}: {' and '.join(parts)}{rollout} (measured in {measured.steps} steps and a "
+        f"batch of predictions on this {'GPU' if device.on_gpu else 'CPU'}{local}{memory})"
     )
 
 
 class _Stopwatch(Callback):
-    """Seconds of each step, its batch included. Ends the training when it has taken long enough."""
+    """Measures the seconds of each step with its batch. Stops the training after ``_PROBE_SECONDS``."""
 
     def __init__(self) -> None:
-        self.create = self.last = time.perf_counter()
+        self._start = self._last = time.perf_counter()
         self.steps: list[float] = []
-        self.shares: list[float] = []
+        self.rollout_shares: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.create = self.last = time.perf_counter()
+        self._start = self._last = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
         now = time.perf_counter()
-        self.steps.append(now - self.last)
-        seconds = trainer.callback_metrics
-        if "time/rollout" in seconds:
-            self.shares.append(float(seconds["time/rollout"]) / self.steps[-1])
-        self.last = now
-        trainer.should_stop = trainer.should_stop or now - self.create > _PROBE_SECONDS
+        self.steps.append(now - self._last)
+        if "time/rollout" in trainer.callback_metrics:
+            self.rollout_shares.append(float(trainer.callback_metrics["time/rollout"]) / self.steps[-1])
+        self._last = now
+        trainer.should_stop = trainer.should_stop or now - self._start > _PROBE_SECONDS
 
 
-def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
-    """Ten real steps, or as many as a minute has, and one batch of answers. Nothing is written."""
+def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
+    """Measures one batch of predictions and up to ten training steps. Writes nothing."""
     pl.seed_everything(cfg.seed, verbose=False)
-    load = cached_image_loader(int(cfg.data.image_size))
-    policy, processor = load_policy(model_spec(cfg, is_trained=bool(run.job.updates)))
-    policy.to("cuda" if run.job.on_gpu else "cpu")
-    questions = limit_cells(data.test, cfg.evaluation.limit)[: run.job.eval_batch_size]
+    algorithm = ALGORITHMS[cfg.algorithm.kind]
+    policy, processor = load_policy(model_spec(cfg, is_trained=algorithm.trains))
+    policy.to("cuda" if run.work.on_gpu else "cpu")
+    questions = limit_cells(data.test, cfg.evaluation.limit)[: run.work.eval_batch_size]
     start = time.perf_counter()
     predict(
         policy,
@@ -156,22 +162,25 @@ def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
         questions,
         ReasoningMode(cfg.reasoning.mode),
         "probe",
-        load=load,
-        batch_size=run.job.eval_batch_size,
-        max_completion_length=run.job.eval_lengths.completion,
+        load=cached_image_loader(cfg.data.image_size),
+        batch_size=run.work.eval_batch_size,
+        max_completion_length=cfg.evaluation.max_completion_length,
+        engine=ENGINES[cfg.rollout.kind](cfg.rollout),
     )
-    answer = (time.perf_counter() - start) / len(questions)
-    if not run.job.updates:
-        return Probe(0.0, answer, 0.0, 0, _allocated(run))
-    set_trainable(policy, freeze_vision_tower=run.spec.freeze_vision_tower, lora=run.spec.lora)
-    share: Any = OmegaConf.merge(cfg, {"trainer": {"train_batch_size": run.share.prompts}})
-    module, make = build_algorithm(share, data, policy, processor, load)
-    steps, watch = min(_PROBE_STEPS, int(cfg.trainer.max_steps)), _Stopwatch()
+    prediction = (time.perf_counter() - start) / len(questions)
+    if not algorithm.trains:
+        return Probe(0.0, prediction, 0.0, 0, _allocated_bytes(run))
+    set_trainable(policy, freeze_vision_tower=run.model.freeze_vision_tower, lora=run.model.lora)
+    local_trainer = replace(cfg.trainer, train_batch_size=run.local_work.train_batch_size)
+    training = algorithm.build(replace(cfg, trainer=local_trainer), data, policy, processor, NullTracker())
+    assert cfg.trainer.max_steps is not None
+    steps, iterations = min(_PROBE_STEPS, cfg.trainer.max_steps), algorithm.num_iterations(cfg.algorithm)
+    watch = _Stopwatch()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=1,
-            max_steps=steps * run.job.updates,
+            max_steps=steps * iterations,
             limit_train_batches=steps,
             max_epochs=1,
             logger=False,
@@ -182,11 +191,11 @@ def probe(cfg: DictConfig, data: Dataset, run: Run) -> Probe:
             use_distributed_sampler=False,
             default_root_dir=scratch,
         )
-        trainer.fit(module, Steps(make, trainer, steps, run.job.updates))
-    counted = watch.steps[1:] or watch.steps  # the first one warms up
-    rollout = median(watch.shares) if watch.shares else 0.0
-    return Probe(median(counted), answer, rollout, len(watch.steps), _allocated(run))
+        trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations))
+    measured = watch.steps[1:] or watch.steps  # the first step is slower
+    rollout_share = median(watch.rollout_shares) if watch.rollout_shares else 0.0
+    return Probe(median(measured), prediction, rollout_share, len(watch.steps), _allocated_bytes(run))
 
 
-def _allocated(run: Run) -> int:
-    return torch.cuda.max_memory_allocated() if run.job.on_gpu else 0
+def _allocated_bytes(run: Run) -> int:
+    return torch.cuda.max_memory_allocated() if run.work.on_gpu else 0

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from medr1.generation.rollout import Sampling, rollout
-from medr1.models.loading import load_policy
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
+from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
 
@@ -42,8 +43,7 @@ class ChatServer(ThreadingHTTPServer):
         assert kind == "data:image/png;base64" and request["temperature"] == 0 and request["model"] == "tiny"
         image = Image.open(BytesIO(base64.b64decode(data))).convert("RGB")
         prompts = self.processor.encode([Prompt(self.processor.chat(text_part["text"]), image)])
-        suppress_tokens = tuple(self.processor.suppressed_token_ids())
-        sampling = Sampling(request["max_tokens"], self.processor.eos_token_id, suppress_tokens, temperature=0.0)
+        sampling = Sampling.greedy(request["max_tokens"], self.processor)
         with self.lock, torch.no_grad():
             done = rollout(self.policy, self.policy.prefill(prompts), sampling)
             with self.log.open("a") as file:
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loaded = load_policy(str(TINY), dtype="float32", attn_implementation="sdpa", gradient_checkpointing=False)
+    loaded = load_policy(ModelSpec(str(TINY)))
     with ChatServer(int(sys.argv[1]), Path(sys.argv[2]), *loaded) as server:
         print(server.server_port, flush=True)
         server.serve_forever()

@@ -17,13 +17,16 @@ _context.set_forkserver_preload(["tests.integration.conftest"])
 
 
 class Watched(NamedTuple):
-    """What a run computed: its curves; at each step the record, text and reward of each completion, sorted; for each
-    rank the share of the weights that it held, and whether it had fewer parts than another one."""
+    """What a run computed.
+
+    completions: for each step, the record, text and reward of each completion, sorted. local_share: for each rank, the
+    share of the weights that it held. is_split: for each rank, whether it ever had fewer micro-batches than another.
+    """
 
     curves: list[dict[str, float]]
     completions: list[list[list[Any]]]
-    lock: list[float]
-    cut: list[bool]
+    local_share: list[float]
+    is_split: list[bool]
 
 
 def start(
@@ -63,8 +66,8 @@ def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = Fa
     return Watched(
         [values for values in _lines(run_dir / "curves.jsonl") if "train/loss" in values],
         together,
-        [steps[-1]["held"] for steps in ranks],
-        [any(step["cut"] for step in steps) for steps in ranks],
+        [steps[-1]["local_share"] for steps in ranks],
+        [any(step["is_split"] for step in steps) for steps in ranks],
     )
 
 
@@ -91,37 +94,36 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
     from torch.distributed.tensor import DTensor
 
     from medr1.tracking.tracker import NullTracker
-    from medr1.training import grpo, sft
+    from medr1.training import module as training_module
     from medr1.workflows.train import train
     from tests.composing import composed
 
     torch.set_num_threads(1)
     rank_zero_only.rank = rank  # pytorch_lightning reads it when it is imported, which was before this process
-    cut: list[bool] = []
-    split_to_count = grpo.split_to_count
+    splits: list[bool] = []
+    split_to_count = training_module.split_to_count
 
-    def watched_pieces(sizes: list[int], count: int) -> list[list[list[int]]]:
-        cut.append(len(sizes) < count)
+    def watched_split(sizes: list[int], count: int) -> list[list[list[int]]]:
+        splits.append(len(sizes) < count)
         return split_to_count(sizes, count)
 
     def after_a_step(module: Any, *_: Any) -> None:
-        found, rollout_log = [], getattr(module, "sampled", None)
-        if rollout_log is not None:
-            each = [record.id for record in rollout_log.records for _ in range(module.settings.num_generations)]
-            found = list(zip(each, rollout_log.texts, rollout_log.rewards.total, strict=True))
+        completions, log = [], getattr(module, "rollout_log", None)
+        if log is not None:
+            ids = [record.id for record in log.records for _ in range(module.settings.num_generations)]
+            completions = list(zip(ids, log.texts, log.rewards.total, strict=True))
         weights = [p for policy in module.policies for p in policy.parameters()]
-        own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights)
-        seen = {"completions": found, "held": own / sum(p.numel() for p in weights), "cut": cut == [True]}
-        cut.clear()
+        local = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights)
+        local_share = local / sum(p.numel() for p in weights)
+        seen = {"completions": completions, "local_share": local_share, "is_split": splits == [True]}
+        splits.clear()
         _append(run_dir / f"rank{rank}.jsonl", seen)
         if fail:
             raise OSError("the network is gone")
 
-    for module in (grpo, sft):
-        module.split_to_count = watched_pieces  # type: ignore[attr-defined]
-    for kind in (grpo.GRPOModule, sft.SFTModule):
-        kind.on_train_batch_end = after_a_step  # type: ignore[method-assign,assignment]
-    NullTracker.metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", dict(values))  # type: ignore[method-assign]
+    training_module.split_to_count = watched_split  # type: ignore[attr-defined]
+    training_module.PolicyModule.on_train_batch_end = after_a_step  # type: ignore[method-assign,assignment]
+    NullTracker.log_metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", dict(values))  # type: ignore[method-assign]
     given = (f"resume={run_dir / 'run'}",) if resume else overrides
     train(composed("train", *given), run_dir / "run", list(given))
 

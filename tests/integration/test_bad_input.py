@@ -26,7 +26,8 @@ from medr1.data.dataset import load_dataset
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, Split
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
-from medr1.models.loading import load_policy, save_policy
+from medr1.models.export import save_policy
+from medr1.models.loading import ModelSpec, load_policy
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.tracking.tracker import Tracker
@@ -71,8 +72,7 @@ def read_split(at: Place) -> None:
 
 
 def read_model(at: Place, adapter: Path | None = None) -> None:
-    numerics: dict[str, Any] = {"dtype": "float32", "attn_implementation": "sdpa", "gradient_checkpointing": False}
-    load_policy(str(at.path / "model"), **numerics, adapter=adapter)
+    load_policy(ModelSpec(str(at.path / "model"), adapter=adapter))
 
 
 def read_adapter(at: Place) -> None:

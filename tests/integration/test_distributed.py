@@ -48,19 +48,19 @@ Ran = tuple[Watched, Path]
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """(kind, strategy, processes, token budget) -> the run; the same twice is one."""
+    """(kind, strategy, processes, max_tokens_per_device) -> the run; the same twice is one."""
     place = tmp_path_factory.mktemp("distributed")
 
     @cache
-    def run(kind: str, strategy: str = "single", count: int = 1, budget: int = 0) -> Ran:
-        here = place / f"{kind}-{strategy}-{count}-{budget}"
-        return train_together(count, here, *overrides(kind, strategy, count, budget)), here / "run"
+    def run(kind: str, strategy: str = "single", count: int = 1, limit: int = 0) -> Ran:
+        here = place / f"{kind}-{strategy}-{count}-{limit}"
+        return train_together(count, here, *overrides(kind, strategy, count, limit)), here / "run"
 
     return run
 
 
-def overrides(kind: str, strategy: str, count: int, budget: int) -> tuple[str, ...]:
-    shared = (f"trainer={strategy}", f"trainer.devices={count}", f"trainer.max_tokens_per_device={budget}")
+def overrides(kind: str, strategy: str, count: int, limit: int) -> tuple[str, ...]:
+    shared = (f"trainer={strategy}", f"trainer.devices={count}", f"trainer.max_tokens_per_device={limit}")
     return (*SETTINGS, *KINDS[kind], *shared)
 
 
@@ -76,7 +76,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "strategy", "count", "budget"),
+    ("kind", "strategy", "count", "limit"),
     [
         ("full", "fsdp", 2, 615),
         ("full", "ddp", 4, 0),
@@ -86,10 +86,10 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         pytest.param("dynamic", "fsdp", 2, 0, marks=pytest.mark.long),
     ],
 )
-def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int, budget: int, ran: object) -> None:
+def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int, limit: int, ran: object) -> None:
     """Float32 sums in another order differ by 1e-7 of their size; two steps and their sums make it 1e-5."""
     one, alone = ran(kind)  # type: ignore[operator]
-    several, together = ran(kind, strategy, count, budget)  # type: ignore[operator]
+    several, together = ran(kind, strategy, count, limit)  # type: ignore[operator]
     assert several.completions == one.completions
     assert len(several.curves) == len(one.curves) == 2
     for mine, theirs in zip(several.curves, one.curves, strict=True):
@@ -105,19 +105,19 @@ def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int,
         assert distance(stored(alone, file), stored(together, file)) < 1e-5
     names = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run in (alone, together)]
     assert names[0] == names[1]
-    assert several.lock == pytest.approx([1 / count if strategy == "fsdp" else 1.0] * count, abs=0.02)
-    # With these budgets the first of two needs one part where the other needs two, and must cut it; where prompts make
-    # way for others, a process may have one part more.
+    assert several.local_share == pytest.approx([1 / count if strategy == "fsdp" else 1.0] * count, abs=0.02)
+    # With these limits the first of two processes has one micro-batch and must split it, because the other has two. With
+    # dynamic sampling, a process may have one more.
     if strategy == "fsdp":
-        assert several.cut == [True, False] if budget else any(several.cut) == (kind == "dynamic")
+        assert several.is_split == [True, False] if limit else any(several.is_split) == (kind == "dynamic")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "strategy", "count", "budget"), [("full", "fsdp", 2, 615), ("full", "ddp", 4, 0)])
+@pytest.mark.parametrize(("kind", "strategy", "count", "limit"), [("full", "fsdp", 2, 615), ("full", "ddp", 4, 0)])
 def test_killed_and_resumed_equals_uninterrupted(
-    kind: str, strategy: str, count: int, budget: int, ran: object, tmp_path: Path
+    kind: str, strategy: str, count: int, limit: int, ran: object, tmp_path: Path
 ) -> None:
-    killed = start(count, tmp_path, *overrides(kind, strategy, count, budget))
+    killed = start(count, tmp_path, *overrides(kind, strategy, count, limit))
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("run/checkpoints/step=1.ckpt/state.json")):
         assert time.monotonic() < deadline, (tmp_path / "rank0.log").read_text()
@@ -126,7 +126,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         process.kill()
     assert end(killed) == [-9] * count and not (tmp_path / "run" / "model").exists()
     train_together(count, tmp_path, resume=True)
-    _, peace = ran(kind, strategy, count, budget)  # type: ignore[operator]
+    _, peace = ran(kind, strategy, count, limit)  # type: ignore[operator]
     for file in (
         "model/model.safetensors",
         *(f"checkpoints/step=2.ckpt/{name}.safetensors" for name in ("model", "optimizer")),

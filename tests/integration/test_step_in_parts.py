@@ -62,7 +62,7 @@ def test_a_vision_tower_that_nobody_trains_looks_once_a_step(
     """Rollout, reference and both updates share the features; the result is that of looking every time."""
     settings = (*SETTINGS, *changes, "algorithm.num_iterations=2")
     looks: list[int] = []
-    see = Policy._features
+    see = Policy._image_features
 
     def counted(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, ...]:
         looks.append(1)
@@ -71,14 +71,14 @@ def test_a_vision_tower_that_nobody_trains_looks_once_a_step(
     def trained(name: str) -> tuple[int, Path]:
         looks.clear()
         with monkeypatch.context() as patch:
-            patch.setattr("medr1.workflows.train.Answers.ask", lambda *_, **__: None)  # evaluation looks as well
-            patch.setattr(Policy, "_features", counted)
+            patch.setattr("medr1.workflows.train.LocalPredictionStore.generate", lambda *_, **__: None)  # evaluation looks as well
+            patch.setattr(Policy, "_image_features", counted)
             run = train_here(tmp_path / name, *settings)
         (weights,) = run.model.glob("*model.safetensors")
         return len(looks), weights
 
     once, shared = trained("shared")
-    monkeypatch.setattr(Policy, "look", lambda policy, prompts: prompts)
+    monkeypatch.setattr(Policy, "precompute_image_features", lambda policy, prompts: prompts)
     often, separate = trained("separate")
     assert (once, often) == (2, 2 * 3)  # two steps: rollout with the first update, reference, second update
     a, b = load_file(shared), load_file(separate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
@@ -66,8 +66,8 @@ class Pretrain(Algorithm[PretrainConfig]):
             raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
 
     def initial_policy(self, cfg: TrainConfig) -> tuple[Policy, Processor]:
-        from medr1.training.base_mixture import corpus
         from medr1.models.tiny import build_tiny_policy
+        from medr1.training.base_mixture import corpus
 
         return build_tiny_policy(corpus(cfg.seed), self.settings_of(cfg).vocab_size, cfg.seed)
 
@@ -77,9 +77,9 @@ class Pretrain(Algorithm[PretrainConfig]):
         import torch
 
         from medr1.data.image_loader import cached_image_loader
-        from medr1.training.base_mixture import BaseMixture
         from medr1.models.processor import IMAGE_TOKEN, Prompt
         from medr1.models.tensors import Targets
+        from medr1.training.base_mixture import BaseMixture
         from medr1.training.batches import SupervisedBatch
         from medr1.training.sft import SFTModule
 

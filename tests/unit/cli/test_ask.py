@@ -18,7 +18,7 @@ from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError
 from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.option_probabilities import _letter_ids
-from medr1.models.loading import save_policy
+from medr1.models.export import save_policy
 from medr1.workflows.model_choice import choose
 from tests.command_lines import ROOT
 

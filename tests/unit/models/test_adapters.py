@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from medr1.training.optimization import build_optimizer
 
 from medr1.config.enums import LoraTargets
-from medr1.config.settings import LoraConfig
+from medr1.config.settings import AlgorithmConfig, LoraConfig
 from medr1.errors import CheckpointError
 from medr1.models.adapters import make_reference, set_trainable
 from medr1.models.export import save_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.models.transformers_compat import is_gradient_checkpointing
+from medr1.training.optimizer import build_optimizer
 from tests.unit.models.checkpoints import (
     ADAPTER,
     WEIGHTS,
@@ -29,14 +28,6 @@ from tests.unit.models.checkpoints import (
     remove,
     write,
 )
-
-OPTIMIZER: dict[str, Any] = {
-    "learning_rate": 0.1,
-    "weight_decay": 0.1,
-    "lr_scheduler_type": "constant",
-    "warmup_ratio": 0.0,
-}
-OPTIMIZER |= {"steps": 1, "adam_beta2": 0.999}
 
 
 def with_adapter(base: Path, targets: str = "both", freeze_vision_tower: bool = False) -> tuple[Policy, Processor]:
@@ -115,7 +106,7 @@ def test_no_gradient_reaches_a_frozen_vision_tower(saved, make_prompts, lora) ->
     set_trainable(policy, freeze_vision_tower=True, lora=lora)
     logits(policy, processor, make_prompts).square().sum().backward()
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    optimizer, _ = build_optimizer(policy.parameters(), **OPTIMIZER)
+    optimizer, _ = build_optimizer(policy.parameters(), AlgorithmConfig(learning_rate=0.1, weight_decay=0.1), 1)
     optimizer.step()
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed and not any("visual" in name for name in changed)

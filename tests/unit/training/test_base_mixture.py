@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from medr1.training.base_mixture import BaseExample, BaseMixture, corpus
 from medr1.data.sources.phantoms.records import QUESTIONS, Phantom, World, choices
 from medr1.domain.reasoning import ReasoningMode, instruction, parse, question_text
 from medr1.domain.records import Modality, QuestionType
+from medr1.training.algorithms.pretrain import PretrainConfig
+from medr1.training.base_mixture import BaseExample, BaseMixture, corpus
 
 SETTINGS = PretrainConfig(
     images_per_modality=50,

@@ -116,15 +116,12 @@ def _path(record: Record) -> str:
 
 
 def _messages(facts: Mapping[str, Any], train: int, test: int) -> list[str]:
-    counts, leaks, bad = facts["counts"], facts["leaks"], facts["bad_records"]
+    counts, leaks = facts["counts"], facts["leaks"]
     lines = [
         f"{counts['questions_read']} questions on {counts['images_read']} images read; {counts['questions_used']} "
         f"questions on {counts['images_used']} images ({counts['image_contents_used']} different ones) used: {train} "
         f"for training, {test} for test"
     ]
-    if bad:
-        lines.append("skipped records: " + ", ".join(f"{n} {reason}" for reason, n in counts["bad"].items()))
-        lines += [f"  {record}" for record in bad[:_SHOWN]]
     if leaks["records_by_content"]:
         lines.append(
             f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
@@ -174,17 +171,18 @@ def _unknown_axis(question: Question) -> tuple[Reason, str] | None:
 
 
 def _report_bad(root: Path, bad: list[BadRecord], counts: dict[str, int], on_bad: OnBadRecord, empty: bool) -> None:
-    """Raises one error about all bad records, or logs their number if they are skipped and other records remain."""
+    """Raises one error about all bad records, or logs it as a warning if they are skipped and other records remain."""
     summary = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    if on_bad is OnBadRecord.skip and not empty:
-        log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), summary)
-        return
     first = {record.reason: record for record in reversed(bad)}.values()  # each reason gets an example
     shown = [str(record) for record in [*first, *(record for record in bad if record not in first)][:_SHOWN]]
     more = [f"… and {len(bad) - len(shown)} more"] if len(bad) > len(shown) else []
+    examples = "\n  ".join([summary, *shown, *more])
+    if on_bad is OnBadRecord.skip and not empty:
+        log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), examples)
+        return
     remedy = "correct data.root" if empty else "correct the data, or skip these records with data.on_bad_record=skip"
     head = f"{root}: {f'none of the {len(bad)} records read can' if empty else f'{len(bad)} record(s) cannot'} be used"
-    raise DataError("\n  ".join([f"{head}: {summary}", *shown, *more]) + f"\nRemedy: {remedy}")
+    raise DataError(f"{head}: {examples}\nRemedy: {remedy}")
 
 
 def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str, str], limit: int) -> list[Record]:
@@ -204,7 +202,7 @@ def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str
 
 
 def _parts(records: Sequence[Record], questions: Sequence[Question], settings: OmniMedVQAConfig) -> list[str]:
-    """ "train" or "test" for each record."""
+    """The part of each record, train or test."""
     if settings.split is Split.released:
         return [question.part for question in questions]
     if settings.split is Split.test_only:
