@@ -21,8 +21,8 @@ from medr1.data.dataset import load_dataset
 from medr1.workflows.components import checked
 from medr1.workflows.compose import train_config
 from medr1.workflows.forecast import forecast_memory
-from medr1.workflows.plan import probe
 from medr1.workflows.library_logs import silence_library_logs
+from medr1.workflows.plan import probe
 
 TUNINGS = {
     "2b": ("lora", "full"),
