@@ -127,9 +127,7 @@ def test_a_server_that_asks_for_a_long_wait_is_not_waited_for(scripted: Callable
         ((200, completion(reasoning="hm"), {}), "--reasoning-parser"),
     ],
 )
-def test_a_permanent_problem_fails_at_once(
-    step: Step, said: str, scripted: Callable[..., ScriptedServer]
-) -> None:
+def test_a_permanent_problem_fails_at_once(step: Step, said: str, scripted: Callable[..., ScriptedServer]) -> None:
     server = scripted(step, GOOD)
     with pytest.raises(ServerError, match=f"{server.url}/chat/completions, record r1: .*{said}") as error:
         ask(server.url, api_key=KEY)
