@@ -91,9 +91,9 @@ def check_images(
             detail = f"image {path!r} does not exist below {root}"
             facts[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
             continue
-        known = cached.get(path)
-        if known is not None and (known.size, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
-            facts[path] = known
+        previous = cached.get(path)
+        if previous is not None and (previous.size, previous.mtime_ns) == (state.st_size, state.st_mtime_ns):
+            facts[path] = previous
         else:
             todo[path] = state
     if not todo:

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from medr1.cli.main import CONF
+from medr1.config.renamed import RENAMED
 
 ROOT = CONF.parent
 
@@ -84,3 +85,8 @@ def test_the_page_has_a_row_for_each_setting_and_option() -> None:
 def test_the_table_of_names_has_the_settings_of_the_algorithms() -> None:
     table = reference.on_page_markdown("<!-- generated: names -->")
     assert "| `algorithm.num_generations` | `num_generations` | `actor_rollout_ref.rollout.n` |" in table
+
+
+def test_the_changelog_has_every_renamed_setting() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert [old for old, new in RENAMED.items() if f"| `{old}` | `{new}` |" not in changelog] == []

@@ -22,7 +22,7 @@ from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 10
+_EXAMPLES = 10
 
 
 def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset:
@@ -174,15 +174,15 @@ def _report_bad(root: Path, bad: list[BadRecord], counts: dict[str, int], on_bad
     """Raises one error about all bad records, or logs it as a warning if they are skipped and other records remain."""
     summary = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     first = {record.reason: record for record in reversed(bad)}.values()  # each reason gets an example
-    shown = [str(record) for record in [*first, *(record for record in bad if record not in first)][:_SHOWN]]
-    more = [f"… and {len(bad) - len(shown)} more"] if len(bad) > len(shown) else []
-    examples = "\n  ".join([summary, *shown, *more])
+    examples = [str(record) for record in [*first, *(record for record in bad if record not in first)][:_EXAMPLES]]
+    more = [f"… and {len(bad) - _EXAMPLES} more"] if len(bad) > _EXAMPLES else []
+    listing = "\n  ".join([summary, *examples, *more])
     if on_bad is OnBadRecord.skip and not empty:
-        log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), examples)
+        log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), listing)
         return
     remedy = "correct data.root" if empty else "correct the data, or skip these records with data.on_bad_record=skip"
     head = f"{root}: {f'none of the {len(bad)} records read can' if empty else f'{len(bad)} record(s) cannot'} be used"
-    raise DataError(f"{head}: {examples}\nRemedy: {remedy}")
+    raise DataError(f"{head}: {listing}\nRemedy: {remedy}")
 
 
 def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str, str], limit: int) -> list[Record]:
