@@ -75,6 +75,7 @@ HOME = {
     "lightning": set(),
     "hydra": {"cli", "config", "workflows"},
     "matplotlib": {"reporting"},
+    "jinja2": {"reporting"},
     "pydicom": {"data"},
     "openai": {"evaluation"},
 }
