@@ -5,7 +5,7 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    if not config.pluginmanager.hasplugin("xdist"):
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):  # or in a worker of xdist
         return
     option = config.option
     whole_suite = config.args_source == pytest.Config.ArgsSource.TESTPATHS

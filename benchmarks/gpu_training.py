@@ -13,15 +13,16 @@ import tempfile
 from pathlib import Path
 
 import torch
-from medr1.config.compose import CONF, train_config
 
 from benchmarks.workload import SHAPES, save_checkpoint
-from medr1.config.schema import typed
-from medr1.config.validate import check
+from medr1.config.paths import CONF
+from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
+from medr1.workflows.components import checked
+from medr1.workflows.compose import train_config
 from medr1.workflows.forecast import forecast_memory
+from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.plan import probe
-from medr1.workflows.train import silence_library_logs
 
 TUNINGS = {
     "2b": ("lora", "full"),
@@ -49,18 +50,19 @@ def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) ->
         *(f"trainer.max_steps={given.steps}", f"model.recipe.max_completion_length={given.max_completion_length}"),
         *("evaluation.limit=1", "evaluation.batch_size=16", *given.override),
     ]
-    cfg = train_config(overrides)
-    check(cfg)
-    data = load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name)
+    cfg = checked(train_config(overrides), TrainConfig)
+    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
     forecast = forecast_memory(cfg, data)
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     done = probe(cfg, data, forecast.run)
-    measured = f"{done.peak / 2**30:7.2f} {forecast.peak / done.peak:6.2f}" if done.peak else f"{'-':>7} {'-':>6}"
+    measured, allocated = f"{'-':>7} {'-':>6}", done.allocated_bytes
+    if allocated:
+        measured = f"{allocated / 2**30:7.2f} {forecast.peak / allocated:6.2f}"
     return (
-        f"{shape:>10} {tuning:>6} {60 / done.step:9.2f} {done.rollout:8.0%} {forecast.peak / 2**30:7.2f} {measured}"
+        f"{shape:>10} {tuning:>6} {60 / done.step:9.2f} {done.rollout_share:8.0%} {forecast.peak / 2**30:7.2f} {measured}"
         f"   {data.fingerprint[:8] if images else 'phantoms'}"
     )
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medr1.config.compose import train_config
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
 from benchmarks.workload import SHAPES, save_checkpoint
-from medr1.config.validate import check
-from medr1.planning.memory_ledger import Ledger
+from medr1.config.settings import TrainConfig
+from medr1.planning.memory_ledger import MemoryLedger
+from medr1.workflows.components import checked
+from medr1.workflows.compose import train_config
 
 SETTINGS = {
     "grpo, full": ["algorithm=grpo"],
@@ -36,7 +37,7 @@ SETTINGS = {
 MIB = 2**20
 
 
-class Measurement(Ledger):
+class Measurement(MemoryLedger):
     """A ledger of real tensors. Weights, which no operation creates, are entered when they are first used."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -63,15 +64,14 @@ def overrides(checkpoint: Path, image: int, accelerator: str, setting: list[str]
 
 def measure(given: list[str]) -> None:
     """Trains in this process and prints the two peaks as JSON."""
-    from medr1.workflows import train as pipeline
+    from medr1.workflows.train import train
 
-    cfg = train_config(given)
-    check(cfg)
+    cfg = checked(train_config(given), TrainConfig)
     ledger = Measurement()
     with tempfile.TemporaryDirectory() as scratch:
         before = _resident("VmRSS")
         with ledger:
-            pipeline.train(cfg, Path(scratch) / "run", given)
+            train(cfg, Path(scratch) / "run", given)
     resident = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
     print(json.dumps({"tensors": ledger.peak, "resident": resident}))
 
@@ -113,14 +113,12 @@ def main() -> None:
         save_checkpoint(given.shape, Path(folder))
         for name in given.setting or SETTINGS:
             wanted = overrides(Path(folder), given.image_size, given.device, SETTINGS[name])
-            cfg = train_config(wanted)
-            check(cfg)
-            forecast = forecast_memory(cfg)
+            forecast = forecast_memory(checked(train_config(wanted), TrainConfig))
             real = measured(wanted)
             tensors, resident = (forecast.peak / real[key] for key in ("tensors", "resident"))
             print(
                 f"{name:>28} {forecast.peak / MIB:8.0f} {real['tensors'] / MIB:8.0f} {tensors:6.2f} "
-                f"{real['resident'] / MIB:8.0f} {resident:6.2f}   {forecast.highest}",
+                f"{real['resident'] / MIB:8.0f} {resident:6.2f}   {forecast.highest_phase}",
                 flush=True,
             )
 

@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from medr1.config.settings import LOOPBACK
@@ -71,19 +72,12 @@ class ChatClient:
         from openai import APIConnectionError, APIStatusError
 
         image_url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        content: Any = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": text}]
         retries: str | None = None
         try:
             response = self._client.chat.completions.with_raw_response.create(
                 model=self.model,
-                messages=[
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "image_url", "image_url": {"url": image_url}},
-                            {"type": "text", "text": text},
-                        ],
-                    }
-                ],
+                messages=[{"role": "user", "content": content}],
                 temperature=0,
                 max_tokens=max_completion_length,
                 extra_headers=self._extra_headers,

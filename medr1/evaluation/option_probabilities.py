@@ -13,7 +13,6 @@ from medr1.generation.rollout import rollout
 from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
-from medr1.models.tensors import Decoder, Prefix, PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +28,6 @@ class ScoredCompletion:
     probabilities: dict[str, float] | None
 
 
-class _HiddenStateRecorder:
-    """A policy that stores the hidden state from which each token is chosen."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.hidden_states: list[Tensor] = []
-
-    def prefill(self, prompts: PromptBatch) -> Prefix:
-        return self.policy.prefill(prompts)
-
-    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.policy.extend(prefix, ids, mask)
-
-    def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> Decoder:
-        return self.policy.decoder(prefix, num_generations, max_length)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        self.hidden_states.append(hidden)
-        return self.policy.logits(hidden)
-
-
 @torch.no_grad()
 def generate_with_option_probabilities(
     policy: Policy, processor: Processor, prompt: Prompt, options: Mapping[str, str], max_completion_length: int
@@ -59,9 +37,11 @@ def generate_with_option_probabilities(
     The probabilities are the softmax over the letters of the options at the step that generated the answer's letter,
     given all earlier tokens of the completion (in Think-Before, the rationale). The generated letter has the highest.
     """
-    recorder = _HiddenStateRecorder(policy)
-    sampling = Sampling.greedy(max_completion_length, processor)
-    completion = rollout(recorder, recorder.prefill(processor.encode([prompt]).to(policy.device)), sampling)
+    hidden_states: list[Tensor] = []  # from which each token was chosen
+    hook = policy.core.lm_head.register_forward_pre_hook(lambda head, inputs: hidden_states.append(inputs[0]))
+    prefix = policy.prefill(processor.encode([prompt]).to(policy.device))
+    completion = rollout(policy, prefix, Sampling.greedy(max_completion_length, processor))
+    hook.remove()
     (text,) = processor.decode(completion.ids, completion.mask)
     ids = completion.ids[0][completion.mask[0]].tolist()
     probabilities = None
@@ -70,7 +50,7 @@ def generate_with_option_probabilities(
         step = _step_of(processor, ids, text[: place + 1])
         letters = _letter_ids(processor, ids[step], text[place], options)
         if letters is not None:
-            logits = policy.logits(recorder.hidden_states[step])[0, list(letters.values())]
+            logits = policy.logits(hidden_states[step])[0, list(letters.values())]
             probabilities = dict(zip(letters, logits.double().softmax(-1).tolist(), strict=True))
     return ScoredCompletion(text, bool(completion.truncated[0]), probabilities)
 

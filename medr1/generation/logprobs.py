@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from medr1.models.tensors import Prefix, SequenceModel
+from medr1.models.policy import Policy
+from medr1.models.tensors import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Scores:
     entropy: Tensor
 
 
-def completion_hidden(model: SequenceModel, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
+def completion_hidden(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states [R, C, H] that predict each token of completions [R, C] after a prefix of B rows.
 
     The prompt predicts the first token, and each token the next, so that C-1 tokens of each row are run. Gradients
@@ -30,12 +31,12 @@ def completion_hidden(model: SequenceModel, prefix: Prefix, ids: Tensor, mask: T
     first = rows.hidden.unsqueeze(1)
     if ids.shape[1] == 1:
         return first
-    hidden = model.extend(rows, ids[:, :-1], mask[:, :-1])
+    hidden = policy.extend(rows, ids[:, :-1], mask[:, :-1])
     return torch.cat([first, hidden], dim=1)
 
 
 def score(
-    model: SequenceModel,
+    policy: Policy,
     hidden: Tensor,
     ids: Tensor,
     mask: Tensor,
@@ -52,7 +53,7 @@ def score(
     states, tokens = hidden[mask], ids[mask]
 
     def score_chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model.logits(states)
+        logits = policy.logits(states)
         if suppress_tokens is not None:
             logits = logits.index_fill(-1, suppress_tokens, float("-inf"))
         log_p = torch.log_softmax(logits / temperature, dim=-1)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from medr1.generation.sampling import Sampling, sample_inverse_cdf, warped_log_probs
-from medr1.models.tensors import Completions, Prefix, SequenceModel
+from medr1.models.policy import Policy
+from medr1.models.tensors import Completions, Prefix
 
 # Finished rows are dropped when at most this share of the rows is left: dropping copies the caches of the others.
 _COMPACT_AT = 0.8
@@ -14,7 +15,7 @@ _COMPACT_AT = 0.8
 
 @torch.no_grad()
 def rollout(
-    model: SequenceModel,
+    policy: Policy,
     prefix: Prefix,
     sampling: Sampling,
     num_generations: int = 1,
@@ -34,7 +35,7 @@ def rollout(
         raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
     hidden = prefix.hidden.repeat_interleave(num_generations, 0)
     rows, width, device = hidden.shape[0], sampling.max_completion_length, hidden.device
-    decoder = model.decoder(prefix, num_generations, width)
+    decoder = policy.decoder(prefix, num_generations, width)
     suppress_tokens = torch.tensor(sampling.suppress_tokens, dtype=torch.long, device=device)
     ids = torch.full((rows, width), sampling.eos_token_id, dtype=torch.long, device=device)
     mask = torch.zeros(rows, width, dtype=torch.bool, device=device)
@@ -45,7 +46,7 @@ def rollout(
         decoder.skip(first_step)
         mask[:, :first_step] = True
     for step in range(first_step, width):
-        log_p = warped_log_probs(model.logits(hidden), sampling, suppress_tokens)
+        log_p = warped_log_probs(policy.logits(hidden), sampling, suppress_tokens)
         if sampling.temperature == 0:
             token = log_p.argmax(-1)
         else:

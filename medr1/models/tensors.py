@@ -7,13 +7,26 @@ real token. Prompts are padded on the left, completions on the right. The G comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: T) -> T:
+    """Applies a function to all tensors of a dataclass, also to those in tuples."""
+    if isinstance(value, Tensor):
+        return function(value)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return tuple(map_tensors(function, item) for item in value)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_tensors(function, getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +53,7 @@ class PromptBatch:
     images: tuple[Image.Image | None, ...] = ()
 
     def to(self, device: torch.device) -> PromptBatch:
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            positions=self.positions.to(device),
-            next_position=self.next_position.to(device),
-            pixel_values=None if self.pixel_values is None else self.pixel_values.to(device),
-            image_grid_thw=None if self.image_grid_thw is None else self.image_grid_thw.to(device),
-            image_features=None if self.image_features is None else tuple(f.to(device) for f in self.image_features),
-        )
+        return map_tensors(lambda x: x.to(device), self)
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
         """The given prompts with their images, without columns that are padding in all of them.
@@ -96,26 +100,11 @@ class Prefix:
 
     def repeat(self, num_generations: int) -> Prefix:
         """R = B*G rows. Gradients of the copies of a prompt add up."""
-        if num_generations == 1:
-            return self
-        return Prefix(
-            tuple(
-                (k.repeat_interleave(num_generations, 0), v.repeat_interleave(num_generations, 0))
-                for k, v in self.layers
-            ),
-            self.hidden.repeat_interleave(num_generations, 0),
-            self.mask.repeat_interleave(num_generations, 0),
-            self.next_position.repeat_interleave(num_generations, 0),
-        )
+        return self if num_generations == 1 else map_tensors(lambda x: x.repeat_interleave(num_generations, 0), self)
 
     def select(self, rows: Tensor) -> Prefix:
         """The given rows (indices or a mask)."""
-        return Prefix(
-            tuple((k[rows], v[rows]) for k, v in self.layers),
-            self.hidden[rows],
-            self.mask[rows],
-            self.next_position[rows],
-        )
+        return map_tensors(lambda x: x[rows], self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,36 +123,7 @@ class Completions:
 
     def select(self, rows: Tensor) -> Completions:
         """The given rows (indices or a mask)."""
-        return Completions(self.ids[rows], self.mask[rows], self.logprobs[rows], self.truncated[rows])
-
-
-class Decoder(Protocol):
-    """Decodes R completions token by token."""
-
-    def step(self, ids: Tensor) -> Tensor:
-        """Runs one token [R] of each row. Returns the hidden states [R, H] that predict the next."""
-
-    def select(self, rows: Tensor) -> None:
-        """Drops all other rows."""
-
-    def skip(self, tokens: int) -> None:
-        """Advances without computing, for memory planning."""
-
-
-class SequenceModel(Protocol):
-    """The part of ``medr1.models.policy.Policy`` that generation and scoring use."""
-
-    def prefill(self, prompts: PromptBatch) -> Prefix:
-        """Runs each prompt once, and the vision tower once for each image."""
-
-    def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        """Runs tokens [R, L] after their prefix of R rows. Returns hidden states [R, L, H]."""
-
-    def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> Decoder:
-        """Decodes G completions of at most ``max_length`` tokens for each prompt, without gradients."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., H] -> [..., V], in float32."""
+        return map_tensors(lambda x: x[rows], self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +135,7 @@ class Targets:
     weights: Tensor
 
     def to(self, device: torch.device) -> Targets:
-        return Targets(self.ids.to(device), self.mask.to(device), self.weights.to(device))
+        return map_tensors(lambda x: x.to(device), self)
 
     def select(self, rows: Sequence[int]) -> Targets:
         """The given rows, as wide as the longest of them."""

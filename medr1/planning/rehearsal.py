@@ -24,7 +24,7 @@ from medr1.models.adapters import set_trainable
 from medr1.models.loading import ModelSpec, load_on_meta
 from medr1.models.policy import Policy
 from medr1.models.shared_prefix_cache import PolicyDecoder
-from medr1.models.tensors import Completions, Prefix, PromptBatch, SequenceModel
+from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
 from medr1.planning.meta_tracer import MetaTracer, fused_attention
 from medr1.training.algorithms import ALGORITHMS
@@ -187,7 +187,7 @@ class LastStepsEngine(LocalEngine):
 
     def generate(
         self,
-        model: SequenceModel,
+        policy: Policy,
         prompts: PromptBatch,
         sampling: Sampling,
         num_generations: int = 1,
@@ -196,9 +196,9 @@ class LastStepsEngine(LocalEngine):
     ) -> Completions:
         if prefix is None:
             with torch.no_grad():
-                prefix = model.prefill(prompts)
+                prefix = policy.prefill(prompts)
         first_step = max(0, sampling.max_completion_length - 3)
-        return rollout(model, prefix, sampling, num_generations, uniforms, first_step=first_step)
+        return rollout(policy, prefix, sampling, num_generations, uniforms, first_step=first_step)
 
 
 def _name_caches(policy: Policy, tracer: MetaTracer) -> None:

@@ -17,31 +17,22 @@ import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from medr1.config.settings import RewardConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError, RewardError
 
+# (completions, records, *, reasoning, **settings) -> a number for each completion; ``records`` are their questions.
+RewardFunction = Callable[..., list[float]]
 
-class RewardFunction(Protocol):
-    """Scores completions; ``records`` holds the question of each. Its other keyword arguments are its settings."""
-
-    def __call__(
-        self, completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode
-    ) -> list[float]: ...
+REWARDS: dict[str, RewardFunction] = {}
 
 
-F = TypeVar("F", bound=Callable[..., list[float]])
-
-REWARDS: dict[str, Callable[..., list[float]]] = {}
-
-
-def reward_function(name: str) -> Callable[[F], F]:
+def reward_function(name: str) -> Callable[[RewardFunction], RewardFunction]:
     """Registers a reward function under a name."""
 
-    def register(function: F) -> F:
+    def register(function: RewardFunction) -> RewardFunction:
         REWARDS[name] = function
         return function
 
@@ -83,29 +74,28 @@ def check(config: RewardConfig) -> None:
     """Checks the settings of all reward functions.
 
     Raises:
-        ConfigError: an unknown function or setting, a wrong weight, or no function with a positive weight.
+        ConfigError: an unknown function or setting, a wrong value, or no function with a positive weight.
     """
     for name, settings in config.functions.items():
         key, parameters = f"reward.functions.{name}", inspect.signature(_find(name)).parameters.values()
+        own = {p.name: p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name != "reasoning"}
         weight = settings.get("weight")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ConfigError(f"{key}.weight={weight}: must be a number, at least 0")
-        own = {p.name: p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name != "reasoning"}
         for setting, value in settings.items():
             if setting != "weight" and setting not in own:
                 raise ConfigError(f"{key}.{setting}: no such setting. {_nearest(str(setting), ['weight', *own])}")
             default = own[setting].default if setting != "weight" else None
             expected = int | float if isinstance(default, float) else type(default)
-            if isinstance(default, bool | int | float | str) and not isinstance(value, expected):
+            if isinstance(default, int | float | str) and not isinstance(value, expected):
                 raise ConfigError(f"{key}.{setting}={value}: must be of the type of its default, {default!r}")
-        for parameter in own.values():
-            if parameter.default is parameter.empty and parameter.name not in settings:
-                raise ConfigError(f"reward {name} needs {key}.{parameter.name}")
+        if missing := [p.name for p in own.values() if p.default is p.empty and p.name not in settings]:
+            raise ConfigError(f"reward {name} needs {key}.{missing[0]}")
     if not any(settings["weight"] for settings in config.functions.values()):
         raise ConfigError("reward.functions: no weight is above 0, so that all advantages would be zero; give one")
 
 
-def _find(name: str) -> Callable[..., list[float]]:
+def _find(name: str) -> RewardFunction:
     """A registered function; files of this package are imported by name, so that unused ones are not loaded."""
     files = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in REWARDS and name in files:

@@ -6,7 +6,6 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,64 +26,23 @@ _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hy
 T = TypeVar("T", bound=CommonConfig)
 
 
-@dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The files of one run.
+    """The files of one run. mlflow.json and unsent/ belong to ``medr1.tracking``."""
 
-    config.yaml is the first file of a run and finished.json the last. Runs of a sweep also have job.log, timing.json
-    and, after a failure, failed.json. mlflow.json and unsent/ belong to ``medr1.tracking``.
-    """
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, git commit and facts about the data, as of the start of the run."""
-        return self.path / "environment.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The trained weights. Exists when training has ended."""
-        return self.path / "model"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def finished(self) -> Path:
-        """Exists when the run is complete, except for calls to MLflow that are still queued."""
-        return self.path / "finished.json"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.md"
-
-    @property
-    def log(self) -> Path:
-        """The output of a run of a sweep, with the traceback if it failed."""
-        return self.path / "job.log"
-
-    @property
-    def failure(self) -> Path:
-        """Exists from a failure until the run is started again."""
-        return self.path / "failed.json"
-
-    @property
-    def timing(self) -> Path:
-        return self.path / "timing.json"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.path / ".run.lock"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock_file = path / ".run.lock"
+        self.config = path / "config.yaml"  # the first file: without it, the directory holds no run
+        self.environment = path / "environment.json"  # versions, git commit and facts about the data at the start
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"  # the trained weights; exists when training has ended
+        self.summary = path / "summary.json"
+        self.results = path / "results.md"
+        self.finished = path / "finished.json"  # the last file; calls to MLflow may still be queued
+        # Only in a sweep:
+        self.log = path / "job.log"  # the output, with the traceback of a failure
+        self.failure = path / "failed.json"  # exists from a failure until the run is started again
+        self.timing = path / "timing.json"
 
     def predictions(self, condition: str) -> Path:
         return self.path / "predictions" / f"{condition}.jsonl"

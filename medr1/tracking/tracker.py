@@ -55,31 +55,16 @@ class NullTracker:
 
     run_id = ""
 
-    def log_params(self, values: Mapping[str, Any]) -> None: ...
+    def _ignore(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None: ...
-
-    def set_tags(self, values: Mapping[str, str]) -> None: ...
-
-    def log_artifact(self, path: Path, folder: str = "") -> None: ...
-
-    def log_text(self, content: str, path: str) -> None: ...
-
-    def log_completions(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def end_run(self, status: Status = "FINISHED") -> None: ...
+    log_params = log_metrics = set_tags = log_artifact = log_text = log_completions = _ignore
+    flush = end_run = __exit__ = _ignore
 
     def ui_command(self) -> str:
         return ""
 
     def __enter__(self) -> Self:
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class Tracker:

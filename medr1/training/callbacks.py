@@ -38,7 +38,8 @@ class Curves(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_global_zero and batch.step % self.every == 0:
-            self.tracker.log_metrics({name: float(value) for name, value in trainer.callback_metrics.items()}, batch.step)
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.tracker.log_metrics(metrics, batch.step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

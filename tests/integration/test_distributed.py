@@ -106,8 +106,8 @@ def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int,
     names = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) for run in (alone, together)]
     assert names[0] == names[1]
     assert several.local_share == pytest.approx([1 / count if strategy == "fsdp" else 1.0] * count, abs=0.02)
-    # With these limits the first of two processes has one micro-batch and must split it, because the other has two. With
-    # dynamic sampling, a process may have one more.
+    # With these limits the first of two processes has one micro-batch and must split it, because the other has two.
+    # With dynamic sampling, a process may have one more.
     if strategy == "fsdp":
         assert several.is_split == [True, False] if limit else any(several.is_split) == (kind == "dynamic")
 

@@ -1,4 +1,4 @@
-"""``plan=true`` from the command line, and its memory against that of real training."""
+"""``plan=true`` from the command line, and its memory beside that of real training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_against_measured import Measurement, overrides
-from medr1.config.schema import typed
 from medr1.data.dataset import load_dataset
 from medr1.errors import ConfigError
 from medr1.planning.device import GIB, find_device
@@ -18,7 +17,7 @@ from medr1.workflows.train import train
 from tests.integration.conftest import ROOT, composed, run_command
 
 TINY = ROOT / "medr1" / "models" / "tiny_base"
-# A GPU on which the tiny model can be asked and trained only with changes.
+# A GPU on which the tiny model can be trained and evaluated only with changes.
 SMALL = (
     "debug=quick",
     "algorithm=sft",
@@ -40,11 +39,13 @@ SMALL = (
             "trainer.max_tokens_per_device=700",
         ],
     ],
-    ids=["grpo", "grpo-lora-checkpointing-budget"],
+    ids=["grpo", "grpo-lora-checkpointing-split"],
 )
 def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> None:
-    """The pipeline of train.py, every tensor of it counted: answers, two steps, answers. Completions are cut off, so
-    that they are as long as the plan takes them to be."""
+    """Counts every tensor of train.py: evaluation, two steps, evaluation.
+
+    Completions are truncated, so that they are as long as the plan assumes.
+    """
     short = ("model.recipe.max_completion_length=8", "evaluation.max_completion_length=2", "evaluation.batch_size=8")
     given = overrides(TINY, 168, "cpu", [*setting, *short])
     cfg = composed("train", *given)
@@ -54,7 +55,7 @@ def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> No
     assert forecast_memory(composed("train", *given)).peak == pytest.approx(ledger.peak, rel=0.2)
 
 
-def test_what_cannot_fit_is_refused_with_what_helps(tmp_path: Path) -> None:
+def test_a_run_that_cannot_fit_is_refused_with_overrides_that_help(tmp_path: Path) -> None:
     given = ("debug=quick", "algorithm=zero_shot", "plan=true", "plan_memory=0.64")
     printed = run_command("train.py", *given, f"output_dir={tmp_path / 'runs'}", status=2)
     assert "does not fit" in printed and re.search(r"^weights +0\.006", printed, re.MULTILINE)
@@ -74,20 +75,22 @@ def test_a_plan_of_several_runs_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_estimates_time_from_real_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_measures_the_time_of_real_steps(capsys: pytest.CaptureFixture[str]) -> None:
     plan(composed("train", "plan=true", "debug=quick", "algorithm=sft", "trainer=cpu"))
     printed = capsys.readouterr().out
     assert "4 steps" in printed and "fits: " in printed
     assert re.search(
-        r"^time: about \d+ s: 4 steps of .* \(from 4 steps and a batch of answers on this CPU\)", printed, re.M
+        r"^time: about \d+ s: 4 steps of .* \(measured in 4 steps and a batch of predictions on this CPU\)",
+        printed,
+        re.M,
     )
 
 
 @pytest.mark.long
-def test_a_gpu_refuses_before_anything_is_loaded() -> None:
+def test_a_run_on_a_gpu_is_refused_before_weights_are_loaded() -> None:
     cfg = composed("train", *SMALL, "plan=true")
     with pytest.raises(ConfigError, match="cannot fit") as refusal:
-        refuse_what_cannot_fit(cfg, load_dataset(typed(cfg.data), cfg.modality.name, cfg.question_type.name))
+        refuse_what_cannot_fit(cfg, load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name))
     lines = re.findall(r"^  (\S+=.*)$", str(refusal.value), re.MULTILINE)
     assert any(line.startswith("trainer.max_tokens_per_device=") for line in lines), refusal.value
     for line in lines:
@@ -101,7 +104,7 @@ def test_a_gpu_refuses_before_anything_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["plan_memory=24"], "give plan=true"),
+        (["plan_memory=24"], "plan_memory=24"),
         (["plan=true", "algorithm=pretrain", "experiment=tiny_base"], "nothing to plan"),
     ],
 )
@@ -112,6 +115,6 @@ def test_a_plan_that_makes_no_sense(given: list[str], message: str) -> None:
 
 def test_memory_of_a_device() -> None:
     here, other = find_device("cpu", 1, None), find_device("cpu", 1, 24.0)
-    assert 0 < here.usable_bytes <= here.normalizer and not here.on_gpu and here.is_here
+    assert 0 < here.usable_bytes <= here.total and not here.on_gpu and here.is_here
     assert 20 * GIB < other.usable_bytes < 24 * GIB and other.on_gpu and not other.is_here
     assert find_device("cpu", 2, None).usable_bytes == pytest.approx(here.usable_bytes / 2, rel=0.2)

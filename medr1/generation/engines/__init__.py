@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medr1.generation.sampling import Sampling
-    from medr1.models.tensors import Completions, Prefix, PromptBatch, SequenceModel
+    from medr1.models.policy import Policy
+    from medr1.models.tensors import Completions, Prefix, PromptBatch
 
 
 class Engine(Protocol):
@@ -29,7 +30,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        model: SequenceModel,
+        policy: Policy,
         prompts: PromptBatch,
         sampling: Sampling,
         num_generations: int = 1,
@@ -38,7 +39,7 @@ class Engine(Protocol):
     ) -> Completions:
         """Samples G completions of each of B prompts, with their log-probabilities under the sampling distribution.
 
-        ``model``: the current weights, for engines that hold a copy of them. ``uniforms`` [B*G, max_completion_length]
+        ``policy``: the current weights, also for engines that hold a copy of them. ``uniforms`` [B*G, max_completion_length]
         in [0, 1) determine the samples of engines that draw from them. ``prefix``: the prompts after prefill, if the
         caller needs it anyway; an engine that runs the model elsewhere ignores it.
         """

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medr1.generation.sampling import Sampling
-    from medr1.models.tensors import Completions, Prefix, PromptBatch, SequenceModel
+    from medr1.models.policy import Policy
+    from medr1.models.tensors import Completions, Prefix, PromptBatch
 
 
 @ENGINES.register
@@ -27,7 +28,7 @@ class LocalEngine:
 
     def generate(
         self,
-        model: SequenceModel,
+        policy: Policy,
         prompts: PromptBatch,
         sampling: Sampling,
         num_generations: int = 1,
@@ -40,5 +41,5 @@ class LocalEngine:
 
         if prefix is None:
             with torch.no_grad():
-                prefix = model.prefill(prompts)
-        return rollout(model, prefix, sampling, num_generations, uniforms)
+                prefix = policy.prefill(prompts)
+        return rollout(policy, prefix, sampling, num_generations, uniforms)

@@ -1,100 +1,77 @@
-"""The rehearsal of each family, and the search for what fits."""
+"""The rehearsal of a training step and of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from medr1.config.settings import LoraConfig
 from medr1.errors import CheckpointError
-from medr1.generation.rollout import Sampling
+from medr1.models.loading import ModelSpec
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.planning.limits import Run, largest, largest_budget, largest_group, peak_bytes
-from medr1.planning.memory_ledger import CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
-from medr1.planning.rehearsal import Job, Lengths, ModelSpec, rehearse_answers, rehearse_step
+from medr1.planning.limits import peak_bytes
+from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
+from medr1.planning.rehearsal import Workload, rehearse_evaluation, rehearse_step
+from medr1.training.algorithms.sft import SFTConfig
+from medr1.training.algorithms.zero_shot import ZeroShotConfig
 from tests.conftest import FAMILIES
-
-LENGTHS = Lengths(prompt=20, completion=6, grid=(4, 4))
-JOB = Job(
-    prompts=4,
-    num_generations=4,
-    lengths=LENGTHS,
-    max_tokens_per_device=0,
-    updates=1,
-    with_reference=True,
-    sampling=Sampling(6, 0, (1,)),
-    eval_batch_size=8,
-    eval_lengths=LENGTHS,
-    on_gpu=False,
-)
-
-
-@pytest.fixture(scope="module")
-def spec(tiny: Callable[[str], tuple[Policy, Processor]], tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    folder = tmp_path_factory.mktemp("config")
-    tiny("qwen2_vl")[0].core.config.save_pretrained(folder)
-    return ModelSpec(str(folder), "float32", "sdpa", False, False, None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_what_belongs_to_them_are_exact(
-    family: str, tiny: Callable[[str], tuple[Policy, Processor]], tmp_path: Path
+def test_weights_gradients_and_optimizer_state_are_exact(
+    family: str, tiny: Callable[[str], tuple[Policy, Processor]], work: Workload, tmp_path: Path
 ) -> None:
     policy, _ = tiny(family)
     policy.core.config.save_pretrained(tmp_path)  # config.json and nothing else
-    spec = ModelSpec(str(tmp_path), "float32", "sdpa", False, False, None)
+    model = ModelSpec(str(tmp_path))
     size = sum(p.numel() for p in policy.parameters()) * 4
     buffers = sum(b.numel() * b.element_size() for b in policy.buffers())
-    rollout = rehearse_step(spec, JOB)["rollout"]
+    rollout = rehearse_step(model, work)["rollout"]
     assert rollout[WEIGHTS] == rollout[REFERENCE] == size + buffers
     assert rollout[GRADIENTS] == size and rollout[OPTIMIZER] == pytest.approx(2 * size, rel=0.01)
     text = policy.core.config.get_text_config()
     heads = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
-    each = 2 * text.num_hidden_layers * heads * 4  # bytes of a token's keys and values
-    prefix, rows = JOB.prompts * LENGTHS.prompt, JOB.prompts * JOB.num_generations * LENGTHS.completion
-    assert (prefix + rows) * each <= rollout[CACHES] <= (prefix + 2 * rows) * each
-    lora = rehearse_step(replace(spec, lora=(4, 8, "both"), gradient_checkpointing=True), JOB)
-    assert lora["rollout"][REFERENCE] == 0 < lora["rollout"][GRADIENTS] < size / 3
-    assert peak_bytes(lora) < peak_bytes(rehearse_step(spec, JOB))
+    token = 2 * text.num_hidden_layers * heads * 4  # bytes of a token's keys and values
+    prefix = work.train_batch_size * work.lengths.prompt
+    rows = work.train_batch_size * work.num_generations * work.lengths.completion
+    assert (prefix + rows) * token <= rollout[CACHES] <= (prefix + 2 * rows) * token
+    lora = LoraConfig(r=4, lora_alpha=8)
+    adapted = rehearse_step(replace(model, lora=lora, gradient_checkpointing=True), work)
+    assert adapted["rollout"][REFERENCE] == 0 < adapted["rollout"][GRADIENTS] < size / 3
+    assert peak_bytes(adapted) < peak_bytes(rehearse_step(model, work))
 
 
-def test_answers_grow_with_their_number_alone(spec: ModelSpec) -> None:
-    """Two and three rows tell of four; the straight line is no approximation."""
-    exact = [peak_bytes(rehearse_answers(spec, replace(JOB, eval_batch_size=n))) for n in (2, 3, 4)]
+def test_phases_are_those_of_the_algorithm(model: ModelSpec, work: Workload) -> None:
+    assert set(rehearse_step(model, work)) == {"rollout", "reference", "update", "optimizer"}
+    sft: Any = SFTConfig(learning_rate=1e-3)
+    assert set(rehearse_step(model, replace(work, settings=sft))) == {"update", "optimizer"}
+    assert rehearse_step(model, replace(work, settings=ZeroShotConfig())) == {}
+
+
+def test_more_micro_batches_than_two_add_only_their_images(model: ModelSpec, work: Workload) -> None:
+    """Those that do not run are like the second one."""
+    limited = replace(work, max_tokens_per_device=1)
+    peaks = [rehearse_step(model, replace(limited, train_batch_size=size))["update"] for size in (2, 3, 4)]
+    added = [peaks[1] - peaks[0], peaks[2] - peaks[1]]
+    assert added[0] == added[1] and set(added[0]) == {ACTIVATIONS}
+
+
+def test_a_split_step_takes_less_memory(model: ModelSpec, work: Workload) -> None:
+    split = replace(work, max_tokens_per_device=1)
+    assert peak_bytes(rehearse_step(model, split)) < peak_bytes(rehearse_step(model, work))
+
+
+def test_evaluation_grows_linearly_with_its_batch(model: ModelSpec, work: Workload) -> None:
+    """Two and three rows determine four."""
+    exact = [peak_bytes(rehearse_evaluation(model, replace(work, eval_batch_size=n))) for n in (2, 3, 4)]
     assert exact[2] - exact[1] == exact[1] - exact[0] > 0
 
 
-@pytest.mark.parametrize("usable_bytes", [99, 100, 1234, 5000, 10**9])
-def test_the_largest_is_the_largest(usable_bytes: int) -> None:
-    def bytes_of(n: int) -> int:
-        return 100 + 7 * n + (300 if n > 40 else 0)
-
-    expected = max((n for n in range(1, 501) if bytes_of(n) <= usable_bytes), default=None)
-    assert largest(bytes_of, 1, 500, usable_bytes) == expected
-
-
-def test_the_largest_budget_and_group_fit_and_the_next_do_not(spec: ModelSpec) -> None:
-    def bytes_at(job: Job) -> int:
-        return peak_bytes(Run(spec, job).step())
-
-    usable_bytes = bytes_at(replace(JOB, max_tokens_per_device=2 * JOB.row))
-    assert largest_budget(Run(spec, JOB), usable_bytes) == 2 * JOB.row
-    size = largest_group(Run(spec, JOB), usable_bytes)
-    assert size is not None
-    assert (
-        bytes_at(replace(JOB, num_generations=size)) <= usable_bytes < bytes_at(replace(JOB, num_generations=size + 1))
-    )
-
-
-def test_shards_take_less_than_the_whole_and_buckets_more(spec: ModelSpec) -> None:
-    alone, ddp, fsdp = (peak_bytes(Run(spec, JOB, n, s).step()) for n, s in ((1, "auto"), (2, "ddp"), (2, "fsdp")))
-    half = peak_bytes(Run(spec, replace(JOB, prompts=2)).step())
-    assert fsdp < alone and half < ddp
-
-
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(work: Workload, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        rehearse_step(ModelSpec(str(tmp_path / "none"), "float32", "sdpa", False, False, None), JOB)
+        rehearse_step(ModelSpec(str(tmp_path / "none")), work)

@@ -355,9 +355,8 @@ def test_curves_are_sent_before_a_checkpoint_is_written_and_do_not_end_the_run(
 ) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
     torch = pytest.importorskip("torch")
-    from medr1.training.order import StepStream
-
     from medr1.training.callbacks import Curves
+    from medr1.training.steps import StepStream
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
+from medr1.config.settings import AlgorithmConfig
 from medr1.training.mixed_adamw import MixedPrecisionAdamW
-from medr1.training.optimization import build_optimizer
+from medr1.training.optimizer import build_optimizer
 
 SETTINGS = {"lr": 1e-6, "weight_decay": 0.1, "betas": (0.9, 0.99)}
 
@@ -30,7 +31,7 @@ def train(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
         optimizer.step()
 
 
-def test_bfloat16_follows_what_float32_would_do() -> None:
+def test_bfloat16_weights_are_rounded_float32_weights() -> None:
     low, exact = weights(torch.bfloat16), weights(torch.float32)
     rounded = weights(torch.bfloat16)
     optimizers = (
@@ -49,9 +50,9 @@ def test_bfloat16_follows_what_float32_would_do() -> None:
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit() -> None:
-    unsharded_params, first = weights(torch.bfloat16), weights(torch.bfloat16)
-    optimizer = MixedPrecisionAdamW(unsharded_params, **SETTINGS)
-    train(unsharded_params, optimizer, range(20))
+    uninterrupted, first = weights(torch.bfloat16), weights(torch.bfloat16)
+    optimizer = MixedPrecisionAdamW(uninterrupted, **SETTINGS)
+    train(uninterrupted, optimizer, range(20))
     interrupted = MixedPrecisionAdamW(first, **SETTINGS)
     train(first, interrupted, range(10))
     stored = copy.deepcopy(interrupted.state_dict())
@@ -59,7 +60,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit() -> None:
     resumed = MixedPrecisionAdamW(again, **SETTINGS)
     resumed.load_state_dict(stored)
     train(again, resumed, range(10, 20))
-    for a, b in zip(unsharded_params, again, strict=True):
+    for a, b in zip(uninterrupted, again, strict=True):
         assert torch.equal(a, b)
         for name in ("master", "exp_avg", "exp_avg_sq"):
             assert resumed.state[b][name].dtype == torch.float32
@@ -74,17 +75,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit() -> None:
         ((torch.bfloat16, torch.float32), MixedPrecisionAdamW),
     ],
 )
-def test_full_tuning_in_half_precision_has_the_copy_and_other_training_has_not(
+def test_the_optimizer_has_float32_copies_if_weights_are_in_half_precision(
     dtypes: tuple[torch.dtype, ...], kind: type
 ) -> None:
     parameters = [weights(dtype)[0] for dtype in dtypes]
-    optimizer, _ = build_optimizer(
-        parameters,
-        learning_rate=1e-6,
-        weight_decay=0.0,
-        lr_scheduler_type="constant",
-        warmup_ratio=0.0,
-        steps=1,
-        adam_beta2=0.999,
-    )
+    optimizer, _ = build_optimizer(parameters, AlgorithmConfig(learning_rate=1e-6), total_steps=1)
     assert type(optimizer) is kind

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from medr1.training.order import StepStream, share, step_indices
+
+from medr1.training.steps import StepStream, local_share, step_indices
 
 RECORDS, PROMPTS, SEEDS = st.integers(1, 30), st.integers(1, 12), st.integers(0, 3)
 
@@ -32,9 +33,9 @@ def test_a_step_does_not_depend_on_the_steps_before_it() -> None:
 
 
 @given(st.lists(st.integers(), max_size=12), st.integers(1, 4))
-def test_shares_part_the_batch_in_its_order(indices: list[int], world_size: int) -> None:
+def test_the_shares_of_all_processes_are_the_batch_in_its_order(indices: list[int], world_size: int) -> None:
     indices = indices[: len(indices) // world_size * world_size]
-    parts = [share(indices, rank, world_size) for rank in range(world_size)]
+    parts = [local_share(indices, rank, world_size) for rank in range(world_size)]
     assert [i for part, _ in parts for i in part] == indices
     assert len({len(part) for part, _ in parts}) == 1
     for part, first in parts:
@@ -42,6 +43,6 @@ def test_shares_part_the_batch_in_its_order(indices: list[int], world_size: int)
 
 
 def test_a_stream_resumes_where_it_stopped() -> None:
-    unsharded_params = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
-    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7)) == unsharded_params[3:]
-    assert len(unsharded_params) == 7
+    uninterrupted = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
+    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7)) == uninterrupted[3:]
+    assert len(uninterrupted) == 7

@@ -1,4 +1,4 @@
-"""What a step computes does not depend on how it is cut into parts, and what it trains on is what it says."""
+"""A training step does not depend on how it is split into micro-batches, and trains on the prompts that it logs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.models.policy import Policy
 from medr1.models.tensors import PromptBatch
 from medr1.training.grpo import GRPOModule
@@ -28,9 +29,9 @@ START = Path(__file__).parents[2] / "medr1" / "models" / "tiny_base" / "model.sa
 
 
 def distances(one: Path, other: Path) -> tuple[float, float]:
-    """How far the weights of ``one`` moved, and how far those of ``other`` are from them."""
+    """The distance of the weights of ``one`` from the base, and of those of ``other`` from those of ``one``."""
     a, b, start = load_file(one / "model.safetensors"), load_file(other / "model.safetensors"), load_file(START)
-    # As a whole, not weight by weight: Adam turns a gradient that is rounding noise into a step of full size.
+    # Of all weights together: Adam makes a step of full size even of a gradient that is rounding noise.
     moved = sum(float((a[k] - start[k]).square().sum()) for k in a) ** 0.5
     return moved, sum(float((a[k] - b[k]).square().sum()) for k in a) ** 0.5
 
@@ -47,62 +48,63 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
     ],
     ids=str,
 )
-def test_parts_equal_the_whole(changes: tuple[str, ...], tmp_path: Path) -> None:
-    unsharded_params = train_here(tmp_path / "whole", *SETTINGS, *changes)
-    parts = train_here(tmp_path / "parts", *SETTINGS, *changes, "trainer.max_tokens_per_device=1")
-    moved, apart = distances(unsharded_params.model, parts.model)
+def test_micro_batches_give_the_result_of_the_whole_step(changes: tuple[str, ...], tmp_path: Path) -> None:
+    whole = train_here(tmp_path / "whole", *SETTINGS, *changes)
+    split = train_here(tmp_path / "split", *SETTINGS, *changes, "trainer.max_tokens_per_device=1")
+    moved, apart = distances(whole.model, split.model)
     assert moved > 1e-3
     assert apart < 1e-3 * moved
 
 
 @pytest.mark.parametrize("changes", [("model.freeze_vision_tower=true",), ("model.tuning=lora",)], ids=str)
-def test_a_vision_tower_that_nobody_trains_looks_once_a_step(
+def test_a_frozen_vision_tower_runs_once_a_step(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rollout, reference and both updates share the features; the result is that of looking every time."""
+    """Rollout, reference and both updates share the features. The result is that of computing them every time."""
     settings = (*SETTINGS, *changes, "algorithm.num_iterations=2")
-    looks: list[int] = []
-    see = Policy._image_features
+    calls: list[int] = []
+    image_features = Policy._image_features
 
     def counted(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, ...]:
-        looks.append(1)
-        return see(policy, prompts)
+        calls.append(1)
+        return image_features(policy, prompts)
 
     def trained(name: str) -> tuple[int, Path]:
-        looks.clear()
+        calls.clear()
         with monkeypatch.context() as patch:
-            patch.setattr("medr1.workflows.train.LocalPredictionStore.generate", lambda *_, **__: None)  # evaluation looks as well
+            patch.setattr(LocalPredictionStore, "generate", lambda *_, **__: None)  # evaluation runs the tower too
             patch.setattr(Policy, "_image_features", counted)
             run = train_here(tmp_path / name, *settings)
         (weights,) = run.model.glob("*model.safetensors")
-        return len(looks), weights
+        return len(calls), weights
 
     once, shared = trained("shared")
     monkeypatch.setattr(Policy, "precompute_image_features", lambda policy, prompts: prompts)
     often, separate = trained("separate")
-    assert (once, often) == (2, 2 * 3)  # two steps: rollout with the first update, reference, second update
+    assert (once, often) == (2, 2 * 3)  # in each of two steps: rollout with the first update, reference, second update
     a, b = load_file(shared), load_file(separate)
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_dynamic_sampling_replaces_prompts_that_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step keeps its number of prompts; none of those it trains on is without variance while others were left."""
+def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step keeps its number of prompts, and its prompts with variance stay at the front."""
     steps: dict[str, list[tuple[list[str], list[float]]]] = {}
 
     def watch(name: str, **settings: str) -> None:
         seen = steps.setdefault(name, [])
 
-        def precompute_image_features(module: GRPOModule, *rest: Any) -> None:
-            assert module.rollout_log is not None
-            seen.append(([r.id for r in module.rollout_log.records], list(module.rollout_log.rewards.total)))
+        def after_a_step(module: GRPOModule, *rest: Any) -> None:
+            log = module.rollout_log
+            assert log is not None
+            seen.append(([r.id for r in log.records], list(log.rewards.total)))
 
-        monkeypatch.setattr(GRPOModule, "on_train_batch_end", precompute_image_features)
+        monkeypatch.setattr(GRPOModule, "on_train_batch_end", after_a_step)
         overrides = [f"{key}={value}" for key, value in settings.items()]
         train_here(tmp_path / name, *SETTINGS, "algorithm=dapo", "algorithm.num_generations=2", *overrides)
 
     watch("none", **{"algorithm.filter_groups": "0"})
     watch("many", **{"algorithm.filter_groups": "8"})
-    watch("parts", **{"algorithm.filter_groups": "8", "trainer.max_tokens_per_device": "1"})
+    watch("split", **{"algorithm.filter_groups": "8", "trainer.max_tokens_per_device": "1"})
 
     def zero_std(step: tuple[list[str], list[float]]) -> list[bool]:
         ids, rewards = step
@@ -112,6 +114,6 @@ def test_dynamic_sampling_replaces_prompts_that_teach_nothing(tmp_path: Path, mo
 
     assert [len(ids) for ids, _ in steps["many"]] == [len(ids) for ids, _ in steps["none"]]
     assert sum(zero_std(steps["none"][0])) > sum(zero_std(steps["many"][0]))
-    kept = [i for i, gone in zip(steps["none"][0][0], zero_std(steps["none"][0]), strict=True) if not gone]
-    assert steps["many"][0][0][: len(kept)] == kept
-    assert steps["parts"][0] == steps["many"][0]
+    with_variance = [i for i, zero in zip(steps["none"][0][0], zero_std(steps["none"][0]), strict=True) if not zero]
+    assert steps["many"][0][0][: len(with_variance)] == with_variance
+    assert steps["split"][0] == steps["many"][0]

@@ -1,0 +1,38 @@
+"""The search for what fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from medr1.config.enums import Distribution
+from medr1.models.loading import ModelSpec
+from medr1.planning.limits import Run, largest, largest_group, largest_token_limit
+from medr1.planning.rehearsal import Workload
+
+
+@pytest.mark.parametrize("usable_bytes", [99, 100, 1234, 5000, 10**9])
+def test_the_largest_is_the_largest(usable_bytes: int) -> None:
+    def bytes_of(n: int) -> int:
+        return 100 + 7 * n + (300 if n > 40 else 0)
+
+    expected = max((n for n in range(1, 501) if bytes_of(n) <= usable_bytes), default=None)
+    assert largest(bytes_of, 1, 500, usable_bytes) == expected
+
+
+def test_the_largest_limit_and_group_fit_and_the_next_do_not(model: ModelSpec, work: Workload) -> None:
+    run = Run(model, work)
+    usable_bytes = run.with_work(max_tokens_per_device=2 * work.tokens_per_prompt).step_bytes()
+    assert largest_token_limit(run, usable_bytes) == 2 * work.tokens_per_prompt
+    size = largest_group(run, usable_bytes)
+    assert size is not None
+    fits, next_one = (replace(run, work=work.with_generations(n)).step_bytes() for n in (size, size + 1))
+    assert fits <= usable_bytes < next_one
+
+
+def test_shards_take_less_than_one_process_and_buckets_more(model: ModelSpec, work: Workload) -> None:
+    strategies = ((1, Distribution.auto), (2, Distribution.ddp), (2, Distribution.fsdp))
+    alone, ddp, fsdp = (Run(model, work, processes, strategy).step_bytes() for processes, strategy in strategies)
+    half = Run(model, replace(work, train_batch_size=2)).step_bytes()
+    assert fsdp < alone and half < ddp

@@ -1,0 +1,43 @@
+"""Micro-batches of a rollout, and the metrics of its rewards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medr1.models.tensors import Completions, PromptBatch
+from medr1.training.grpo import RolloutMicroBatch, _reward_metrics
+
+
+def test_selected_prompts_keep_their_completions() -> None:
+    ids = torch.arange(12).view(6, 2)
+    mask = torch.ones(6, 2, dtype=torch.bool)
+    prompts = PromptBatch(
+        ids=torch.arange(9).view(3, 3),
+        mask=torch.ones(3, 3, dtype=torch.bool),
+        positions=torch.zeros(3, 3, 3, dtype=torch.long),
+        next_position=torch.tensor([3, 4, 5]),
+        pixel_values=None,
+        image_grid_thw=None,
+        image_index=(None, None, None),
+    )
+    completions = Completions(ids, mask, ids.float(), torch.zeros(6, dtype=torch.bool))
+    loss_mask = mask & (ids % 3 > 0)
+    selected = RolloutMicroBatch(prompts, completions, list("abcdef"), loss_mask).select([0, 2], num_generations=2)
+    assert selected.prompts.next_position.tolist() == [3, 5]
+    assert selected.completions.ids.tolist() == [[0, 1], [2, 3], [8, 9], [10, 11]]
+    assert selected.texts == list("abef") and torch.equal(selected.loss_mask, loss_mask[[0, 1, 4, 5]])
+    assert selected.prefix is None
+
+
+def test_reward_metrics_are_those_of_trl() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 2.0, 2.0], [1.0, 0.0, 1.0, 1.0]])
+    metrics = {name: value.item() for name, value in _reward_metrics(rewards, ["accuracy"], 2).items()}
+    assert metrics == pytest.approx(
+        {
+            "train/reward": 1.25,
+            "train/reward_std": 0.5**0.5 / 2,  # the mean over both groups
+            "train/rewards/accuracy/mean": 0.75,
+            "train/rewards/accuracy/std": 0.5,
+        }
+    )
