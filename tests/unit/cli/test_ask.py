@@ -147,7 +147,7 @@ def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
         assert said in str(raised.value)
 
 
-def test_pictures_are_as_large_as_the_checkpoint_asked_wants_them(build, tmp_path: Path) -> None:
+def test_images_have_the_size_of_the_checkpoint(build, tmp_path: Path) -> None:
     """Without --image-size, and without a name that tells the family."""
     save_policy(*build("qwen3_vl"), tmp_path / "checkpoint")
     model = load(tmp_path / "checkpoint", image_size=64, max_completion_length=2)
