@@ -11,7 +11,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from medr1.config.schema import typed
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
 from medr1.data.sources.phantoms.records import World, make_records
@@ -177,6 +176,6 @@ def test_the_papers_recipe_counts_its_steps_by_epochs(tmp_path: Path) -> None:
     words = ("experiment=paper", f"data.root={MINI}", "model=tiny", "modality=us", "reasoning=no_think")
     few = ("trainer.train_batch_size=4", "trainer.num_train_epochs=0.02", "evaluation.limit=1", "tracking=none")
     cfg = train_here(tmp_path / "run", *words, *few).stored_config(TrainConfig)
-    records = len(load_dataset(typed(cfg.data), "us", "all").train)
+    records = len(load_dataset(cfg.data, "us", "all").train)
     assert cfg.algorithm.name == "medr1_legacy" and records > 200
     assert cfg.trainer.max_steps == math.ceil(0.02 * records / 4)
