@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +22,6 @@ from medr1.data.sources.omnimedvqa.files import (
     Question,
     Reading,
     SplitAxis,
-    SplitFile,
     parse_modality,
     parse_question_type,
     read_release,
@@ -158,75 +158,65 @@ def audit(
     Raises:
         DataError: a place without usable files, or ``images`` without any image of the records.
     """
-    parts = _read(place)
+    files = _read(place)
     root = images or (place if (place / "Images").is_dir() else None)
-    contents, bad_images = _image_contents(root, parts, cache_dir, max_pixels) if root else ({}, {})
+    contents, bad_images = _image_contents(root, files, cache_dir, max_pixels) if root else ({}, {})
     if images and not contents:
         raise DataError(f"{images} has none of the images that {place} names. Remedy: the folder above Images")
-    split = {axis: of_axis for axis in SplitAxis if (of_axis := [part for part in parts if part.axis is axis])}
-    unsplit = [part for part in parts if part.axis is None]
-    sources = {f"{axis} splits".replace("_", " "): of_axis for axis, of_axis in split.items()}
-    families = split or {axis: _cells_without_split(axis, unsplit) for axis in SplitAxis}
+    split = {of.axis: of.questions for of in files if of.axis}
+    families = split or dict.fromkeys(SplitAxis, files[0].questions)
     return Audit(
         place=str(place),
-        sources=[_source(name, of) for name, of in (sources | {"QA_information": unsplit}).items() if of],
-        families=[_family(axis, of_axis, contents) for axis, of_axis in families.items()],
+        sources=[_source(of) for of in files],
+        families=[_family(axis, questions, contents) for axis, questions in families.items()],
         crossings=list(_crossings(split)),
         compared_images=len(contents) or None,
         bad_images=bad_images,
-        examples=[str(bad) for bad in _first_of_each(bad for part in parts for bad in part.bad)],
+        examples=[str(bad) for bad in _first_of_each(bad for of in files for bad in of.bad)],
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """The readable records of one file or cell. The records of QA_information have no axis."""
+class _Files:
+    """The question files of one split family, or of QA_information, which has no axis.
+
+    ``questions`` are the readable records. A record with a repeated option, or without a cell, is also in ``bad``.
+    """
 
     axis: SplitAxis | None
-    value: Value | None
-    train: bool
-    records: int
+    reading: Reading
     questions: Sequence[Question]
-    bad: Sequence[BadRecord] = ()
-    files: int = 0
-    images: frozenset[str] = frozenset()
+    bad: Sequence[BadRecord]
 
 
-def _read(place: Path) -> list[_Part]:
-    """The split files and QA_information, as far as they exist."""
+def _read(place: Path) -> list[_Files]:
+    """The split families and QA_information, as far as they exist."""
     if not place.exists():
         raise DataError(f"{place} does not exist. Remedy: the folder of OmniMedVQA or of Med-R1's split files")
     splits, release = place / "Splits", place / "QA_information"
     if not splits.is_dir() and not release.is_dir():
         splits = place
-    parts = [_part(file.reading, file) for file in (read_splits(splits) if splits.exists() else ())]
-    return parts + ([_part(read_release(release))] if release.is_dir() else [])
+    split_files = read_splits(splits) if splits.exists() else []
+    found = []
+    for axis in SplitAxis:
+        reading, repeated = Reading(), list[Question]()
+        for file in (file for file in split_files if file.axis is axis):
+            reading = Reading.merge([reading, file.reading])
+            cell: dict[str, Any] = {"part": file.part, axis.value: file.value}
+            repeated += [replace(q, **cell) for q in _with_repeated_option(file.reading.bad)]
+        if reading.files:
+            found.append(_files(axis, reading, repeated))
+    if release.is_dir():
+        reading = read_release(release)
+        found.append(_files(None, reading, list(_with_repeated_option(reading.bad))))
+    return found
 
 
-def _part(reading: Reading, file: SplitFile | None = None) -> _Part:
-    axis, value = (file.axis, file.value) if file else (None, None)
+def _files(axis: SplitAxis | None, reading: Reading, repeated: Sequence[Question]) -> _Files:
     unknown = Reason.UNKNOWN_QUESTION_TYPE if axis is SplitAxis.QUESTION_TYPE else Reason.UNKNOWN_MODALITY
-    without_cell = [q for q in reading.questions if (value if file else q.modality) is None]
-    return _Part(
-        axis=axis,
-        value=value,
-        train=file is not None and file.part == "train",
-        records=len(reading.questions) + len(reading.bad),
-        questions=[*reading.questions, *_with_repeated_option(reading.bad)],
-        bad=[*reading.bad, *(q.rejected(unknown, f"the file gives {q.label}") for q in without_cell)],
-        files=reading.files,
-        images=frozenset(reading.images),
-    )
-
-
-def _cells_without_split(axis: SplitAxis, parts: Iterable[_Part]) -> list[_Part]:
-    """Records without a split, by cell, as test records."""
-    cells: dict[Value, list[Question]] = defaultdict(list)
-    for question in (question for part in parts for question in part.questions):
-        value = question.modality if axis is SplitAxis.MODALITY else question.question_type
-        if value is not None:
-            cells[value].append(question)
-    return [_Part(axis, value, False, len(questions), questions) for value, questions in cells.items()]
+    value = attrgetter(axis or SplitAxis.MODALITY)
+    without_cell = [q.rejected(unknown, f"the file gives {q.label}") for q in reading.questions if value(q) is None]
+    return _Files(axis, reading, [*reading.questions, *repeated], [*reading.bad, *without_cell])
 
 
 def _with_repeated_option(bad: Iterable[BadRecord]) -> Iterator[Question]:
@@ -255,35 +245,34 @@ def _with_repeated_option(bad: Iterable[BadRecord]) -> Iterator[Question]:
 
 
 def _image_contents(
-    root: Path, parts: Iterable[_Part], cache_dir: Path, max_pixels: int
+    root: Path, files: Iterable[_Files], cache_dir: Path, max_pixels: int
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Content of each readable image (see ``image_index``), and number of unreadable images by reason."""
-    paths = sorted(frozenset[str]().union(*(part.images for part in parts)))
+    paths = sorted(set[str]().union(*(of.reading.images for of in files)))
     facts = check_images(root, paths, cache_dir, max_pixels=max_pixels).values()
     return group_by_content(facts), _count(fact.reason.value for fact in facts if fact.reason)
 
 
-def _source(name: str, parts: Sequence[_Part]) -> Source:
-    questions = [question for part in parts for question in part.questions]
+def _source(files: _Files) -> Source:
     return Source(
-        name=name,
-        files=sum(part.files for part in parts),
-        records=sum(part.records for part in parts),
-        readable=len(questions),
-        options=_option_counts(questions),
-        repeats=sum(len(set(map(option_meaning, q.options.values()))) < len(q.options) for q in questions),
-        cues=count_cues(_answered(questions)),
-        bad=_count(bad.reason.value for part in parts for bad in part.bad),
+        name=f"{files.axis.value} splits".replace("_", " ") if files.axis else "QA_information",
+        files=files.reading.files,
+        records=len(files.reading.questions) + len(files.reading.bad),
+        readable=len(files.questions),
+        options=_option_counts(files.questions),
+        repeats=sum(len(set(map(option_meaning, q.options.values()))) < len(q.options) for q in files.questions),
+        cues=count_cues(files.questions),
+        bad=_count(bad.reason.value for bad in files.bad),
     )
 
 
-def _family(axis: SplitAxis, parts: Sequence[_Part], contents: Mapping[str, str]) -> Family:
-    train, test = (_by_value(part for part in parts if part.train is training) for training in (True, False))
+def _family(axis: SplitAxis, questions: Sequence[Question], contents: Mapping[str, str]) -> Family:
+    train, test = _by_value(axis, questions, True), _by_value(axis, questions, False)
     values: list[Value] = [value for value in _AXES[axis] if value in train or value in test]
     prior: dict[Value, dict[Value, float]] = {}
     for trained in (value for value in values if value in train):
-        fitted = OptionPrior.count(_answered(train[trained]))
-        prior[trained] = {value: fitted.expected_accuracy(_answered(test[value])) for value in values if value in test}
+        fitted = OptionPrior.fit(train[trained])
+        prior[trained] = {value: fitted.expected_accuracy(test[value]) for value in values if value in test}
     chance = {value: fmean(1 / len(q.options) for q in test[value]) for value in values if value in test}
     pairs = [(trained, tested) for trained, row in prior.items() for tested in row if trained is not tested]
     cells = {
@@ -292,7 +281,7 @@ def _family(axis: SplitAxis, parts: Sequence[_Part], contents: Mapping[str, str]
             test=len(test[value]) if value in test else None,
             options=_option_counts(test.get(value, ())),
             chance=chance.get(value),
-            surface_cues=expected_accuracy(_answered(test[value])) if value in test else None,
+            surface_cues=expected_accuracy(test[value]) if value in test else None,
             option_prior=prior.get(value, {}).get(value),
             leak=_leak(train.get(value, ()), test.get(value, ()), contents),
         )
@@ -308,21 +297,17 @@ def _family(axis: SplitAxis, parts: Sequence[_Part], contents: Mapping[str, str]
     )
 
 
-def _by_value(parts: Iterable[_Part]) -> dict[Value | None, list[Question]]:
-    """Questions by cell, without empty files; None is a file called unknown."""
-    questions: dict[Value | None, list[Question]] = defaultdict(list)
-    for part in parts:
-        if part.questions:
-            questions[part.value] += part.questions
-    return dict(questions)
+def _by_value(axis: SplitAxis, questions: Iterable[Question], train: bool) -> dict[Value | None, list[Question]]:
+    """Training questions, or all others, by cell; those without a cell are None. Without a split, all are tests."""
+    by_value: dict[Value | None, list[Question]] = defaultdict(list)
+    for question in questions:
+        if (question.part == "train") is train:
+            by_value[getattr(question, axis)].append(question)
+    return dict(by_value)
 
 
 def _all(questions: Mapping[Value | None, list[Question]]) -> list[Question]:
     return [question for of_value in questions.values() for question in of_value]
-
-
-def _answered(questions: Iterable[Question]) -> Iterator[tuple[Mapping[str, str], str]]:
-    return ((q.options, q.answer) for q in questions)
 
 
 def _leak(train: Sequence[Question], test: Sequence[Question], contents: Mapping[str, str]) -> Leak | None:
@@ -338,10 +323,10 @@ def _leak(train: Sequence[Question], test: Sequence[Question], contents: Mapping
     return Leak(len(tested), len(tested & trained), by_content)
 
 
-def _crossings(families: Mapping[SplitAxis, Sequence[_Part]]) -> Iterator[Crossing]:
+def _crossings(families: Mapping[SplitAxis, Sequence[Question]]) -> Iterator[Crossing]:
     for train_axis, test_axis in permutations(families, 2):
-        train = [q.content for q in _all(_by_value(part for part in families[train_axis] if part.train))]
-        test = {q.content for q in _all(_by_value(part for part in families[test_axis] if not part.train))}
+        train = [q.content for q in families[train_axis] if q.part == "train"]
+        test = {q.content for q in families[test_axis] if q.part == "test"}
         yield Crossing(train_axis, test_axis, len(train), sum(content in test for content in train))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record, option_meaning
 from medr1.errors import DataError
-from medr1.evaluation.predictions import Condition, Prediction, baseline_prediction
+from medr1.evaluation.predictions import Condition, MultipleChoice, Prediction, baseline_prediction, hash_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +29,17 @@ class OptionPrior:
     offered: Mapping[str, int]
 
     @classmethod
-    def fit(cls, train_records: Iterable[Record]) -> OptionPrior:
-        """Counts how often each option text is offered and correct in the training records.
+    def fit(cls, questions: Iterable[MultipleChoice]) -> OptionPrior:
+        """Counts how often each option text is offered and correct in the training questions.
 
         Raises:
-            DataError: no training records.
+            DataError: no training questions.
         """
-        return cls.count((record.options, record.answer) for record in train_records)
-
-    @classmethod
-    def count(cls, questions: Iterable[tuple[Mapping[str, str], str]]) -> OptionPrior:
-        """As ``fit``, from the options and the correct letter of each question."""
         correct: Counter[str] = Counter()
         offered: Counter[str] = Counter()
-        for options, answer in questions:
-            offered.update(map(option_meaning, options.values()))
-            correct[option_meaning(options[answer])] += 1
+        for question in questions:
+            offered.update(map(option_meaning, question.options.values()))
+            correct[option_meaning(question.options[question.answer])] += 1
         if not offered:
             raise DataError("the option prior needs at least one training record")
         return cls(correct, offered)
@@ -57,25 +51,25 @@ class OptionPrior:
     def predict(self, record: Record) -> str:
         """The letter of the option with the highest score.
 
-        Ties, and questions with unknown options only, are broken by a hash of record id and text. This is reproducible,
-        independent of the order of the options, and at chance on average. Taking the first option would turn a bias in
-        the position of the correct option into a score.
+        Ties, and questions with unknown options only, are broken by ``hash_rank``. Taking the first option would turn a
+        bias in the position of the correct option into a score.
         """
+        return max(
+            record.options,
+            key=lambda letter: (
+                self.score(record.options[letter]),
+                hash_rank(record, option_meaning(record.options[letter])),
+            ),
+        )
 
-        def rank(letter: str) -> tuple[float, bytes]:
-            text = record.options[letter]
-            return self.score(text), hashlib.sha256(f"{record.id}\n{option_meaning(text)}".encode()).digest()
-
-        return max(record.options, key=rank)
-
-    def expected_accuracy(self, questions: Iterable[tuple[Mapping[str, str], str]]) -> float:
-        """Accuracy on the options and the correct letter of each question, with a uniform guess between ties."""
-        credits = []
-        for options, answer in questions:
-            scores = {letter: self.score(text) for letter, text in options.items()}
-            best = max(scores.values())
-            credits.append((scores[answer] == best) / sum(score == best for score in scores.values()))
-        return sum(credits) / len(credits)
+    def expected_accuracy(self, questions: Sequence[MultipleChoice]) -> float:
+        """Accuracy with a uniform guess between ties."""
+        total = 0.0
+        for question in questions:
+            scores = {letter: self.score(text) for letter, text in question.options.items()}
+            best = [letter for letter, score in scores.items() if score == max(scores.values())]
+            total += (question.answer in best) / len(best)
+        return total / len(questions)
 
 
 def option_prior_predictions(prior: OptionPrior, records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:

@@ -12,12 +12,13 @@ Every number of a table or figure can be recomputed from these files:
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import NoneType
+from typing import Protocol, get_args, get_type_hints
 
 from medr1.atomic_write import atomic_write
 from medr1.domain.reasoning import ReasoningMode, parse, target_text
@@ -38,6 +39,16 @@ class Condition(StrEnum):
     SHUFFLED_IMAGE = "shuffled_image"
     OPTION_PRIOR = "option_prior"
     SURFACE_CUES = "surface_cues"
+
+
+class MultipleChoice(Protocol):
+    """What baselines without a model read of a question; records and the questions of data files have it."""
+
+    @property
+    def options(self) -> Mapping[str, str]: ...
+
+    @property
+    def answer(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,11 @@ def baseline_prediction(record: Record, condition: str, mode: ReasoningMode, let
     return prediction(record, condition, mode, target_text(mode, letter), length=0, truncated=False)
 
 
+def hash_rank(record: Record, text: str) -> bytes:
+    """Breaks ties between option texts: reproducible, independent of their order, and at chance on average."""
+    return hashlib.sha256(f"{record.id}\n{text}".encode()).digest()
+
+
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Writes the file atomically.
 
@@ -148,31 +164,24 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    **{field.name: (str,) for field in fields(Prediction)},
-    **dict.fromkeys(("parsed", "lenient"), (str, NoneType)),
-    **dict.fromkeys(("correct", "format", "truncated"), (bool,)),
-    **dict.fromkeys(("length", "options"), (int,)),
-}
-
-
 def _from_json(line: str) -> Prediction:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
-    if missing := _TYPES.keys() - value.keys():
+    hints = get_type_hints(Prediction)
+    if missing := hints.keys() - value.keys():
         raise DataError(f"missing field(s): {', '.join(sorted(missing))}")
-    if unknown := value.keys() - _TYPES.keys():
+    if unknown := value.keys() - hints.keys():
         raise DataError(f"unknown field(s): {', '.join(sorted(unknown))}")
-    for name, types in _TYPES.items():
+    for name, hint in hints.items():
+        kinds = get_args(hint) or (hint,)
+        if issubclass(hint_class := kinds[0], StrEnum):
+            if value[name] not in list(hint_class):
+                raise DataError(f"field {name}: {value[name]!r} is none of {', '.join(hint_class)}")
+            value[name] = hint_class(value[name])
         # type() instead of isinstance(), because bool is a subclass of int.
-        if type(value[name]) not in types:
-            raise DataError(f"field {name}: {value[name]!r} is not {' or '.join(kind.__name__ for kind in types)}")
-    enums = {"modality": Modality, "question_type": QuestionType, "reasoning": ReasoningMode}
-    for name, enum in enums.items():
-        if value[name] not in list(enum):
-            raise DataError(f"field {name}: {value[name]!r} is none of {', '.join(enum)}")
-        value[name] = enum(value[name])
+        elif type(value[name]) not in kinds:
+            raise DataError(f"field {name}: {value[name]!r} is not {' or '.join(kind.__name__ for kind in kinds)}")
     return Prediction(**value)
 
 

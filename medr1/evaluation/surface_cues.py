@@ -7,14 +7,13 @@ answers.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
-from medr1.evaluation.predictions import Condition, Prediction, baseline_prediction
+from medr1.evaluation.predictions import Condition, MultipleChoice, Prediction, baseline_prediction, hash_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +55,9 @@ def odd_full_stop_option(options: Mapping[str, str]) -> str | None:
     return (_full_stop_option(options, True) or _full_stop_option(options, False)) if len(options) > 2 else None
 
 
-def count_cues(questions: Iterable[tuple[Mapping[str, str], str]]) -> CueCounts:
-    """Counts the cues, from the options and the correct letter of each question."""
-    questions = list(questions)
-
+def count_cues(questions: Sequence[MultipleChoice]) -> CueCounts:
     def count(cue: Callable[[Mapping[str, str]], str | None]) -> CueCount:
-        hits = [letter == answer for options, answer in questions if (letter := cue(options)) is not None]
+        hits = [letter == q.answer for q in questions if (letter := cue(q.options)) is not None]
         return CueCount(len(hits), sum(hits))
 
     return CueCounts(
@@ -72,31 +68,22 @@ def count_cues(questions: Iterable[tuple[Mapping[str, str], str]]) -> CueCounts:
     )
 
 
-def expected_accuracy(questions: Iterable[tuple[Mapping[str, str], str]]) -> float:
-    """Accuracy of the cues on the options and the correct letter of each question, with a guess without a cue."""
+def expected_accuracy(questions: Iterable[MultipleChoice]) -> float:
+    """Accuracy of the cues, with a uniform guess without a cue."""
     return fmean(
-        1 / len(options) if (letter := cue_option(options)) is None else float(letter == answer)
-        for options, answer in questions
+        1 / len(q.options) if (letter := cue_option(q.options)) is None else float(letter == q.answer)
+        for q in questions
     )
 
 
 def surface_cue_predictions(records: Iterable[Record], mode: ReasoningMode) -> list[Prediction]:
-    """Predicts the option that the cues point to.
+    """Predicts the option that the cues point to; without a cue, one chosen by ``hash_rank``."""
 
-    Without a cue the option is chosen by a hash of record id and text. This is reproducible, independent of the order
-    of the options, and at chance on average.
-    """
-    return [
-        baseline_prediction(r, Condition.SURFACE_CUES, mode, cue_option(r.options) or _hashed_option(r))
-        for r in records
-    ]
+    def predict(record: Record) -> str:
+        options = record.options
+        return cue_option(options) or max(options, key=lambda letter: hash_rank(record, options[letter]))
 
-
-def _hashed_option(record: Record) -> str:
-    def rank(letter: str) -> bytes:
-        return hashlib.sha256(f"{record.id}\n{record.options[letter]}".encode()).digest()
-
-    return max(record.options, key=rank)
+    return [baseline_prediction(record, Condition.SURFACE_CUES, mode, predict(record)) for record in records]
 
 
 def _full_stop_option(options: Mapping[str, str], ends: bool) -> str | None:

@@ -75,10 +75,7 @@ def _sharded(peaks: Peaks, model: ModelSpec, processes: int) -> Peaks:
     sharded: Peaks = {}
     for phase, parts in peaks.items():
         local = Counter(
-            {
-                part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes
-                for part, size in parts.items()
-            }
+            {part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes for part, size in parts.items()}
         )
         root = parts[WEIGHTS] - sum(sizes)
         gathered = {"rollout": parts[WEIGHTS], "optimizer": 0}.get(phase, root + _GATHERED_GROUPS * max(sizes))

@@ -117,16 +117,13 @@ def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
         compared = [s for s in above if control in s.controls]
         reached = [s for s in compared if s.controls[control] >= s.accuracy.low]
         below = [s for s in compared if s.controls[control] < s.accuracy.low]
-        for part, claim in (
-            (
-                better,
-                "{lead} scores above {items}: a high accuracy there would not show that the model uses the image.",
-            ),
-            (reached, "{lead} reaches {items}: this accuracy does not show that the model uses the image."),
-            (below, "{lead} scores below {items}."),
+        for part, verb, claim in (
+            (better, "scores above", ": a high accuracy there would not show that the model uses the image"),
+            (reached, "reaches", ": this accuracy does not show that the model uses the image"),
+            (below, "scores below", ""),
         ):
             if part:
-                yield claim.format(lead=lead, items=_join(s.beside(name, s.controls[control]) for s in part))
+                yield f"{lead} {verb} {_join(s.beside(name, s.controls[control]) for s in part)}{claim}."
     for condition, ablation in _ABLATIONS.items():
         by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], ablation.at_chance: []}
         for s in (s for s in above if condition in s.controls):

@@ -156,9 +156,8 @@ def write_report(
         records=max((cell.n for m in tables.matrices for row in m.cells.values() for cell in row.values()), default=0),
         href=href,
     )
-    path = folder / "report.html"
-    write_text(path, html)
-    return path
+    write_text(folder / "report.html", html)
+    return folder / "report.html"
 
 
 def _template() -> Template:

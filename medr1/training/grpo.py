@@ -275,9 +275,7 @@ class GRPOModule(PolicyModule):
         else:
             hidden = completion_hidden(model, prefix or model.prefill(prompts), ids, mask)
         suppress_tokens = torch.tensor(self.sampling.suppress_tokens, dtype=torch.long, device=self.device)
-        return score(
-            model, hidden, ids, mask, temperature=self.sampling.temperature, suppress_tokens=suppress_tokens
-        )
+        return score(model, hidden, ids, mask, temperature=self.sampling.temperature, suppress_tokens=suppress_tokens)
 
 
 def _reward_metrics(rewards: Tensor, names: list[str], num_generations: int) -> dict[str, Tensor]:

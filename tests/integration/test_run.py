@@ -122,7 +122,7 @@ def test_without_training_the_base_answers_and_so_do_its_controls(
     assert set(read_json(run.summary)["conditions"]) == set(CONDITIONS) - {"trained"}
 
 
-def test_another_picture_is_shown_in_the_control_that_says_so(
+def test_the_shuffled_image_control_shows_another_image(
     finished: tuple[RunDirectory, str],
 ) -> None:
     run, _ = finished
@@ -130,7 +130,7 @@ def test_another_picture_is_shown_in_the_control_that_says_so(
     for record, other in zip(records, shuffled_images(records), strict=True):
         assert other.image.key != record.image.key and other.modality == record.modality
     ablated_loader = Counter(other.image.key for other in shuffled_images(records))
-    assert set(ablated_loader.values()) == {5}, "each picture as often as before"
+    assert set(ablated_loader.values()) == {5}, "each image as often as before"
     own, shuffled = (read_predictions(run.predictions(name)) for name in ("trained", "shuffled_image"))
     assert [p.record for p in own] == [p.record for p in shuffled]
     assert [p.text for p in own] != [p.text for p in shuffled]

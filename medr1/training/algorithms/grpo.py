@@ -87,9 +87,7 @@ class GRPO(Algorithm[GRPOConfig]):
             train_batch_size=cfg.trainer.train_batch_size,
             seed=cfg.seed,
         )
-        table = CompletionsTable(
-            tracker, load, mode, cfg.tracking.log_completions_steps, cfg.tracking.num_completions
-        )
+        table = CompletionsTable(tracker, load, mode, cfg.tracking.log_completions_steps, cfg.tracking.num_completions)
         return Training(module, batches.rollout, [table] if cfg.tracking.enabled else [])
 
     def num_iterations(self, settings: GRPOConfig) -> int:

@@ -127,13 +127,19 @@ def test_a_server_that_asks_for_a_long_wait_is_not_waited_for(scripted: Callable
         ((200, completion(reasoning="hm"), {}), "--reasoning-parser"),
     ],
 )
-def test_a_permanent_problem_fails_at_once(
-    step: Step, said: str, scripted: Callable[..., ScriptedServer]
-) -> None:
+def test_a_permanent_problem_fails_at_once(step: Step, said: str, scripted: Callable[..., ScriptedServer]) -> None:
     server = scripted(step, GOOD)
     with pytest.raises(ServerError, match=f"{server.url}/chat/completions, record r1: .*{said}") as error:
         ask(server.url, api_key=KEY)
     assert len(server.requests) == 1 and KEY not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(status: int, scripted: Callable[..., ScriptedServer]) -> None:
+    target = scripted(GOOD)
+    with pytest.raises(ServerError, match=f"HTTP {status}"):
+        ask(scripted((status, b"", {"Location": f"{target.url}/chat/completions"})).url, api_key=KEY)
+    assert target.requests == []
 
 
 def test_the_last_reply_is_named_after_all_retries(scripted: Callable[..., ScriptedServer]) -> None:

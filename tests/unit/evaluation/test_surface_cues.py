@@ -86,7 +86,7 @@ QUESTIONS = [
 
 
 def test_counts_by_hand() -> None:
-    assert count_cues(QUESTIONS) == CueCounts(
+    assert count_cues([record(*question) for question in QUESTIONS]) == CueCounts(
         lower_case=CueCount(2, 1),
         odd_full_stop=CueCount(2, 1),
         # The two pairs count in both: with a stop correct in the first, without one in the second.
@@ -98,7 +98,9 @@ def test_counts_by_hand() -> None:
 
 def test_expected_accuracy_by_hand() -> None:
     # Correct, wrong, correct, wrong, a guess between two, a guess among four.
-    assert expected_accuracy(QUESTIONS) == pytest.approx((1 + 0 + 1 + 0 + 1 / 2 + 1 / 4) / 6)
+    assert expected_accuracy([record(*question) for question in QUESTIONS]) == pytest.approx(
+        (1 + 0 + 1 + 0 + 1 / 2 + 1 / 4) / 6
+    )
 
 
 @pytest.mark.parametrize("mode", list(ReasoningMode))
