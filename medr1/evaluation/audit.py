@@ -318,8 +318,8 @@ def _leak(train: Sequence[Question], test: Sequence[Question], contents: Mapping
     by_content = None
     if contents:
         # An unreadable image is compared by its path.
-        known = {contents.get(image, image) for image in trained}
-        by_content = sum(contents.get(image, image) in known for image in tested)
+        trained_contents = {contents.get(image, image) for image in trained}
+        by_content = sum(contents.get(image, image) in trained_contents for image in tested)
     return Leak(len(tested), len(tested & trained), by_content)
 
 

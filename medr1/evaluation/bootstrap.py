@@ -94,8 +94,8 @@ def paired_difference(
         raise ValueError(f"lengths differ: {len(correct_a)} and {len(correct_b)} outcomes, {len(images)} images")
     if not len(images) or resamples < 1:
         raise ValueError(f"needs records and resamples, got {len(images)} and {resamples}")
-    gain = np.asarray(correct_b, dtype=np.float64) - np.asarray(correct_a, dtype=np.float64)  # n, in {-1, 0, 1}
-    return bootstrap_ratio(sums_by_image(images, gain.tolist(), [1.0] * len(gain)), level, resamples, seed)
+    differences = np.asarray(correct_b, dtype=np.float64) - np.asarray(correct_a, dtype=np.float64)  # n, in {-1, 0, 1}
+    return bootstrap_ratio(sums_by_image(images, differences.tolist(), [1.0] * len(images)), level, resamples, seed)
 
 
 @dataclass(frozen=True, slots=True)

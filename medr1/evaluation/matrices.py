@@ -246,7 +246,9 @@ def _matrix(sweep: _Sweep, method: str, seeds: Mapping[str, Seeds], rows: Mappin
     )
 
 
-def _cell(sweep: _Sweep, column: int, runs: Sequence[int], row: _Row, gain: PairedDifference | None) -> TableCell:
+def _cell(
+    sweep: _Sweep, column: int, runs: Sequence[int], row: _Row, gain_over_base: PairedDifference | None
+) -> TableCell:
     n = sweep.sizes[column]
     accuracy = row.scores.estimate(column)
     base = [sweep.base[run] for run in runs if run in sweep.base]
@@ -258,7 +260,7 @@ def _cell(sweep: _Sweep, column: int, runs: Sequence[int], row: _Row, gain: Pair
         chance=sweep.chance[column],
         # A mean over some of the seeds is not comparable with the accuracy, which is over all seeds.
         base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
-        gain=gain,
+        gain_over_base=gain_over_base,
         controls={
             condition: float(np.mean([by_run[run][column] for run in runs]))
             for condition, by_run in sweep.controls.items()

@@ -113,12 +113,12 @@ def compare(
     Raises:
         DataError: the two have different records, or a record's question differs between them.
     """
-    (name_a, of_a), (name_b, of_b) = _index(a), _index(b)
-    check_same_questions(of_a, of_b, f"condition {name_a}", f"condition {name_b}")
+    (name_a, by_record_a), (name_b, by_record_b) = _index(a), _index(b)
+    check_same_questions(by_record_a, by_record_b, f"condition {name_a}", f"condition {name_b}")
 
     def contrast(pairs: Sequence[tuple[Prediction, Prediction]]) -> Contrast:
-        images = [left.image for left, _ in pairs]
-        correct_a, correct_b = [left.correct for left, _ in pairs], [right.correct for _, right in pairs]
+        images = [of_a.image for of_a, _ in pairs]
+        correct_a, correct_b = [of_a.correct for of_a, _ in pairs], [of_b.correct for _, of_b in pairs]
         only_a = sum(x and not y for x, y in zip(correct_a, correct_b, strict=True))
         only_b = sum(y and not x for x, y in zip(correct_a, correct_b, strict=True))
         p = mcnemar_exact(only_a, only_b)
@@ -132,7 +132,7 @@ def compare(
             only_b=only_b,
         )
 
-    pairs = [(of_a[record], of_b[record]) for record in of_a]
+    pairs = [(by_record_a[record], by_record_b[record]) for record in by_record_a]
     return Comparison(
         a=name_a,
         b=name_b,

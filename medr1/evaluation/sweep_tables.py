@@ -34,7 +34,7 @@ class TableCell:
     """``n`` test records on ``images`` images, evaluated by ``runs`` (one per seed).
 
     ``accuracy`` is the mean over seeds: Wilson interval for one seed, bootstrap over images and seeds for several.
-    ``gain`` is trained minus base, None without a base evaluation. ``controls``: accuracy by control condition.
+    ``gain_over_base``: trained minus base, None without base predictions. ``controls``: accuracy by control condition.
     """
 
     n: int
@@ -43,7 +43,7 @@ class TableCell:
     accuracy: Estimate
     chance: float
     base: float | None
-    gain: PairedDifference | None
+    gain_over_base: PairedDifference | None
     controls: Mapping[str, float]
 
 

@@ -60,11 +60,11 @@ def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_t
     """Accuracy with its interval; the diagonal is outlined, the references are rows beneath."""
     rows = []
     for row in matrix.rows:
-        shown = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in matrix.columns}
+        estimates = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in matrix.columns}
         if row in matrix.means:
-            shown[MEAN] = matrix.means[row]
+            estimates[MEAN] = matrix.means[row]
         tiles = {
-            c: _Tile(e.value, percent(e.value), interval(e), outlined=on_diagonal(row, c)) for c, e in shown.items()
+            c: _Tile(e.value, percent(e.value), interval(e), outlined=on_diagonal(row, c)) for c, e in estimates.items()
         }
         rows.append((label(row), tiles))
     beneath = [(r.name, {c: _Tile(v, percent(v)) for c, v in r.values.items()}) for r in references]
@@ -77,7 +77,10 @@ def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_t
 
 def gain_heatmap(matrix: Matrix, row_title: str = "Trained on") -> Figure:
     """Gain over the base model; cells whose interval contains zero are struck through."""
-    cells = {row: {c: v.gain for c, v in matrix.cells.get(row, {}).items() if v.gain} for row in matrix.rows}
+    cells = {
+        row: {c: v.gain_over_base for c, v in matrix.cells.get(row, {}).items() if v.gain_over_base}
+        for row in matrix.rows
+    }
     return _differences(f"{label(matrix.method)} \N{MINUS SIGN} Base", row_title, matrix, cells, "Gain (points)")
 
 
@@ -131,9 +134,9 @@ def _heatmap(
         left = 2 * _PAD + max(_width(text) for text in (row_title, scale, *(name for name, _, _ in lines)))
         at = {c: left + i * _CELL for i, c in enumerate(groups[0])}
         at |= {c: left + i * _CELL + _GAP for group in groups[1:] for i, c in enumerate(group, len(at))}
-        right = max(at.values()) + _CELL
+        right_edge = max(at.values()) + _CELL
         # Wide enough for the numbers of the colour bar and for the title.
-        bar = max(right - left, 2 * _CELL)
+        bar = max(right_edge - left, 2 * _CELL)
         width = max(left + bar, _PAD + 1.15 * _width(title)) + 2 * _PAD
         top = 2 * _PAD + _LINE * (2.2 + title.count("\n")) + head_height
         bottom = top + sum(height for _, _, height in lines) + (_GAP if beneath else 0)
@@ -143,7 +146,9 @@ def _heatmap(
         page = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         page.set_axis_off()
         page.text(_PAD, _PAD, title, fontsize=7.5, fontweight="bold", va="top")
-        page.text((left + right) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic")
+        page.text(
+            (left + right_edge) / 2, top - head_height - 0.08, "Tested on", ha="center", va="bottom", style="italic"
+        )
         page.text(left - _PAD, top - 0.05, row_title, ha="right", va="bottom", style="italic")
         for column, head in heads.items():
             middle = at[column] + _CELL / 2
@@ -327,9 +332,9 @@ def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str]) -> None:
     handles: dict[str, Artist] = {}
     for one in axes:
         handles |= {name: handle for handle, name in zip(*one.get_legend_handles_labels(), strict=True)}
-    shown = [_wrap(label(name), 48, 1) for name in names]
+    labels = [_wrap(label(name), 48, 1) for name in names]
     columns = _legend_shape(names, figure.get_figwidth())[0]
-    figure.legend([handles[name] for name in names], shown, loc="outside lower center", ncols=columns)
+    figure.legend([handles[name] for name in names], labels, loc="outside lower center", ncols=columns)
 
 
 def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:

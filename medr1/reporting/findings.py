@@ -140,7 +140,7 @@ def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
 
 def _gain_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
     cells = [(row, column, matrix.cells[row][column]) for row in matrix.rows for column in matrix.columns]
-    gains = [cell.gain for _, _, cell in cells if cell.gain]
+    gains = [cell.gain_over_base for _, _, cell in cells if cell.gain_over_base]
     if not gains:
         return
     if (found := matrix.generalization) and len(gains) == len(cells):
@@ -152,10 +152,10 @@ def _gain_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
             f"diagonal {_rate(found.off_diagonal)}, the base model {percent(rest)} %."
         )
     else:
-        of_all = [(row, gain.difference) for row in matrix.rows if (gain := matrix.cells[row][ALL].gain)]
+        differences = {row: t.difference for row in matrix.rows if (t := matrix.cells[row][ALL].gain_over_base)}
         items = [
-            f"{_row_name(matrix, row_axis, row)} {with_interval(gain, '+')}" + " (inconclusive)" * gain.contains_zero
-            for row, gain in of_all
+            f"{_row_name(matrix, row_axis, row)} {with_interval(d, '+')}" + " (inconclusive)" * d.contains_zero
+            for row, d in differences.items()
         ]
         yield f"Gain over the base model on all test records, in points: {_join(items)}."
     yield f"{matrix.method} is {_significant(gains, 'the base model')}; the other cells are inconclusive."

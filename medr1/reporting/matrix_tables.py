@@ -46,8 +46,8 @@ def _marked(cell: TableCell | None) -> str:
     if cell is None:
         return ""
     mark = " "
-    if cell.gain and cell.gain.p_holm < 0.05:
-        mark = "*" if cell.gain.difference.value > 0 else "-"
+    if cell.gain_over_base and cell.gain_over_base.p_holm < 0.05:
+        mark = "*" if cell.gain_over_base.difference.value > 0 else "-"
     return f"{percent(cell.accuracy.value)}{mark}"
 
 
@@ -70,8 +70,8 @@ def to_csv(matrix: Matrix) -> str:
         line = {"method": matrix.method, "row": row, "column": column, "n": cell.n, "images": cell.images}
         line |= {"runs": " ".join(cell.runs), "chance": cell.chance, "base": cell.base, **cell.controls}
         line |= {"accuracy": cell.accuracy.value, "low": cell.accuracy.low, "high": cell.accuracy.high}
-        if gain := cell.gain:
-            line |= {"gain": gain.difference.value, "gain_low": gain.difference.low, "gain_high": gain.difference.high}
-            line |= {"p": gain.p, "p_holm": gain.p_holm}
+        if tested := cell.gain_over_base:
+            d = tested.difference
+            line |= {"gain": d.value, "gain_low": d.low, "gain_high": d.high, "p": tested.p, "p_holm": tested.p_holm}
         writer.writerow(line)
     return text.getvalue()

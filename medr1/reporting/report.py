@@ -56,8 +56,8 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of a text; the text is the concatenation of its pieces."""
+class Span:
+    """A part of a text; the text is the concatenation of its spans."""
 
     text: str
     verdict: Verdict = Verdict.NEUTRAL
@@ -68,7 +68,7 @@ class GalleryItem:
     """One example: the image, the completion, and a caption with question and answer."""
 
     image: Image.Image
-    pieces: Sequence[Piece]
+    spans: Sequence[Span]
     caption: str
 
     @property
@@ -197,7 +197,7 @@ def _figures(tables: SweepTables) -> list[SectionFigure]:
                 caption += f" {formatting.label(control)}: {description}."
         heatmap = draw.accuracy_heatmap(matrix, beneath, row_title)
         figures.append(SectionFigure(f"accuracy-{slug(matrix.method)}", heatmap, caption))
-        if any(cell.gain for row in matrix.cells.values() for cell in row.values()):
+        if any(cell.gain_over_base for row in matrix.cells.values() for cell in row.values()):
             caption = f"{name}: gain over the base in percentage points, with its 95 % interval. {_STRUCK}"
             figures.append(SectionFigure(f"gain-{slug(matrix.method)}", draw.gain_heatmap(matrix, row_title), caption))
     for contrast in tables.contrasts:

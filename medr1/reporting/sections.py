@@ -12,7 +12,7 @@ from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, SweepRun, SweepTables
 from medr1.reporting.figures import rates
 from medr1.reporting.formatting import axis_label, label, with_interval
-from medr1.reporting.report import GalleryItem, Piece, Section, SectionFigure, Verdict
+from medr1.reporting.report import GalleryItem, Section, SectionFigure, Span, Verdict
 from medr1.reporting.result_table import ResultTable
 
 _MAX_COLUMNS = 3  # columns per figure of a trend; if there are more, only all records are drawn
@@ -143,14 +143,14 @@ def _numbers(rate: RationaleRates) -> Iterator[str]:
 
 
 def _gallery_item(example: CheckedRationale, name: str, size: int) -> GalleryItem:
-    pieces, end = [], 0
+    spans, end = [], 0
     for claim in example.claims:
-        pieces.append(Piece(example.rationale[end : claim.start]))
+        spans.append(Span(example.rationale[end : claim.start]))
         verdict = Verdict.TRUE if claim.true else Verdict.FALSE
-        pieces.append(Piece(example.rationale[claim.start : claim.end], verdict))
+        spans.append(Span(example.rationale[claim.start : claim.end], verdict))
         end = claim.end
-    pieces.append(Piece(example.rationale[end:]))
+    spans.append(Span(example.rationale[end:]))
     record = example.record
     judged = "correct" if example.prediction.correct else f"wrong, the correct answer is {record.answer_text}"
     caption = f"{name}. {record.question} Answer: {example.predicted_text} ({judged})."
-    return GalleryItem(record.image.load(size), pieces, caption)
+    return GalleryItem(record.image.load(size), spans, caption)

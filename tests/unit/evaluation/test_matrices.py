@@ -79,15 +79,15 @@ def test_a_cell_by_hand() -> None:
     assert cell.accuracy == wilson(4, 4)
     assert cell.chance == (1 / 2 + 3 / 4) / 4
     assert cell.base == 0.25
-    assert cell.gain is not None
-    assert cell.gain.difference.value == 0.75
-    assert cell.gain.p == 2 / 8  # three records, all correct only in the trained model: 2 * (1/2)^3
+    assert cell.gain_over_base is not None
+    assert cell.gain_over_base.difference.value == 0.75
+    assert cell.gain_over_base.p == 2 / 8  # three records, all correct only in the trained model: 2 * (1/2)^3
     assert cell.controls == {"option_prior": 1.0}
     other = sft.cells["ct"]["mri"]
     assert (other.accuracy.value, other.base, other.controls) == (0.25, 0.25, {"option_prior": 0.25})
-    assert other.gain is not None
+    assert other.gain_over_base is not None
     # The same predictions as the base model.
-    assert (other.gain.difference, other.gain.p) == (Estimate(0, 0, 0), 1.0)
+    assert (other.gain_over_base.difference, other.gain_over_base.p) == (Estimate(0, 0, 0), 1.0)
 
 
 def test_the_column_of_all_records() -> None:
@@ -205,9 +205,9 @@ def test_seeds_are_pooled_and_their_tests_as_well() -> None:
     assert cell.runs == ("ct-7", "ct-8", "ct-9")
     assert cell.n == 4
     assert cell.accuracy.value == pytest.approx(0.75)
-    assert cell.gain is not None
+    assert cell.gain_over_base is not None
     # McNemar 2/16, 2/8 and 2/4; twice the median.
-    assert cell.gain.p == pytest.approx(0.5)
+    assert cell.gain_over_base.p == pytest.approx(0.5)
 
 
 def test_a_condition_that_a_seed_lacks_is_absent() -> None:
@@ -216,7 +216,7 @@ def test_a_condition_that_a_seed_lacks_is_absent() -> None:
         run("1111 0000", modality="ct", seed="1"),
     ]
     cell = matrix(runs, "trained").cells["ct"]["ct"]
-    assert (cell.base, cell.gain, cell.controls) == (None, None, {})
+    assert (cell.base, cell.gain_over_base, cell.controls) == (None, None, {})
 
 
 def test_holm_takes_all_cells_as_one_family_and_the_column_of_all_as_another() -> None:
@@ -227,7 +227,7 @@ def test_holm_takes_all_cells_as_one_family_and_the_column_of_all_as_another() -
     runs = [run(p, modality=row, algorithm=a, base=base) for row, p in zip(rows, patterns, strict=True) for a in "ab"]
     runs[0] = run(base, modality="ct", algorithm="a", base=base)
     tables = tabulate(runs, "modality", "modality", resamples=10)
-    gains = {r: {c: cell.gain for c, cell in cells.items()} for r, cells in tables.matrices[0].cells.items()}
+    gains = {r: {c: cell.gain_over_base for c, cell in cells.items()} for r, cells in tables.matrices[0].cells.items()}
     for family in (gains, tables.contrasts[0].cells):
         for columns in (["ct", "mri"], [ALL]):
             p = [family[row][column].p for row in rows for column in columns]
@@ -284,7 +284,7 @@ def test_a_run_without_training_is_the_base_model() -> None:
     base_only = SweepRun("zero", {"algorithm": "zero_shot"}, {"base": predictions(BASE, "base")})
     tables = tabulate([base_only, run("1111 1111", algorithm="grpo", base=BASE)], "algorithm", "modality", resamples=10)
     cell = tables.matrices[0].cells["zero_shot"]["ct"]
-    assert (cell.accuracy.value, cell.base, cell.gain) == (0.25, None, None)
+    assert (cell.accuracy.value, cell.base, cell.gain_over_base) == (0.25, None, None)
     assert (tables.contrasts[0].a, tables.contrasts[0].overall.value) == ("trained: zero_shot", 0.75)
 
 
@@ -362,8 +362,10 @@ def test_no_number_is_missing_or_outside_its_range() -> None:
             assert list(m.cells[row]) == [*m.columns, ALL]
             for cell in m.cells[row].values():
                 assert 0 <= cell.accuracy.low <= cell.accuracy.value <= cell.accuracy.high <= 1
-                assert cell.gain is not None and all(map(math.isfinite, (cell.gain.p, cell.gain.p_holm)))
-                assert cell.gain.p <= cell.gain.p_holm <= 1
+                assert cell.gain_over_base is not None and all(
+                    map(math.isfinite, (cell.gain_over_base.p, cell.gain_over_base.p_holm))
+                )
+                assert cell.gain_over_base.p <= cell.gain_over_base.p_holm <= 1
 
     for found in tabulate(SWEEP, "modality", "question_type", resamples=50).matrices:
         check(found)

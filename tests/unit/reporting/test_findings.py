@@ -160,8 +160,8 @@ def test_gains_on_and_off_the_diagonal() -> None:
 def test_a_gain_counts_only_if_test_and_interval_agree() -> None:
     matrix = square("grpo", 0.95, 0.5, base=0.4)
     line = dict(matrix.cells["ct"])
-    line["ct"] = replace(line["ct"], gain=paired(0.55, half=0.6))  # the interval contains zero
-    line["mri"] = replace(line["mri"], gain=paired(0.1, p_holm=0.06))
+    line["ct"] = replace(line["ct"], gain_over_base=paired(0.55, half=0.6))  # the interval contains zero
+    line["mri"] = replace(line["mri"], gain_over_base=paired(0.1, p_holm=0.06))
     found = one(said(replace(matrix, cells={**matrix.cells, "ct": line})), "above the base model")
     assert "in 2 of 4 cells and below it in 0" in found
 

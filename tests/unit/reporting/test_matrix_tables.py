@@ -18,11 +18,11 @@ CELL = TableCell(
     accuracy=Estimate(0.7, 0.6, 0.8),
     chance=0.25,
     base=0.5,
-    gain=PairedDifference(Estimate(0.2, 0.1, 0.3), 0.001, 0.01),
+    gain_over_base=PairedDifference(Estimate(0.2, 0.1, 0.3), 0.001, 0.01),
     controls={"blank_image": 0.3},
 )
-WORSE = replace(CELL, gain=PairedDifference(Estimate(-0.2, -0.3, -0.1), 0.001, 0.01))
-INCONCLUSIVE = replace(CELL, gain=PairedDifference(Estimate(0.1, 0.0, 0.2), 0.04, 0.3))
+WORSE = replace(CELL, gain_over_base=PairedDifference(Estimate(-0.2, -0.3, -0.1), 0.001, 0.01))
+INCONCLUSIVE = replace(CELL, gain_over_base=PairedDifference(Estimate(0.1, 0.0, 0.2), 0.04, 0.3))
 
 
 def tables() -> SweepTables:
@@ -54,7 +54,7 @@ def test_csv_holds_every_cell_unrounded() -> None:
     expected = {"accuracy": 1 / 3, "low": 0.1, "high": 2 / 3, "chance": 0.25, "base": 0.5, "blank_image": 0.3}
     expected |= {"gain": 0.2, "gain_low": 0.1, "gain_high": 0.3, "p": 0.001, "p_holm": 0.01}
     assert {key: float(line[key]) for key in expected} == expected
-    cells = {"ct": {"ct": replace(CELL, base=None, gain=None, controls={})}}
+    cells = {"ct": {"ct": replace(CELL, base=None, gain_over_base=None, controls={})}}
     lacking = next(csv.DictReader(io.StringIO(to_csv(replace(matrix, cells=cells)))))
     assert {key: lacking[key] for key in ("base", "gain", "p", "p_holm")} == dict.fromkeys(
         ("base", "gain", "p", "p_holm"), ""

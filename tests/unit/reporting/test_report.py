@@ -18,10 +18,10 @@ from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Generalization, M
 from medr1.reporting.references import references
 from medr1.reporting.report import (
     GalleryItem,
-    Piece,
     RunLink,
     Section,
     SectionFigure,
+    Span,
     Verdict,
     write_report,
 )
@@ -155,7 +155,7 @@ def test_every_number_of_a_matrix_is_that_of_its_cell_and_links_to_its_run(tmp_p
         for row, cells in m.cells.items():
             for column, cell in cells.items():
                 td = page.one("td", data_method=m.method, data_row=row, data_column=column)
-                a, gain = cell.accuracy, cell.gain
+                a, gain = cell.accuracy, cell.gain_over_base
                 assert gain
                 shown = points(gain.difference.value, "+")
                 shown = f"{shown}*" if row == column else f"({shown})"
@@ -268,7 +268,7 @@ def test_nothing_comes_from_the_network_and_all_figures_are_files_too(tmp_path: 
 def test_text_cannot_break_out(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>'
     m = matrix(f"grpo {evil}")
-    gallery = [GalleryItem(Image.new("RGB", (8, 8)), [Piece(evil, Verdict.FALSE), Piece(evil)], evil)]
+    gallery = [GalleryItem(Image.new("RGB", (8, 8)), [Span(evil, Verdict.FALSE), Span(evil)], evil)]
     table = ResultTable((evil,) * 2, ((evil,), (evil, evil)), (evil,))
     t = tables(m)
     runs = [*links(t), RunLink(evil, {evil: evil}, "failed", None, f"../{evil}", f"http://x/{evil}", evil)]
@@ -292,9 +292,9 @@ def test_a_failed_run_shows_its_traceback(tmp_path: Path) -> None:
 
 
 def test_claims_are_marked_by_more_than_colour(tmp_path: Path) -> None:
-    pieces = [Piece("An "), Piece("MRI", Verdict.TRUE), Piece(" of a "), Piece("hip", Verdict.FALSE)]
+    spans = [Span("An "), Span("MRI", Verdict.TRUE), Span(" of a "), Span("hip", Verdict.FALSE)]
     page = report(
-        tmp_path, tables(), sections=[Section("S", gallery=[GalleryItem(Image.new("L", (4, 4)), pieces, "Q")])]
+        tmp_path, tables(), sections=[Section("S", gallery=[GalleryItem(Image.new("L", (4, 4)), spans, "Q")])]
     )
     assert page.one("p", **{"class": "completion"}).text == "An MRI\N{CHECK MARK} of a hip\N{BALLOT X}"
     assert [e.text for e in page.all("sup")] == ["\N{CHECK MARK}", "\N{BALLOT X}"]
