@@ -149,7 +149,11 @@ def _evaluation(path: str, dtype: str, attn_implementation: str, lengths: Length
 class MetaRuntime(Runtime):
     """Runs the step of a module without a trainer, and names gradients and optimizer state."""
 
-    world_size, is_sharded, optimizer, scheduler = 1, False, None, None  # in place of the properties
+    # In place of the properties.
+    world_size = 1
+    is_sharded = False
+    optimizer: Any = None
+    scheduler: Any = None
 
     def __init__(self, module: PolicyModule, tracer: MetaTracer, work: Workload) -> None:
         super().__init__(module)
