@@ -62,7 +62,8 @@ def row(checkpoint: Path, shape: str, tuning: str, given: argparse.Namespace) ->
     if allocated:
         measured = f"{allocated / 2**30:7.2f} {forecast.peak / allocated:6.2f}"
     return (
-        f"{shape:>10} {tuning:>6} {60 / done.step:9.2f} {done.rollout_share:8.0%} {forecast.peak / 2**30:7.2f} {measured}"
+        f"{shape:>10} {tuning:>6} {60 / done.step:9.2f} {done.rollout_share:8.0%} "
+        f"{forecast.peak / 2**30:7.2f} {measured}"
         f"   {data.fingerprint[:8] if images else 'phantoms'}"
     )
 

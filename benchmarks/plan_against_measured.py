@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from benchmarks.workload import SHAPES, save_checkpoint
 from medr1.config.settings import TrainConfig
-from medr1.planning.memory_ledger import MemoryLedger
+from medr1.planning.memory_ledger import MemoryLedger, peak_bytes
 from medr1.workflows.components import checked
 from medr1.workflows.compose import train_config
 
@@ -73,7 +73,7 @@ def measure(given: list[str]) -> None:
         with ledger:
             train(cfg, Path(scratch) / "run", given)
     resident = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
-    print(json.dumps({"tensors": ledger.peak, "resident": resident}))
+    print(json.dumps({"tensors": peak_bytes(ledger.peaks), "resident": resident}))
 
 
 def _resident(field: str) -> int:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medr1.data.sources.phantoms.records import World, make_phantom, make_records
 from medr1.domain.records import Modality
-from medr1.reporting.tables import MODALITY_NAMES
+from medr1.reporting.formatting import MODALITY_NAMES
 from medr1.tracking.address import stored_run
 from medr1.tracking.history import History
 
@@ -53,9 +53,9 @@ def curve(run: Path) -> None:
     stored = stored_run(run)
     assert stored is not None, f"{run} was not tracked in MLflow"
     lines = {"accuracy": BLUE, "format": ORANGE}
-    curves = History(stored.uri).curves(stored, [f"train/rewards/{name}/mean" for name in lines])
+    curves = History(stored.uri).metrics(stored, [f"train/rewards/{name}/mean" for name in lines])
     conditions = json.loads((run / "summary.json").read_text(encoding="utf-8"))["conditions"]
-    before, after = (100 * conditions[name]["by_modality"]["mri"]["accuracy"] for name in ("base", "trained"))
+    before, after = (100 * conditions[name]["by_modality"]["mri"]["accuracy"]["value"] for name in ("base", "trained"))
     matplotlib.rcParams.update({"svg.hashsalt": "medr1", "font.size": 9, "text.color": GREY})
     figure, axes = pyplot.subplots(figsize=(7.2, 2.7), layout="constrained")
     last = 0

@@ -48,9 +48,9 @@ def read_json(path: Path) -> Any:
 def drop_torn_line(path: Path) -> None:
     """Removes the last line of a file that is only appended to, if a kill has cut it off before its line end."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
@@ -63,7 +62,7 @@ def register_sweeps() -> None:
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema, including those of all components of its groups."""
-    hints = get_type_hints(schema, vars(sys.modules[schema.__module__]))
+    hints = get_type_hints(schema)
     for item in fields(schema):
         path = f"{prefix}{item.name}"
         yield path

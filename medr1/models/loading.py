@@ -48,7 +48,6 @@ class ModelSpec:
     @classmethod
     def from_config(cls, model: ModelConfig, device: torch.device, image_size: int) -> ModelSpec:
         """The model of a config, on a device that decides what ``attn_implementation=auto`` means."""
-        lora = LoraConfig(model.lora.r, model.lora.lora_alpha, model.lora.target_modules)
         return cls(
             path=model.path,
             dtype=str(model.dtype),
@@ -56,7 +55,7 @@ class ModelSpec:
             gradient_checkpointing=model.gradient_checkpointing,
             image_size=image_size,
             freeze_vision_tower=model.freeze_vision_tower,
-            lora=lora if model.tuning == Tuning.lora else None,
+            lora=model.lora if model.tuning == Tuning.lora else None,
         )
 
 

@@ -101,8 +101,8 @@ class Processor:
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
-        grids = None if image_grid_thw is None else image_grid_thw[[i for i in image_index if i is not None]]
-        positions, _ = self.rope_index(ids, types, image_grid_thw=grids, attention_mask=mask)
+        grid_thw = None if image_grid_thw is None else image_grid_thw[[i for i in image_index if i is not None]]
+        positions, _ = self.rope_index(ids, types, image_grid_thw=grid_thw, attention_mask=mask)
         return PromptBatch(
             ids,
             mask,

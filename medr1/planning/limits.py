@@ -9,8 +9,17 @@ from dataclasses import dataclass, replace
 from medr1.config.enums import Distribution
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
-from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, LOGITS, REFERENCE, WEIGHTS
-from medr1.planning.rehearsal import Peaks, Workload, build_policy, rehearse_evaluation, rehearse_step
+from medr1.planning.memory_ledger import (
+    ACTIVATIONS,
+    CACHES,
+    GRADIENTS,
+    LOGITS,
+    REFERENCE,
+    WEIGHTS,
+    Peaks,
+    peak_bytes,
+)
+from medr1.planning.rehearsal import Workload, build_policy, rehearse_evaluation, rehearse_step
 
 _GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time: the current and the next
 _MAX_TRIALS = 14  # rehearsals of one search
@@ -54,11 +63,6 @@ class Run:
         return replace(self, work=replace(self.work, **changes))  # type: ignore[arg-type]
 
 
-def peak_bytes(peaks: Peaks) -> int:
-    """Bytes at the highest of the phases."""
-    return max((sum(parts.values()) for parts in peaks.values()), default=0)
-
-
 def _trained_bytes(model: ModelSpec) -> int:
     return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
 
@@ -75,10 +79,7 @@ def _sharded(peaks: Peaks, model: ModelSpec, processes: int) -> Peaks:
     sharded: Peaks = {}
     for phase, parts in peaks.items():
         local = Counter(
-            {
-                part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes
-                for part, size in parts.items()
-            }
+            {part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes for part, size in parts.items()}
         )
         root = parts[WEIGHTS] - sum(sizes)
         gathered = {"rollout": parts[WEIGHTS], "optimizer": 0}.get(phase, root + _GATHERED_GROUPS * max(sizes))

@@ -17,7 +17,13 @@ from torch.utils._pytree import tree_iter
 
 WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER = "weights", "reference", "gradients", "optimizer"
 ACTIVATIONS, CACHES, LOGITS = "activations", "caches", "logits"
+Peaks = dict[str, Counter[str]]  # phase -> part -> bytes
 PARTS = (WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER, ACTIVATIONS, CACHES, LOGITS)
+
+
+def peak_bytes(peaks: Peaks) -> int:
+    """Bytes at the highest of the phases."""
+    return max((sum(parts.values()) for parts in peaks.values()), default=0)
 
 
 class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -30,7 +36,7 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, vocab_size: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peaks: dict[str, Counter[str]] = {}
+        self.peaks: Peaks = {}
         self._vocab_size = vocab_size
         self._living: Counter[str] = Counter()
         self._entries: dict[int, tuple[str, int]] = {}
@@ -73,11 +79,6 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._living[part] += size
         if self._total > self._highest:
             self._record_peak()
-
-    @property
-    def peak(self) -> int:
-        """Bytes at the highest moment of all phases."""
-        return max((sum(parts.values()) for parts in self.peaks.values()), default=0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -25,14 +25,13 @@ from medr1.models.loading import ModelSpec, load_on_meta
 from medr1.models.policy import Policy
 from medr1.models.shared_prefix_cache import PolicyDecoder
 from medr1.models.tensors import Completions, Prefix, PromptBatch
-from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
+from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS, Peaks
 from medr1.planning.meta_tracer import MetaTracer, fused_attention
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm, Rehearsal
-from medr1.training.micro_batches import micro_batches
-from medr1.training.module import PolicyModule
+from medr1.training.micro_batches import split_by_tokens
+from medr1.training.module import PolicyModule, Runtime
 
-Peaks = dict[str, Counter[str]]  # phase -> part -> bytes
 EVALUATION = "evaluation"
 
 
@@ -100,8 +99,8 @@ def rehearse_step(model: ModelSpec, work: Workload) -> Peaks:
     policy = build_policy(model)
     tracer = MetaTracer(_vocab_size(policy))
     sizes = [work.tokens_per_prompt] * work.train_batch_size
-    parts = micro_batches(sizes, work.max_tokens_per_device)
-    count = sum(len(part) for part in parts[:2])
+    micro_batches = split_by_tokens(sizes, work.max_tokens_per_device)
+    count = sum(len(rows) for rows in micro_batches[:2])
     with fused_attention(), tracer:
         step = Rehearsal(
             _prompts(policy, count, work.lengths),
@@ -115,7 +114,7 @@ def rehearse_step(model: ModelSpec, work: Workload) -> Peaks:
             tracer.name(part, _tensors(trained))
             _name_caches(trained, tracer)
         runtime.finish_earlier_step()
-        idle = list(_idle_prompts(policy, parts[2:], work))
+        idle = list(_idle_prompts(policy, micro_batches[2:], work))
         tracer.peaks.clear()
         module.step(batch)
         del idle
@@ -147,12 +146,17 @@ def _evaluation(path: str, dtype: str, attn_implementation: str, lengths: Length
     return tracer.peaks[EVALUATION]
 
 
-class MetaRuntime:
+class MetaRuntime(Runtime):
     """Runs the step of a module without a trainer, and names gradients and optimizer state."""
 
+    # In place of the properties.
     world_size = 1
+    is_sharded = False
+    optimizer: Any = None
+    scheduler: Any = None
 
     def __init__(self, module: PolicyModule, tracer: MetaTracer, work: Workload) -> None:
+        super().__init__(module)
         self.is_sharded, self._tracer = work.is_sharded, tracer
         built = module.configure_optimizers()
         self.optimizer, self.scheduler = built["optimizer"], built["lr_scheduler"]
@@ -171,9 +175,6 @@ class MetaRuntime:
     def _name_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self._tracer.name(GRADIENTS, [parameter.grad])
-
-    def all_gather(self, value: Tensor) -> Tensor:
-        return value.unsqueeze(0)
 
     def backward(self, loss: Tensor, *, synchronize: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -236,12 +237,12 @@ def _prompts(policy: Policy, rows: int, lengths: Lengths) -> PromptBatch:
     return PromptBatch(ids, mask, positions, next_position, pixel_values, image_grid_thw, tuple(range(rows)))
 
 
-def _idle_prompts(policy: Policy, parts: list[list[int]], work: Workload) -> Iterator[PromptBatch]:
-    """The images of the micro-batches that do not run: in the batch, and in the rollout's micro-batches."""
-    for part in parts:
-        yield _prompts(policy, len(part), work.lengths)
+def _idle_prompts(policy: Policy, micro_batches: list[list[int]], work: Workload) -> Iterator[PromptBatch]:
+    """The images of the micro-batches that do not run: in the batch, and again in a rollout's micro-batches."""
+    for rows in micro_batches:
+        yield _prompts(policy, len(rows), work.lengths)
         if work.num_generations > 1:
-            yield policy.precompute_image_features(_prompts(policy, len(part), work.lengths))
+            yield policy.precompute_image_features(_prompts(policy, len(rows), work.lengths))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from medr1.planning.device import GIB, Device
-from medr1.planning.limits import peak_bytes
-from medr1.planning.memory_ledger import PARTS
-from medr1.planning.rehearsal import Peaks
+from medr1.planning.memory_ledger import PARTS, Peaks, peak_bytes
 
 
 def memory_table(peaks: Peaks) -> str:

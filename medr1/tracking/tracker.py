@@ -147,15 +147,15 @@ class Tracker:
         except Exception as error:
             if database is not None or not is_connection_error(error):
                 raise
-            known = stored_run(run_dir)
-            if require_server or run_id is None or known is None or not is_server(uri):
+            before = stored_run(run_dir)
+            if require_server or run_id is None or before is None or not is_server(uri):
                 raise TrackingError(
                     f"MLflow at {server} does not answer ({short_reason(error)}): start it, correct tracking.uri, or "
                     "use tracking=none"
                 ) from error
             queue = OfflineQueue(MlflowClient(tracking_uri=uri), run_id, run_dir, server, resend_command)
             queue.mark_offline(error)
-            return cls(queue, uri, replace(known, uri=server), None)
+            return cls(queue, uri, replace(before, uri=server), None)
         stored.write(run_dir)
         return cls(queue, uri, stored, run, rows)
 
@@ -164,10 +164,10 @@ class Tracker:
 
         MLflow's parameters cannot change: a value that differs after a resume is logged as the tag ``resumed.NAME``.
         """
-        flat, known = _flatten(values), self._params
-        if changed := {f"resumed.{key}": value for key, value in flat.items() if known.get(key, value) != value}:
+        flat, logged = _flatten(values), self._params
+        if changed := {f"resumed.{key}": value for key, value in flat.items() if logged.get(key, value) != value}:
             self.set_tags(changed)
-        items = [(key, value) for key, value in flat.items() if key not in known]
+        items = [(key, value) for key, value in flat.items() if key not in logged]
         for start in range(0, len(items), _PARAMS_PER_BATCH):
             self._queue.log_params(dict(items[start : start + _PARAMS_PER_BATCH]))
 

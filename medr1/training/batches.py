@@ -9,7 +9,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from medr1.data.image_loader import ImageLoader
+from medr1.config.settings import TrainConfig
+from medr1.data.image_loader import ImageLoader, cached_image_loader
 from medr1.domain.reasoning import ReasoningMode, target_text
 from medr1.domain.records import Record
 from medr1.models.processor import Processor
@@ -61,6 +62,13 @@ class RecordBatches:
     train_batch_size: int
     seed: int
     rationale: bool = False
+
+    @classmethod
+    def from_config(
+        cls, cfg: TrainConfig, records: Sequence[Record], processor: Processor, *, rationale: bool = False
+    ) -> RecordBatches:
+        mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(cfg.data.image_size)
+        return cls(records, processor, mode, load, cfg.trainer.train_batch_size, cfg.seed, rationale)
 
     def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
         """The batch of GRPO."""

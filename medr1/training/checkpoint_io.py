@@ -1,10 +1,10 @@
-"""Training checkpoints without pickle: a directory of safetensors and JSON, exact and safe to open.
+"""Training checkpoints as directories of safetensors and JSON. They hold no pickle, so loading one runs no code.
 
     <target>/model.safetensors       the module's ``state_dict``
-    <target>/optimizer.safetensors   every other tensor or array, wherever it stands in the checkpoint
-    <target>/state.json              everything else, with placeholders where tensors stood, and the files' checksums
+    <target>/optimizer.safetensors   all other tensors and arrays of the checkpoint
+    <target>/state.json              all other values, references to the tensors, and checksums of the files
 
-Python values come back with their exact types and bits; what cannot is refused on saving, by its place in the tree.
+Values are restored with their exact types and bits. Saving refuses values for which that is not possible.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _CHUNK = 1 << 22
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints as directories. One process writes to a target at a time (Lightning: rank zero)."""
+    """Saves and loads Lightning's checkpoints as directories. Only one process may write to a target at a time."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes beside the target, syncs, then renames: a kill leaves the old checkpoint or the new one, never half.
+        """Replaces the target atomically: a process that is killed leaves the old checkpoint or the new one.
 
         Raises:
-            CheckpointError: a value that cannot be stored exactly, named by its path in the tree and its type.
+            CheckpointError: a value that cannot be restored exactly; names its path and type.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} writes to local directories and takes no storage_options")
         target = Path(path)
-        processor = TreeEncoder()
-        state = processor.encode(checkpoint, ())
+        encoder = TreeEncoder()
+        state = encoder.encode(checkpoint, ())
         with atomic_directory(target) as partial:
-            save_file(processor.model, partial / MODEL_FILE)
-            save_file(processor.other, partial / OPTIMIZER_FILE)
+            save_file(encoder.model, partial / MODEL_FILE)
+            save_file(encoder.other, partial / OPTIMIZER_FILE)
             document = {
                 "format": FORMAT,
                 "files": {name: _fingerprint(partial / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
@@ -57,12 +57,12 @@ class SafetensorsCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint as it was given to ``save_checkpoint``, its tensors on ``map_location`` (default: CPU).
+        """The checkpoint as it was saved, with its tensors on ``map_location`` (default: CPU).
 
-        ``weights_only`` changes nothing: no file of a checkpoint can carry code.
+        ``weights_only`` has no effect, because no file of a checkpoint holds code.
 
         Raises:
-            CheckpointError: a file is missing, damaged or of another format; the message names it and the remedy.
+            CheckpointError: a file is missing, damaged or of another format; names the file and the remedy.
         """
         if map_location is not None and not isinstance(map_location, str | torch.device):
             raise TypeError(f"map_location must be a device or its name, got {type(map_location).__name__}")
@@ -77,8 +77,8 @@ class SafetensorsCheckpointIO(CheckpointIO):
             if _fingerprint(file) != document["files"][name]:
                 raise _damaged(file, "size or checksum differ from those in state.json")
             try:
-                # Cloned, because safetensors maps the file: an optimizer keeps what it loads, and with it the disk
-                # space of a checkpoint that is long removed.
+                # Cloned, because safetensors maps the file: the optimizer's tensors would keep the disk space of a
+                # checkpoint that has been removed.
                 loaded = load_file(file, device=str(map_location or "cpu"))
                 stores[name] = {key: tensor.clone() for key, tensor in loaded.items()}
             except SafetensorError as error:
@@ -88,7 +88,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Deletes the checkpoint; a link to one (``save_last="link"``) is unlinked and what it points to stays."""
+        """Deletes a checkpoint. Of a link to one (``save_last="link"``), only the link."""
         remove(Path(path))
 
 

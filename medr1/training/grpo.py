@@ -22,7 +22,7 @@ from medr1.rl.advantages import group_advantages, zero_std_groups
 from medr1.rl.objective import LossNormalizer, grpo_loss
 from medr1.training.algorithms.grpo import GRPOConfig
 from medr1.training.batches import RolloutBatch
-from medr1.training.micro_batches import micro_batches
+from medr1.training.micro_batches import split_by_tokens
 from medr1.training.module import PolicyModule, length_metrics
 
 
@@ -45,7 +45,9 @@ class RolloutMicroBatch:
     old_logprobs: Tensor | None = None
 
     def select(self, rows: list[int], num_generations: int) -> RolloutMicroBatch:
-        """The given prompts with their completions. The prefix keeps the padding of all prompts."""
+        """The given prompts, in order, with their completions. The prefix keeps the padding of all prompts."""
+        if len(rows) == len(self.prompts.ids):
+            return self
         indices = [row * num_generations + i for row in rows for i in range(num_generations)]
         index = torch.tensor(indices, device=self.loss_mask.device)
         return RolloutMicroBatch(
@@ -119,34 +121,32 @@ class GRPOModule(PolicyModule):
         s = self.settings
         with self.phase("rollout"):
             rollout = self._rollout(batch)
+            micro_batches = rollout.micro_batches
             rewards = torch.tensor([rollout.rewards.total, *rollout.rewards.parts.values()], device=self.device)
             all_rewards = self.gather(rewards)
-            advantages = group_advantages(
-                rewards[0], s.num_generations, s.objective.scale_rewards, batch_std=all_rewards[0].std()
-            )
-            sizes = [len(micro_batch.texts) for micro_batch in rollout.micro_batches]
-            for micro_batch, own in zip(rollout.micro_batches, torch.split(advantages, sizes), strict=True):
-                micro_batch.advantages = own
+            batch_std = all_rewards[0].std()
+            advantages = group_advantages(rewards[0], s.num_generations, s.objective.scale_rewards, batch_std)
+            sizes = [len(micro.texts) for micro in micro_batches]
+            for micro, own_advantages in zip(micro_batches, torch.split(advantages, sizes), strict=True):
+                micro.advantages = own_advantages
         with self.phase("reference"):
             if s.objective.beta > 0:
-                for micro_batch in rollout.micro_batches:
-                    micro_batch.reference_logprobs = self._reference_logprobs(micro_batch)
+                for micro in micro_batches:
+                    micro.reference_logprobs = self._reference_logprobs(micro)
         with self.phase("update"):
-            normalizer = self._normalizer(rollout.micro_batches)
+            normalizer = self._normalizer(micro_batches)
             for _ in range(s.num_iterations):
                 sums: list[Tensor] = []
-                losses = self._losses(rollout.micro_batches, normalizer, sums)
-                grad_norm = self.update(losses, len(rollout.micro_batches))
-        texts = [text for micro_batch in rollout.micro_batches for text in micro_batch.texts]
+                grad_norm = self.update(self._losses(micro_batches, normalizer, sums), len(micro_batches))
+        texts = [text for micro in micro_batches for text in micro.texts]
         self.rollout_log = RolloutLog(batch.step, rollout.records, texts, rollout.rewards, advantages.tolist())
 
-        completions = [micro_batch.completions for micro_batch in rollout.micro_batches]
-        lengths = torch.cat([c.mask.sum(1) for c in completions]).float()
-        truncated = torch.cat([c.truncated for c in completions]).float()
-        all_lengths, all_truncated = self.gather(torch.stack([lengths, truncated]))
+        lengths = torch.cat([micro.completions.mask.sum(1) for micro in micro_batches]).float()
+        truncated = torch.cat([micro.completions.truncated for micro in micro_batches]).float()
+        lengths, truncated = self.gather(torch.stack([lengths, truncated]))
         zero_std = torch.tensor([rollout.zero_std / self.runtime.world_size], device=self.device)
-        local = torch.cat([torch.stack(sums, dim=1).sum(1), zero_std])
-        loss, kl, clipped, entropy, zero_std_share = self.all_reduce_sum(local)
+        local_sums = torch.cat([torch.stack(sums, dim=1).sum(1), zero_std])
+        loss, kl, clipped, entropy, zero_std_share = self.all_reduce_sum(local_sums)
         tokens = max(normalizer.tokens, 1.0)
         return {
             **_reward_metrics(all_rewards, list(rollout.rewards.parts), s.num_generations),
@@ -154,9 +154,9 @@ class GRPOModule(PolicyModule):
             "train/loss": loss,
             "train/kl": kl / tokens,
             "train/clip_ratio": clipped / tokens,
-            "train/entropy": entropy / all_lengths.sum(),
-            **length_metrics(all_lengths),
-            "train/completions/clipped_ratio": all_truncated.mean(),
+            "train/entropy": entropy / lengths.sum(),
+            **length_metrics(lengths),
+            "train/completions/clipped_ratio": truncated.mean(),
             "train/grad_norm": grad_norm,
         }
 
@@ -166,36 +166,42 @@ class GRPOModule(PolicyModule):
         Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): up to ``filter_groups`` times, prompts whose rewards
         have zero variance are replaced by others. Those that still have zero variance then stay.
         """
-        s = self.settings
+        records, prompt_indices = batch.records, batch.prompt_indices
         with unsharded_params(self.policy):
-            records, prompt_indices, parts = batch.records, batch.prompt_indices, self._generate(batch, attempt=0)
-            rewards, zero_std = self._rewards(records, parts)
+            micro_batches = self._generate(batch, attempt=0)
+            rewards, zero_std = self._rewards(records, micro_batches)
             initial_share = zero_std.float().mean().item()
-            for attempt in range(1, s.filter_groups + 1):
+            for attempt in range(1, self.settings.filter_groups + 1):
                 if batch.resample is None or not zero_std.any():
                     break
-                dropped = zero_std.tolist()
-                free = [index for index, drop in zip(prompt_indices, dropped, strict=True) if drop]
-                others = batch.resample(attempt, free).to(self.device)
-                parts = self._without(parts, zero_std) + self._generate(others, attempt)
-                records = [r for r, drop in zip(records, dropped, strict=True) if not drop] + others.records
-                prompt_indices = [i for i in prompt_indices if i not in free] + others.prompt_indices
-                rewards, zero_std = self._rewards(records, parts)
-        if self.runtime.is_sharded:
-            G = s.num_generations
-            split = self.equal_split([len(part.texts) // G for part in parts])
-            parts = [part.select(rows, G) for part, new in zip(parts, split, strict=True) for rows in new]
-        return Rollout(records, parts, rewards, initial_share)
+                dropped = [index for index, zero in zip(prompt_indices, zero_std.tolist(), strict=True) if zero]
+                others = batch.resample(attempt, dropped).to(self.device)
+                masks = torch.split(zero_std, [len(micro.prompts.ids) for micro in micro_batches])
+                row_lists = [[(~mask).nonzero().flatten().tolist()] if not mask.all() else [] for mask in masks]
+                micro_batches = self._regroup(micro_batches, row_lists) + self._generate(others, attempt)
+                rows = (~zero_std).nonzero().flatten().tolist()
+                records = [records[row] for row in rows] + others.records
+                prompt_indices = [prompt_indices[row] for row in rows] + others.prompt_indices
+                rewards, zero_std = self._rewards(records, micro_batches)
+        micro_batches = self._regroup(micro_batches, self.equal_split([len(m.prompts.ids) for m in micro_batches]))
+        return Rollout(records, micro_batches, rewards, initial_share)
+
+    def _regroup(
+        self, micro_batches: list[RolloutMicroBatch], row_lists: list[list[list[int]]]
+    ) -> list[RolloutMicroBatch]:
+        """New micro-batches. For each of the given ones, ``row_lists`` has the rows of those that are made of it."""
+        G = self.settings.num_generations
+        return [micro.select(rows, G) for micro, lists in zip(micro_batches, row_lists, strict=True) for rows in lists]
 
     def _generate(self, batch: RolloutBatch, attempt: int) -> list[RolloutMicroBatch]:
         """Completions of all prompts, in micro-batches of at most ``max_tokens_per_device`` tokens."""
         s, G = self.settings, self.settings.num_generations
-        longest = G * self.sampling.max_completion_length
-        chosen = micro_batches((batch.prompts.mask.sum(1) + longest).tolist(), self.max_tokens_per_device)
-        # Only an undivided step can share the prefill: more graphs than one would exceed max_tokens_per_device.
-        shares_prefill = len(chosen) == 1 and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
-        uniforms, parts = self._uniforms(batch, attempt), []
-        for rows in chosen:
+        sizes = (batch.prompts.mask.sum(1) + G * self.sampling.max_completion_length).tolist()
+        row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
+        # With several micro-batches their graphs together would exceed max_tokens_per_device.
+        shares_prefill = len(row_lists) == 1 and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
+        uniforms, micro_batches = self._uniforms(batch, attempt), []
+        for rows in row_lists:
             prompts = self.policy.precompute_image_features(batch.prompts.select(rows))
             prefix = self.policy.prefill(prompts) if shares_prefill else None
             draws = uniforms[rows[0] * G : (rows[-1] + 1) * G]
@@ -204,8 +210,8 @@ class GRPOModule(PolicyModule):
             if s.objective.mask_truncated_completions:
                 loss_mask = loss_mask & ~completions.truncated.unsqueeze(1)
             texts = self.decode(completions.ids, completions.mask)
-            parts.append(RolloutMicroBatch(prompts, completions, texts, loss_mask, prefix))
-        return parts
+            micro_batches.append(RolloutMicroBatch(prompts, completions, texts, loss_mask, prefix))
+        return micro_batches
 
     def _uniforms(self, batch: RolloutBatch, attempt: int) -> Tensor:
         """Uniform numbers [B*G, max_completion_length] for sampling.
@@ -217,21 +223,12 @@ class GRPOModule(PolicyModule):
         draws = [np.random.default_rng(seed).random(shape) for seed in seeds]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
 
-    def _rewards(self, records: list[Record], parts: list[RolloutMicroBatch]) -> tuple[Rewards, Tensor]:
+    def _rewards(self, records: list[Record], micro_batches: list[RolloutMicroBatch]) -> tuple[Rewards, Tensor]:
         """The rewards [B*G], and which prompts [B] have rewards of zero variance."""
-        texts = [text for part in parts for text in part.texts]
+        texts = [text for micro in micro_batches for text in micro.texts]
         repeated = [record for record in records for _ in range(self.settings.num_generations)]
         rewards = self.reward(texts, repeated)
         return rewards, zero_std_groups(torch.tensor(rewards.total), self.settings.num_generations)
-
-    def _without(self, parts: list[RolloutMicroBatch], dropped: Tensor) -> list[RolloutMicroBatch]:
-        """The micro-batches without the dropped prompts [B]."""
-        G, left = self.settings.num_generations, []
-        for part, drop in zip(parts, torch.split(dropped, [len(p.texts) // G for p in parts]), strict=True):
-            rows = (~drop).nonzero().flatten().tolist()
-            if rows:
-                left.append(part if len(rows) == len(drop) else part.select(rows, G))
-        return left
 
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:
@@ -241,27 +238,27 @@ class GRPOModule(PolicyModule):
         reshard(reference)
         return logprobs
 
-    def _normalizer(self, parts: list[RolloutMicroBatch]) -> LossNormalizer:
-        completions = sum(len(part.texts) for part in parts) * self.runtime.world_size
-        tokens = self.all_reduce_sum(torch.stack([part.loss_mask.sum() for part in parts]).sum().float())
+    def _normalizer(self, micro_batches: list[RolloutMicroBatch]) -> LossNormalizer:
+        completions = sum(len(micro.texts) for micro in micro_batches) * self.runtime.world_size
+        tokens = self.all_reduce_sum(torch.stack([micro.loss_mask.sum() for micro in micro_batches]).sum().float())
         return LossNormalizer(completions, float(tokens), self.sampling.max_completion_length)
 
     def _losses(
-        self, parts: list[RolloutMicroBatch], normalizer: LossNormalizer, sums: list[Tensor]
+        self, micro_batches: list[RolloutMicroBatch], normalizer: LossNormalizer, sums: list[Tensor]
     ) -> Iterator[Tensor]:
         """The loss of each micro-batch. Appends its loss and its sums of KL, clipped tokens and entropy to ``sums``."""
-        for part in parts:
-            prefix, part.prefix = part.prefix, None  # serves the first iteration only: then the weights change
-            scores = self._score(self.policy, part, prefix)
-            if part.old_logprobs is None:
-                part.old_logprobs = scores.logprobs.detach()
-            assert part.advantages is not None
+        for micro in micro_batches:
+            prefix, micro.prefix = micro.prefix, None  # valid in the first iteration only: then the weights change
+            scores = self._score(self.policy, micro, prefix)
+            if micro.old_logprobs is None:
+                micro.old_logprobs = scores.logprobs.detach()
+            assert micro.advantages is not None
             loss = grpo_loss(
                 scores.logprobs,
-                part.old_logprobs,
-                part.reference_logprobs,
-                part.advantages,
-                part.loss_mask,
+                micro.old_logprobs,
+                micro.reference_logprobs,
+                micro.advantages,
+                micro.loss_mask,
                 self.settings.objective,
                 normalizer,
             )
@@ -275,9 +272,7 @@ class GRPOModule(PolicyModule):
         else:
             hidden = completion_hidden(model, prefix or model.prefill(prompts), ids, mask)
         suppress_tokens = torch.tensor(self.sampling.suppress_tokens, dtype=torch.long, device=self.device)
-        return score(
-            model, hidden, ids, mask, temperature=self.sampling.temperature, suppress_tokens=suppress_tokens
-        )
+        return score(model, hidden, ids, mask, temperature=self.sampling.temperature, suppress_tokens=suppress_tokens)
 
 
 def _reward_metrics(rewards: Tensor, names: list[str], num_generations: int) -> dict[str, Tensor]:

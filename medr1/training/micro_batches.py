@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def micro_batches(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+def split_by_tokens(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices of consecutive items whose sizes, in tokens, sum to at most ``max_tokens``. 0: one micro-batch.
 
     An item that is larger than ``max_tokens`` has a micro-batch of its own.

@@ -11,8 +11,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from medr1.config.settings import AlgorithmConfig
 from medr1.errors import CheckpointError
@@ -30,34 +28,8 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Self: ...
 
 
-class Runtime(Protocol):
-    """What a training step needs of the process that runs it: Lightning's trainer, or planning's rehearsal."""
-
-    @property
-    def world_size(self) -> int: ...
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether every process holds a shard of the weights (FSDP)."""
-
-    @property
-    def optimizer(self) -> Optimizer: ...
-
-    @property
-    def scheduler(self) -> LambdaLR: ...
-
-    def all_gather(self, value: Tensor) -> Tensor:
-        """The tensors [...] of all processes, stacked: [W, ...]."""
-
-    def backward(self, loss: Tensor, *, synchronize: bool) -> None:
-        """Adds to the gradients. DDP averages them over all processes if ``synchronize``."""
-
-    def phase(self, name: str) -> AbstractContextManager[Any]:
-        """Marks a phase of the step: rollout, reference, update, or the optimizer's part of it."""
-
-
-class LightningRuntime:
-    """The runtime of a module that is trained by Lightning."""
+class Runtime:
+    """What a training step needs of Lightning. Planning overrides it to run a step without a trainer."""
 
     def __init__(self, module: PolicyModule) -> None:
         self._module = module
@@ -68,6 +40,7 @@ class LightningRuntime:
 
     @property
     def is_sharded(self) -> bool:
+        """Whether every process holds a shard of the weights (FSDP)."""
         return is_sharded(self._module.policy)
 
     @property
@@ -79,11 +52,11 @@ class LightningRuntime:
         return self._module.lr_schedulers()
 
     def all_gather(self, value: Tensor) -> Tensor:
-        if self.world_size == 1:
-            return value.unsqueeze(0)
-        return torch.as_tensor(self._module.all_gather(value))
+        """The tensors [...] of all processes, stacked: [W, ...]."""
+        return torch.as_tensor(self._module.all_gather(value)) if self.world_size > 1 else value.unsqueeze(0)
 
     def backward(self, loss: Tensor, *, synchronize: bool) -> None:
+        """Adds to the gradients. DDP averages them over all processes if ``synchronize``."""
         strategy = self._module.trainer.strategy
         context: AbstractContextManager[Any] = nullcontext()
         if isinstance(strategy, ParallelStrategy) and not synchronize:
@@ -92,6 +65,7 @@ class LightningRuntime:
             self._module.manual_backward(loss)
 
     def phase(self, name: str) -> AbstractContextManager[Any]:
+        """Marks a phase of the step: rollout, reference, update, or the optimizer's part of it."""
         return nullcontext()
 
 
@@ -120,7 +94,7 @@ class PolicyModule(pl.LightningModule):
         self.max_tokens_per_device = max_tokens_per_device
         # In a tuple, so that Lightning neither trains, saves nor synchronizes it.
         self._references = () if reference is None else (reference,)
-        self.runtime: Runtime = LightningRuntime(self)
+        self.runtime = Runtime(self)
         self._seconds: dict[str, Tensor] = {}
 
     def step(self, batch: Any) -> dict[str, Tensor]:

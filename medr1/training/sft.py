@@ -10,7 +10,7 @@ from torch import Tensor
 from medr1.generation.logprobs import Scores, completion_hidden, score
 from medr1.models.tensors import PromptBatch, Targets
 from medr1.training.batches import SupervisedBatch
-from medr1.training.micro_batches import micro_batches
+from medr1.training.micro_batches import split_by_tokens
 from medr1.training.module import PolicyModule, length_metrics
 
 
@@ -21,13 +21,13 @@ class SFTModule(PolicyModule):
         prompts, targets = batch.prompts, batch.targets
         weight = self.all_reduce_sum((targets.weights * targets.mask).sum())
         sizes = (prompts.mask.sum(1) + targets.mask.sum(1)).tolist()
-        parts = micro_batches(sizes, self.max_tokens_per_device)
-        split = self.equal_split([len(part) for part in parts])
-        parts = [[part[row] for row in rows] for part, new in zip(parts, split, strict=True) for rows in new]
+        row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
+        split = self.equal_split([len(rows) for rows in row_lists])
+        row_lists = [[rows[i] for i in new] for rows, lists in zip(row_lists, split, strict=True) for new in lists]
         sums: list[Tensor] = []  # loss and entropy of each micro-batch
 
         def losses() -> Iterator[Tensor]:
-            for rows in parts:
+            for rows in row_lists:
                 own = targets.select(rows)
                 scores = self._score(prompts.select(rows), own)
                 loss = -(scores.logprobs * own.weights * own.mask).sum() / weight
@@ -35,7 +35,7 @@ class SFTModule(PolicyModule):
                 yield loss
 
         with self.phase("update"):
-            grad_norm = self.update(losses(), len(parts))
+            grad_norm = self.update(losses(), len(row_lists))
         loss, entropy = self.all_reduce_sum(torch.stack(sums, dim=1).sum(1))
         lengths = self.gather(targets.mask.sum(1).float())
         return {

@@ -113,6 +113,14 @@ def check_components(cfg: CommonConfig) -> None:
     """
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
     SOURCES[cfg.data.kind].check(cfg.data)
+    if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
+        if cfg.plan:
+            raise ConfigError(f"model={cfg.model.name} loads no model here, so there is nothing to plan")
+        if ALGORITHMS[cfg.algorithm.kind].trains:
+            raise ConfigError(
+                f"model={cfg.model.name} can only be evaluated, not trained by algorithm={cfg.algorithm.name}; use "
+                "algorithm=zero_shot, or evaluate.py"
+            )
     if isinstance(cfg, TrainConfig):
         SOURCES[cfg.data.kind].check_training(cfg.data)
         rewards.check(cfg.reward)

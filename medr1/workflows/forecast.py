@@ -17,8 +17,9 @@ from medr1.errors import ConfigError
 from medr1.models.loading import ModelSpec, load_on_meta, local_tokenizer
 from medr1.models.processor import Processor
 from medr1.planning.device import Device, find_device
-from medr1.planning.limits import Run, peak_bytes, remedies
-from medr1.planning.rehearsal import Lengths, Peaks, Workload
+from medr1.planning.limits import Run, remedies
+from medr1.planning.memory_ledger import Peaks, peak_bytes
+from medr1.planning.rehearsal import Lengths, Workload
 from medr1.planning.tables import verdict
 from medr1.training.algorithms import ALGORITHMS
 

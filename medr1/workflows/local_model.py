@@ -22,7 +22,7 @@ from medr1.workflows.session import Session, prediction_settings, run_controls
 
 
 def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
-    """The model of a config, for this machine. ``is_trained``: it will be trained, so gradient checkpointing applies."""
+    """The model of a config, for this machine. ``is_trained``: gradient checkpointing applies."""
     spec = ModelSpec.from_config(cfg.model, device_of(cfg), cfg.data.image_size)
     return spec if is_trained else replace(spec, gradient_checkpointing=False)
 

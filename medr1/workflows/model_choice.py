@@ -29,7 +29,7 @@ PROMPT_SETTINGS = "medr1.json"  # in an export, beside the weights: mode, image 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """``path``: checkpoint directory or hub id; ``adapter``: trained PEFT adapter on it. The rest are the settings of its
+    """A model to load. ``path``: checkpoint or hub id; ``adapter``: PEFT adapter. The rest are the settings of its
     training: reasoning mode, side of the square image in pixels, maximum completion length in tokens."""
 
     path: str

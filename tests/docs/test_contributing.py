@@ -15,6 +15,8 @@ from medr1.data.sources.phantoms.records import World, make_records
 from medr1.tracking.address import stored_run
 from tests.integration.conftest import only_run, read_json, run_command
 
+pytestmark = pytest.mark.long  # one training for each example
+
 PAGE = (CONF.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(
     re.findall(r"^`my_plugins/([\w/]+\.(?:py|yaml))`\n\n```(?:python|yaml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

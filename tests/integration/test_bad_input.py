@@ -234,7 +234,7 @@ TABLE: dict[str, tuple[Break, Break, list[str]]] = {
     "predictions: cut off": (
         lambda at: at.write("p.jsonl", '{"record": "a", '),
         lambda at: read_predictions(at.path / "p.jsonl"),
-        ["p.jsonl, line 1", "cut off"],
+        ["p.jsonl, line 1", "incomplete"],
     ),
     "tracking: a folder": (lambda at: None, track("file:///mlruns"), ["file:///mlruns", "sqlite:///"]),
     "tracking: no file": (lambda at: None, track("sqlite://"), ["sqlite://", "names no file"]),

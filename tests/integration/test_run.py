@@ -11,7 +11,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from medr1.config.schema import typed
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
 from medr1.data.sources.phantoms.records import World, make_records
@@ -122,7 +121,7 @@ def test_without_training_the_base_answers_and_so_do_its_controls(
     assert set(read_json(run.summary)["conditions"]) == set(CONDITIONS) - {"trained"}
 
 
-def test_another_picture_is_shown_in_the_control_that_says_so(
+def test_the_shuffled_image_control_shows_another_image(
     finished: tuple[RunDirectory, str],
 ) -> None:
     run, _ = finished
@@ -130,7 +129,7 @@ def test_another_picture_is_shown_in_the_control_that_says_so(
     for record, other in zip(records, shuffled_images(records), strict=True):
         assert other.image.key != record.image.key and other.modality == record.modality
     ablated_loader = Counter(other.image.key for other in shuffled_images(records))
-    assert set(ablated_loader.values()) == {5}, "each picture as often as before"
+    assert set(ablated_loader.values()) == {5}, "each image as often as before"
     own, shuffled = (read_predictions(run.predictions(name)) for name in ("trained", "shuffled_image"))
     assert [p.record for p in own] == [p.record for p in shuffled]
     assert [p.text for p in own] != [p.text for p in shuffled]
@@ -177,6 +176,6 @@ def test_the_papers_recipe_counts_its_steps_by_epochs(tmp_path: Path) -> None:
     words = ("experiment=paper", f"data.root={MINI}", "model=tiny", "modality=us", "reasoning=no_think")
     few = ("trainer.train_batch_size=4", "trainer.num_train_epochs=0.02", "evaluation.limit=1", "tracking=none")
     cfg = train_here(tmp_path / "run", *words, *few).stored_config(TrainConfig)
-    records = len(load_dataset(typed(cfg.data), "us", "all").train)
+    records = len(load_dataset(cfg.data, "us", "all").train)
     assert cfg.algorithm.name == "medr1_legacy" and records > 200
     assert cfg.trainer.max_steps == math.ceil(0.02 * records / 4)

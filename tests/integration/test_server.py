@@ -146,8 +146,8 @@ def test_a_killed_client_requests_only_what_is_missing(
     client.communicate(timeout=60)
     run = only_run(output_dir)
     partial = partial_file(run.predictions("blank_image"))
-    kept = partial.read_bytes().count(b"\n")
-    assert 5 <= kept < RECORDS and not run.predictions("blank_image").exists()
+    saved = partial.read_bytes().count(b"\n")
+    assert 5 <= saved < RECORDS and not run.predictions("blank_image").exists()
     with partial.open("ab") as file:
         file.write(b'{"record": "torn in the mid')
     run_command("evaluate.py", f"resume={run.path}")
@@ -178,11 +178,11 @@ def test_a_killed_server_is_named_and_another_one_continues(
     for words in (f"http://127.0.0.1:{served.port}/v1/chat/completions, record ", "no answer", "refused", "2 retries"):
         assert words in printed
     assert f"evaluate.py resume={run.path}" in printed and "Traceback" not in printed
-    kept = lines_of(output_dir, "base")
-    assert 8 <= kept < RECORDS
+    saved = lines_of(output_dir, "base")
+    assert 8 <= saved < RECORDS
     other, before = serve(), served.completions
     run_command("evaluate.py", f"resume={run.path}", "model=server", f"model.url=http://127.0.0.1:{other.port}/v1")
-    assert other.completions - before == 3 * RECORDS - kept
+    assert other.completions - before == 3 * RECORDS - saved
     for condition in ALL:
         assert predictions(run, condition) == predictions(local, condition), condition
     said = run_command("evaluate.py", f"resume={run.path}", "seed=1", status=2)

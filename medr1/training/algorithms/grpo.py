@@ -56,7 +56,6 @@ class GRPO(Algorithm[GRPOConfig]):
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker
     ) -> Training:
-        from medr1.data.image_loader import cached_image_loader
         from medr1.generation.engines import ENGINES
         from medr1.generation.sampling import Sampling
         from medr1.models.adapters import make_reference
@@ -66,7 +65,6 @@ class GRPO(Algorithm[GRPOConfig]):
         from medr1.training.grpo import GRPOModule
 
         settings, mode = self.settings_of(cfg), ReasoningMode(cfg.reasoning.mode)
-        load = cached_image_loader(cfg.data.image_size)
         module = GRPOModule(
             policy,
             make_reference(policy) if settings.objective.beta > 0 else None,
@@ -79,18 +77,9 @@ class GRPO(Algorithm[GRPOConfig]):
             max_tokens_per_device=cfg.trainer.max_tokens_per_device,
             seed=cfg.seed,
         )
-        batches = RecordBatches(
-            records=data.train,
-            processor=processor,
-            mode=mode,
-            load=load,
-            train_batch_size=cfg.trainer.train_batch_size,
-            seed=cfg.seed,
-        )
-        table = CompletionsTable(
-            tracker, load, mode, cfg.tracking.log_completions_steps, cfg.tracking.num_completions
-        )
-        return Training(module, batches.rollout, [table] if cfg.tracking.enabled else [])
+        batches, tracking = RecordBatches.from_config(cfg, data.train, processor), cfg.tracking
+        table = CompletionsTable(tracker, batches.load, mode, tracking.log_completions_steps, tracking.num_completions)
+        return Training(module, batches.rollout, [table] if tracking.enabled else [])
 
     def num_iterations(self, settings: GRPOConfig) -> int:
         return settings.num_iterations

@@ -99,12 +99,8 @@ class Pretrain(Algorithm[PretrainConfig]):
             weights = 1 + (settings.letter_weight - 1) * torch.isin(ids, letters)
             return SupervisedBatch(step, processor.encode(prompts), Targets(ids, mask, weights.float()))
 
-        module = SFTModule(
-            policy,
-            settings,
-            total_steps=self.total_steps(cfg),
-            max_tokens_per_device=cfg.trainer.max_tokens_per_device,
-        )
+        max_tokens = cfg.trainer.max_tokens_per_device
+        module = SFTModule(policy, settings, total_steps=self.total_steps(cfg), max_tokens_per_device=max_tokens)
         return Training(module, make_batch)
 
 

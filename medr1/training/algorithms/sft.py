@@ -40,26 +40,12 @@ class SFT(Algorithm[SFTConfig]):
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker
     ) -> Training:
-        from medr1.data.image_loader import cached_image_loader
         from medr1.training.batches import RecordBatches
         from medr1.training.sft import SFTModule
 
-        settings, trainer = self.settings_of(cfg), cfg.trainer
-        batches = RecordBatches(
-            records=data.train,
-            processor=processor,
-            mode=ReasoningMode(cfg.reasoning.mode),
-            load=cached_image_loader(cfg.data.image_size),
-            train_batch_size=trainer.train_batch_size,
-            seed=cfg.seed,
-            rationale=settings.rationale,
-        )
-        module = SFTModule(
-            policy,
-            settings,
-            total_steps=self.total_steps(cfg),
-            max_tokens_per_device=trainer.max_tokens_per_device,
-        )
+        settings, max_tokens = self.settings_of(cfg), cfg.trainer.max_tokens_per_device
+        batches = RecordBatches.from_config(cfg, data.train, processor, rationale=settings.rationale)
+        module = SFTModule(policy, settings, total_steps=self.total_steps(cfg), max_tokens_per_device=max_tokens)
         return Training(module, batches.supervised)
 
     def completion_length(self, cfg: TrainConfig, records: Iterable[Record], count: Callable[[list[str]], int]) -> int:

@@ -1,4 +1,4 @@
-"""Asking about one picture: files of every kind, letters and their probabilities, mistakes."""
+"""medr1.ask: answers, letters and their probabilities, and mistakes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medr1.data.image_file import read_image
 from PIL import Image
 
 from medr1.ask import Model, ask, load, main
+from medr1.data.images import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError
@@ -21,6 +21,7 @@ from medr1.evaluation.option_probabilities import _letter_ids
 from medr1.models.export import save_policy
 from medr1.workflows.model_choice import choose
 from tests.command_lines import ROOT
+from tests.dicom_files import RESCALED, write_dicom
 
 QUESTION, OPTIONS = "Which organ does the picture show?", ["lung", "liver", "heart"]
 
@@ -132,28 +133,6 @@ def test_options_that_cannot_be_are_named(options: list[str], said: str) -> None
     assert said in str(error.value)
 
 
-def test_pictures_that_cannot_be_are_named(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "empty.png").touch()
-    grey = Image.new("L", (30, 20))
-    grey.save(tmp_path / "grey.png")
-    grey.save(tmp_path / "pages.tif", save_all=True, append_images=[grey])
-    for name, arguments, said in (
-        ("nowhere.png", {}, "does not exist"),
-        ("text.png", {}, "cannot be decoded"),
-        ("empty.png", {}, "0 bytes"),
-        ("pages.tif", {}, "2 pages"),
-        ("grey.png", {"max_pixels": 599}, "30 x 20; the limit is 599 pixels (max_pixels)"),
-        ("grey.png", {"window": (40.0, 400.0)}, "remove window"),
-        ("grey.png", {"frame": 0}, "remove frame"),
-    ):
-        with pytest.raises(DataError) as error:
-            read_image(tmp_path / name, **arguments)  # type: ignore[arg-type]
-        assert said in str(error.value) and name in str(error.value)
-    (tmp_path / "link.png").symlink_to(tmp_path / "grey.png")
-    assert read_image(tmp_path / "link.png").size == (30, 20)
-
-
 def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
     (tmp_path / "medr1.json").write_text("{}")
     for given, arguments, error, said in (
@@ -168,7 +147,7 @@ def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
         assert said in str(raised.value)
 
 
-def test_pictures_are_as_large_as_the_checkpoint_asked_wants_them(build, tmp_path: Path) -> None:
+def test_images_have_the_size_of_the_checkpoint(build, tmp_path: Path) -> None:
     """Without --image-size, and without a name that tells the family."""
     save_policy(*build("qwen3_vl"), tmp_path / "checkpoint")
     model = load(tmp_path / "checkpoint", image_size=64, max_completion_length=2)
@@ -216,85 +195,7 @@ def test_help_and_mistakes_answer_before_anything_heavy_is_loaded() -> None:
     assert done.stderr.count("error: ") == 2 and "Traceback" not in done.stderr
 
 
-# DICOM
-
-
-def write_dicom(path: Path, values: np.ndarray, kind: str = "MONOCHROME2", **attributes: object) -> Path:
-    pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra [dicom]")
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    data = pydicom.Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    colour = kind == "RGB"
-    frames = values.ndim - 2 - colour
-    data.Rows, data.Columns = values.shape[frames : frames + 2]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 3 if colour else 1, kind
-    if colour:
-        data.PlanarConfiguration = 0
-    if frames:
-        data.NumberOfFrames = values.shape[0]
-    data.BitsAllocated = data.BitsStored = 8 * values.dtype.itemsize
-    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(values.dtype.kind == "i")
-    data.PixelData = values.tobytes()
-    for name, value in attributes.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
-def greys(path: Path, **arguments: object) -> list[int]:
-    return [int(v) for v in np.asarray(read_image(path, **arguments))[..., 0].ravel()]  # type: ignore[arg-type]
-
-
-CT = np.array([[0, 824, 1064, 1304], [2000, 3000, 1023, 1025]], dtype=np.int16)  # -1024 to 1976 HU
-RESCALED = {"RescaleSlope": 1, "RescaleIntercept": -1024}
-
-
-def test_a_dicom_window_is_that_of_the_file_or_the_one_given(tmp_path: Path) -> None:
-    path = write_dicom(tmp_path / "ct.dcm", CT, **RESCALED, WindowCenter=[40, -600], WindowWidth=[400, 1500])
-    hounsfield = CT.astype(float) - 1024
-
-    def linear(center: float, width: float) -> list[int]:
-        return (
-            np.rint(255 * np.clip((hounsfield - center + 0.5) / (width - 1) + 0.5, 0, 1)).astype(int).ravel().tolist()
-        )
-
-    assert greys(path) == linear(40, 400)
-    assert greys(path, window=(-600.0, 1500.0)) == linear(-600, 1500) != linear(40, 400)
-    bare = write_dicom(tmp_path / "bare", CT, **RESCALED)  # known by its content
-    assert (min(greys(bare)), max(greys(bare))) == (0, 255)
-    negative = write_dicom(tmp_path / "n.dcm", CT, "MONOCHROME1", **RESCALED, WindowCenter=40, WindowWidth=400)
-    assert greys(negative) == [255 - g for g in linear(40, 400)]
-    exact = write_dicom(
-        tmp_path / "e.dcm", CT, **RESCALED, WindowCenter=40, WindowWidth=400, VOILUTFunction="LINEAR_EXACT"
-    )
-    assert greys(exact) == np.rint(255 * np.clip((hounsfield - 40) / 400 + 0.5, 0, 1)).astype(int).ravel().tolist()
-
-
-def test_dicom_colour_and_frames(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    colour = write_dicom(tmp_path / "c.dcm", rgb, "RGB")
-    assert np.array_equal(np.asarray(read_image(colour)), rgb)
-    film = write_dicom(tmp_path / "f.dcm", np.stack([CT, CT[::-1]]), **RESCALED)
-    assert greys(film, frame=0) != greys(film, frame=1)
-    (tmp_path / "text.dcm").write_text("no DICOM")
-    for path, arguments, said in (
-        (colour, {"window": (40.0, 400.0)}, "colour image (RGB)"),
-        (film, {}, "2 frames; choose one with frame=0 to 1"),
-        (film, {"frame": 2}, "no frame 2"),
-        (film, {"frame": 0, "window": (40.0, 0.0)}, "width must be at least 1"),
-        (film, {"frame": 0, "max_pixels": 7}, "4 x 2; the limit is 7 pixels"),
-        (tmp_path / "text.dcm", {}, "cannot be read as DICOM"),
-    ):
-        with pytest.raises(DataError) as error:
-            read_image(path, **arguments)  # type: ignore[arg-type]
-        assert said in str(error.value)
-
-
-def test_a_dicom_is_answered_as_the_picture_it_shows(tmp_path: Path) -> None:
+def test_a_dicom_file_gives_the_same_answer_as_its_image(tmp_path: Path) -> None:
     values = (np.random.default_rng(0).random((96, 96)) * 2000).astype(np.int16)
     path = write_dicom(tmp_path / "ct.dcm", values, **RESCALED, WindowCenter=40, WindowWidth=400)
     read_image(path).save(tmp_path / "ct.png")

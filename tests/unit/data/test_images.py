@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from medr1.data.images import FileImage, read_rgb, resolve_inside, to_rgb
+from medr1.data.images import FileImage, read_image, read_rgb, resolve_inside, to_rgb
 from medr1.domain.records import BadRecord, Reason
+from medr1.errors import DataError
 
 LIMIT = 1_000_000
 
@@ -144,3 +145,25 @@ def test_pixel_limit_is_inclusive(tmp_path: Path) -> None:
     assert read_rgb(tmp_path, "x.png", 64 * 64).size == (64, 64)
     with pytest.raises(BadRecord):
         read_rgb(tmp_path, "x.png", 64 * 64 - 1)
+
+
+def test_unusable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    grey = Image.new("L", (30, 20))
+    grey.save(tmp_path / "grey.png")
+    grey.save(tmp_path / "pages.tif", save_all=True, append_images=[grey])
+    for name, arguments, words in (
+        ("nowhere.png", {}, "does not exist"),
+        ("text.png", {}, "cannot be decoded"),
+        ("empty.png", {}, "0 bytes"),
+        ("pages.tif", {}, "2 pages"),
+        ("grey.png", {"max_pixels": 599}, "30 x 20; the limit is 599 pixels (max_pixels)"),
+        ("grey.png", {"window": (40.0, 400.0)}, "remove window"),
+        ("grey.png", {"frame": 0}, "remove frame"),
+    ):
+        with pytest.raises(DataError) as error:
+            read_image(tmp_path / name, **arguments)  # type: ignore[arg-type]
+        assert words in str(error.value) and name in str(error.value)
+    (tmp_path / "link.png").symlink_to(tmp_path / "grey.png")
+    assert read_image(tmp_path / "link.png").size == (30, 20)

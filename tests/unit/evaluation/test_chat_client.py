@@ -134,6 +134,14 @@ def test_a_permanent_problem_fails_at_once(step: Step, said: str, scripted: Call
     assert len(server.requests) == 1 and KEY not in str(error.value)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(status: int, scripted: Callable[..., ScriptedServer]) -> None:
+    target = scripted(GOOD)
+    with pytest.raises(ServerError, match=f"HTTP {status}"):
+        ask(scripted((status, b"", {"Location": f"{target.url}/chat/completions"})).url, api_key=KEY)
+    assert target.requests == []
+
+
 def test_the_last_reply_is_named_after_all_retries(scripted: Callable[..., ScriptedServer]) -> None:
     server = scripted(DROP, (502, {}, {}), (503, {"error": {"message": "out of memory"}}, {}))
     with pytest.raises(ServerError, match=r"record r1: HTTP 503.*out of memory.*2 retries"):

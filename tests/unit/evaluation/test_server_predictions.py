@@ -25,7 +25,7 @@ RECORDS = make_records(World.TEST, 0, 1)
 MODE = ReasoningMode.NO_THINK
 
 
-class Answers:
+class StubClient:
     """A client whose every completion is A, except for one record that fails; records the requests."""
 
     def __init__(self, fails: str = "") -> None:
@@ -62,7 +62,7 @@ def write_partial(folder: Path, *lines: dict[str, Any], torn: bytes = b"") -> Pa
 
 @pytest.mark.parametrize("concurrency", [1, 3, 100])
 def test_every_record_is_requested_once_and_predictions_are_in_order(concurrency: int, tmp_path: Path) -> None:
-    server = Answers()
+    server = StubClient()
     file = generate(tmp_path, server, concurrency=concurrency)
     assert sorted(server.requests) == sorted(r.id for r in RECORDS)
     assert [line.record for line in read_predictions(file)] == [r.id for r in RECORDS]
@@ -70,28 +70,28 @@ def test_every_record_is_requested_once_and_predictions_are_in_order(concurrency
 
 
 def test_a_failure_keeps_what_arrived_and_the_next_process_generates_the_rest(tmp_path: Path) -> None:
-    first, second = Answers(fails=RECORDS[20].id), Answers()
+    first, second = StubClient(fails=RECORDS[20].id), StubClient()
     with pytest.raises(ServerError, match=RECORDS[20].id):
         generate(tmp_path, first)
-    kept = {line.record for line in read_predictions(partial_file(tmp_path / "base.jsonl"))}
-    assert kept == set(first.requests) - {RECORDS[20].id} and len(kept) >= 18
+    saved = {line.record for line in read_predictions(partial_file(tmp_path / "base.jsonl"))}
+    assert saved == set(first.requests) - {RECORDS[20].id} and len(saved) >= 18
     file = generate(tmp_path, second)
-    assert sorted(second.requests) == sorted({r.id for r in RECORDS} - kept)
+    assert sorted(second.requests) == sorted({r.id for r in RECORDS} - saved)
     assert len(read_predictions(file)) == len(RECORDS)
 
 
 @pytest.mark.parametrize("torn", [b"", b"{", json.dumps(LINES[4]).encode(), b'{"text": "\xc3'])
 def test_a_torn_last_line_is_dropped_and_generated_again(torn: bytes, tmp_path: Path) -> None:
     write_partial(tmp_path, *LINES[:4], torn=torn)
-    server = Answers()
+    server = StubClient()
     lines = read_predictions(generate(tmp_path, server))
     assert sorted(server.requests) == sorted(r.id for r in RECORDS[4:])
     assert [line.parsed for line in lines] == ["B"] * 4 + ["A"] * (len(RECORDS) - 4)
 
 
 def test_with_a_complete_file_beside_its_partial_one_nothing_is_requested(tmp_path: Path) -> None:
-    file = generate(tmp_path, Answers())
-    partial, server = write_partial(tmp_path, *LINES), Answers()
+    file = generate(tmp_path, StubClient())
+    partial, server = write_partial(tmp_path, *LINES), StubClient()
     before = file.read_bytes()
     generate(tmp_path, server)
     assert (server.requests, file.read_bytes(), partial.exists()) == ([], before, False)
@@ -102,10 +102,10 @@ def test_predictions_for_other_records_are_refused(tmp_path: Path) -> None:
     for line in (stranger, {**LINES[0], "condition": "trained"}, {**LINES[0], "reasoning": "think_after"}):
         write_partial(tmp_path, line)
         with pytest.raises(DataError, match=r"base\.jsonl\.partial: record .* remove the file"):
-            generate(tmp_path, Answers())
+            generate(tmp_path, StubClient())
     write_partial(tmp_path, LINES[0], LINES[0])
     with pytest.raises(DataError, match=r"line 2: .*occurs twice"):
-        generate(tmp_path, Answers())
+        generate(tmp_path, StubClient())
 
 
 def test_a_failure_ends_the_requests_that_wait_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

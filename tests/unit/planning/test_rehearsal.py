@@ -14,8 +14,15 @@ from medr1.errors import CheckpointError
 from medr1.models.loading import ModelSpec
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.planning.limits import peak_bytes
-from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS
+from medr1.planning.memory_ledger import (
+    ACTIVATIONS,
+    CACHES,
+    GRADIENTS,
+    OPTIMIZER,
+    REFERENCE,
+    WEIGHTS,
+    peak_bytes,
+)
 from medr1.planning.rehearsal import Workload, rehearse_evaluation, rehearse_step
 from medr1.training.algorithms.sft import SFTConfig
 from medr1.training.algorithms.zero_shot import ZeroShotConfig

@@ -39,7 +39,7 @@ def ragged(rows: int, width: int, generator: torch.Generator) -> Tensor:
     return torch.arange(width) < lengths
 
 
-def whole(mask: Tensor, max_length: int = 11) -> LossNormalizer:
+def normalizer_of(mask: Tensor, max_length: int = 11) -> LossNormalizer:
     return LossNormalizer(mask.shape[0], float(mask.sum()), max_length)
 
 
@@ -117,7 +117,7 @@ def test_every_other_option_equals_the_slow_loop(loss_agg_mode: str, changes: di
     for seed in range(6):
         logprobs, old, reference, advantages, mask = random_case(seed)
         mask[seed % 6] = False  # a completion whose loss is masked
-        normalizer = whole(mask)
+        normalizer = normalizer_of(mask)
         found = grpo_loss(logprobs, old, reference, advantages, mask, objective, normalizer)
         expected = slow_loss(logprobs, old, reference, advantages, mask, objective, normalizer)
         assert (float(found.loss), float(found.kl), float(found.clipped)) == pytest.approx(expected, abs=1e-6)
@@ -130,7 +130,7 @@ def test_every_other_option_equals_the_slow_loop(loss_agg_mode: str, changes: di
 def gradient(objective: ObjectiveConfig, seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logprobs, old, _, advantages, mask = random_case(seed)
     leaf = logprobs.clone().requires_grad_()
-    grpo_loss(leaf, old, None, advantages, mask, objective, whole(mask)).loss.backward()
+    grpo_loss(leaf, old, None, advantages, mask, objective, normalizer_of(mask)).loss.backward()
     assert leaf.grad is not None
     return leaf.grad, (logprobs - old).exp(), advantages, mask
 
@@ -155,7 +155,9 @@ def test_dual_clip_stops_a_bad_completion_that_became_likely() -> None:
     for dual, loss, moves in ((0.0, 4.0, True), (3.0, 3.0, False)):
         leaf = torch.tensor([[math.log(4.0)]], requires_grad=True)
         objective = replace(settings(), delta=dual or None)
-        found = grpo_loss(leaf, torch.zeros(1, 1), None, torch.tensor([-1.0]), mask, objective, whole(mask)).loss
+        found = grpo_loss(
+            leaf, torch.zeros(1, 1), None, torch.tensor([-1.0]), mask, objective, normalizer_of(mask)
+        ).loss
         found.backward()
         assert found.item() == pytest.approx(loss) and leaf.grad is not None and bool(leaf.grad.any()) is moves
 
@@ -164,7 +166,9 @@ def test_a_step_in_which_every_completion_is_masked_has_no_loss() -> None:
     logprobs, old, reference, advantages, mask = random_case(0)
     for loss_agg_mode in AGGREGATIONS:
         nothing = torch.zeros_like(mask)
-        found = grpo_loss(logprobs, old, reference, advantages, nothing, settings(loss_agg_mode), whole(nothing))
+        found = grpo_loss(
+            logprobs, old, reference, advantages, nothing, settings(loss_agg_mode), normalizer_of(nothing)
+        )
         assert float(found.loss) == 0.0
 
 
@@ -178,7 +182,7 @@ def test_equals_a_slow_loop_over_the_equations(
     objective = settings(loss_agg_mode, low, high, beta, kl)
     for seed in range(4):
         logprobs, old, reference, advantages, mask = random_case(seed)
-        normalizer = whole(mask)
+        normalizer = normalizer_of(mask)
         found = grpo_loss(logprobs, old, reference, advantages, mask, objective, normalizer)
         expected = slow_loss(logprobs, old, reference, advantages, mask, objective, normalizer)
         assert (float(found.loss), float(found.kl), float(found.clipped)) == pytest.approx(expected, abs=1e-6)
@@ -220,7 +224,7 @@ def test_aggregations_differ_when_lengths_do() -> None:
     logprobs, old, reference, advantages, mask = random_case(5)
     assert mask.sum(1).unique().numel() > 1
     values = [
-        float(grpo_loss(logprobs, old, reference, advantages, mask, settings(name), whole(mask)).loss)
+        float(grpo_loss(logprobs, old, reference, advantages, mask, settings(name), normalizer_of(mask)).loss)
         for name in AGGREGATIONS
     ]
     assert min(abs(a - b) for a in values for b in values if a is not b) > 1e-3
@@ -232,7 +236,7 @@ def test_equal_rewards_give_no_gradient(loss_agg_mode: str) -> None:
     for reward in (0.0, 1.0, 1.2, 0.3):
         advantages = group_advantages(torch.full((8,), reward), 8, "group")
         leaf = logprobs.clone().requires_grad_()
-        loss = grpo_loss(leaf, leaf.detach(), None, advantages, mask, settings(loss_agg_mode), whole(mask)).loss
+        loss = grpo_loss(leaf, leaf.detach(), None, advantages, mask, settings(loss_agg_mode), normalizer_of(mask)).loss
         loss.backward()
         assert loss.item() == 0
         assert leaf.grad is not None and not leaf.grad.any()
@@ -246,7 +250,7 @@ def test_padding_content_is_irrelevant(loss_agg_mode: str) -> None:
     for junk in (0.0, 3.0):
         first, second, third = (x.masked_fill(~mask, junk * k) for x, k in ((logprobs, 1), (old, -1), (reference, 2)))
         leaf = first.requires_grad_()
-        found = grpo_loss(leaf, second, third, advantages, mask, objective, whole(mask))
+        found = grpo_loss(leaf, second, third, advantages, mask, objective, normalizer_of(mask))
         found.loss.backward()
         assert leaf.grad is not None and not leaf.grad[~mask].any()
         results.append((found.loss, found.kl, found.clipped, leaf.grad))
@@ -258,7 +262,7 @@ def test_padding_content_is_irrelevant(loss_agg_mode: str) -> None:
 def test_on_policy_gradient_is_the_policy_gradient(loss_agg_mode: str) -> None:
     """With old = logprobs the ratio is 1 everywhere, and d loss / d logp = -A / size, as of REINFORCE."""
     logprobs, _, _, advantages, mask = random_case(3)
-    leaf, plain, normalizer = logprobs.clone().requires_grad_(), logprobs.clone().requires_grad_(), whole(mask)
+    leaf, plain, normalizer = logprobs.clone().requires_grad_(), logprobs.clone().requires_grad_(), normalizer_of(mask)
     found = grpo_loss(leaf, leaf, None, advantages, mask, settings(loss_agg_mode), normalizer)
     found.loss.backward()
     aggregate(-advantages.unsqueeze(1) * plain, mask, loss_agg_mode, normalizer).backward()
@@ -271,7 +275,7 @@ def test_clipped_tokens_have_no_gradient_and_others_have() -> None:
     old = torch.zeros(2, 2)
     leaf = torch.tensor([[0.5, -0.5], [0.5, -0.5]], requires_grad=True)
     mask = torch.ones(2, 2, dtype=torch.bool)
-    grpo_loss(leaf, old, None, torch.tensor([1.0, -1.0]), mask, settings(), whole(mask)).loss.backward()
+    grpo_loss(leaf, old, None, torch.tensor([1.0, -1.0]), mask, settings(), normalizer_of(mask)).loss.backward()
     assert leaf.grad is not None
     assert (leaf.grad != 0).tolist() == [[False, True], [True, False]]
 
@@ -279,7 +283,7 @@ def test_clipped_tokens_have_no_gradient_and_others_have() -> None:
 def test_no_gradient_flows_into_old_and_reference() -> None:
     logprobs, old, reference, advantages, mask = random_case(4)
     leaves = [x.clone().requires_grad_() for x in (logprobs, old, reference)]
-    grpo_loss(*leaves, advantages, mask, settings(beta=0.1), whole(mask)).loss.backward()
+    grpo_loss(*leaves, advantages, mask, settings(beta=0.1), normalizer_of(mask)).loss.backward()
     assert leaves[0].grad is not None and leaves[1].grad is None and leaves[2].grad is None
 
 
@@ -305,7 +309,7 @@ def test_k1_and_k3_are_unbiased() -> None:
 @pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)
 def test_micro_batches_add_up_whatever_their_sizes(loss_agg_mode: str) -> None:
     logprobs, old, reference, advantages, mask = random_case(7, rows=9)
-    objective, normalizer = settings(loss_agg_mode, beta=0.3), whole(mask)
+    objective, normalizer = settings(loss_agg_mode, beta=0.3), normalizer_of(mask)
     leaf = logprobs.clone().requires_grad_()
     together = grpo_loss(leaf, old, reference, advantages, mask, objective, normalizer).loss
     together.backward()
@@ -323,5 +327,5 @@ def test_micro_batches_add_up_whatever_their_sizes(loss_agg_mode: str) -> None:
 def test_beta_without_reference_is_refused() -> None:
     logprobs, old, _, advantages, mask = random_case(8)
     with pytest.raises(ValueError, match="reference"):
-        grpo_loss(logprobs, old, None, advantages, mask, settings(beta=0.04), whole(mask))
-    assert float(grpo_loss(logprobs, old, None, advantages, mask, settings(), whole(mask)).kl) == 0
+        grpo_loss(logprobs, old, None, advantages, mask, settings(beta=0.04), normalizer_of(mask))
+    assert float(grpo_loss(logprobs, old, None, advantages, mask, settings(), normalizer_of(mask)).kl) == 0

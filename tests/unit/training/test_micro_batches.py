@@ -7,12 +7,12 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medr1.training.micro_batches import micro_batches, split_to_count
+from medr1.training.micro_batches import split_by_tokens, split_to_count
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(0, 120))
 def test_micro_batches_hold_every_item_once_in_order_and_fit(sizes: list[int], max_tokens: int) -> None:
-    batches = micro_batches(sizes, max_tokens)
+    batches = split_by_tokens(sizes, max_tokens)
     assert [index for batch in batches for index in batch] == list(range(len(sizes)))
     if not max_tokens:
         assert len(batches) <= 1
