@@ -49,7 +49,9 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     run, printed = finished
     client, tracked = client_and_run(run)
     assert tracked.info.status == "FINISHED"
-    for name in ("reward", "reward/accuracy", "reward/format", "kl", "entropy", "completion_length", "truncated"):
+    rewards = ("reward", "reward_std", "rewards/accuracy/mean", "rewards/format/mean")
+    lengths = ("completions/mean_length", "completions/clipped_ratio")
+    for name in (*rewards, "kl", "entropy", *lengths):
         assert [m.step for m in client.get_metric_history(tracked.info.run_id, f"train/{name}")] == [0, 1, 2, 3]
     for name in ("train/frac_reward_zero_std", "train/grad_norm", "train/learning_rate", "time/rollout", "time/step"):
         assert name in tracked.data.metrics

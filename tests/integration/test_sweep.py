@@ -98,7 +98,7 @@ def test_a_longer_command_runs_only_what_is_not_finished(undisturbed: tuple[Swee
     before = {name: sweep.run(name).summary.stat().st_mtime_ns for name in sweep.read().wanted}
     longer = [word.replace("ct,mri", "ct,mri,us") for word in (*SWEEP, "algorithm=sft")]
     printed = run_command("train.py", *longer, f"output_dir={sweep.path.parent}")
-    assert "2 finished before, 0 to be continued" in printed
+    assert "2 finished, 0 to be continued" in printed
     assert printed.count("started") == 1 and len(sweep.read().jobs) == 5
     assert {name: sweep.run(name).summary.stat().st_mtime_ns for name in before} == before
     grown = tables(sweep)
