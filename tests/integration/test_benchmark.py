@@ -36,6 +36,7 @@ def test_both_sides_compute_the_same_and_are_timed() -> None:
         assert re.search(rf"^ +{line} .*medr1.*TRL|^ +{line} .*ratio", output, re.MULTILINE), output
 
 
+@pytest.mark.long
 def test_training_beside_its_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_training", *SMALL, "--steps", "2", "data.test_images_per_modality=1"])
     gpu_training.main()

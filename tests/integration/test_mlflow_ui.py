@@ -23,7 +23,7 @@ from medr1.tracking.tracker import Tracker
 
 pytest.importorskip("mlflow")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH"), pytest.mark.long]
 
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),

@@ -147,6 +147,7 @@ def test_debug_quick_lora_adapter_is_evaluated_on_its_base(tmp_path: Path) -> No
     assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
 
 
+@pytest.mark.long
 @needs_mini
 def test_real_ultrasound_trains_and_all_real_test_questions_are_answered(tmp_path: Path) -> None:
     run = train_here(

@@ -21,6 +21,8 @@ from medr1.runs.sweep import State, SweepDirectory
 from medr1.tracking.address import stored_run
 from tests.integration.conftest import command, read_json, run_command
 
+pytestmark = pytest.mark.long
+
 SMALL = ("debug=quick", "data.train_images_per_modality=10", "data.test_images_per_modality=2", "trainer.max_steps=2")
 SWEEP = ("sweep=cross_modality", "modality=ct,mri", *SMALL)
 
@@ -105,7 +107,6 @@ def test_a_longer_command_runs_only_what_is_not_finished(undisturbed: tuple[Swee
     assert {m["method"]: len(m["cells"]) for m in grown["matrices"]} == {"sft": 3, "grpo": 2}
 
 
-@pytest.mark.long
 def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(
     undisturbed: tuple[SweepDirectory, str], tmp_path: Path
 ) -> None:
@@ -132,7 +133,6 @@ def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(
             assert read_predictions(ours) == read_predictions(theirs), (waits, condition)
 
 
-@pytest.mark.long
 def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_asked(tmp_path: Path) -> None:
     """Lightning knows no accelerator of that name, which only the run itself finds out."""
     words = ("-m", "trainer.accelerator=foo,cpu", *SMALL, "tracking=none", f"output_dir={tmp_path}")
@@ -149,7 +149,6 @@ def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_ask
     assert json.loads(sweep.run(failed).failure.read_text())["status"] == 1
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["ray", "slurm"])
 def test_the_launchers_of_a_cluster_where_there_is_one(
     name: str, undisturbed: tuple[SweepDirectory, str], tmp_path: Path

@@ -22,7 +22,7 @@ from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (5, 3), (1, 3)]
 GROUP = 3
-TOLERANCE = {"atol": 1e-5, "rtol": 0}
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # float32 rounds differently on different machines
 
 Way = Callable[[Policy, PromptBatch, Tensor, Tensor], Tensor]
 
