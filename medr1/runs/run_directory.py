@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +94,34 @@ class RunDirectory:
             write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
+
+    def claim_new(self) -> RunDirectory:
+        """Creates the directory, or one beside it with a number at its end: one that no other process has.
+
+        Raises:
+            OSError: it cannot be created.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            own = self.path if number == 1 else self.path.with_name(f"{self.path.name}-{number}")
+            try:
+                own.mkdir()
+                return RunDirectory(own)
+            except FileExistsError:
+                if not own.is_dir():
+                    raise
+        raise AssertionError("unreachable")
+
+    def discard_unless_started(self) -> None:
+        """Removes the directory, and an empty parent, of a command that has failed before it stored a config."""
+        if not self.config.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # it holds other runs
+                self.path.parent.rmdir()
+
+    def replace_config(self, cfg: DictConfig) -> None:
+        """Stores the config again, with settings that may change when a run is resumed."""
+        write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
 
     def stored_config(self, schema: type[T]) -> T:
         """The settings of the run.

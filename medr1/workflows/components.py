@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from yaml import YAMLError
 
 import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
+from medr1.config.naming import is_below
 from medr1.config.schema import register
-from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.config.settings import CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
 from medr1.errors import ConfigError
@@ -125,3 +127,59 @@ def check_components(cfg: CommonConfig) -> None:
         SOURCES[cfg.data.kind].check_training(cfg.data)
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
+
+
+def ignored(cfg: CommonConfig, typed: Iterable[str]) -> dict[str, str]:
+    """Those of the typed keys that the command would not read, each with the choice to which this is due."""
+    found: dict[str, str] = {}
+    for key in typed:
+        for choice, places in _without_effect(cfg):
+            if is_below(key, places) or f"{key}=" in places:
+                found.setdefault(key, choice)
+    return found
+
+
+def check_typed(cfg: CommonConfig, typed: Iterable[str]) -> None:
+    """Refuses typed settings that the command would not read.
+
+    Raises:
+        ConfigError: names them, and the choice to which this is due.
+    """
+    for key, choice in ignored(cfg, typed).items():
+        raise ConfigError(f"{key}= has no effect with {choice}; leave it out")
+
+
+# Settings of a model that only a training reads.
+_TRAINED_MODEL = ("model.gradient_checkpointing", "model.freeze_vision_tower", "model.tuning", "model.lora")
+_TRAINED_RECIPE = tuple(
+    f"model.recipe.{item.name}" for item in fields(RecipeConfig) if item.name != "max_completion_length"
+)
+_COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
+
+
+def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
+    """A choice, and the keys at and below which it makes settings useless; ``KEY=`` stands for the key alone."""
+    kind = MODEL_KINDS[cfg.model.kind]
+    yield f"model={cfg.model.name}", kind.ignores
+    if isinstance(cfg, TrainConfig):
+        algorithm = ALGORITHMS[cfg.algorithm.kind]
+        yield f"algorithm={cfg.algorithm.name}", algorithm.ignores
+        if not algorithm.trains:
+            yield f"algorithm={cfg.algorithm.name}", (*_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+        if not algorithm.uses_rewards:
+            yield f"algorithm={cfg.algorithm.name}", ("reward",)
+        yield "a single run, which is no sweep", ("sweep",)
+        return
+    assert isinstance(cfg, EvaluateConfig)
+    yield "evaluate.py, which trains nothing", ("seed", *_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+    if cfg.run is not None:
+        of_the_run = [
+            f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")
+        ]
+        yield (
+            f"run={cfg.run}, whose model and training records are those of the run",
+            (
+                *("model=", "modality", "question_type"),
+                *of_the_run,
+            ),
+        )

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -84,11 +84,24 @@ def open_session(
             run.create(stored, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **facts})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
+        else:
+            _check_model(cfg, run, facts)
+            run.replace_config(OmegaConf.structured(replace(cfg, resume=None)))
         with _start_tracker(cfg, run, is_resumed) as tracker:
             _log_start(tracker, cfg, run, data)
             yield Session(cfg, run, data, tracker, is_resumed)
         # Last of all: by now MLflow has everything, or it is queued in the run directory.
         write_json(run.finished, {"summary": run.summary.name})
+
+
+def _check_model(cfg: CommonConfig, run: RunDirectory, facts: Mapping[str, Any]) -> None:
+    """Checks that a run whose model lies elsewhere now is resumed with the same weights."""
+    before = read_json(run.environment).get("model_fingerprint")
+    if before is not None and facts.get("model_fingerprint") != before:
+        raise ConfigError(
+            f"{run.path}: the weights in model.path={cfg.model.path} are not those that this run began with; give the "
+            "directory in which they lie now, or start a new run"
+        )
 
 
 def set_max_steps(cfg: TrainConfig, records: int) -> None:
@@ -200,6 +213,7 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
         "data": settings["data"],
         **{f"{group}.name": settings[group]["name"] for group in ("modality", "question_type")},
         "reasoning.mode": cfg.reasoning.mode,
+        "evaluation": settings["evaluation"],
         "seed": cfg.seed,
         "data_fingerprint": data.fingerprint,
     }

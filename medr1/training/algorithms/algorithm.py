@@ -65,7 +65,9 @@ class Algorithm(ABC, Generic[S]):
     needs_base: ClassVar[bool] = True
     """Whether training starts from ``model.path``. Otherwise it starts from ``initial_policy``."""
     uses_rewards: ClassVar[bool] = False
-    """Whether completions are generated and rewarded in training."""
+    """Whether completions are generated and rewarded in training. Otherwise ``reward=`` is refused."""
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Dotted keys, of any group, that have no effect with this algorithm. They are refused where they are typed."""
 
     def check(self, cfg: TrainConfig) -> None:
         """Checks the config before anything is loaded.

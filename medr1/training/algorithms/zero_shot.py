@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from medr1.config.settings import AlgorithmConfig
+from medr1.config.settings import AlgorithmConfig, TrainerConfig
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm
 
@@ -23,6 +23,11 @@ class ZeroShot(Algorithm[ZeroShotConfig]):
     kind: ClassVar[str] = "zero_shot"
     settings = ZeroShotConfig
     trains: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = (
+        *(f"algorithm.{item.name}" for item in fields(AlgorithmConfig) if item.name not in ("name", "kind")),
+        *(f"trainer.{item.name}" for item in fields(TrainerConfig) if item.name not in ("name", "accelerator")),
+        "seed",
+    )
 
 
 ALGORITHMS.register(ZeroShot())

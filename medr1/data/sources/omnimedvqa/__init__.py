@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from medr1.config.settings import DataConfig
+from medr1.config.settings import NEUTRAL, DataConfig
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
@@ -43,9 +43,9 @@ class OmniMedVQAConfig(DataConfig):
     """OmniMedVQA on disk."""
 
     kind: str = "omnimedvqa"
-    root: str = MISSING
+    root: str = field(default=MISSING, metadata=NEUTRAL)
     """Folder of the release, with Images/ and QA_information/."""
-    splits: str | None = None
+    splits: str | None = field(default=None, metadata=NEUTRAL)
     """Folder or file of Med-R1's split files. null: the folder Splits/ in ``root``."""
     split: Split = Split.released
     """released: Med-R1's split files; image_grouped: no image content in both parts; test_only: no training records."""
@@ -59,7 +59,7 @@ class OmniMedVQAConfig(DataConfig):
     """Seed of the division into training and test, for split=image_grouped."""
     max_image_pixels: int = 50_000_000
     """Largest image that is decoded, in pixels. Larger ones are rejected as decompression bombs."""
-    cache_dir: str = MISSING
+    cache_dir: str = field(default=MISSING, metadata=NEUTRAL)
     """Folder of the cache of image hashes and thumbnails."""
 
 
