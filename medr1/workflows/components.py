@@ -18,7 +18,9 @@ from yaml import YAMLError
 
 import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
+from medr1.config.enums import Tuning
 from medr1.config.naming import is_below
+from medr1.config.registry import Registry
 from medr1.config.schema import register
 from medr1.config.settings import CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
@@ -113,6 +115,10 @@ def check_components(cfg: CommonConfig) -> None:
     Raises:
         ConfigError: names the key, the value and the remedy.
     """
+    for group, registry in Registry.by_group.items():
+        settings = getattr(cfg, group, None)
+        if settings is not None and not isinstance(settings, registry[settings.kind].settings):
+            raise ConfigError(f"{group}.kind={settings.kind} is set by {group}=; leave it out, and choose {group}=")
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -159,15 +165,22 @@ _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completion
 
 def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
     """A choice, and the keys at and below which it makes settings useless; ``KEY=`` stands for the key alone."""
-    kind = MODEL_KINDS[cfg.model.kind]
-    yield f"model={cfg.model.name}", kind.ignores
+    yield f"model={cfg.model.name}", MODEL_KINDS[cfg.model.kind].ignores
+    yield from SOURCES[cfg.data.kind].without_effect(cfg.data)
+    if not cfg.tracking.enabled:
+        yield "tracking.enabled=false", ("tracking.uri", "tracking.experiment", *_COMPLETIONS_TABLE)
     if isinstance(cfg, TrainConfig):
-        algorithm = ALGORITHMS[cfg.algorithm.kind]
-        yield f"algorithm={cfg.algorithm.name}", algorithm.ignores
+        algorithm, chosen = ALGORITHMS[cfg.algorithm.kind], f"algorithm={cfg.algorithm.name}"
         if not algorithm.trains:
-            yield f"algorithm={cfg.algorithm.name}", (*_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+            yield chosen, (*_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
         if not algorithm.uses_rewards:
-            yield f"algorithm={cfg.algorithm.name}", ("reward",)
+            yield chosen, ("reward", *_COMPLETIONS_TABLE)
+        yield from algorithm.without_effect(cfg)
+        if cfg.model.tuning == Tuning.full:
+            yield "model.tuning=full", ("model.lora",)
+        if cfg.trainer.max_steps is not None:
+            steps = f"trainer.max_steps={cfg.trainer.max_steps} (with null it counts)"
+            yield steps, ("trainer.num_train_epochs",)
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)

@@ -91,7 +91,7 @@ class ServerModel:
     kind: ClassVar[str] = "server"
     settings: ClassVar[type[ModelConfig]] = ServerConfig
     is_trainable: ClassVar[bool] = False
-    ignores: ClassVar[tuple[str, ...]] = (
+    ignores: ClassVar[tuple[str, ...]] = (  # what only a model that is loaded here has
         *("model.dtype", "model.attn_implementation", "model.gradient_checkpointing", "model.freeze_vision_tower"),
         *("model.tuning", "model.lora", "model.recipe", "evaluation.batch_size", "rollout"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -77,6 +78,10 @@ class OmniMedVQA(Source[OmniMedVQAConfig]):
     def check_training(self, settings: OmniMedVQAConfig) -> None:
         if settings.split is Split.test_only:
             raise ConfigError("data.split=test_only has no training records; use evaluate.py, or another data.split")
+
+    def without_effect(self, settings: OmniMedVQAConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        if settings.split is not Split.image_grouped:
+            yield f"data.split={settings.split}", ("data.test_fraction", "data.seed")
 
     def load(self, settings: OmniMedVQAConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa
