@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from medr1.domain.reasoning import ReasoningMode, parse, question_text
 from medr1.domain.records import LETTERS, BadRecord, check_choices
+from medr1.domain.texts import one_line
 from medr1.errors import USER_ERROR, DataError, Medr1Error
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def ask(
 
 
 def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
-    """The options by letter, A to J.
+    """The options by letter, A to J, each on one line.
 
     Raises:
         DataError: see ``ask``.
@@ -113,7 +114,7 @@ def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
         raise DataError(f"options must be a list of texts, not the text {options!r}")
     if len(options) > len(LETTERS):
         raise DataError(f"{len(options)} options; at most {len(LETTERS)} have letters ({LETTERS[0]} to {LETTERS[-1]})")
-    lettered = dict(zip(LETTERS, options, strict=False))
+    lettered = {letter: one_line(text) for letter, text in zip(LETTERS, options, strict=False)}
     try:
         check_choices(question, lettered, LETTERS[0])
     except BadRecord as error:
