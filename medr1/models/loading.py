@@ -157,6 +157,18 @@ def local_tokenizer(path: str) -> Any | None:
         return None
 
 
+def control_tokens(path: str) -> frozenset[str]:
+    """The special tokens of a checkpoint's tokenizer. Empty if its files are not on this machine yet.
+
+    Tokens of one or two characters are left out: some tokenizers pad with "!", which is text as well.
+    """
+    tokenizer = local_tokenizer(path)
+    if tokenizer is None:
+        return frozenset()
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return frozenset(token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 2)
+
+
 def has_local_weights(path: str) -> bool:
     """Whether the weights of a checkpoint are on this machine, so that nothing has to be downloaded."""
     names = ("model.safetensors", "model.safetensors.index.json")

@@ -34,6 +34,9 @@ class ModelKind(Protocol):
             ConfigError: names the key, the value and the remedy.
         """
 
+    def control_tokens(self, model: Any) -> frozenset[str]:
+        """The control tokens of the model's tokenizer, as far as they are known before it is loaded."""
+
     def facts(self, session_config: Any) -> dict[str, Any]:
         """What environment.json says of the model on this machine."""
 
@@ -55,6 +58,11 @@ class LocalModel:
     may_change_on_resume: ClassVar[tuple[str, ...]] = ()
 
     def check(self, model: ModelConfig) -> None: ...
+
+    def control_tokens(self, model: ModelConfig) -> frozenset[str]:
+        from medr1.models.loading import control_tokens
+
+        return control_tokens(model.path)
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         from medr1.workflows.local_model import model_spec
@@ -85,6 +93,9 @@ class ServerModel:
 
     def check(self, model: ServerConfig) -> None:
         check_server(model)
+
+    def control_tokens(self, model: ServerConfig) -> frozenset[str]:
+        return frozenset()
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         return {}
