@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medr1.domain.reasoning import ReasoningMode, parse, question_text
-from medr1.domain.records import LETTERS, BadRecord, check_choices
+from medr1.domain.records import LETTERS, BadRecord, check_choices, check_text
 from medr1.domain.texts import one_line
 from medr1.errors import USER_ERROR, DataError, Medr1Error
 
@@ -98,7 +98,8 @@ def ask(
     ``window``: (center, width) of the grey levels, and ``frame``: index from 0, both for DICOM only.
 
     Raises:
-        DataError: no question, fewer than 2 or more than 10 options, two equal options, an image that cannot be read.
+        DataError: no question, fewer than 2 or more than 10 options, two equal options, a text with a control token of
+            the model's tokenizer, an image that cannot be read.
     """
     lettered = letter_options(question, options)
     return _ask(model, _read(image, window, frame, max_pixels), question, lettered)
@@ -142,8 +143,9 @@ def _ask(model: Model, image: Image.Image, question: str, options: Mapping[str, 
     from PIL import Image
 
     from medr1.evaluation.option_probabilities import generate_with_option_probabilities
-    from medr1.models.processor import Prompt
+    from medr1.models.processor import Prompt, control_tokens_of
 
+    check_text((question, *options.values()), control_tokens_of(model.processor.tokenizer))
     side, mode = model.choice.image_size, model.choice.mode
     resized = image.resize((side, side), Image.Resampling.BICUBIC)
     prompt = Prompt(model.processor.chat(question_text(question, options, mode)), resized)

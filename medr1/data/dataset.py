@@ -65,14 +65,14 @@ def load_dataset(
     train = select(dataset.train, modality, question_type)
     if not train and (dataset.train or is_trained):
         raise DataError(
-            f"data={settings.name}: no training record has modality={modality} and question_type={question_type}. "
-            f"{_listing('training', dataset.train)}. {_listing('test', dataset.test)}. Remedy: choose from the "
-            "training records, or add some"
+            f"data={settings.name}: no training record has modality={modality} and question_type={question_type}.\n"
+            f"{_listing('training', dataset.train)}\n{_listing('test', dataset.test)}\n"
+            "Remedy: choose from the training records, or add some"
         )
     if not dataset.test:
         raise DataError(
-            f"data={settings.name}: there is no test record, so that nothing can be evaluated. "
-            f"{_listing('training', dataset.train)}. Remedy: add test records, or choose another split"
+            f"data={settings.name}: there is no test record, so that nothing can be evaluated.\n"
+            f"{_listing('training', dataset.train)}\nRemedy: add test records, or choose another split"
         )
     for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
         try:
@@ -88,7 +88,7 @@ def _listing(part: str, records: Iterable[Record]) -> str:
     """How many records of each modality and question type there are."""
     cells = Counter(f"modality={r.modality.value} question_type={r.question_type.value}" for r in records)
     listing = "".join(f"\n  {cell}: {count}" for cell, count in sorted(cells.items()))
-    return f"The {part} records are:{listing}\n" if cells else f"There are no {part} records"
+    return f"The {part} records are:{listing}" if cells else f"There are no {part} records."
 
 
 def select(records: Iterable[Record], modality: str, question_type: str) -> list[Record]:

@@ -22,7 +22,7 @@ from medr1.config.settings import LoraConfig, ModelConfig
 from medr1.errors import CheckpointError
 from medr1.models.adapters import load_adapter
 from medr1.models.policy import Policy
-from medr1.models.processor import IMAGE_TOKEN, Processor
+from medr1.models.processor import IMAGE_TOKEN, Processor, control_tokens_of
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -158,15 +158,9 @@ def local_tokenizer(path: str) -> Any | None:
 
 
 def control_tokens(path: str) -> frozenset[str]:
-    """The special tokens of a checkpoint's tokenizer. Empty if its files are not on this machine yet.
-
-    Tokens of one or two characters are left out: some tokenizers pad with "!", which is text as well.
-    """
+    """The control tokens of a checkpoint's tokenizer. Empty if its files are not on this machine yet."""
     tokenizer = local_tokenizer(path)
-    if tokenizer is None:
-        return frozenset()
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return frozenset(token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 2)
+    return frozenset() if tokenizer is None else control_tokens_of(tokenizer)
 
 
 def has_local_weights(path: str) -> bool:

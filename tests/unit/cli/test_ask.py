@@ -141,6 +141,16 @@ def test_options_that_cannot_be_are_named(options: list[str], said: str) -> None
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(("question", "options"), [("Seen [SEP]?", OPTIONS), (QUESTION, ["lung", "[SEP]"])])
+def test_a_control_token_of_the_model_is_named(question: str, options: list[str], tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "grey.png")
+    model = load("tiny", max_completion_length=2)
+    assert ask(model, tmp_path / "grey.png", question, options).truncated
+    model.processor.tokenizer.add_special_tokens({"additional_special_tokens": ["[SEP]"]})
+    with pytest.raises(DataError, match=r"control token \[SEP\]"):
+        ask(model, tmp_path / "grey.png", question, options)
+
+
 def test_an_option_is_one_line() -> None:
     lettered = letter_options(QUESTION, ["old\n fracture", " lung\t", "5 mm", "5 μm", "10⁵", "105"])
     assert list(lettered.values()) == ["old fracture", "lung", "5 mm", "5 μm", "10⁵", "105"]
