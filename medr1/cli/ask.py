@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medr1.domain.reasoning import ReasoningMode, parse, question_text
-from medr1.domain.records import LETTERS, BadRecord, check_choices
+from medr1.domain.records import LETTERS, BadRecord, check_choices, check_text
+from medr1.domain.texts import one_line
 from medr1.errors import USER_ERROR, DataError, Medr1Error
 
 if TYPE_CHECKING:
@@ -97,14 +98,15 @@ def ask(
     ``window``: (center, width) of the grey levels, and ``frame``: index from 0, both for DICOM only.
 
     Raises:
-        DataError: no question, fewer than 2 or more than 10 options, two equal options, an image that cannot be read.
+        DataError: no question, fewer than 2 or more than 10 options, two equal options, a text with a control token of
+            the model's tokenizer, an image that cannot be read.
     """
     lettered = letter_options(question, options)
     return _ask(model, _read(image, window, frame, max_pixels), question, lettered)
 
 
 def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
-    """The options by letter, A to J.
+    """The options by letter, A to J, each on one line.
 
     Raises:
         DataError: see ``ask``.
@@ -113,7 +115,7 @@ def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
         raise DataError(f"options must be a list of texts, not the text {options!r}")
     if len(options) > len(LETTERS):
         raise DataError(f"{len(options)} options; at most {len(LETTERS)} have letters ({LETTERS[0]} to {LETTERS[-1]})")
-    lettered = dict(zip(LETTERS, options, strict=False))
+    lettered = {letter: one_line(text) for letter, text in zip(LETTERS, options, strict=False)}
     try:
         check_choices(question, lettered, LETTERS[0])
     except BadRecord as error:
@@ -141,8 +143,9 @@ def _ask(model: Model, image: Image.Image, question: str, options: Mapping[str, 
     from PIL import Image
 
     from medr1.evaluation.option_probabilities import generate_with_option_probabilities
-    from medr1.models.processor import Prompt
+    from medr1.models.processor import Prompt, control_tokens_of
 
+    check_text((question, *options.values()), control_tokens_of(model.processor.tokenizer))
     side, mode = model.choice.image_size, model.choice.mode
     resized = image.resize((side, side), Image.Resampling.BICUBIC)
     prompt = Prompt(model.processor.chat(question_text(question, options, mode)), resized)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from medr1.data.dicom import is_dicom, read_dicom
 from medr1.domain.records import BadRecord, Reason
+from medr1.domain.texts import UNENCODABLE
 from medr1.errors import DataError
 
 # 64 megapixels: far above any image of OmniMedVQA, and 192 MB as decoded RGB.
@@ -51,27 +52,22 @@ class FileImage:
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
-    """The file at ``relative`` with all symbolic links followed, which must lie below ``root``.
+    """The place ``relative`` to ``root`` that a record names.
 
-    Downloaded question files are not trusted. Absolute paths (also those of Windows), ``..`` and links that leave the
-    root are rejected, even if they lead back into it.
+    Downloaded question files are not trusted: absolute paths (also those of Windows) and ``..`` are rejected, even if
+    they lead back into the root. Links below the root were made by its owner. They are followed wherever they lead.
 
     Raises:
         BadRecord: PATH_LEAVES_ROOT, or MALFORMED for a path that no file system accepts.
     """
-    if not relative or "\0" in relative:
-        raise _rejected(root, relative, Reason.MALFORMED, "has an empty path, or one with a null character")
+    if not relative or UNENCODABLE.search(relative):
+        raise _rejected(root, relative, Reason.MALFORMED, "has a path that is empty or that no file system accepts")
     windows = PureWindowsPath(relative)
     if PurePosixPath(relative).is_absolute() or windows.drive or windows.root:
         raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that is absolute; it must be relative")
-    if ".." in windows.parts:
+    if ".." in (part.strip() for part in windows.parts):
         raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that contains '..'")
-    # realpath() of a link loop returns the loop itself, which read_rgb() then reports as NO_IMAGE.
-    base = os.path.realpath(root)
-    target = os.path.realpath(os.path.join(base, relative))
-    if os.path.commonpath((base, target)) != base:
-        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, f"is a link to {target}, outside the data root")
-    return Path(target)
+    return root / relative
 
 
 def read_rgb(root: Path, relative: str, max_pixels: int, limit: str = "data.max_image_pixels") -> Image.Image:
@@ -85,7 +81,7 @@ def read_rgb(root: Path, relative: str, max_pixels: int, limit: str = "data.max_
     """
     path = resolve_inside(root, relative)
     allowed = f"the limit is {max_pixels} pixels ({limit})"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file(), also False for a name that is too long
         raise _rejected(root, relative, Reason.NO_IMAGE, f"does not exist below {root}")
     if path.stat().st_size == 0:
         raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, "has 0 bytes")

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from medr1.domain.texts import one_line
+
 
 class ReasoningMode(StrEnum):
     """Position of the reasoning relative to the answer (Med-R1: Think-Before, No-Think and Think-After)."""
@@ -65,7 +67,7 @@ def instruction(mode: ReasoningMode) -> str:
 
 def question_text(question: str, options: Mapping[str, str], mode: ReasoningMode) -> str:
     """The user message: the question, one option per line, the instruction of the mode."""
-    lines = [question.strip(), *(f"{letter}) {text}" for letter, text in options.items()), instruction(mode)]
+    lines = [question.strip(), *(f"{letter}) {one_line(text)}" for letter, text in options.items()), instruction(mode)]
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from medr1.config.settings import LoraConfig, ModelConfig
 from medr1.errors import CheckpointError
 from medr1.models.adapters import load_adapter
 from medr1.models.policy import Policy
-from medr1.models.processor import IMAGE_TOKEN, Processor
+from medr1.models.processor import IMAGE_TOKEN, Processor, control_tokens_of
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -155,6 +155,12 @@ def local_tokenizer(path: str) -> Any | None:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left", local_files_only=True)
     except (OSError, ValueError):
         return None
+
+
+def control_tokens(path: str) -> frozenset[str]:
+    """The control tokens of a checkpoint's tokenizer. Empty if its files are not on this machine yet."""
+    tokenizer = local_tokenizer(path)
+    return frozenset() if tokenizer is None else control_tokens_of(tokenizer)
 
 
 def has_local_weights(path: str) -> bool:

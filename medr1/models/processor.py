@@ -134,3 +134,12 @@ class Processor:
         A sampled image token would make the next forward pass look for an image.
         """
         return sorted(set(self.tokenizer.all_special_ids) - {self.eos_token_id})
+
+
+def control_tokens_of(tokenizer: Any) -> frozenset[str]:
+    """The special tokens of a tokenizer, which it does not read as text.
+
+    Tokens of one or two characters are left out: some tokenizers pad with "!", which is text as well.
+    """
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return frozenset(token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 2)

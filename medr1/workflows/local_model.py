@@ -77,6 +77,7 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
         "mode": cfg.reasoning.mode,
         "image_size": cfg.data.image_size,
         "data": session.data.fingerprint,
+        "records": [record.id for record in store.records],  # which ones evaluation.limit takes may change
     }
     with sweep.shared_base_predictions(inputs) as shared:
         store.generate_or_reuse(shared, policy, processor, Condition.BASE)

@@ -30,6 +30,8 @@ from medr1.runs.sweep import sweep_of
 from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
+from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def open_session(
     """
     is_first = is_first_process()
     with run.lock() if is_first else nullcontext():
-        data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+        data = load_data(cfg)
         if isinstance(cfg, TrainConfig):
             set_max_steps(cfg, len(data.train))
         if not is_first:
@@ -102,6 +104,21 @@ def _check_model(cfg: CommonConfig, run: RunDirectory, facts: Mapping[str, Any])
             f"{run.path}: the weights in model.path={cfg.model.path} are not those that this run began with; give the "
             "directory in which they lie now, or start a new run"
         )
+
+
+def load_data(cfg: CommonConfig) -> Dataset:
+    """The data of a run: with training records if it trains, without texts that its tokenizer does not take as text.
+
+    Raises:
+        DataError: see ``load_dataset``.
+    """
+    return load_dataset(
+        cfg.data,
+        cfg.modality.name,
+        cfg.question_type.name,
+        control_tokens=MODEL_KINDS[cfg.model.kind].control_tokens(cfg.model),
+        is_trained=isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains,
+    )
 
 
 def set_max_steps(cfg: TrainConfig, records: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from medr1.ask import Model, ask, load, main
+from medr1.cli.ask import letter_options
 from medr1.data.images import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
@@ -124,7 +125,12 @@ def test_letters_are_compared_as_they_are_written() -> None:
         (["lung"], "1 option(s); a question needs at least two"),
         ([], "0 option(s)"),
         (["lung", "liver", "Lung."], "options A and C both say 'Lung.'"),
-        (["lung", " "], "option 'B' is ' '"),
+        (["lung", "liver", "“ＬＵＮＧ”"], "options A and C"),  # noqa: RUF001
+        (["< 5 mm", "&lt;\u00a05 mm"], "options A and B"),
+        (["lung", "<|image_pad|>"], "<|image_pad|>"),
+        (["lung", "\ud800"], "\\ud800"),
+        (["lung", " "], "option 'B' is ''"),
+        (["lung", "\u200b"], "option 'B' is '\\u200b'"),
         ([str(n) for n in range(11)], "11 options; at most 10 have letters (A to J)"),
         ("lung", "not the text 'lung'"),
     ],
@@ -133,6 +139,21 @@ def test_options_that_cannot_be_are_named(options: list[str], said: str) -> None
     with pytest.raises(DataError) as error:
         ask(None, "nowhere.png", QUESTION, options)  # type: ignore[arg-type]
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("question", "options"), [("Seen [SEP]?", OPTIONS), (QUESTION, ["lung", "[SEP]"])])
+def test_a_control_token_of_the_model_is_named(question: str, options: list[str], tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "grey.png")
+    model = load("tiny", max_completion_length=2)
+    assert ask(model, tmp_path / "grey.png", question, options).truncated
+    model.processor.tokenizer.add_special_tokens({"additional_special_tokens": ["[SEP]"]})
+    with pytest.raises(DataError, match=r"control token \[SEP\]"):
+        ask(model, tmp_path / "grey.png", question, options)
+
+
+def test_an_option_is_one_line() -> None:
+    lettered = letter_options(QUESTION, ["old\n fracture", " lung\t", "5 mm", "5 μm", "10⁵", "105"])
+    assert list(lettered.values()) == ["old fracture", "lung", "5 mm", "5 μm", "10⁵", "105"]
 
 
 def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def load_phantoms(settings: PhantomsConfig) -> Dataset:
     for record in (*train, *test):
         digest.update(repr(record).encode())
     questions = len(QuestionType)
-    for record in test[:: questions * settings.test_images_per_modality]:
+    for record in test[:: questions * settings.test_images_per_modality or 1]:
         digest.update(record.image.load(settings.image_size).tobytes())
     counts = {"questions_train": len(train), "questions_test": len(test), "images_test": len(test) // questions}
     return Dataset(train, test, digest.hexdigest(), {"counts": counts}, [])
