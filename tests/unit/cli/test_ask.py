@@ -156,7 +156,7 @@ def test_images_have_the_size_of_the_checkpoint(build, tmp_path: Path) -> None:
     assert load(tmp_path / "checkpoint").choice.image_size == 384 and model.choice.image_size == 64
     Image.new("L", (30, 20)).save(tmp_path / "grey.png")
     assert ask(model, tmp_path / "grey.png", QUESTION, OPTIONS).truncated
-    with pytest.raises(ConfigError, match="not a multiple of 32.*; use 96"):
+    with pytest.raises(ConfigError, match=r"not a multiple of 32.*; use 96"):
         load(tmp_path / "checkpoint", image_size=84)
     assert choose("somebody/qwen3-vl-4b-med").image_size == 384
     assert choose("somebody/med", image_size=64).image_size == 64  # of which nobody knows before it is loaded
