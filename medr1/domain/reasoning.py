@@ -171,12 +171,14 @@ def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
             return letter
         if _CHOICE.fullmatch(block) or len(_named(block) & texts.keys()) > 1:
             return None  # of no option, or of several
-        if found := [letter for letter in _LONE_LETTER.findall(block) if letter in texts]:
-            return found[-1]
-    if letter := _option_with_text(_ANY_TAG.sub("", _THINK_BLOCK.sub("", text)), texts):
-        return letter
-    found = [letter for letter in _LONE_LETTER.findall(text) if letter in texts]
-    return found[-1] if found else None
+        if letter := _last_lone_letter(block, texts):
+            return letter
+    without_rationale = _ANY_TAG.sub("", _THINK_BLOCK.sub("", text))
+    return _option_with_text(without_rationale, texts) or _last_lone_letter(text, texts)
+
+
+def _last_lone_letter(text: str, texts: Mapping[str, str]) -> str | None:
+    return next((letter for letter in reversed(_LONE_LETTER.findall(text)) if letter in texts), None)
 
 
 def _option_with_text(text: str, texts: Mapping[str, str]) -> str | None:
