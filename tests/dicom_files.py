@@ -53,12 +53,12 @@ def write_dicom(
     """
     pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra [dicom]")
     from pydicom import uid
-    from pydicom.uid import CTImageStorage, generate_uid
+    from pydicom.uid import CTImageStorage
 
     data = pydicom.Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
+    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, "1.2.3"
     data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3"
     data.file_meta.TransferSyntaxUID = getattr(uid, syntax)
     colour = kind == "RGB"
     frames = values.ndim - 2 - colour
@@ -70,7 +70,7 @@ def write_dicom(
         data.NumberOfFrames = values.shape[0]
     data.BitsAllocated = data.BitsStored = 8 * values.dtype.itemsize
     data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(values.dtype.kind == "i")
-    data.PixelData = values.tobytes()
+    data.add_new("PixelData", "OW", values.tobytes())
     fill(data, attributes)
     for name in remove:
         del data[name]
