@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from functools import cache
+from functools import lru_cache
 from html.entities import html5
 
 # Control tokens as the chat models of today spell them, such as <|im_end|>.
@@ -39,7 +39,7 @@ def is_blank(text: str) -> bool:
     return all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
 
 
-@cache
+@lru_cache(maxsize=65536)
 def option_meaning(text: str) -> str:
     """The text of an option in the form in which options are compared: options with the same form mean the same.
 

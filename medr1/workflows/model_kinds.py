@@ -34,17 +34,15 @@ class ModelKind(Protocol):
             ConfigError: names the key, the value and the remedy.
         """
 
-<<<<<<< HEAD
     def check_available(self, model: Any) -> None:
         """Checks that there is such a model, before a run is created for it. Loads no weights.
 
         Raises:
             CheckpointError: names the place and the remedy.
         """
-=======
+
     def control_tokens(self, model: Any) -> frozenset[str]:
         """The control tokens of the model's tokenizer, as far as they are known before it is loaded."""
->>>>>>> records
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         """What environment.json says of the model on this machine."""
@@ -68,17 +66,15 @@ class LocalModel:
 
     def check(self, model: ModelConfig) -> None: ...
 
-<<<<<<< HEAD
     def check_available(self, model: ModelConfig) -> None:
         from medr1.config.checkpoints import check_checkpoint
 
         check_checkpoint(model.path)
-=======
+
     def control_tokens(self, model: ModelConfig) -> frozenset[str]:
         from medr1.models.loading import control_tokens
 
         return control_tokens(model.path)
->>>>>>> records
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         from medr1.config.checkpoints import fingerprint
@@ -111,12 +107,10 @@ class ServerModel:
     def check(self, model: ServerConfig) -> None:
         check_server(model)
 
-<<<<<<< HEAD
     def check_available(self, model: ServerConfig) -> None: ...
-=======
+
     def control_tokens(self, model: ServerConfig) -> frozenset[str]:
         return frozenset()
->>>>>>> records
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         return {}

@@ -102,7 +102,7 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
 
 def test_letters_are_compared_as_they_are_written() -> None:
     class Words:
-        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5}  # noqa: RUF012
+        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5, "b": 6, "a": 7, "\u00ef\u00bc\u00a2": 8}  # noqa: RUF012
 
         def convert_ids_to_tokens(self, i: int) -> str:
             return {v: k for k, v in self.vocabulary.items()}[i]
@@ -117,6 +117,8 @@ def test_letters_are_compared_as_they_are_written() -> None:
     assert _letter_ids(Written(), 2, "B", two) == {"A": 1, "B": 2}  # type: ignore[arg-type]
     assert _letter_ids(Written(), 4, "B", three) == {"A": 3, "B": 4, "C": 5}  # type: ignore[arg-type]
     assert _letter_ids(Written(), 2, "B", three) is None  # type: ignore[arg-type]
+    assert _letter_ids(Written(), 6, "b", two) == {"A": 7, "B": 6}  # type: ignore[arg-type]
+    assert _letter_ids(Written(), 8, "\uff22", two) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,28 @@ def test_help_and_mistakes_answer_before_anything_heavy_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stderr.count("error: ") == 2 and "Traceback" not in done.stderr
+
+
+def test_an_image_with_frames_or_without_content_is_named_in_the_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = [Image.new("L", (20, 20), 90 * i) for i in range(3)]
+    pages[0].save(tmp_path / "film.gif", save_all=True, append_images=pages[1:])
+    Image.new("RGBA", (20, 20)).save(tmp_path / "clear.png")
+    model = load("tiny", reasoning="no_think")
+    for name, word in (("film.gif", "3 frames"), ("clear.png", "empty")):
+        note = ask(model, tmp_path / name, QUESTION, OPTIONS).note
+        assert word in note and name in note
+        assert main([str(tmp_path / name), QUESTION, *OPTIONS, "--reasoning", "no_think"]) == 0
+        assert word in capsys.readouterr().out
+    assert "frames" not in ask(model, tmp_path / "film.gif", QUESTION, OPTIONS, frame=1).note
+
+
+def test_a_dicom_header_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dicom(tmp_path / "ct.dcm", np.zeros((4, 4), np.int16), RescaleSlope=b"steep")
+    assert main([str(tmp_path / "ct.dcm"), QUESTION, *OPTIONS]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("ct.dcm", "RescaleSlope", "(0028,1053)")) and said.count("\n") == 1
 
 
 def test_a_dicom_file_gives_the_same_answer_as_its_image(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
+from tests.dicom_files import write_dicom
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 MINI = SHARED / "omnimedvqa-mini"
@@ -693,6 +694,22 @@ def test_leaks_by_path_by_content_and_by_modality(root: Path) -> None:
     xray = leaks["by_modality"]["xray"]
     assert (xray["test_images"], xray["images_by_path"], xray["images_by_content"]) == (3, 1, 2)
     assert leaks["by_modality"]["ct"]["records_by_content"] == 0
+
+
+def test_images_with_frames_or_without_content_are_counted_and_named(root: Path) -> None:
+    names = ["Images/D/film.gif", "Images/D/clear.png", "Images/D/scan.dcm", "Images/D/3.png"]
+    write_qa(root, [qa(number, image_path=name) for number, name in enumerate(names)])
+    page = Image.new("L", (20, 20))
+    page.save(root / names[0], save_all=True, append_images=[Image.new("L", (20, 20), g) for g in (99, 180)])
+    Image.new("RGBA", (20, 20)).save(root / names[1])
+    write_dicom(root / names[2], np.arange(32, dtype=np.int16).reshape(2, 4, 4))
+    loaded = load(root)
+    assert len(loaded.test) == 4 and loaded.facts["counts"]["image_notes"] == 3
+    notes = dict(zip(sorted(names[:3]), loaded.facts["image_notes"], strict=True))
+    assert all(name in note for name, note in notes.items())
+    assert "3 frames" in notes[names[0]] and "empty" in notes[names[1]] and "2 frames" in notes[names[2]]
+    assert any("3 note(s)" in message and names[0] in message for message in loaded.messages)
+    assert load(root).facts == loaded.facts  # also from the cache
 
 
 def test_fingerprint_depends_on_the_image(root: Path) -> None:

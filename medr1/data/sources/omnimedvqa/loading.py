@@ -42,8 +42,8 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
 
     ``facts`` has ``counts`` (``files_skipped``: files beside the data; ``images_respelled``: paths that are spelled
     differently from their files; ``image_contents_used``: different images among the files used; ``by_exclusion``: see
-    ``axes.complete_axes``; ``bad``: rejected records by reason), ``leaks`` (see ``count_leaks``), ``bad_records`` and
-    ``released_axis``.
+    ``axes.complete_axes``; ``bad``: rejected records by reason; ``image_notes``), ``leaks`` (see ``count_leaks``),
+    ``bad_records``, ``image_notes`` (see ``DecodedImage``) and ``released_axis``.
 
     Raises:
         DataError: a folder or file that cannot be used, no usable record, or with ``on_bad_record=error`` any bad
@@ -77,6 +77,7 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
     parts = _parts(records, usable, settings)
     train, test = ([r for r, of in zip(records, parts, strict=True) if of == part] for part in ("train", "test"))
     used = {question.image for question in usable}
+    notes = [f"image {path!r} {note}" for path in sorted(used) for note in images[path].notes]
     counts = {
         "files": reading.files,
         "files_skipped": len(skipped_files([root / "QA_information", _split_place(root, settings)])),
@@ -88,11 +89,13 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
         "image_contents_used": len({contents[image] for image in used}),
         "by_exclusion": by_exclusion,
         "bad": bad_counts,
+        "image_notes": len(notes),
     }
     facts = {
         "counts": counts,
         "leaks": count_leaks(train, test),
         "bad_records": [str(record) for record in bad],
+        "image_notes": notes,
         "released_axis": axis.value,
     }
     fingerprint = _fingerprint(zip(parts, records, strict=True), images)
@@ -150,6 +153,9 @@ def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int
             f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
             f"in training ({leaks['records_by_path']} by path); data.split=image_grouped avoids this"
         )
+    if notes := facts["image_notes"]:
+        more = f"\n  … and {len(notes) - _EXAMPLES} more" if len(notes) > _EXAMPLES else ""
+        lines.append("\n  ".join([f"{len(notes)} note(s) on images:", *notes[:_EXAMPLES]]) + more)
     return lines
 
 
