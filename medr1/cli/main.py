@@ -21,12 +21,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from medr1.cli.process import prepare_process
 from medr1.config.messages import explain
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.schema import register_sweeps
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.storage import storage_problem
 from medr1.workflows import components, multirun
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.sweep_job import run_job
@@ -66,6 +68,7 @@ components.import_plugins()
 
 def entry_point(command: str) -> None:
     """Runs ``train`` or ``evaluate`` and exits with its status."""
+    prepare_process()
     if command == "train":
         register_sweeps()
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are printed.
@@ -84,9 +87,9 @@ def entry_point(command: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(explain(error, TrainConfig if command == "train" else EvaluateConfig))
     except OSError as error:
-        if "medr1.workflows.session" in sys.modules:
-            raise  # from the job; before it only Hydra writes to disk, to create the run directory
-        _exit(f"{error.filename} cannot be created ({error.strerror}); choose another output_dir")
+        if (problem := storage_problem(error)) is None:
+            raise
+        _exit(f"{problem}, or choose another output_dir; then repeat the command")
     except KeyboardInterrupt:
         multirun.interrupted()
         sys.exit(130)

@@ -107,7 +107,7 @@ class CollapseWarning(pl.Callback):
     ) -> None:
         for name, collapsed, meaning in self._SIGNS:
             value = trainer.callback_metrics.get(name)
-            if value is None or abs(float(value) - collapsed) > 1e-6 or name in self._told:
+            if value is None or not abs(float(value) - collapsed) < 1e-6 or name in self._told:  # it may be NaN
                 self._began.pop(name, None)
                 continue
             began = self._began.setdefault(name, batch.step)

@@ -35,7 +35,7 @@ class ModelKind(Protocol):
         """
 
     def facts(self, session_config: Any) -> dict[str, Any]:
-        """What environment.json says of the model on this machine."""
+        """What environment.json says of the model on this machine, with ``device``: where it runs."""
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]
@@ -57,9 +57,10 @@ class LocalModel:
     def check(self, model: ModelConfig) -> None: ...
 
     def facts(self, session_config: Any) -> dict[str, Any]:
-        from medr1.workflows.local_model import model_spec
+        from medr1.workflows.local_model import device_name, model_spec
 
-        return {"attn_implementation": model_spec(session_config).attn_implementation}
+        attention = model_spec(session_config).attn_implementation
+        return {"attn_implementation": attention, "device": device_name(session_config)}
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]
@@ -87,7 +88,7 @@ class ServerModel:
         check_server(model)
 
     def facts(self, session_config: Any) -> dict[str, Any]:
-        return {}
+        return {"device": f"the server {session_config.model.url}"}
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]

@@ -129,9 +129,9 @@ def test_a_run_that_has_skipped_resumes_exactly(rewarded: Scripted, tmp_path: Pa
         ((HUGE, "trainer.max_steps=2"), ["the last 2 optimizer steps"]),
         ((HUGE, "trainer.max_steps=1"), ["the last 1 optimizer steps"]),
         ((HUGE, "algorithm.num_iterations=4"), ["step 0"]),
-        (("algorithm=sft", "algorithm.weight_decay=1e39"), ["step 0", "the weight ", "algorithm.learning_rate"]),
-        (("algorithm.weight_decay=1e39", "model.tuning=lora"), ["step 0", "lora", "not finite after"]),
-        (("algorithm.weight_decay=1e39", "model.dtype=bfloat16"), ["step 0", "not finite after"]),
+        (("algorithm=sft", "algorithm.weight_decay=1e45"), ["step 0", "the weight ", "algorithm.learning_rate"]),
+        (("algorithm.weight_decay=1e45", "model.tuning=lora"), ["step 0", "lora", "not finite after"]),
+        (("algorithm.weight_decay=1e45", "model.dtype=bfloat16"), ["step 0", "not finite after"]),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
 )
@@ -149,7 +149,7 @@ def test_a_training_that_has_broken_down_stops_and_stores_nothing_of_it(
 
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("changes", "named"), [((HUGE,), "optimizer steps were skipped"), (("algorithm.weight_decay=1e39",), "after the")]
+    ("changes", "named"), [((HUGE,), "optimizer steps were skipped"), (("algorithm.weight_decay=1e45",), "after the")]
 )
 def test_all_processes_decide_alike(strategy: str, changes: tuple[str, ...], named: str, tmp_path: Path) -> None:
     words = (*SETTINGS, *changes, f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=cpu")
