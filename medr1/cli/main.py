@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medr1.cli.process import prepare_process
 from medr1.config.messages import explain
 from medr1.config.paths import CONF, SWEEPS
+from medr1.config.processes import check_processes
 from medr1.config.schema import register_sweeps
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
@@ -112,6 +113,7 @@ def _train(cfg: DictConfig) -> None:
             settings.resume = cfg.resume
             if _only_pending_calls():
                 return
+        components.check_environment(settings, os.environ)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
         from medr1.workflows.train import train
 
@@ -120,6 +122,7 @@ def _train(cfg: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     with _one_message():
+        check_processes(1, 1, os.environ, trains=False)
         if len(given := [key for key in ("resume", "run", "sweep", "audit") if cfg[key] is not None]) > 1:
             raise ConfigError(f"{'=, '.join(given)}= are different commands; give one of them")
         if cfg.export is not None and cfg.run is None:
