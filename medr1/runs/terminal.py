@@ -32,6 +32,7 @@ class PrintedStream(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
+        self._replaced = stream  # it would close the buffer if nothing referred to it
         self._line = ""
 
     def write(self, text: str, /) -> int:
