@@ -17,8 +17,8 @@ NEEDS = {
     "model=hf": ("model.path=somebody/model",),
     "model=hf_lora": ("model.path=somebody/model",),
     "model=server": ("model.url=http://127.0.0.1:1/v1", "model.path=name", "model.image_size=84"),
-    "data=omnimedvqa": ("data.root=/data",),
-    "experiment=": ("data.root=/data", "reasoning=no_think"),
+    "data=omnimedvqa": (f"data.root={CONF}",),
+    "experiment=": (f"data.root={CONF}", "reasoning=no_think"),
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml"))
