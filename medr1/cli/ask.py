@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medr1.cli.process import prepare_process, shorten_spinning
 from medr1.domain.reasoning import ReasoningMode, parse, question_text
 from medr1.domain.records import LETTERS, BadRecord, check_choices, check_text
 from medr1.domain.texts import one_line
@@ -129,6 +130,7 @@ def _read(image: str | Path, window: tuple[float, float] | None, frame: int | No
 
 
 def _load(choice: ModelChoice) -> Model:
+    shorten_spinning()
     import torch
 
     from medr1.models.loading import load_policy
@@ -216,6 +218,7 @@ def render(answer: Answer, options: Mapping[str, str]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line. Returns its exit status. Checks everything it can before torch is loaded."""
+    prepare_process()
     given = _arguments().parse_intermixed_args(words)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

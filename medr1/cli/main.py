@@ -26,12 +26,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medr1.cli.overrides import read_overrides, refuse_others
+from medr1.cli.process import prepare_process
 from medr1.config.messages import explain
 from medr1.config.paths import CONF, SWEEPS
+from medr1.config.processes import check_processes
 from medr1.config.schema import groups, marked_keys, register_sweeps
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.storage import storage_problem
 from medr1.workflows import components, multirun
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.new_directory import discard_unstarted
@@ -80,6 +83,7 @@ components.import_plugins()
 
 def entry_point(command: str) -> None:
     """Runs ``train`` or ``evaluate`` and exits with its status."""
+    prepare_process()
     if command == "train":
         register_sweeps()
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are printed.
@@ -102,9 +106,9 @@ def entry_point(command: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(explain(error, _SCHEMAS[command]))
     except OSError as error:
-        if "medr1.workflows.session" in sys.modules:
-            raise  # from the job; before it only Hydra writes to disk, to create the run directory
-        _exit(f"{error.filename} cannot be created ({error.strerror}); choose another output_dir")
+        if (problem := storage_problem(error)) is None:
+            raise
+        _exit(f"{problem}, or choose another output_dir; then repeat the command")
     except KeyboardInterrupt:
         multirun.interrupted()
         discard_unstarted()
@@ -142,6 +146,7 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
             settings = _resumed(cfg, TrainConfig, typed)
             if _only_pending_calls():
                 return
+        components.check_environment(settings, os.environ)
         MODEL_KINDS[settings.model.kind].check_available(settings.model)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
         from medr1.workflows.train import train
@@ -151,6 +156,7 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
 
 def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
     with _one_message():
+        check_processes(1, 1, os.environ, trains=False)
         if cfg.export is not None and cfg.run is None:
             raise ConfigError(f"export={cfg.export} needs run=RUN_DIR, the run whose model is exported")
         if cfg.export is None and not cfg.merge:

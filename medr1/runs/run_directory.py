@@ -38,11 +38,12 @@ class RunDirectory:
         self.environment = path / "environment.json"  # versions, git commit and facts about the data at the start
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"  # the trained weights; exists when training has ended
+        self.metrics = path / "metrics.jsonl"  # the curves of training
+        self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
         self.summary = path / "summary.json"
         self.results = path / "results.md"
         self.finished = path / "finished.json"  # the last file; calls to MLflow may still be queued
         # Only in a sweep:
-        self.log = path / "job.log"  # the output, with the traceback of a failure
         self.failure = path / "failed.json"  # exists from a failure until the run is started again
         self.timing = path / "timing.json"
 

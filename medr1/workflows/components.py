@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
 from medr1.config.enums import Tuning
 from medr1.config.naming import is_below
+from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
 from medr1.config.schema import register
 from medr1.config.settings import CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
@@ -107,6 +108,16 @@ def checked(cfg: DictConfig, schema: type[T]) -> T:
     settings = typed(cfg, schema)
     check_components(settings)
     return settings
+
+
+def check_environment(cfg: TrainConfig, environment: Mapping[str, str]) -> None:
+    """Checks that the environment variables of launchers fit the processes of a training.
+
+    Raises:
+        ConfigError: names the variable, its value and the remedy.
+    """
+    trains = ALGORITHMS[cfg.algorithm.kind].trains
+    check_processes(cfg.trainer.devices, cfg.trainer.num_nodes, environment, trains=trains)
 
 
 def check_components(cfg: CommonConfig) -> None:

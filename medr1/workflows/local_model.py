@@ -41,6 +41,13 @@ def device_of(cfg: CommonConfig) -> torch.device:
     return torch.device("cuda" if is_gpu else "cpu")
 
 
+def device_name(cfg: CommonConfig) -> str:
+    """The device on which a process runs, for people."""
+    if device_of(cfg).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
 def prediction_store(session: Session) -> LocalPredictionStore:
     """The stored and coming predictions of a run."""
     cfg = session.cfg

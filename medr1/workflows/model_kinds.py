@@ -45,7 +45,7 @@ class ModelKind(Protocol):
         """The control tokens of the model's tokenizer, as far as they are known before it is loaded."""
 
     def facts(self, session_config: Any) -> dict[str, Any]:
-        """What environment.json says of the model on this machine."""
+        """What environment.json says of the model on this machine, with ``device``: where it runs."""
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]
@@ -78,10 +78,11 @@ class LocalModel:
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         from medr1.config.checkpoints import fingerprint
-        from medr1.workflows.local_model import model_spec
+        from medr1.workflows.local_model import device_name, model_spec
 
         return {
             "attn_implementation": model_spec(session_config).attn_implementation,
+            "device": device_name(session_config),
             "model_fingerprint": fingerprint(session_config.model.path),
         }
 
@@ -113,7 +114,7 @@ class ServerModel:
         return frozenset()
 
     def facts(self, session_config: Any) -> dict[str, Any]:
-        return {}
+        return {"device": f"the server {session_config.model.url}"}
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]

@@ -29,8 +29,8 @@ from medr1.config.settings import TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows.components import checked, ignored
-from medr1.workflows.sweep_job import print_progress, quoted
+from medr1.workflows.components import check_environment, checked, ignored
+from medr1.workflows.sweep_job import print_progress, quoted, run_environment
 
 if TYPE_CHECKING:
     from medr1.tracking.tracker import Tracker
@@ -197,6 +197,7 @@ def _compose_runs(
         cfg = _without_hydra(loader.load_sweep_config(config, overrides))
         try:
             settings = checked(cfg, TrainConfig)
+            check_environment(settings, run_environment(config.hydra.launcher))
         except ConfigError as error:
             raise ConfigError(f"{' '.join(overrides)}: {error}") from error
         yield chosen, overrides, cfg, settings

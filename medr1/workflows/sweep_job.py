@@ -96,6 +96,7 @@ def run_environment(launcher: DictConfig) -> dict[str, str]:
     environment it starts them itself.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_NTASKS")}
+    environment["PYTHONIOENCODING"] = "utf-8:replace"  # of job.log
     environment["PYTHONSAFEPATH"] = "1"  # python -m would also import from the folder in which the command is typed
     parallel = _parallel_runs(launcher)
     if "n_jobs" in launcher and parallel > 1:  # otherwise each run would start one thread per core
