@@ -46,7 +46,9 @@ class _Place:
         self.devices, self.num_nodes, self.environment = devices, num_nodes, environment
         self.processes = devices * num_nodes
         nodes = f" on each of {num_nodes} nodes" if num_nodes > 1 else ""
-        self.wanted = f"this run has {devices} process{'es' if devices > 1 else ''}{nodes} (trainer.devices)"
+        self.wanted = (
+            f"this run has {devices} process{'es' if devices > 1 else ''}{nodes} (trainer.devices, trainer.num_nodes)"
+        )
 
     def number(self, name: str) -> int | None:
         """The value of a variable, None if it is not set.
@@ -63,9 +65,10 @@ class _Place:
 
     def require(self, names: tuple[str, ...], launcher: str) -> None:
         if missing := [name for name in names if name not in self.environment]:
+            left_over = f", or unset those that are left over: {' '.join(self._set())}" if self._set() else ""
             raise ConfigError(
-                f"the environment variables are not those of {launcher}: {', '.join(missing)} missing; start the "
-                f"command with {launcher}, or unset those that are left over: {' '.join(self._set())}"
+                f"{self.wanted}, but the environment variables are not those of {launcher}: {', '.join(missing)} missing; "
+                f"start the command with {launcher}{left_over}"
             )
 
     def check_size(self, name: str, expected: int, launcher: str) -> None:

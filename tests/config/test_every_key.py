@@ -59,6 +59,8 @@ RIGHT = {
     "trainer.devices": "2",
     "trainer.num_nodes": "2",
     "algorithm.num_generations": "4",
+    "model.recipe.rl_learning_rate": "0.01",
+    "model.recipe.sft_learning_rate": "0.01",
     "tracking.uri": "sqlite:///DIR/other.db",
     "plan_memory": "24",
 }
