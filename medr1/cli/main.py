@@ -106,9 +106,11 @@ def entry_point(command: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(explain(error, _SCHEMAS[command]))
     except OSError as error:
-        if (problem := storage_problem(error)) is None:
-            raise
-        _exit(f"{problem}, or choose another output_dir; then repeat the command")
+        if problem := storage_problem(error):
+            _exit(f"{problem}, or choose another output_dir; then repeat the command")
+        if "medr1.workflows.session" in sys.modules:
+            raise  # from the job; before it only Hydra writes to disk, to create the run directory
+        _exit(f"{error.filename} cannot be created ({error.strerror}); choose another output_dir")
     except KeyboardInterrupt:
         multirun.interrupted()
         discard_unstarted()

@@ -27,6 +27,7 @@ from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
+from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.components import check_environment, checked, ignored
@@ -56,7 +57,10 @@ def _errors_end_the_command() -> Iterator[None]:
         message = str(error) if isinstance(error, Medr1Error) else explain(error, TrainConfig)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except Exception:
+    except Exception as error:
+        if problem := storage_problem(error):
+            print(f"error: {problem}; then repeat the command, which continues the sweep", file=sys.stderr)
+            sys.exit(USER_ERROR)
         traceback.print_exc()
         sys.exit(1)
 

@@ -46,14 +46,14 @@ def wait_for(found: Callable[[], Any]) -> None:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunDirectory, int, str]]:
-    """For each algorithm, a run that was killed after its first step, or when it had begun, and resumed by command."""
+    """For each algorithm, a run that was killed at its first checkpoint, or when it had begun, and then resumed."""
     place = tmp_path_factory.mktemp("killed")
     for name in ALGORITHMS:
         run = RunDirectory(place / name / "run")
         more = ("algorithm.num_generations=4",) if name == "dapo" else ()
         processes = start(1, run.path.parent, *SMALL, f"algorithm={name}", *more)
-        ready = run.config if name == "zero_shot" else run.checkpoints / "step=1.ckpt"
-        wait_for(ready.exists)
+        ready = (lambda run=run: run.config.exists()) if name == "zero_shot" else run.latest_checkpoint
+        wait_for(ready)
         processes[0].kill()
         assert end(processes) == [-signal.SIGKILL] and not run.finished.exists()
     lines = [(place, f"train.py resume={place / name / 'run'}") for name in ALGORITHMS]
