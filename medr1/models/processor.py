@@ -16,7 +16,7 @@ from torch import Tensor
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError
-from medr1.models.tensors import PromptBatch
+from medr1.models.tensors import PromptBatch, unpadded
 
 IMAGE_TOKEN = "<|image_pad|>"
 # (ids [B, P], token types [B, P], image_grid_thw, attention_mask) -> (positions [3, B, P], deltas [B, 1])
@@ -125,8 +125,7 @@ class Processor:
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """The text of each completion [R, C], without padding and special tokens."""
-        rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
-        return [str(t) for t in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return [str(t) for t in self.tokenizer.batch_decode(unpadded(ids, mask), skip_special_tokens=True)]
 
     def suppressed_token_ids(self) -> list[int]:
         """Special tokens that must not be sampled: all but the end token.

@@ -108,7 +108,9 @@ def quoted(path: Path) -> str:
 def _score(summary: Path) -> str:
     conditions = read_json(summary)["conditions"]
     return ", ".join(
-        f"{c} {100 * conditions[c]['overall']['accuracy']['value']:.1f} %" for c in ("base", "trained") if c in conditions
+        f"{c} {100 * conditions[c]['overall']['accuracy']['value']:.1f} %"
+        for c in ("base", "trained")
+        if c in conditions
     )
 
 

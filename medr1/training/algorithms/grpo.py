@@ -106,7 +106,7 @@ class GRPO(Algorithm[GRPOConfig]):
             sampling=Sampling(s.max_completion_length, -1, (1,), s.temperature, s.top_p, s.top_k),
             engine=step.engine,
             decode=lambda ids, mask: [""] * len(ids),
-            reward=lambda texts, records: Rewards({}, [0.0] * len(texts)),
+            reward=lambda texts, records, **_: Rewards({}, [0.0] * len(texts)),
             total_steps=1,
             max_tokens_per_device=step.max_tokens_per_device,
         )
