@@ -21,8 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.config.messages import explain
-from medr1.config.paths import CONF, SWEEPS
+from medr1.config.paths import CONF
 from medr1.config.schema import register_sweeps
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
@@ -71,18 +70,18 @@ def entry_point(command: str) -> None:
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are printed.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _interrupt)
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(command))
-        return
     if {"--shell-completion", "-sc"} & set(sys.argv[1:]):
         _check_shell_completion(command)
     with _one_message():
         components.use_plugins(sys.argv[1:])
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(command))
+        return
     job: Callable[[DictConfig], None] = {"train": _train, "evaluate": _evaluate}[command]
     try:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(explain(error, TrainConfig if command == "train" else EvaluateConfig))
+        _exit(components.explain(error, TrainConfig if command == "train" else EvaluateConfig))
     except OSError as error:
         if "medr1.workflows.session" in sys.modules:
             raise  # from the job; before it only Hydra writes to disk, to create the run directory
@@ -182,13 +181,11 @@ def _one_message() -> Iterator[None]:
 
 
 def help_text(command: str) -> str:
-    """The options of every group, read from conf/, on one screen."""
+    """The options of every group, those of the plugin folder too, on one screen."""
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
     if command == "evaluate":
         groups = [group for group in groups if group not in TRAINING_ONLY]
-    names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
-    if command == "train":
-        names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
+    names = {group: components.options(group) for group in [*groups, *(["sweep"] if command == "train" else [])]}
     rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # keeps a bar at the end of its line
     choices = "\n".join(textwrap.fill(row, 99, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
     return (

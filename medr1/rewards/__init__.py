@@ -212,7 +212,7 @@ def explain_key(key: str) -> str:
     if setting and setting not in ("weight", *own):
         return _no_setting(name, setting)
     example = key if setting else f"{key}.weight"
-    return f"{key} is not among the settings of the chosen reward; add it with a plus sign: +{example}=..."
+    return f"{key} is not in the chosen reward; a plus sign adds it: +{example}=..."
 
 
 def _named(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,14 +21,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.config.messages import explain
 from medr1.config.naming import job_name, sweep_name
 from medr1.config.paths import CHECKOUT
 from medr1.config.settings import TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows.components import checked
+from medr1.workflows.components import checked, explain
 from medr1.workflows.sweep_job import print_progress, quoted
 
 if TYPE_CHECKING:
