@@ -134,10 +134,10 @@ def test_a_reward_function_gets_the_tokens_of_its_completions(
 
     monkeypatch.setitem(REWARDS, "watch", RewardFunction(watch, None))
 
-    length = 4
+    length = 10
     run = train_here(
         tmp_path,
-        *SETTINGS,
+        *(setting.replace("no_think", "think_before") for setting in SETTINGS),  # some are long, some are not
         f"algorithm.sampling.max_completion_length={length}",
         "+reward.functions.watch.weight=1",
         *("trainer.max_tokens_per_device=1" if change == "micro-batches" else change for change in changes),
