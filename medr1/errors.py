@@ -23,6 +23,14 @@ class RewardError(Medr1Error):
     """A reward function that returns unusable values."""
 
 
+class TrainingError(Medr1Error):
+    """A training that has broken down: its loss, gradient or weights are not finite."""
+
+
+class StorageError(Medr1Error):
+    """A disk that is full, or a file or directory that may not be written."""
+
+
 class ServerError(Medr1Error):
     """A chat server that does not answer, or answers what cannot be used."""
 

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medr1.cli.process import prepare_process, shorten_spinning
 from medr1.domain.reasoning import ReasoningMode, parse, question_text
-from medr1.domain.records import LETTERS, BadRecord, check_choices
+from medr1.domain.records import LETTERS, BadRecord, check_choices, check_text
+from medr1.domain.texts import one_line
 from medr1.errors import USER_ERROR, DataError, Medr1Error
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from medr1.data.images import DecodedImage
     from medr1.models.policy import Policy
     from medr1.models.processor import Processor
     from medr1.workflows.model_choice import ModelChoice
@@ -44,7 +45,7 @@ class Answer:
     """The answer to one question.
 
     ``letter``, ``text``: of the chosen option, None if the completion has no readable answer. ``note`` then names what
-    is missing; otherwise it is empty.
+    is missing. It also says if the image has several frames or is empty without its transparency; else it is empty.
     ``probabilities``: letter -> probability, over the letters of the options alone, at the position of the answer's
     letter in the greedy completion (in Think-Before after the rationale). They sum to 1 and are not calibrated. None
     if the completion has no such position.
@@ -94,17 +95,18 @@ def ask(
 ) -> Answer:
     """Answers one question about one image (PNG, JPEG, TIFF; DICOM with the extra ``[dicom]``) by greedy decoding.
 
-    ``window``: (center, width) of the grey levels, and ``frame``: index from 0, both for DICOM only.
+    ``window``: (center, width) of the grey levels, for DICOM only. ``frame``: index from 0 of the frame or page.
 
     Raises:
-        DataError: no question, fewer than 2 or more than 10 options, two equal options, an image that cannot be read.
+        DataError: no question, fewer than 2 or more than 10 options, two equal options, a text with a control token of
+            the model's tokenizer, an image that cannot be read.
     """
     lettered = letter_options(question, options)
-    return _ask(model, _read(image, window, frame, max_pixels), question, lettered)
+    return _ask(model, Path(image), _read(image, window, frame, max_pixels), question, lettered)
 
 
 def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
-    """The options by letter, A to J.
+    """The options by letter, A to J, each on one line.
 
     Raises:
         DataError: see ``ask``.
@@ -113,7 +115,7 @@ def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
         raise DataError(f"options must be a list of texts, not the text {options!r}")
     if len(options) > len(LETTERS):
         raise DataError(f"{len(options)} options; at most {len(LETTERS)} have letters ({LETTERS[0]} to {LETTERS[-1]})")
-    lettered = dict(zip(LETTERS, options, strict=False))
+    lettered = {letter: one_line(text) for letter, text in zip(LETTERS, options, strict=False)}
     try:
         check_choices(question, lettered, LETTERS[0])
     except BadRecord as error:
@@ -121,13 +123,14 @@ def letter_options(question: str, options: Sequence[str]) -> dict[str, str]:
     return lettered
 
 
-def _read(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> Image.Image:
-    from medr1.data.images import read_image
+def _read(image: str | Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> DecodedImage:
+    from medr1.data.images import decode_image
 
-    return read_image(Path(image), window=window, frame=frame, max_pixels=max_pixels)
+    return decode_image(Path(image), window=window, frame=frame, max_pixels=max_pixels)
 
 
 def _load(choice: ModelChoice) -> Model:
+    shorten_spinning()
     import torch
 
     from medr1.models.loading import load_policy
@@ -137,29 +140,31 @@ def _load(choice: ModelChoice) -> Model:
     return Model(choice, policy.to(device), processor)
 
 
-def _ask(model: Model, image: Image.Image, question: str, options: Mapping[str, str]) -> Answer:
+def _ask(model: Model, path: Path, image: DecodedImage, question: str, options: Mapping[str, str]) -> Answer:
     from PIL import Image
 
     from medr1.evaluation.option_probabilities import generate_with_option_probabilities
-    from medr1.models.processor import Prompt
+    from medr1.models.processor import Prompt, control_tokens_of
 
+    check_text((question, *options.values()), control_tokens_of(model.processor.tokenizer))
     side, mode = model.choice.image_size, model.choice.mode
-    resized = image.resize((side, side), Image.Resampling.BICUBIC)
+    resized = image.image.resize((side, side), Image.Resampling.BICUBIC)
     prompt = Prompt(model.processor.chat(question_text(question, options, mode)), resized)
     completion = generate_with_option_probabilities(
         model.policy, model.processor, prompt, options, model.choice.max_completion_length
     )
     read = parse(completion.text, mode, options)
-    note = ""
+    notes = []
     if read.answer is None:
         cut = (
             f", cut off after {model.choice.max_completion_length} tokens (max_completion_length),"
             if completion.truncated
             else ""
         )
-        note = f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}"
+        notes.append(f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}")
     elif completion.probabilities is None:
-        note = "no probabilities: the tokenizer does not write each letter as one token at this place"
+        notes.append("no probabilities: the tokenizer does not write each letter as one token at this place")
+    notes += [f"{path} {note}" for note in image.notes]
     return Answer(
         letter=read.answer,
         text=options[read.answer] if read.answer is not None else None,
@@ -168,7 +173,7 @@ def _ask(model: Model, image: Image.Image, question: str, options: Mapping[str, 
         completion=completion.text,
         format=read.format,
         truncated=completion.truncated,
-        note=note,
+        note="; ".join(notes),
     )
 
 
@@ -192,7 +197,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--window", type=float, nargs=2, metavar=("C", "W"), help="DICOM: center and width of the grey levels"
     )
-    parser.add_argument("--frame", type=int, metavar="N", help="DICOM with several frames: which one, from 0")
+    parser.add_argument("--frame", type=int, metavar="N", help="image with several frames or pages: which one, from 0")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="larger images are refused")
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     return parser
@@ -213,6 +218,7 @@ def render(answer: Answer, options: Mapping[str, str]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line. Returns its exit status. Checks everything it can before torch is loaded."""
+    prepare_process()
     given = _arguments().parse_intermixed_args(words)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -227,7 +233,7 @@ def main(words: Sequence[str] | None = None) -> int:
             image_size=given.image_size,
             max_completion_length=given.max_completion_length,
         )
-        answer = _ask(_load(choice), image, given.question, options)
+        answer = _ask(_load(choice), Path(given.image), image, given.question, options)
     except Medr1Error as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -9,52 +9,69 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medr1.cli.overrides import read_overrides, refuse_others
+from medr1.cli.process import prepare_process
 from medr1.config.paths import CONF
-from medr1.config.schema import register_sweeps
-from medr1.config.settings import EvaluateConfig, TrainConfig
+from medr1.config.processes import check_processes
+from medr1.config.schema import groups, marked_keys, register_sweeps
+from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.storage import storage_problem
 from medr1.workflows import components, multirun
 from medr1.workflows.model_kinds import MODEL_KINDS
+from medr1.workflows.new_directory import discard_unstarted
+from medr1.workflows.stored_options import stored_options
 from medr1.workflows.sweep_job import run_job
 
 HELP = {
     "train": """Train a vision-language model on medical multiple-choice questions, evaluate it, log to MLflow.
 
-  python train.py modality=mri reasoning=think_after    GRPO on the embedded world: minutes on a CPU
+  python train.py modality=mri reasoning=think_after    GRPO on synthetic images: minutes on a CPU
   python train.py algorithm=sft                         the supervised baseline
   python train.py data=omnimedvqa data.root=DIR model=qwen2_vl_2b
-                                                        real images, a real model
-  python train.py sweep=cross_modality budget=quick     a table of runs; the same again continues it
-  python train.py resume=RUN_DIR                        continue a run that was stopped
-  python train.py plan=true                             memory and time of a run, beforehand
-  python train.py debug=quick                           the whole way in seconds
+                                                        real images and a real model
+  python train.py sweep=cross_modality budget=quick     a matrix; the same command resumes
+  python train.py resume=RUN_DIR                        continue an interrupted run
+  python train.py plan=true                             memory and time that a run needs
+  python train.py debug=quick                           a few steps, to test the set-up
 """,
     "evaluate": """Evaluate a run, a checkpoint or a plain base model on the test records of all modalities.
 
-  python evaluate.py run=RUN_DIR                        the numbers of a finished run, again
-  python evaluate.py run=RUN_DIR export=DIR             its model, for transformers alone
-  python evaluate.py sweep=SWEEP_DIR                    the tables and the report of a sweep, again
-  python evaluate.py audit=DIR                          leaks, blind scores, cues of question files
-  python evaluate.py reasoning=no_think                 the model as it is: the zero-shot row
+  python evaluate.py run=RUN_DIR                        evaluate the model of a finished run
+  python evaluate.py run=RUN_DIR data=omnimedvqa data.root=DIR
+                                                        the same model on other data
+  python evaluate.py run=RUN_DIR export=DIR             export its model for transformers
+  python evaluate.py sweep=SWEEP_DIR                    write the report of a sweep again
+  python evaluate.py audit=DIR                          leaks and shortcuts in question files
+  python evaluate.py reasoning=no_think                 the base model, without training (zero-shot)
   python evaluate.py model=server model.url=http://127.0.0.1:8000/v1 model.path=NAME
                                                         a model behind a chat server
-  python evaluate.py resume=RUN_DIR                     continue an evaluation that was stopped
+  python evaluate.py resume=RUN_DIR                     continue an interrupted evaluation
   python evaluate.py model=hf model.path=DIR data=omnimedvqa data.root=DIR data.split=test_only
 """,
 }
+
+_SCHEMAS: dict[str, type[CommonConfig]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+_OTHER_GROUPS = ("budget", "debug", "experiment", "launcher")  # presets, which have no schema
+
+T = TypeVar("T", TrainConfig, EvaluateConfig)
 
 # Groups of conf/ that evaluate.py does not have.
 TRAINING_ONLY = ("algorithm", "budget", "debug", "experiment", "launcher", "reward", "trainer")
@@ -65,6 +82,7 @@ components.import_plugins()
 
 def entry_point(command: str) -> None:
     """Runs ``train`` or ``evaluate`` and exits with its status."""
+    prepare_process()
     if command == "train":
         register_sweeps()
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are printed.
@@ -72,76 +90,109 @@ def entry_point(command: str) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if {"--shell-completion", "-sc"} & set(sys.argv[1:]):
         _check_shell_completion(command)
-    with _one_message():
-        components.use_plugins(sys.argv[1:])
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(command))
-        return
-    job: Callable[[DictConfig], None] = {"train": _train, "evaluate": _evaluate}[command]
+        typed: list[Override] = []
+    else:
+        with _one_message():
+            components.use_plugins(sys.argv[1:])
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(help_text(command))
+                return
+            typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *_OTHER_GROUPS))
+            sys.argv[1:1] = _of_stored_run(command, typed)
+    job = partial({"train": _train, "evaluate": _evaluate}[command], typed=typed)
     try:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(components.explain(error, TrainConfig if command == "train" else EvaluateConfig))
+        _exit(components.explain(error, _SCHEMAS[command]))
     except OSError as error:
-        if "medr1.workflows.session" in sys.modules:
-            raise  # from the job; before it only Hydra writes to disk, to create the run directory
-        _exit(f"{error.filename} cannot be created ({error.strerror}); choose another output_dir")
+        if (problem := storage_problem(error)) is None:
+            raise
+        _exit(f"{problem}, or choose another output_dir; then repeat the command")
     except KeyboardInterrupt:
         multirun.interrupted()
+        discard_unstarted()
         sys.exit(130)
+    except BaseException:
+        discard_unstarted()
+        raise
 
 
-def _train(cfg: DictConfig) -> None:
+def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:
+    """The overrides with which a command begins that starts from a stored run (``resume=``, ``run=``)."""
+    given = {override.get_key_element(): override.value() for override in typed}
+    commands = ("resume", "run", "sweep", "audit") if command == "evaluate" else ("resume",)
+    if len(chosen := [key for key in commands if given.get(key) is not None]) > 1:
+        raise ConfigError(f"{'=, '.join(chosen)}= are different commands; give one of them")
+    for key, schema in (("resume", _SCHEMAS[command]), ("run", TrainConfig)):
+        if key in commands and given.get(key) is not None:
+            run = RunDirectory(Path(str(given[key])).absolute())
+            own = ("tracking", "reward", "algorithm", "trainer") if key == "run" else ()
+            return stored_options(run.stored_config(schema), given, own)
+    return []
+
+
+def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         run_job(cfg)
         return
     with _one_message():
-        overrides = list(HydraConfig.get().overrides.task)
         if launcher := HydraConfig.get().runtime.choices.get("launcher"):
             raise ConfigError(f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run")
         if cfg.resume is None:
             settings = components.checked(cfg, TrainConfig)
-        elif others := [override for override in overrides if not override.startswith("resume=")]:
-            raise ConfigError(f"resume= continues a run with its own stored config; leave out {', '.join(others)}")
+            components.check_typed(settings, [o.get_key_element() for o in typed])
         else:
-            settings = RunDirectory(run_directory()).stored_config(TrainConfig)
-            settings.resume = cfg.resume
+            settings = _resumed(cfg, TrainConfig, typed)
             if _only_pending_calls():
                 return
+        components.check_environment(settings, os.environ)
+        MODEL_KINDS[settings.model.kind].check_available(settings.model)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
         from medr1.workflows.train import train
 
-        train(settings, run_directory(), overrides)
+        train(settings, run_directory(), [str(o.input_line) for o in typed])
 
 
-def _evaluate(cfg: DictConfig) -> None:
+def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
     with _one_message():
-        if len(given := [key for key in ("resume", "run", "sweep", "audit") if cfg[key] is not None]) > 1:
-            raise ConfigError(f"{'=, '.join(given)}= are different commands; give one of them")
+        check_processes(1, 1, os.environ, trains=False)
         if cfg.export is not None and cfg.run is None:
             raise ConfigError(f"export={cfg.export} needs run=RUN_DIR, the run whose model is exported")
         if cfg.export is None and not cfg.merge:
             raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         if cfg.sweep is not None:
+            refuse_others(typed, ("sweep",), "sweep= makes the report from the finished runs as they are")
             from medr1.workflows.sweep_report import report_sweep
 
             report_sweep(Path(cfg.sweep))
         elif cfg.audit is not None:
+            refuse_others(
+                typed,
+                ("audit", "output_dir", "tracking"),
+                "audit= reads the files as they are and has no other settings",
+            )
             from medr1.workflows.audit import audit_files
 
             audit_files(components.checked(cfg, EvaluateConfig), run_directory())
         elif cfg.export is not None:
+            refuse_others(typed, ("run", "export", "merge", "model.path"), "export= writes the model of a run as it is")
             from medr1.workflows.export import export_run
 
-            export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge)
+            base = cfg.model.path if any(o.get_key_element() == "model.path" for o in typed) else None
+            export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge, base)
         else:
-            overrides = list(HydraConfig.get().overrides.task)
-            settings = components.checked(cfg, EvaluateConfig) if cfg.resume is None else _resumed(cfg, overrides)
-            if cfg.resume is not None and _only_pending_calls():
-                return
+            if cfg.resume is None:
+                settings = components.checked(cfg, EvaluateConfig)
+                components.check_typed(settings, [o.get_key_element() for o in typed])
+            else:
+                settings = _resumed(cfg, EvaluateConfig, typed)
+                if _only_pending_calls():
+                    return
+            if settings.run is None:
+                MODEL_KINDS[settings.model.kind].check_available(settings.model)
             from medr1.workflows.evaluate import evaluate
 
-            evaluate(settings, run_directory(), overrides)
+            evaluate(settings, run_directory(), [str(o.input_line) for o in typed])
 
 
 def _only_pending_calls() -> bool:
@@ -154,21 +205,32 @@ def _only_pending_calls() -> bool:
     return send_pending(run)
 
 
-def _resumed(cfg: DictConfig, overrides: list[str]) -> EvaluateConfig:
-    """The stored config of an evaluation, with those settings of its model that may change."""
-    stored = RunDirectory(run_directory()).stored_config(EvaluateConfig)
-    stored.resume = cfg.resume
-    may_change = [f"model.{key}" for key in MODEL_KINDS[stored.model.kind].may_change_on_resume]
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key == "resume" or (may_change and override == f"model={stored.model.name}"):
-            continue
-        if key not in may_change:
-            allowed = f"; only {', '.join(f'{k}=' for k in may_change)} may change" if may_change else ""
-            raise ConfigError(f"resume= continues with the stored config; leave out {override}{allowed}")
-        setattr(stored.model, key.removeprefix("model."), cfg.model[key.removeprefix("model.")])
-    components.check_components(stored)
-    return stored
+def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
+    """The stored config of a run, with those typed settings that may change.
+
+    Raises:
+        ConfigError: another setting is typed; names those that may change.
+    """
+    settings = RunDirectory(run_directory()).stored_config(schema)
+    allowed: list[str] = list(marked_keys(settings, "may_change"))
+    same = [f"{group}={getattr(getattr(settings, group), 'name', None)}" for group in groups(schema)]
+    changes = [o for o in typed if str(o.input_line) not in same]
+    refuse_others(
+        changes,
+        ("resume", *allowed),
+        f"resume= continues a run with its stored config, in which only {', '.join(allowed)} may change",
+    )
+    for override in changes:
+        holder, _, name = override.get_key_element().rpartition(".")
+        if name != "resume":
+            setattr(
+                attrgetter(holder)(settings) if holder else settings,
+                name,
+                OmegaConf.select(cfg, override.get_key_element()),
+            )
+    settings.resume = cfg.resume
+    components.check_components(settings)
+    return settings
 
 
 @contextmanager
@@ -195,7 +257,8 @@ Choose (group=name):
 {choices}
 
 Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
-Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2"""
+Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2
+Components of your own (CONTRIBUTING.md): plugins=DIR, here too, to list their options"""
     )
 
 

@@ -20,6 +20,12 @@ def explain(error: Exception, schema: type) -> str:
     cause = error.__cause__
     if cause is not None and str(cause).strip() not in message:
         message = f"{message}\n{str(cause).strip()}"
+    if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*)'", message):
+        key, value = several[1], several[2]
+        return (
+            f"{key}={value}: several values make several runs, which needs -m: -m {key}={value}\n"
+            f"One value with a comma in it needs quotes: '{key}=\"{value}\"'"
+        )
     if missing := re.search(r"Could not find 'hydra/launcher/(\w+)'", message):
         return (
             f"hydra/launcher={missing[1]} is no launcher, or is not installed: "

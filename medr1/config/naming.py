@@ -1,4 +1,4 @@
-"""Names of the directories of runs and sweeps."""
+"""Names: the directories of runs and sweeps, and dotted keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.paths import PACKAGE
 
-# Settings that cannot change a run's numbers: where it is written and tracked, and how often.
-_IRRELEVANT = ("hydra", "output_dir", "plugins", "tracking", "sweep", "resume", "plan", "plan_memory")
-_IRRELEVANT_WITHIN = {"trainer": ("save_steps", "logging_steps"), "data": ("cache_dir",)}
 # Environment variables in which launchers give a process its rank; Lightning reads the same ones.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")
 _PACKAGE = str(PACKAGE)
@@ -31,9 +29,14 @@ def run_directory(output_dir: str, given: str | None, *parts: Any) -> str:
     """
     if given:
         return str(Path(given).absolute())
-    if any(os.environ.get(name, "0").strip("0") for name in _RANKS):
+    if is_other_process():
         return str(Path(output_dir).absolute() / ".processes")
     return _new_directory(output_dir, *parts)
+
+
+def is_other_process() -> bool:
+    """Whether torchrun or SLURM has started this process as another than the first one of a run."""
+    return any(os.environ.get(name, "0").strip("0") for name in _RANKS)
 
 
 def _new_directory(output_dir: str, *parts: Any) -> str:
@@ -51,7 +54,7 @@ def evaluate_directory(
     *parts: Any,
 ) -> str:
     """The directory of an evaluation: that of the resumed evaluation, the sweep or the exported run, else a new one."""
-    own = resume or sweep or (run if export and run and Path(run).is_dir() else None)
+    own = resume or sweep or (run if export else None)
     if own:
         return str(Path(own).absolute())
     return _new_directory(output_dir, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
@@ -59,18 +62,27 @@ def evaluate_directory(
 
 def job_name(cfg: DictConfig) -> str:
     """The directory of a run in its sweep: its main settings, and a hash of all settings that its numbers depend on."""
-    relevant: dict[str, Any] = {}
-    for key in map(str, cfg):
-        if key not in _IRRELEVANT:
-            value = OmegaConf.select(cfg, key)
-            plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            if isinstance(plain, dict):
-                plain = {k: v for k, v in plain.items() if k not in _IRRELEVANT_WITHIN.get(key, ())}
-            relevant[key] = plain
     # The shipped base has the same hash wherever medr1 is installed.
-    text = json.dumps(relevant, sort_keys=True, default=str).replace(_PACKAGE, "")
+    text = json.dumps(_hashed(cfg), sort_keys=True, default=str).replace(_PACKAGE, "")
     words = [cfg.algorithm.name, cfg.modality.name, cfg.question_type.name, cfg.reasoning.mode, f"seed{cfg.seed}"]
     return f"{_safe('_'.join(map(str, words)))}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _hashed(cfg: DictConfig) -> dict[str, Any]:
+    """The values of a config that a run's numbers depend on: all but those marked ``is_hashed=False``."""
+    schema = OmegaConf.get_type(cfg)
+    unhashed = {i.name for i in fields(schema) if i.metadata.get("is_hashed") is False} if is_dataclass(schema) else ()
+    found: dict[str, Any] = {}
+    for key in map(str, cfg):
+        if key == "hydra" or key in unhashed:
+            continue
+        value = None if OmegaConf.is_missing(cfg, key) else cfg[key]
+        if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
+            value = _hashed(value)
+        elif OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        found[key] = value
+    return found
 
 
 def sweep_name(title: str, fixed: Iterable[str]) -> str:
@@ -82,3 +94,9 @@ def sweep_name(title: str, fixed: Iterable[str]) -> str:
 
 def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+
+
+def is_below(key: str, places: Container[str]) -> bool:
+    """Whether a dotted key, or one above it, is among ``places``. A ``+`` in front of it does not count."""
+    parts = key.lstrip("+~").split(".")
+    return any(".".join(parts[:end]) in places for end in range(1, len(parts) + 1))

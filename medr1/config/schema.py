@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -58,6 +58,21 @@ def register_sweeps() -> None:
     for file in SWEEPS.glob("*.yaml"):
         node = OmegaConf.load(file)
         ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
+
+
+def groups(schema: type) -> list[str]:
+    """The config groups of a command that have a schema."""
+    chosen = {group for group, _ in schemas()}
+    return [item.name for item in fields(schema) if item.name in chosen]
+
+
+def marked_keys(settings: Any, mark: str, value: bool = True, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of settings whose metadata has ``mark`` as ``value``."""
+    for item in fields(settings):
+        if item.metadata.get(mark) is value:
+            yield f"{prefix}{item.name}"
+        elif is_dataclass(nested := getattr(settings, item.name)):
+            yield from marked_keys(nested, mark, value, f"{prefix}{item.name}.")
 
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:

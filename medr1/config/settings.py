@@ -22,6 +22,12 @@ from medr1.config.enums import (
     Tuning,
 )
 
+# Metadata of a setting. Settings of a run keep their values when it is resumed, and enter the hash that names a run of
+# a sweep, unless they are marked.
+UNHASHED = {"is_hashed": False}
+MOVABLE = {"may_change": True}  # where something lies; that it has the same content is checked by its fingerprint
+NEUTRAL = {**UNHASHED, **MOVABLE}  # cannot change an answer
+
 ALL = "all"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -70,8 +76,8 @@ class ModelConfig:
     """Component that serves the model: ``hf`` loads it, ``server`` is a chat server."""
     name: str = MISSING
     """Name of the model in run directories, tables and MLflow."""
-    path: str = MISSING
-    """Directory or hub id of the checkpoint; with ``model=server`` the model's name at the server.
+    path: str = field(default=MISSING, metadata=MOVABLE)
+    """Directory or hub id of the checkpoint.
 
     TRL: model_name_or_path. verl: actor_rollout_ref.model.path."""
     image_token_size: int = 28
@@ -110,15 +116,17 @@ class ServerConfig(ModelConfig):
     """A model behind an OpenAI-compatible chat server. It is evaluated, never trained."""
 
     kind: str = "server"
-    url: str = MISSING
+    path: str = MISSING
+    """The model's name at the server."""
+    url: str = field(default=MISSING, metadata=NEUTRAL)
     """Address of the chat API, without ``/chat/completions``: ``http://HOST:PORT/v1``."""
-    api_key_variable: str | None = "OPENAI_API_KEY"
+    api_key_variable: str | None = field(default="OPENAI_API_KEY", metadata=NEUTRAL)
     """Environment variable with the API key. null sends no key. The key itself is never stored."""
-    concurrency: int = 8
+    concurrency: int = field(default=8, metadata=NEUTRAL)
     """Number of requests at a time."""
-    timeout: float = 300.0
+    timeout: float = field(default=300.0, metadata=NEUTRAL)
     """Seconds without data from the server after which a request has failed."""
-    max_retries: int = 5
+    max_retries: int = field(default=5, metadata=NEUTRAL)
     """Number of times that a failed request is repeated."""
     repetition_penalty: float | None = None
     """Repetition penalty that is sent with each request. null: that of the server. 1.0 is none."""
@@ -327,11 +335,11 @@ class TrainerConfig:
     result. 0: never split; with GRPO each prompt is then encoded only once.
 
     TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
-    save_steps: int = 25
+    save_steps: int = field(default=25, metadata=NEUTRAL)
     """Training steps between two checkpoints.
 
     TRL: save_steps. verl: trainer.save_freq."""
-    logging_steps: int = 1
+    logging_steps: int = field(default=1, metadata=NEUTRAL)
     """Training steps between two points of the logged curves.
 
     TRL: logging_steps. verl: -."""
@@ -367,7 +375,7 @@ class TrackingConfig:
 class EvaluationConfig:
     """Greedy decoding of the test records of all modalities and question types."""
 
-    batch_size: int = 128
+    batch_size: int = field(default=128, metadata=NEUTRAL)
     """Records that are decoded together.
 
     TRL: per_device_eval_batch_size. verl: data.val_batch_size."""
@@ -378,7 +386,9 @@ class EvaluationConfig:
     shuffled_image: bool = True
     """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
     limit: int | None = None
-    """Evaluate at most so many records of each pair of modality and question type. null: all.
+    """Evaluate a sample of at most so many records of each pair of modality and question type. null: all.
+
+    The sample is the same for all seeds and models. It is spread over data sets and images.
 
     TRL: -. verl: data.val_max_samples."""
 
@@ -413,7 +423,7 @@ class CommonConfig:
     """Reasoning mode: a file of ``conf/reasoning``."""
     rollout: RolloutConfig = MISSING
     """Rollout engine: a file of ``conf/rollout``."""
-    tracking: TrackingConfig = MISSING
+    tracking: TrackingConfig = field(default=MISSING, metadata=UNHASHED)
     """Experiment tracking: a file of ``conf/tracking``."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation on the test records."""
@@ -421,12 +431,16 @@ class CommonConfig:
     """Seed of the order of records, of sampling and of new weights.
 
     TRL: seed. verl: data.seed."""
-    output_dir: str = "runs"
+    output_dir: str = field(default="runs", metadata=UNHASHED)
     """Directory under which run directories are created, relative to the working directory.
 
     TRL: output_dir. verl: trainer.default_local_dir."""
-    plugins: str | None = None
+    plugins: str | None = field(default=None, metadata=NEUTRAL)
     """Folder with components of your own. Its Python files are imported, its YAML files are options of their groups."""
+    resume: str | None = field(default=None, metadata=UNHASHED)
+    """Run directory to resume, with the config that is stored in it.
+
+    TRL: resume_from_checkpoint. verl: trainer.resume_from_path."""
 
 
 @dataclass
@@ -439,15 +453,11 @@ class TrainConfig(CommonConfig):
     """The training algorithm: a file of ``conf/algorithm``."""
     trainer: TrainerConfig = MISSING
     """Devices, number of steps and batch size: a file of ``conf/trainer``."""
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig, metadata=UNHASHED)
     """A sweep over several runs: a file of ``sweeps/``."""
-    resume: str | None = None
-    """Run directory to resume, with the config that is stored in it.
-
-    TRL: resume_from_checkpoint. verl: trainer.resume_from_path."""
-    plan: bool = False
+    plan: bool = field(default=False, metadata=UNHASHED)
     """Print the memory and time that the run needs instead of running it."""
-    plan_memory: float | None = None
+    plan_memory: float | None = field(default=None, metadata=UNHASHED)
     """Memory in GiB of the GPU to plan for. null: the device of this machine."""
 
 
@@ -456,8 +466,6 @@ class EvaluateConfig(CommonConfig):
     """Settings of ``evaluate.py``. Without ``resume``, ``run``, ``sweep`` and ``audit`` the model itself is evaluated
     (zero-shot)."""
 
-    resume: str | None = None
-    """Run directory of an interrupted evaluation to resume."""
     run: str | None = None
     """Run directory of a finished training run to evaluate again."""
     sweep: str | None = None

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import hashlib
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from medr1.config.settings import ALL, DataConfig
-from medr1.domain.records import Modality, QuestionType, Record
+from medr1.domain.records import BadRecord, Modality, QuestionType, Record, check_text
 from medr1.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Modality and question type of the training records, or "all"."""
+    """Which records a run can use.
+
+    Modality and question type of the training records, or "all". Records with one of the ``control_tokens``, those of
+    the model's tokenizer, are bad records (see ``check_text``).
+    """
 
     modality: str
     question_type: str
+    control_tokens: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +43,52 @@ class Dataset:
     messages: list[str]
 
 
-def load_dataset(settings: DataConfig, modality: str, question_type: str) -> Dataset:
+def load_dataset(
+    settings: DataConfig,
+    modality: str,
+    question_type: str,
+    *,
+    control_tokens: frozenset[str] = frozenset(),
+    is_trained: bool = False,
+) -> Dataset:
     """Loads the data of ``settings`` and selects the training records.
 
+    ``control_tokens`` are those of the model's tokenizer. ``is_trained``: there must be training records.
+
     Raises:
-        DataError: files or records that cannot be used, or no training record in the selection.
+        DataError: files or records that cannot be used, no test record, no training record in the selection, or with
+            ``is_trained`` no training record at all.
     """
     from medr1.data.sources import SOURCES  # sources import this module
 
-    dataset = SOURCES[settings.kind].load(settings, Selection(modality, question_type))
+    dataset = SOURCES[settings.kind].load(settings, Selection(modality, question_type, control_tokens))
     train = select(dataset.train, modality, question_type)
-    if dataset.train and not train:
-        present = sorted({f"modality={r.modality.value} question_type={r.question_type.value}" for r in dataset.train})
+    if not train and (dataset.train or is_trained):
         raise DataError(
-            f"no training record has modality={modality} and question_type={question_type}; the data has:\n  "
-            + "\n  ".join(present)
+            f"data={settings.name}: no training record has modality={modality} and question_type={question_type}.\n"
+            f"{_listing('training', dataset.train)}\n{_listing('test', dataset.test)}\n"
+            "Remedy: choose from the training records, or add some"
         )
+    if not dataset.test:
+        raise DataError(
+            f"data={settings.name}: there is no test record, so that nothing can be evaluated.\n"
+            f"{_listing('training', dataset.train)}\nRemedy: add test records, or choose another split"
+        )
+    for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
+        try:
+            check_text((record.question, *record.options.values(), record.rationale), control_tokens)
+        except BadRecord as bad:
+            raise BadRecord(
+                bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
+            ) from bad
     return dataclasses.replace(dataset, train=train)
+
+
+def _listing(part: str, records: Iterable[Record]) -> str:
+    """How many records of each modality and question type there are."""
+    cells = Counter(f"modality={r.modality.value} question_type={r.question_type.value}" for r in records)
+    listing = "".join(f"\n  {cell}: {count}" for cell, count in sorted(cells.items()))
+    return f"The {part} records are:{listing}" if cells else f"There are no {part} records."
 
 
 def select(records: Iterable[Record], modality: str, question_type: str) -> list[Record]:
@@ -61,11 +97,51 @@ def select(records: Iterable[Record], modality: str, question_type: str) -> list
 
 
 def limit_cells(records: Iterable[Record], limit: int | None) -> list[Record]:
-    """The first ``limit`` records of each combination of modality and question type. None: all records."""
-    counts: Counter[tuple[Modality, QuestionType]] = Counter()
-    limited = []
-    for record in records:
-        counts[record.modality, record.question_type] += 1
-        if limit is None or counts[record.modality, record.question_type] <= limit:
-            limited.append(record)
-    return limited
+    """A sample of at most ``limit`` records of each combination of modality and question type. None: all records.
+
+    The sample depends on the contents of the records alone, neither on their order nor on a run's seed, so that runs
+    that are compared are tested on the same records. A smaller sample is part of a larger one. Within a cell the
+    records are taken
+
+    - from all data sets: one of each first, then in proportion to their sizes,
+    - from as many images as possible: a second question on an image follows the first questions on all images of its
+      data set,
+    - apart from that in the order of a hash.
+
+    The sample is returned in the order of ``records``.
+    """
+    records = list(records)
+    if limit is None:
+        return records
+    cells: dict[tuple[Modality, QuestionType], list[int]] = defaultdict(list)
+    # Equal contents are told apart by their ids; of two equal records it does not matter which one is taken.
+    rank = [(_hash(record), record.id) for record in records]
+    for i in sorted(range(len(records)), key=rank.__getitem__):
+        cells[records[i].modality, records[i].question_type].append(i)
+    chosen = {i for members in cells.values() for i in _spread(records, members)[:limit]}
+    return [record for i, record in enumerate(records) if i in chosen]
+
+
+_SAMPLE = "evaluation.limit, sample 0"
+
+
+def _hash(record: Record) -> bytes:
+    content = [_SAMPLE, record.dataset, record.image.key, record.question, list(record.options.items()), record.answer]
+    return hashlib.sha256(json.dumps(content).encode()).digest()
+
+
+def _spread(records: list[Record], members: list[int]) -> list[int]:
+    """The records of a cell, given in the order of their hashes, in the order in which they are taken."""
+    per_image: Counter[str] = Counter()
+    datasets: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    for rank, i in enumerate(members):
+        image = records[i].image.key
+        datasets[records[i].dataset].append((per_image[image], rank, i))
+        per_image[image] += 1
+    # The k-th of n records of a data set has its turn at k / n.
+    turns = [
+        (k / len(of_dataset), rank, i)
+        for of_dataset in datasets.values()
+        for k, (_, rank, i) in enumerate(sorted(of_dataset))
+    ]
+    return [i for _, _, i in sorted(turns)]

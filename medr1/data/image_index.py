@@ -36,7 +36,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from medr1.atomic_write import write_text
-from medr1.data.images import read_rgb, resolve_inside
+from medr1.data.image_paths import ImagePaths
+from medr1.data.images import can_read_dicom, decode
 from medr1.domain.records import BadRecord, Reason
 from medr1.errors import DataError
 
@@ -48,13 +49,17 @@ _SIDE = 16
 _CONTRAST_FLOOR = 1.0
 # Thumbnails are stored as signed bytes in steps of 1/16, with a rounding error of 0.018 root mean square.
 _STEPS = 16.0
-_FORMAT = 1
+_FORMAT = 2  # 1: without EXIF orientation
 _PROGRESS_FROM = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """One image file: its size and modification time, and either SHA-256 and thumbnail or the reason for rejection."""
+    """One image file: its size and modification time, and either SHA-256 and thumbnail or the reason for rejection.
+
+    ``path`` is that of the file, or as a record names it if there is no such file.
+    ``notes``: see ``DecodedImage``.
+    """
 
     path: str
     size: int
@@ -63,6 +68,7 @@ class ImageFacts:
     thumbnail: bytes = b""
     reason: Reason | None = None
     detail: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def check_images(
@@ -70,53 +76,61 @@ def check_images(
 ) -> dict[str, ImageFacts]:
     """Checks each path below ``root``. Decodes only files that are new or have changed since they were cached.
 
-    The cache is one JSON Lines file per root in ``cache_dir``. Its first line has the format and ``max_pixels``. A
-    damaged cache, or one with another first line, is rebuilt.
+    Returns the facts of the file that each path names, see ``ImagePaths.find``. The cache is one JSON Lines file per
+    root in ``cache_dir``. Its first line has the format, ``max_pixels`` and whether DICOM can be read. A damaged cache,
+    or one with another first line, is rebuilt.
 
     Raises:
         DataError: the cache cannot be written.
     """
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    cache, header = cache_dir / f"images-{name}.jsonl", {"format": _FORMAT, "max_pixels": max_pixels}
+    cache = cache_dir / f"images-{name}.jsonl"
+    # With DICOM, so that files that were rejected for lack of pydicom are read once it is there.
+    header = {"format": _FORMAT, "max_pixels": max_pixels, "dicom": int(can_read_dicom())}
     cached = _read_cache(cache, header)
+    places = ImagePaths(root)
+    found: dict[str, str] = {}
+    rejected: dict[str, ImageFacts] = {}
     facts: dict[str, ImageFacts] = {}
     todo: dict[str, os.stat_result] = {}
     for path in dict.fromkeys(paths):
         try:
-            state = resolve_inside(root, path).stat()
+            file = places.find(path)
+            state = (root / file).stat()
         except BadRecord as bad:
-            facts[path] = ImageFacts(path, 0, 0, reason=bad.reason, detail=bad.detail)
+            rejected[path] = ImageFacts(path, 0, 0, reason=bad.reason, detail=bad.detail)
             continue
-        except (OSError, ValueError):
-            detail = f"image {path!r} does not exist below {root}"
-            facts[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
+        except OSError as error:  # removed since it was found
+            detail = f"image {path!r} cannot be read: {error}"
+            rejected[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
             continue
-        previous = cached.get(path)
+        found[path], previous = file, cached.get(file)
         if previous is not None and (previous.size, previous.mtime_ns) == (state.st_size, state.st_mtime_ns):
-            facts[path] = previous
+            facts[file] = previous
         else:
-            todo[path] = state
-    if not todo:
-        return facts
-    decoded: dict[str, ImageFacts] = {}
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            results = pool.map(lambda path: _decode(root, path, todo[path], max_pixels), todo)
-            console, hide = Console(stderr=True), len(todo) < _PROGRESS_FROM
-            for fact in track(results, "Checking images", total=len(todo), console=console, disable=hide):
-                decoded[fact.path] = fact
-    finally:  # also after an interrupt, because decoding a large release takes hours
-        _write_cache(cache, header, cached | decoded)
-    return facts | decoded
+            todo[file] = state
+    if todo:
+        decoded: dict[str, ImageFacts] = {}
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                results = pool.map(lambda file: _decode(root, file, todo[file], max_pixels), todo)
+                console, hide = Console(stderr=True), len(todo) < _PROGRESS_FROM
+                for fact in track(results, "Checking images", total=len(todo), console=console, disable=hide):
+                    decoded[fact.path] = fact
+        finally:  # also after an interrupt, because decoding a large release takes hours
+            _write_cache(cache, header, cached | decoded)
+        facts |= decoded
+    return rejected | {path: facts[file] for path, file in found.items()}
 
 
 def _decode(root: Path, path: str, state: os.stat_result, max_pixels: int) -> ImageFacts:
     try:
-        thumbnail = make_thumbnail(read_rgb(root, path, max_pixels))
-        content = resolve_inside(root, path).read_bytes()
+        decoded = decode(root, path, max_pixels)
+        content = (root / path).read_bytes()
     except BadRecord as bad:
         return ImageFacts(path, state.st_size, state.st_mtime_ns, reason=bad.reason, detail=bad.detail)
-    return ImageFacts(path, state.st_size, state.st_mtime_ns, hashlib.sha256(content).hexdigest(), thumbnail)
+    sha256, thumbnail = hashlib.sha256(content).hexdigest(), make_thumbnail(decoded.image)
+    return ImageFacts(path, state.st_size, state.st_mtime_ns, sha256, thumbnail, notes=decoded.notes)
 
 
 def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:
@@ -126,7 +140,7 @@ def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:
         with file.open(encoding="utf-8") as lines:
             if json.loads(next(lines, "null")) == header:
                 return {facts.path: facts for facts in map(_from_json, lines)}
-        log.info("%s has another format or pixel limit: all images are checked again", file)
+        log.info("%s has another format, pixel limit or DICOM support: all images are checked again", file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged (%s): all images are checked again", file, error)
     return {}
@@ -199,6 +213,7 @@ def _from_json(line: str) -> ImageFacts:
         values["reason"] = Reason(str(values["reason"]))
     elif len(values["thumbnail"]) != _SIDE * _SIDE:
         raise ValueError(f"thumbnail of {len(values['thumbnail'])} bytes")
+    values["notes"] = tuple(str(note) for note in values["notes"])
     if not isinstance(values["size"], int) or not isinstance(values["mtime_ns"], int):
         raise TypeError("size and mtime_ns must be integers")
     return ImageFacts(**values)

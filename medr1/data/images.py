@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -13,13 +12,34 @@ from PIL import Image
 
 from medr1.data.dicom import is_dicom, read_dicom
 from medr1.domain.records import BadRecord, Reason
+from medr1.domain.texts import UNENCODABLE
 from medr1.errors import DataError
 
 # 64 megapixels: far above any image of OmniMedVQA, and 192 MB as decoded RGB.
 DEFAULT_MAX_PIXELS = 64_000_000
 
-# What Pillow's decoders raise on damaged files. Any other exception is a bug and is not caught.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+# Transparent images are composed on this colour (RGB): scans are dark outside the body.
+BACKGROUND = (0, 0, 0)
+
+# Values of the EXIF orientation, and how the stored image is turned to be upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image in RGB and its own size, and what a user should know about it: "has 3 frames; frame 0 is used"."""
+
+    image: Image.Image
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,60 +71,45 @@ class FileImage:
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
-    """The file at ``relative`` with all symbolic links followed, which must lie below ``root``.
+    """The place ``relative`` to ``root`` that a record names.
 
-    Downloaded question files are not trusted. Absolute paths (also those of Windows), ``..`` and links that leave the
-    root are rejected, even if they lead back into it.
+    Downloaded question files are not trusted: absolute paths (also those of Windows) and ``..`` are rejected, even if
+    they lead back into the root. Links below the root were made by its owner. They are followed wherever they lead.
 
     Raises:
         BadRecord: PATH_LEAVES_ROOT, or MALFORMED for a path that no file system accepts.
     """
-    if not relative or "\0" in relative:
-        raise _rejected(root, relative, Reason.MALFORMED, "has an empty path, or one with a null character")
+    if not relative or UNENCODABLE.search(relative):
+        raise _rejected(root, relative, Reason.MALFORMED, "has a path that is empty or that no file system accepts")
     windows = PureWindowsPath(relative)
     if PurePosixPath(relative).is_absolute() or windows.drive or windows.root:
         raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that is absolute; it must be relative")
-    if ".." in windows.parts:
+    if ".." in (part.strip() for part in windows.parts):
         raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that contains '..'")
-    # realpath() of a link loop returns the loop itself, which read_rgb() then reports as NO_IMAGE.
-    base = os.path.realpath(root)
-    target = os.path.realpath(os.path.join(base, relative))
-    if os.path.commonpath((base, target)) != base:
-        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, f"is a link to {target}, outside the data root")
-    return Path(target)
+    return root / relative
 
 
 def read_rgb(root: Path, relative: str, max_pixels: int, limit: str = "data.max_image_pixels") -> Image.Image:
-    """Decodes one file below ``root`` completely, in RGB and its own size.
+    """Decodes one file below ``root`` completely, in RGB and its own size: see ``decode``."""
+    return decode(root, relative, max_pixels, limit).image
+
+
+def decode(root: Path, relative: str, max_pixels: int, limit: str = "data.max_image_pixels") -> DecodedImage:
+    """Decodes one file below ``root`` completely. The first frame is used if there are several.
 
     ``limit`` is the name of the setting that ``max_pixels`` comes from, for the error message.
 
     Raises:
         BadRecord: PATH_LEAVES_ROOT, NO_IMAGE, IMAGE_TOO_LARGE (according to the header, before decoding) or
-            UNDECODABLE_IMAGE (empty, truncated, damaged or of an unknown format).
+            UNDECODABLE_IMAGE (empty, truncated, damaged or of an unknown format; DICOM: see ``read_dicom``).
     """
     path = resolve_inside(root, relative)
-    allowed = f"the limit is {max_pixels} pixels ({limit})"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file(), also False for a name that is too long
         raise _rejected(root, relative, Reason.NO_IMAGE, f"does not exist below {root}")
-    if path.stat().st_size == 0:
-        raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, "has 0 bytes")
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width} x {image.height}"
-                raise _rejected(root, relative, Reason.IMAGE_TOO_LARGE, f"is too large: {size}; {allowed}")
-            image.load()
-            return to_rgb(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow applies a fixed limit of its own while it reads the header.
-        raise _rejected(root, relative, Reason.IMAGE_TOO_LARGE, f"is too large: {error}; {allowed}") from error
-    except _DECODER_ERRORS as error:
-        raise _rejected(root, relative, Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
-
-
-def _rejected(root: Path, relative: str, reason: Reason, detail: str) -> BadRecord:
-    return BadRecord(reason, f"image {relative!r} {detail}", str(root), relative)
+        return _decode(path, max_pixels, limit, default_frame=0)
+    except BadRecord as bad:
+        raise _rejected(root, relative, bad.reason, bad.detail) from bad
 
 
 def read_image(
@@ -114,37 +119,106 @@ def read_image(
     frame: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Image.Image:
-    """One image file that the user names, in RGB and its own size. It may lie anywhere and may be a link.
+    """One image file that the user names, in RGB and its own size: see ``decode_image``."""
+    return decode_image(path, window=window, frame=frame, max_pixels=max_pixels).image
 
-    ``window`` (center, width) and ``frame`` (counted from 0) are for DICOM files, see ``read_dicom``.
+
+def decode_image(path: Path, *, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> DecodedImage:
+    """Decodes one image file that the user names. It may lie anywhere and may be a link.
+
+    ``window`` (center, width) is for DICOM files, see ``read_dicom``. ``frame`` (counted from 0) chooses a frame or
+    page; DICOM files with several frames need it, other files show the first one.
 
     Raises:
-        DataError: a file that is missing, empty, damaged, too large, of an unknown format or with several pages, or a
-            ``window`` or ``frame`` for a file that is not DICOM.
+        DataError: a file that is missing, empty, damaged, too large, of an unknown format or without this frame, or a
+            ``window`` or ``frame`` that the file has no use for.
     """
     path = path.absolute()
-    if path.is_file() and is_dicom(path):
-        return read_dicom(path, window=window, frame=frame, max_pixels=max_pixels)
-    target = path.resolve()
+    if not path.is_file():
+        raise DataError(f"{path}: image {path.name!r} does not exist below {path.parent}")
     try:
-        rgb = read_rgb(target.parent, target.name, max_pixels, limit="max_pixels")
-    except BadRecord as error:
-        raise DataError(f"{path}: {error.detail}") from error
-    if window is not None or frame is not None:
-        setting = "frame" if window is None else "window"
-        raise DataError(f"{path} is not a DICOM file; remove {setting}, which applies to DICOM only")
-    with Image.open(target) as image:
-        pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        raise DataError(f"{path} has {pages} pages; save the page to use as a separate file")
-    return rgb
+        return _decode(path, max_pixels, "max_pixels", window, frame)
+    except BadRecord as bad:
+        raise DataError(f"{path} {bad.detail}") from bad
+
+
+def can_read_dicom() -> bool:
+    """Whether the extra ``[dicom]`` is installed."""
+    return importlib.util.find_spec("pydicom") is not None
+
+
+def _decode(
+    path: Path,
+    max_pixels: int,
+    limit: str,
+    window: tuple[float, float] | None = None,
+    frame: int | None = None,
+    default_frame: int | None = None,
+) -> DecodedImage:
+    """Decodes a file. ``default_frame`` is for DICOM files with several. Raises BadRecord without the path in it."""
+    try:
+        if path.stat().st_size == 0:
+            raise BadRecord(Reason.UNDECODABLE_IMAGE, "has 0 bytes")
+        if is_dicom(path):
+            # A frame that the user chose needs no note.
+            chosen = default_frame if frame is None else frame
+            rgb, frames = read_dicom(path, window=window, frame=chosen, max_pixels=max_pixels, limit=limit)
+            return DecodedImage(rgb, _frame_notes(frames, frame))
+        if window is not None:
+            raise BadRecord(Reason.UNDECODABLE_IMAGE, "is not a DICOM file; remove window, which applies to DICOM only")
+        with Image.open(path) as image:
+            return _decode_opened(image, frame, max_pixels, limit)
+    except BadRecord:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow applies a fixed limit of its own while it reads the header.
+        detail = f"is too large: {error}; the limit is {max_pixels} pixels ({limit})"
+        raise BadRecord(Reason.IMAGE_TOO_LARGE, detail) from error
+    # Damaged files raise nearly any error in Pillow's decoders: OSError, SyntaxError, struct's, zlib's, TypeError, ...
+    except Exception as error:
+        raise BadRecord(Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
+
+
+def _decode_opened(image: Image.Image, frame: int | None, max_pixels: int, limit: str) -> DecodedImage:
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} x {image.height}"
+        raise BadRecord(Reason.IMAGE_TOO_LARGE, f"is too large: {size}; the limit is {max_pixels} pixels ({limit})")
+    frames = int(getattr(image, "n_frames", 1))
+    if frame is not None and frames == 1:
+        raise BadRecord(Reason.UNDECODABLE_IMAGE, "has one frame; remove frame, which applies to files with several")
+    if frame is not None and frame not in range(frames):
+        raise BadRecord(Reason.UNDECODABLE_IMAGE, f"has no frame {frame}; it has {frames}, counted from 0")
+    image.seek(frame or 0)
+    image.load()
+    notes = _frame_notes(frames, frame)
+    try:  # not before load(), which turns a TIFF itself
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception as error:  # see _decode; the pixels are not affected
+        turn, notes = None, (*notes, f"has damaged EXIF data ({error}) and is shown as it is stored")
+    rgb = to_rgb(image if turn is None else image.transpose(turn))
+    if _is_transparent(image) and rgb.getcolors(1):
+        notes = (*notes, "is empty on the black background of transparent images; save it without transparency")
+    return DecodedImage(rgb, notes)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def _frame_notes(frames: int, frame: int | None) -> tuple[str, ...]:
+    """None if the user chose the frame."""
+    return (f"has {frames} frames; the first is used",) if frames > 1 and frame is None else ()
+
+
+def _rejected(root: Path, relative: str, reason: Reason, detail: str) -> BadRecord:
+    return BadRecord(reason, f"image {relative!r} {detail}", str(root), relative)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode to RGB.
 
-    16-bit, 32-bit and float grey levels are rescaled from their minimum and maximum. Transparent images are blended
-    onto black.
+    16-bit, 32-bit and float grey levels are rescaled from their minimum and maximum. Transparent images are composed
+    on ``BACKGROUND``.
     """
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's convert() clips such values at 255, which turns a 16-bit radiograph white.
@@ -154,5 +228,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
     return image.convert("RGB")

@@ -6,9 +6,12 @@ Training, evaluation and all controls use this one definition of prompt and answ
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from medr1.domain.texts import one_line, option_meaning
 
 
 class ReasoningMode(StrEnum):
@@ -25,12 +28,12 @@ _INSTRUCTION = {
     ReasoningMode.THINK_AFTER: "Put the letter of the answer in <answer></answer>, then explain it in <think></think>.",
 }
 
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
 # Text without any of the four tags. It rejects a second block and a block nested in another one.
 _FREE = r"(?:(?!</?(?:think|answer)>).)*"
-# A letter, alone or written as an option: "C", "(C)", "C)", "C." or "C) text".
-_LETTER = rf"\(?(?P<letter>[A-J])(?:\s*|[).:]{_FREE})"
 _THINK = rf"<think>(?P<rationale>{_FREE})</think>"
-_ANSWER = rf"<answer>\s*{_LETTER}</answer>"
+_ANSWER = rf"<answer>(?P<answer>{_FREE})</answer>"
 
 _GRAMMAR = {
     ReasoningMode.THINK_BEFORE: re.compile(rf"\s*{_THINK}\s*{_ANSWER}\s*", re.DOTALL),
@@ -39,7 +42,25 @@ _GRAMMAR = {
 }
 _ANSWER_BLOCK = re.compile(_ANSWER, re.DOTALL)
 _THINK_BLOCK = re.compile(_THINK, re.DOTALL)
-# A capital letter that stands alone. A letter before a lower-case word is skipped: it may be the article "A".
+# A block up to the next tag or the end of the text, for the lenient reading.
+_OPEN_BLOCK = re.compile(rf"<answer>({_FREE})", re.DOTALL)
+_ANY_TAG = re.compile("|".join(TAGS))
+
+# The patterns from here on are for blocks after NFKC and with single blanks.
+# A letter, alone or written as an option: "C", "(C)", "C)", "C." or "C) text".
+_CHOICE = re.compile(r"\(?(?P<letter>[A-Ja-j])(?: ?|[).:](?P<rest>.*))", re.DOTALL)
+# Capital letters on their own, but neither the article in "A nodule" nor the letter in "C-spine".
+_CAPITAL = re.compile(r"(?<!\w)(?<!\w\w-)([A-J])(?!\w|-\w\w)(?<!A(?= (?!(?:and|but|is|nor|or|to)\b)[a-z]))")
+# Small letters only where no word can stand: marked as in "b)", or as an item of a list as in "or b".
+_SMALL = re.compile(
+    r"(?<!\w)([a-j])\)|(?:^|[(,;/&|+]|\b(?:and|but|nor|not|or|to|option|answer|choice)\b) ?"
+    r"([a-j])(?= ?(?:$|[,;/&|+):]|\.(?!\w)|(?:and|but|nor|or|to)\b))"
+)
+# A longer block is not the text of an option.
+_MAX_OPTION_LENGTH = 2000
+
+# In text outside blocks: a capital letter that stands alone. A letter before a lower-case word is skipped: it may be
+# the article "A".
 _LONE_LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])(?!\s+[a-z])")
 
 
@@ -48,8 +69,10 @@ class Parsed:
     """A parsed completion.
 
     ``format``: the whole completion matches the grammar of the mode.
-    ``answer``: the letter in the answer block if there is exactly one block, else None. Rewards and accuracies use it.
-    ``lenient``: ``answer`` or, without one, the last letter found anywhere. Reported, but never rewarded.
+    ``answer``: the letter in the answer block if there is exactly one block and it names no second option, else None.
+    Rewards and accuracies use it.
+    ``lenient``: ``answer`` or, without one, the option whose text is the whole answer, else the last letter of a block
+    or, without one, of the text. None if the last block with letters names several. Reported, but never rewarded.
     """
 
     format: bool
@@ -65,7 +88,7 @@ def instruction(mode: ReasoningMode) -> str:
 
 def question_text(question: str, options: Mapping[str, str], mode: ReasoningMode) -> str:
     """The user message: the question, one option per line, the instruction of the mode."""
-    lines = [question.strip(), *(f"{letter}) {text}" for letter, text in options.items()), instruction(mode)]
+    lines = [question.strip(), *(f"{letter}) {one_line(text)}" for letter, text in options.items()), instruction(mode)]
     return "\n".join(lines)
 
 
@@ -80,29 +103,87 @@ def target_text(mode: ReasoningMode, answer: str, rationale: str = "") -> str:
 
 
 def answer_position(text: str) -> int | None:
-    """Index of the answer letter in ``text``, or None if there is not exactly one answer block."""
-    blocks = list(_ANSWER_BLOCK.finditer(text))
-    return blocks[0].start("letter") if len(blocks) == 1 == text.count("<answer>") else None
+    """Index of the answer letter in ``text``, or None if there is not exactly one answer block or it has no letter.
 
-
-def parse(text: str, mode: ReasoningMode, letters: Iterable[str]) -> Parsed:
-    """Parses one completion, given without special tokens.
-
-    Only the ``letters`` of the question's options count as answers. Several answer blocks are no answer, even if they
-    agree: otherwise the policy could collect the reward by trying all letters.
+    The letter is as the model wrote it: it may be lower-case or full-width.
     """
-    allowed = set(letters)
-    position = answer_position(text)
-    answer = text[position] if position is not None and text[position] in allowed else None
-    lenient = answer
-    if lenient is None:
-        blocks = [block["letter"] for block in _ANSWER_BLOCK.finditer(text)]
-        found = [letter for letter in (blocks or _LONE_LETTER.findall(text)) if letter in allowed]
-        lenient = found[-1] if found else None
+    block = _only_block(text)
+    if block is None or _CHOICE.fullmatch(_plain(block["answer"])) is None:
+        return None
+    start, end = block.span("answer")
+    return next(i for i in range(start, end) if any(map(str.isalnum, unicodedata.normalize("NFKC", text[i]))))
+
+
+def parse(text: str, mode: ReasoningMode, options: Mapping[str, str] | Iterable[str]) -> Parsed:
+    """Parses one completion, given without control tokens.
+
+    Only the letters of ``options`` count as answers. Letters alone are enough; with the texts of the options the
+    lenient reading accepts these, too. Several answer blocks are no answer, even if they agree, nor is a block that
+    names several options: otherwise the policy could collect the reward by trying all letters.
+    """
+    texts = dict(options) if isinstance(options, Mapping) else dict.fromkeys(options, "")
+    block = _only_block(text)
+    answer = None if block is None else _choice(_plain(block["answer"]), texts)
     rationale = _THINK_BLOCK.search(text)
     return Parsed(
         format=answer is not None and _GRAMMAR[mode].fullmatch(text) is not None,
         answer=answer,
-        lenient=lenient,
+        lenient=answer or _lenient(text, texts),
         rationale=rationale["rationale"].strip() if rationale else "",
     )
+
+
+def _only_block(text: str) -> re.Match[str] | None:
+    blocks = list(_ANSWER_BLOCK.finditer(text))
+    return blocks[0] if len(blocks) == 1 == text.count("<answer>") else None
+
+
+def _plain(block: str) -> str:
+    """The content of a block in NFKC, which makes full-width letters plain, with single blanks."""
+    return " ".join(unicodedata.normalize("NFKC", block).split())
+
+
+def _named(block: str) -> set[str]:
+    """The letters that a block names, wherever they stand in it."""
+    small = (marked or listed for marked, listed in _SMALL.findall(block))
+    return {*_CAPITAL.findall(block), *(letter.upper() for letter in small)}
+
+
+def _choice(block: str, texts: Mapping[str, str]) -> str | None:
+    """The option that a block chooses by its letter, or None without one or if it names another option, too.
+
+    Letters that belong to the option's own text, as in "B) Hepatitis A", name no option.
+    """
+    match = _CHOICE.fullmatch(block)
+    if match is None:
+        return None
+    letter, rest = str(match["letter"]).upper(), str(match["rest"] or "")
+    if letter not in texts:
+        return None
+    others = (_named(rest) & texts.keys()) - {letter}
+    # In capitals, so that the A of "vitamin A deficiency" is not taken for an article.
+    return None if others - _named(_plain(texts[letter]).upper()) else letter
+
+
+def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
+    for block in filter(None, map(_plain, reversed(_OPEN_BLOCK.findall(text)))):
+        if letter := _choice(block, texts) or _option_with_text(block, texts):
+            return letter
+        if _CHOICE.fullmatch(block) or len(_named(block) & texts.keys()) > 1:
+            return None  # of no option, or of several
+        if letter := _last_lone_letter(block, texts):
+            return letter
+    without_rationale = _ANY_TAG.sub("", _THINK_BLOCK.sub("", text))
+    return _option_with_text(without_rationale, texts) or _last_lone_letter(text, texts)
+
+
+def _last_lone_letter(text: str, texts: Mapping[str, str]) -> str | None:
+    return next((letter for letter in reversed(_LONE_LETTER.findall(text)) if letter in texts), None)
+
+
+def _option_with_text(text: str, texts: Mapping[str, str]) -> str | None:
+    """The option whose text is all of ``text``."""
+    if not text.strip() or len(text) > _MAX_OPTION_LENGTH:
+        return None
+    meaning = option_meaning(text)
+    return next((letter for letter, option in texts.items() if option and option_meaning(option) == meaning), None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from typing import Protocol
 
 from PIL import Image
 
+from medr1.domain.texts import CONTROL_TOKEN, UNENCODABLE, is_blank, option_meaning
 from medr1.errors import DataError
 
 LETTERS = tuple("ABCDEFGHIJ")
@@ -57,7 +57,7 @@ class Record:
 
     ``options`` maps letters to texts in the order in which the prompt lists them; in real data the letters are not
     always in alphabetical order. ``rationale`` is empty if the data has none. ``origin`` names the file and the
-    position in it.
+    position in it, ``dataset`` the data set that the record was collected from, empty if there is only one.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Record:
     answer: str
     rationale: str = ""
     origin: str = ""
+    dataset: str = field(default="", repr=False)  # fingerprints are made of repr
 
     @property
     def answer_text(self) -> str:
@@ -86,12 +87,15 @@ class Reason(StrEnum):
 
     MALFORMED = "malformed"
     NO_IMAGE = "no_image"
+    AMBIGUOUS_IMAGE = "ambiguous_image"
     UNDECODABLE_IMAGE = "undecodable_image"
     IMAGE_TOO_LARGE = "image_too_large"
     PATH_LEAVES_ROOT = "path_leaves_root"
     NO_OPTIONS = "no_options"
     DUPLICATE_OPTION = "duplicate_option"
     ANSWER_NOT_AMONG_OPTIONS = "answer_not_among_options"
+    CONTROL_TOKEN = "control_token"
+    UNENCODABLE_TEXT = "unencodable_text"
     UNKNOWN_MODALITY = "unknown_modality"
     UNKNOWN_QUESTION_TYPE = "unknown_question_type"
 
@@ -105,25 +109,39 @@ class BadRecord(DataError):
         super().__init__(f"{place}{reason.value}: {detail}")
 
 
-@cache
-def option_meaning(text: str) -> str:
-    """The text of an option without case and final full stop: options that differ only in these mean the same."""
-    return text.strip().rstrip(".").strip().casefold()
+def check_text(texts: Iterable[str], control_tokens: Collection[str] = ()) -> None:
+    """Checks that a tokenizer takes each text as text.
+
+    A control token in a question would end the user's turn, or ask for a second image. ``control_tokens`` are those of
+    the model's tokenizer. Tokens of the form ``<|name|>`` are always refused.
+
+    Raises:
+        BadRecord: a control token, a half surrogate pair or a null character.
+    """
+    for text in texts:
+        if found := UNENCODABLE.search(text):
+            raise BadRecord(Reason.UNENCODABLE_TEXT, f"the character {found[0]!r} in {text!r}")
+        pattern = CONTROL_TOKEN.search(text)
+        token = pattern[0] if pattern else next((token for token in control_tokens if token in text), None)
+        if token is not None:
+            raise BadRecord(Reason.CONTROL_TOKEN, f"the control token {token} of a tokenizer in {text!r}")
 
 
 def check_choices(question: str, options: Mapping[str, str], answer: str) -> None:
-    """Checks that a question has distinct options and that its answer is one of them.
+    """Checks that a question has distinct options, that its answer is one of them, and its texts by ``check_text``.
 
     Raises:
-        BadRecord: no question, fewer than two options, an empty or repeated option, an answer that is no option.
+        BadRecord: no question, fewer than two options, an empty or repeated option, an answer that is no option, a text
+            that is no text for a tokenizer.
     """
-    if not question.strip():
+    if is_blank(question):
         raise BadRecord(Reason.MALFORMED, "the question is empty")
     if len(options) < 2:
         raise BadRecord(Reason.NO_OPTIONS, f"{len(options)} option(s); a question needs at least two")
+    check_text((question, *options.values()))
     seen: dict[str, str] = {}
     for letter, text in options.items():
-        if letter not in LETTERS or not text.strip():
+        if letter not in LETTERS or is_blank(text):
             raise BadRecord(Reason.MALFORMED, f"option {letter!r} is {text!r}")
         if first := seen.get(option_meaning(text)):
             raise BadRecord(Reason.DUPLICATE_OPTION, f"options {first} and {letter} both say {text!r}")

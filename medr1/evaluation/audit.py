@@ -7,9 +7,10 @@ option, because other readers of the same files keep these. Rates are fractions.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from operator import attrgetter
 from pathlib import Path
@@ -22,16 +23,18 @@ from medr1.data.sources.omnimedvqa.files import (
     Question,
     Reading,
     SplitAxis,
-    parse_modality,
-    parse_question_type,
     read_release,
     read_splits,
+    respell_images,
+    skipped_files,
 )
-from medr1.data.sources.omnimedvqa.problem_text import parse_problem, parse_solution
-from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, option_meaning
+from medr1.domain.records import BadRecord, Modality, QuestionType, Reason
+from medr1.domain.texts import option_meaning
 from medr1.errors import DataError
 from medr1.evaluation.option_prior import OptionPrior
 from medr1.evaluation.surface_cues import CueCounts, count_cues, expected_accuracy
+
+log = logging.getLogger(__name__)
 
 Value = Modality | QuestionType  # a cell of a split family
 _AXES: dict[SplitAxis, type[Modality] | type[QuestionType]] = {
@@ -158,8 +161,8 @@ def audit(
     Raises:
         DataError: a place without usable files, or ``images`` without any image of the records.
     """
-    files = _read(place)
     root = images or (place if (place / "Images").is_dir() else None)
+    files = _read(place, root)
     contents, bad_images = _image_contents(root, files, cache_dir, max_pixels) if root else ({}, {})
     if images and not contents:
         raise DataError(f"{images} has none of the images that {place} names. Remedy: the folder above Images")
@@ -189,59 +192,31 @@ class _Files:
     bad: Sequence[BadRecord]
 
 
-def _read(place: Path) -> list[_Files]:
-    """The split families and QA_information, as far as they exist."""
+def _read(place: Path, root: Path | None) -> list[_Files]:
+    """The split families and QA_information, as far as they exist. ``root``: the folder of the images, if any."""
     if not place.exists():
         raise DataError(f"{place} does not exist. Remedy: the folder of OmniMedVQA or of Med-R1's split files")
     splits, release = place / "Splits", place / "QA_information"
     if not splits.is_dir() and not release.is_dir():
         splits = place
     split_files = read_splits(splits) if splits.exists() else []
-    found = []
-    for axis in SplitAxis:
-        reading, repeated = Reading(), list[Question]()
-        for file in (file for file in split_files if file.axis is axis):
-            reading = Reading.merge([reading, file.reading])
-            cell: dict[str, Any] = {"part": file.part, axis.value: file.value}
-            repeated += [replace(q, **cell) for q in _with_repeated_option(file.reading.bad)]
-        if reading.files:
-            found.append(_files(axis, reading, repeated))
+    readings: list[tuple[SplitAxis | None, Reading]] = [
+        (axis, Reading.merge(file.reading for file in split_files if file.axis is axis)) for axis in SplitAxis
+    ]
     if release.is_dir():
-        reading = read_release(release)
-        found.append(_files(None, reading, list(_with_repeated_option(reading.bad))))
-    return found
+        readings.append((None, read_release(release)))
+    if root is not None:
+        respell_images([reading for _, reading in readings], root)
+    if skipped := skipped_files([splits, release]):
+        log.warning("%d JSON files are skipped, because they are hidden or below __MACOSX", len(skipped))
+    return [_files(axis, reading) for axis, reading in readings if reading.files]
 
 
-def _files(axis: SplitAxis | None, reading: Reading, repeated: Sequence[Question]) -> _Files:
+def _files(axis: SplitAxis | None, reading: Reading) -> _Files:
     unknown = Reason.UNKNOWN_QUESTION_TYPE if axis is SplitAxis.QUESTION_TYPE else Reason.UNKNOWN_MODALITY
     value = attrgetter(axis or SplitAxis.MODALITY)
     without_cell = [q.rejected(unknown, f"the file gives {q.label}") for q in reading.questions if value(q) is None]
-    return _Files(axis, reading, [*reading.questions, *repeated], [*reading.bad, *without_cell])
-
-
-def _with_repeated_option(bad: Iterable[BadRecord]) -> Iterator[Question]:
-    """The records that were refused for a repeated option, read again because the reader keeps only their position."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for record in bad:
-        if record.reason is not Reason.DUPLICATE_OPTION:
-            continue
-        if record.file not in rows:
-            rows[record.file] = json.loads(Path(record.file).read_bytes())
-        row = rows[record.file][int(record.record.removeprefix("#").split()[0])]
-        modality, question_type = None, None
-        if "problem" in row:
-            problem, image = parse_problem(row["problem"]), row["image"]
-            question, options, answer = problem.question, problem.options, parse_solution(row["solution"])
-        else:
-            question, image, correct = row["question"].strip(), row["image_path"], option_meaning(row["gt_answer"])
-            options = {key[-1]: text.strip() for key, text in row.items() if key.startswith("option_") and text}
-            answer = next((letter for letter, text in options.items() if option_meaning(text) == correct), "")
-            modality = parse_modality(row.get("modality_type") or "")
-            question_type = parse_question_type(row["question_type"])
-        if answer in options:
-            yield Question(
-                record.file, record.record, "", image, question, options, answer, modality, question_type, ""
-            )
+    return _Files(axis, reading, [*reading.questions, *reading.repeated], [*reading.bad, *without_cell])
 
 
 def _image_contents(

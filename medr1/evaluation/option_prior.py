@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medr1.domain.reasoning import ReasoningMode
-from medr1.domain.records import Record, option_meaning
+from medr1.domain.records import Record
+from medr1.domain.texts import option_meaning
 from medr1.errors import DataError
 from medr1.evaluation.predictions import Condition, MultipleChoice, Prediction, baseline_prediction, hash_rank
 
@@ -20,7 +21,7 @@ class OptionPrior:
     are always correct, and a text seen once behind one that was correct in 90 of 91 questions. Texts that training
     never offered score 0.
 
-    Texts are compared by ``option_meaning``, without case and final full stops. With them the score on OmniMedVQA
+    Texts are compared by ``option_meaning``, without case and closing punctuation. With them the score on OmniMedVQA
     would be higher still (ultrasound 1.000 instead of .834), because the correct option is often the only one in lower
     case or with a full stop; ``surface_cues`` measures that separately.
     """

@@ -46,7 +46,7 @@ def generate_with_option_probabilities(
     ids = completion.ids[0][completion.mask[0]].tolist()
     probabilities = None
     place = answer_position(text)
-    if place is not None and text[place] in options:
+    if place is not None and text[place].upper() in options:
         step = _step_of(processor, ids, text[: place + 1])
         letters = _letter_ids(processor, ids[step], text[place], options)
         if letters is not None:
@@ -58,15 +58,16 @@ def generate_with_option_probabilities(
 def _step_of(processor: Processor, ids: list[int], prefix: str) -> int:
     """The step of the completion ``ids`` that generated the last character of its beginning ``prefix``."""
     for step in range(len(ids)):
-        (decoded,) = processor.tokenizer.batch_decode([ids[: step + 1]], skip_special_tokens=True)
-        if decoded.startswith(prefix):
+        if processor.text(ids[: step + 1]).startswith(prefix):
             return step
     raise AssertionError(f"the completion does not begin with {prefix!r}")
 
 
 def _letter_ids(processor: Processor, generated: int, letter: str, options: Mapping[str, str]) -> dict[str, int] | None:
-    """For each option, the token that differs from ``generated`` only in the letter (``C``, ``(C``, ``>C``)."""
+    """For each option, the token that differs from ``generated`` only in the letter (``C``, ``(C``, ``>C``, ``c``)."""
     spelling = str(processor.tokenizer.convert_ids_to_tokens(generated))
-    vocabulary = processor.tokenizer.get_vocab()
-    ids = {option: vocabulary.get(spelling.replace(letter, option, 1)) for option in options}
+    if letter not in spelling:
+        return None
+    vocabulary, case = processor.tokenizer.get_vocab(), str.lower if letter.islower() else str.upper
+    ids = {option: vocabulary.get(spelling.replace(letter, case(option), 1)) for option in options}
     return None if None in ids.values() else {option: int(i) for option, i in ids.items() if i is not None}

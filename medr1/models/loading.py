@@ -19,10 +19,11 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from medr1.config.enums import Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.settings import LoraConfig, ModelConfig
+from medr1.domain.reasoning import TAGS, ReasoningMode, target_text
 from medr1.errors import CheckpointError
 from medr1.models.adapters import load_adapter
 from medr1.models.policy import Policy
-from medr1.models.processor import IMAGE_TOKEN, Processor
+from medr1.models.processor import IMAGE_TOKEN, Processor, control_tokens_of
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -79,7 +80,8 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
     (Qwen2.5-VL: top_k = 1) has no effect.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or of another family, or does not fit the image size.
+        CheckpointError: the checkpoint is missing, damaged or of another family, does not fit the image size, or has a
+            tokenizer that loses the reasoning tags.
     """
     path, config = spec.path, _read_config(spec.path)
     patch_size, merge_size = config.vision_config.patch_size, config.vision_config.spatial_merge_size
@@ -129,6 +131,14 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
             f"model.path={path}: its chat template begins every completion with <think>, so that the reasoning mode "
             "cannot be chosen; use the Instruct checkpoint instead of the Thinking one"
         )
+    for mode in ReasoningMode:
+        target = target_text(mode, "A", "of all")
+        ids, mask = processor.completion_ids([target])
+        if (decoded := processor.decode(ids, mask)[0]) != target:
+            raise CheckpointError(
+                f"model.path={path}: its tokenizer turns {target!r} into {decoded!r}, so that completions lose their "
+                f"format; {', '.join(TAGS)} must be ordinary text or added tokens, and none of them the end token"
+            )
     return policy, processor
 
 
@@ -155,6 +165,12 @@ def local_tokenizer(path: str) -> Any | None:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left", local_files_only=True)
     except (OSError, ValueError):
         return None
+
+
+def control_tokens(path: str) -> frozenset[str]:
+    """The control tokens of a checkpoint's tokenizer. Empty if its files are not on this machine yet."""
+    tokenizer = local_tokenizer(path)
+    return frozenset() if tokenizer is None else control_tokens_of(tokenizer)
 
 
 def has_local_weights(path: str) -> bool:

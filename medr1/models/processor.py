@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medr1.domain.reasoning import ReasoningMode, question_text
+from medr1.domain.reasoning import TAGS, ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.models.tensors import PromptBatch, unpadded
@@ -124,12 +124,36 @@ class Processor:
         return ids, mask
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """The text of each completion [R, C], without padding and special tokens."""
-        return [str(t) for t in self.tokenizer.batch_decode(unpadded(ids, mask), skip_special_tokens=True)]
+        """The text of each completion [R, C], without padding and control tokens."""
+        return [self.text(row) for row in unpadded(ids, mask)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without control tokens."""
+        control = self.control_token_ids()
+        return str(self.tokenizer.decode([i for i in ids if i not in control], skip_special_tokens=False))
+
+    def control_token_ids(self) -> set[int]:
+        """The special tokens but for the reasoning tags, which some checkpoints declare as special.
+
+        Without its tags no completion would have the format.
+        """
+        special = {int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special.update(map(int, self.tokenizer.all_special_ids))
+        names = zip(special, self.tokenizer.convert_ids_to_tokens(list(special)), strict=True)
+        return {i for i, name in names if not any(tag in name for tag in TAGS)}
 
     def suppressed_token_ids(self) -> list[int]:
-        """Special tokens that must not be sampled: all but the end token.
+        """Tokens that must not be sampled: all control tokens but the end token.
 
         A sampled image token would make the next forward pass look for an image.
         """
-        return sorted(set(self.tokenizer.all_special_ids) - {self.eos_token_id})
+        return sorted(self.control_token_ids() - {self.eos_token_id})
+
+
+def control_tokens_of(tokenizer: Any) -> frozenset[str]:
+    """The special tokens of a tokenizer, which it does not read as text.
+
+    Tokens of one or two characters are left out: some tokenizers pad with "!", which is text as well.
+    """
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return frozenset(token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 2)

@@ -71,6 +71,11 @@ def full_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local_tensor(value: Tensor) -> Tensor:
+    """The shard of a sharded tensor that this process holds. Returns other tensors as they are."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def shard_like(value: Any, parameter: Tensor) -> Any:
     """Shards a full tensor like its parameter. Returns any other value as it is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:

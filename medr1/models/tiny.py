@@ -15,6 +15,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from medr1.domain.reasoning import TAGS
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 
@@ -28,7 +29,6 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # Qwen2-VL's template without its system prompt, which would be a quarter of the tiny model's prompt.
 CHAT_TEMPLATE = (

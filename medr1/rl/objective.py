@@ -17,6 +17,8 @@ completions of an optimizer step to one number:
     seq_mean_token_mean         1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), GSPO, Med-R1
     seq_mean_token_sum_norm     1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783); Cmax: max_completion_length
 
+As in verl, one outlier cannot overflow: log-ratios, and the d of k3, are clamped to [-20, 20], and k3 to at most 10.
+
 R and N are counted over all processes and micro-batches, so that the losses of micro-batches add up to the loss of the
 step. With ``mask_truncated_completions`` (DAPO's overlong filtering) a truncated completion has an empty mask: it
 counts in R, but its tokens do not count in N.
@@ -54,17 +56,25 @@ class Loss:
     clipped: Tensor
 
 
+_MAX_LOG_RATIO, _MAX_K3 = 20.0, 10.0  # verl, core_algos: compute_policy_loss, kl_penalty
+
+
+def _k3(d: Tensor) -> Tensor:
+    d = d.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    return (d.exp() - d - 1).clamp(max=_MAX_K3)
+
+
 _KL: dict[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda d: -d,
     "k2": lambda d: d.square() / 2,
-    "k3": lambda d: d.exp() - d - 1,
+    "k3": _k3,
 }
 
 
 def kl_divergence(logprobs: Tensor, reference: Tensor, kl_loss_type: str) -> Tensor:
     """Per-token estimate of KL(policy || reference) (Schulman, "Approximating KL divergence", 2020).
 
-    With d = reference - logprobs: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
+    With d = reference - logprobs: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (bounded, see above).
     """
     return _KL[kl_loss_type](reference - logprobs)
 
@@ -119,7 +129,8 @@ def grpo_loss(
     log_ratio = logprobs - old.detach()
     if objective.importance_sampling_level == "sequence":
         log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
-    surrogate, clipped = _SURROGATE[objective.loss_mode](logprobs, log_ratio.exp(), advantages.unsqueeze(1), objective)
+    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    surrogate, clipped = _SURROGATE[objective.loss_mode](logprobs, ratio, advantages.unsqueeze(1), objective)
     per_token, kl = -surrogate.expand_as(logprobs), torch.zeros_like(logprobs)
     if reference is not None:
         kl = kl_divergence(logprobs, reference.detach(), objective.kl_loss_type)

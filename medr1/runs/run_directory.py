@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,11 +38,12 @@ class RunDirectory:
         self.environment = path / "environment.json"  # versions, git commit and facts about the data at the start
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"  # the trained weights; exists when training has ended
+        self.metrics = path / "metrics.jsonl"  # the curves of training
+        self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
         self.summary = path / "summary.json"
         self.results = path / "results.md"
         self.finished = path / "finished.json"  # the last file; calls to MLflow may still be queued
         # Only in a sweep:
-        self.log = path / "job.log"  # the output, with the traceback of a failure
         self.failure = path / "failed.json"  # exists from a failure until the run is started again
         self.timing = path / "timing.json"
 
@@ -92,6 +95,34 @@ class RunDirectory:
             write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
+
+    def claim_new(self) -> RunDirectory:
+        """Creates the directory, or one beside it with a number at its end: one that no other process has.
+
+        Raises:
+            OSError: it cannot be created.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            own = self.path if number == 1 else self.path.with_name(f"{self.path.name}-{number}")
+            try:
+                own.mkdir()
+                return RunDirectory(own)
+            except FileExistsError:
+                if not own.is_dir():
+                    raise
+        raise AssertionError("unreachable")
+
+    def discard_unless_started(self) -> None:
+        """Removes the directory, and an empty parent, of a command that has failed before it stored a config."""
+        if not self.config.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # it holds other runs
+                self.path.parent.rmdir()
+
+    def replace_config(self, cfg: DictConfig) -> None:
+        """Stores the config again, with settings that may change when a run is resumed."""
+        write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
 
     def stored_config(self, schema: type[T]) -> T:
         """The settings of the run.

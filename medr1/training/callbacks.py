@@ -9,8 +9,10 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from medr1.data.image_loader import ImageLoader
 from medr1.domain.reasoning import ReasoningMode, question_text
+from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import AnyTracker
 from medr1.training.grpo import GRPOModule
+from medr1.training.steps import Steps
 
 
 class ProgressBar(TQDMProgressBar):
@@ -25,14 +27,19 @@ class ProgressBar(TQDMProgressBar):
 
 
 class Curves(pl.Callback):
-    """Sends the metrics of the module to the tracker, every ``every`` steps.
+    """Sends the metrics of the module to the tracker and to the run's file, every ``every`` steps.
 
     Lightning's loggers receive the metrics of a step after its checkpoint has been written, so that a run that is
     killed in between and resumed would have a gap. Here they are sent before.
     """
 
-    def __init__(self, tracker: AnyTracker, every: int) -> None:
-        self.tracker, self.every = tracker, every
+    def __init__(self, tracker: AnyTracker, file: MetricsFile, every: int) -> None:
+        self.tracker, self.file, self.every = tracker, file, every
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(trainer.datamodule, Steps)  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            self.file.drop_from(trainer.datamodule.first_step)  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,12 +47,14 @@ class Curves(pl.Callback):
         if trainer.is_global_zero and batch.step % self.every == 0:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.tracker.log_metrics(metrics, batch.step)
+            self.file.append(metrics, batch.step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
             self.tracker.flush()
+            self.file.sync()
 
 
 class CompletionsTable(pl.Callback):

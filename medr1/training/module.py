@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol, Self
 
@@ -15,9 +16,12 @@ from torch import Tensor
 from medr1.config.settings import AlgorithmConfig
 from medr1.errors import CheckpointError
 from medr1.models.policy import Policy
-from medr1.models.sharding import full_tensor, is_sharded
+from medr1.models.sharding import full_tensor, is_sharded, local_tensor
 from medr1.training.micro_batches import split_to_count
 from medr1.training.optimizer import build_optimizer
+from medr1.training.stability import SkippedSteps, check_weights
+
+log = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
@@ -54,6 +58,13 @@ class Runtime:
     def all_gather(self, value: Tensor) -> Tensor:
         """The tensors [...] of all processes, stacked: [W, ...]."""
         return torch.as_tensor(self._module.all_gather(value)) if self.world_size > 1 else value.unsqueeze(0)
+
+    def all_finite(self, values: Sequence[Tensor]) -> bool:
+        """Whether all values are finite in all processes, which get the same answer."""
+        local = [value for value in map(local_tensor, values) if value.numel()]
+        # The maximum norm, because the sum of the squares of finite values may overflow.
+        largest = torch.nn.utils.get_total_norm(local, float("inf")).to(self._module.device, torch.float32)
+        return bool(torch.isfinite(self.all_gather(largest)).all())
 
     def backward(self, loss: Tensor, *, synchronize: bool) -> None:
         """Adds to the gradients. DDP averages them over all processes if ``synchronize``."""
@@ -96,6 +107,7 @@ class PolicyModule(pl.LightningModule):
         self._references = () if reference is None else (reference,)
         self.runtime = Runtime(self)
         self._seconds: dict[str, Tensor] = {}
+        self._skipped, self._step = SkippedSteps(), 0
 
     def step(self, batch: Any) -> dict[str, Tensor]:
         """Takes the optimizer steps of one training step. Returns its metrics, which are equal in all processes."""
@@ -120,14 +132,19 @@ class PolicyModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.policy.trained_state("policy.")
+        checkpoint["skipped_steps"] = self._skipped.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_state(self, checkpoint)
+        if "skipped_steps" in checkpoint:
+            self._skipped.load(checkpoint["skipped_steps"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self._seconds.clear()
+        self._step = batch.step
         with self.phase("step"):
             metrics = self.step(batch)
+        metrics["train/skipped_steps"] = torch.tensor(self._skipped.total)
         metrics["train/learning_rate"] = torch.tensor(self.runtime.scheduler.get_last_lr()[0])
         for name, value in (metrics | self._seconds).items():
             value = value.to(self.device, torch.float32)
@@ -147,18 +164,43 @@ class PolicyModule(pl.LightningModule):
         ``losses`` are this process's shares of the loss, one for each micro-batch. They are computed lazily: one graph
         is freed before the next is built. DDP averages gradients over processes, so each share is multiplied by their
         number. Only the last backward pass synchronizes, so processes may have different numbers of micro-batches.
+        If the loss or the gradient is not finite, weights and optimizer state stay as they are.
         Returns the gradient norm before clipping.
+
+        Raises:
+            TrainingError: too many such steps in a row, or weights that are not finite.
         """
         optimizer, scheduler = self.runtime.optimizer, self.runtime.scheduler
         optimizer.zero_grad()
+        values: list[Tensor] = []
         for index, loss in enumerate(losses):
             self.runtime.backward(loss * self.runtime.world_size, synchronize=index == count - 1)
+            values.append(loss.detach())
         with self.runtime.phase("optimizer"):
             trained = [p for group in optimizer.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(trained, self.optimizer_settings.max_grad_norm)
+            norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, self.optimizer_settings.max_grad_norm))
+            is_skipped = not self.runtime.all_finite([*values, norm])
+            if is_skipped:
+                optimizer.zero_grad()
+            # Without gradients it changes nothing, but Lightning counts the step: a resumed run begins at this count.
             optimizer.step()
             scheduler.step()
-        return full_tensor(norm)
+            self._check(trained, values, norm, is_skipped)
+        return norm
+
+    def _check(self, trained: list[Tensor], losses: list[Tensor], grad_norm: Tensor, is_skipped: bool) -> None:
+        """Counts a skipped step, and stops a training that has broken down before its state is stored."""
+        settings = self.optimizer_settings
+        self._skipped.count(is_skipped)
+        if not self.runtime.all_finite(trained):
+            named = {name: local_tensor(p.detach()) for name, p in self.policy.named_parameters() if p.requires_grad}
+            check_weights(named, self._step, is_skipped, settings)
+        if is_skipped:
+            loss = float(sum(losses))
+            if self.trainer.is_global_zero:
+                values = (self._step, loss, float(grad_norm))
+                log.warning("step %d is skipped: the loss (%s) or the norm of its gradient (%s) is not finite", *values)
+            self._skipped.check(self._step, loss, float(grad_norm), settings, self.total_steps)
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenates [K, R] of all processes, of equal size, along the last dimension: [K, W*R]."""

@@ -51,8 +51,13 @@ class Steps(pl.LightningDataModule):
         super().__init__()
         self._make_batch, self._trainer, self._steps, self._num_iterations = make_batch, trainer, steps, num_iterations
 
+    @property
+    def first_step(self) -> int:
+        """The step at which training begins: 0, or that of the checkpoint that Lightning has restored."""
+        return int(self._trainer.global_step // self._num_iterations)
+
     def train_dataloader(self) -> DataLoader[Any]:
-        first = self._trainer.global_step // self._num_iterations
+        first = self.first_step
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
         stream = StepStream(lambda step: self._make_batch(step, rank, world_size), first, self._steps)
         return DataLoader(stream, batch_size=None)

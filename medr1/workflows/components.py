@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +19,13 @@ from yaml import YAMLError
 import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
 from medr1.config import messages
+from medr1.config.enums import Tuning
+from medr1.config.naming import is_below
 from medr1.config.paths import CONF, SWEEPS
+from medr1.config.processes import check_processes
+from medr1.config.registry import Registry
 from medr1.config.schema import register
-from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.config.settings import CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
 from medr1.errors import ConfigError, Medr1Error
@@ -133,12 +138,26 @@ def checked(cfg: DictConfig, schema: type[T]) -> T:
     return settings
 
 
+def check_environment(cfg: TrainConfig, environment: Mapping[str, str]) -> None:
+    """Checks that the environment variables of launchers fit the processes of a training.
+
+    Raises:
+        ConfigError: names the variable, its value and the remedy.
+    """
+    trains = ALGORITHMS[cfg.algorithm.kind].trains
+    check_processes(cfg.trainer.devices, cfg.trainer.num_nodes, environment, trains=trains)
+
+
 def check_components(cfg: CommonConfig) -> None:
     """Checks the settings of the chosen components, each by its own rules, before anything is loaded.
 
     Raises:
         ConfigError: names the key, the value and the remedy.
     """
+    for group, registry in Registry.by_group.items():
+        settings = getattr(cfg, group, None)
+        if settings is not None and not isinstance(settings, registry[settings.kind].settings):
+            raise ConfigError(f"{group}.kind={settings.kind} is set by {group}=; leave it out, and choose {group}=")
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -153,3 +172,66 @@ def check_components(cfg: CommonConfig) -> None:
         SOURCES[cfg.data.kind].check_training(cfg.data)
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
+
+
+def ignored(cfg: CommonConfig, typed: Iterable[str]) -> dict[str, str]:
+    """Those of the typed keys that the command would not read, each with the choice to which this is due."""
+    found: dict[str, str] = {}
+    for key in typed:
+        for choice, places in _without_effect(cfg):
+            if is_below(key, places) or f"{key}=" in places:
+                found.setdefault(key, choice)
+    return found
+
+
+def check_typed(cfg: CommonConfig, typed: Iterable[str]) -> None:
+    """Refuses typed settings that the command would not read.
+
+    Raises:
+        ConfigError: names them, and the choice to which this is due.
+    """
+    for key, choice in ignored(cfg, typed).items():
+        raise ConfigError(f"{key}= has no effect with {choice}; leave it out")
+
+
+# Settings of a model that only a training reads.
+_TRAINED_MODEL = ("model.gradient_checkpointing", "model.freeze_vision_tower", "model.tuning", "model.lora")
+_TRAINED_RECIPE = tuple(
+    f"model.recipe.{item.name}" for item in fields(RecipeConfig) if item.name != "max_completion_length"
+)
+_COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
+
+
+def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
+    """A choice, and the keys at and below which it makes settings useless; ``KEY=`` stands for the key alone."""
+    yield f"model={cfg.model.name}", MODEL_KINDS[cfg.model.kind].ignores
+    yield from SOURCES[cfg.data.kind].without_effect(cfg.data)
+    if not cfg.tracking.enabled:
+        yield "tracking.enabled=false", ("tracking.uri", "tracking.experiment", *_COMPLETIONS_TABLE)
+    if isinstance(cfg, TrainConfig):
+        algorithm, chosen = ALGORITHMS[cfg.algorithm.kind], f"algorithm={cfg.algorithm.name}"
+        if not algorithm.trains:
+            yield chosen, (*_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+        if not algorithm.uses_rewards:
+            yield chosen, ("reward", *_COMPLETIONS_TABLE)
+        yield from algorithm.without_effect(cfg)
+        if cfg.model.tuning == Tuning.full:
+            yield "model.tuning=full", ("model.lora",)
+        if cfg.trainer.max_steps is not None:
+            steps = f"trainer.max_steps={cfg.trainer.max_steps} (with null it counts)"
+            yield steps, ("trainer.num_train_epochs",)
+        yield "a single run, which is no sweep", ("sweep",)
+        return
+    assert isinstance(cfg, EvaluateConfig)
+    yield "evaluate.py, which trains nothing", ("seed", *_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+    if cfg.run is not None:
+        of_the_run = [
+            f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")
+        ]
+        yield (
+            f"run={cfg.run}, whose model and training records are those of the run",
+            (
+                *("model=", "modality", "question_type"),
+                *of_the_run,
+            ),
+        )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import logging
+from dataclasses import replace
 from pathlib import Path
 
-from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
+from medr1.config.settings import EvaluateConfig
+from medr1.errors import ConfigError
 from medr1.evaluation.predictions import Condition
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.session import open_session, report
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
@@ -22,21 +26,17 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
     weights: tuple[str, Path | None] = (cfg.model.path, None)
     if cfg.run is not None:
         trained = RunDirectory(Path(cfg.run).absolute())
-        cfg = _of_run(cfg, trained)
+        cfg = replace(cfg, run=str(trained.path))
         condition, weights = Condition.TRAINED, trained.weights(cfg.model.path)
+        if weights[1] is None and any(text.startswith("model.path=") for text in overrides):
+            raise ConfigError(
+                f"model.path= is the base of a LoRA adapter, but {trained.path} was trained in full; leave it out"
+            )
+        own = [text for text in overrides if text.partition("=")[0] not in ("run", "resume", "output_dir")]
+        if own:
+            log.info("%s is evaluated with other settings than it was trained with: %s", trained.path, " ".join(own))
     kind = MODEL_KINDS[cfg.model.kind]
     with open_session(
         cfg, RunDirectory(run_dir), overrides, is_resumed=cfg.resume is not None, facts=kind.facts(cfg)
     ) as session:
         report(session, kind.evaluate(session, condition, weights), step=0)
-
-
-def _of_run(cfg: EvaluateConfig, trained: RunDirectory) -> EvaluateConfig:
-    """The settings of a finished run, with those of the evaluation that may differ from them."""
-    stored = trained.stored_config(TrainConfig)
-    shared = {item.name: getattr(stored, item.name) for item in fields(CommonConfig)}
-    found = EvaluateConfig(**shared, run=str(trained.path), resume=cfg.resume)
-    found.output_dir, found.tracking = cfg.output_dir, cfg.tracking
-    if cfg.evaluation.limit is not None:
-        found.evaluation.limit = cfg.evaluation.limit
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
@@ -16,18 +17,23 @@ from medr1.workflows.local_model import load_trained
 from medr1.workflows.model_choice import PROMPT_SETTINGS, ModelChoice
 
 
-def export_run(run: RunDirectory, target: Path, merge: bool) -> None:
+def export_run(run: RunDirectory, target: Path, merge: bool, base: str | None = None) -> None:
     """Writes the trained model of a finished run into the new directory ``target``, atomically.
 
     ``merge``: merge a LoRA adapter into its base and write a Hugging Face checkpoint; otherwise write the PEFT adapter
-    alone.
+    alone. ``base``: where the base of a LoRA adapter lies now, if it has moved.
 
     Raises:
         ConfigError: no run, a target that exists or cannot be written, no adapter where one is wanted.
         CheckpointError: the run has no trained model, or a damaged one.
     """
     cfg = run.stored_config(TrainConfig)
+    cfg.model.path = base or cfg.model.path
     choice = ModelChoice.of_run(run)
+    if choice.adapter is not None:
+        choice = replace(choice, path=cfg.model.path)
+    elif base is not None:
+        raise ConfigError(f"model.path={base}: {run.path} was trained in full and needs no base; leave it out")
     if os.path.lexists(target):
         raise ConfigError(f"export={target} exists already; name a new directory")
     if not run.results.is_file() or not run.summary.is_file():

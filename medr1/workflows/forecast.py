@@ -10,7 +10,7 @@ import torch
 
 from medr1.config.enums import Attention
 from medr1.config.settings import TrainConfig
-from medr1.data.dataset import Dataset, limit_cells, load_dataset
+from medr1.data.dataset import Dataset, limit_cells
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
@@ -22,6 +22,7 @@ from medr1.planning.memory_ledger import Peaks, peak_bytes
 from medr1.planning.rehearsal import Lengths, Workload
 from medr1.planning.tables import verdict
 from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows.session import load_data
 
 _TOKENIZED_TEXTS = 32  # only the longest texts in characters are tokenized
 _CHARACTERS_PER_TOKEN = 3  # without a tokenizer; English has more, so that lengths are overestimated
@@ -51,7 +52,7 @@ def forecast_memory(cfg: TrainConfig, data: Dataset | None = None, device: Devic
     Raises:
         CheckpointError: the model has no configuration. DataError: the data cannot be used.
     """
-    data = data or load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = data or load_data(cfg)
     run, lengths = _run(cfg, data, device or planned_device(cfg))
     return Forecast(run, run.evaluation() | run.step(), lengths)
 

@@ -41,6 +41,13 @@ def device_of(cfg: CommonConfig) -> torch.device:
     return torch.device("cuda" if is_gpu else "cpu")
 
 
+def device_name(cfg: CommonConfig) -> str:
+    """The device on which a process runs, for people."""
+    if device_of(cfg).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
 def prediction_store(session: Session) -> LocalPredictionStore:
     """The stored and coming predictions of a run."""
     cfg = session.cfg
@@ -72,10 +79,12 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
         "path": cfg.model.path,
         "dtype": str(cfg.model.dtype),
         "attn_implementation": model_spec(cfg).attn_implementation,
-        "evaluation": cfg.evaluation,
+        "max_completion_length": cfg.evaluation.max_completion_length,
+        "limit": cfg.evaluation.limit,
         "mode": cfg.reasoning.mode,
         "image_size": cfg.data.image_size,
         "data": session.data.fingerprint,
+        "records": [record.id for record in store.records],  # which ones evaluation.limit takes may change
     }
     with sweep.shared_base_predictions(inputs) as shared:
         store.generate_or_reuse(shared, policy, processor, Condition.BASE)

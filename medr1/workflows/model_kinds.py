@@ -24,8 +24,8 @@ class ModelKind(Protocol):
     kind: ClassVar[str]
     settings: ClassVar[type[ModelConfig]]
     is_trainable: ClassVar[bool]
-    # Settings that a stopped evaluation may be continued with other values of.
-    may_change_on_resume: ClassVar[tuple[str, ...]]
+    # Dotted keys, of any group, that have no effect with this kind of model.
+    ignores: ClassVar[tuple[str, ...]]
 
     def check(self, model: Any) -> None:
         """Checks the settings before anything is loaded.
@@ -34,8 +34,18 @@ class ModelKind(Protocol):
             ConfigError: names the key, the value and the remedy.
         """
 
+    def check_available(self, model: Any) -> None:
+        """Checks that there is such a model, before a run is created for it. Loads no weights.
+
+        Raises:
+            CheckpointError: names the place and the remedy.
+        """
+
+    def control_tokens(self, model: Any) -> frozenset[str]:
+        """The control tokens of the model's tokenizer, as far as they are known before it is loaded."""
+
     def facts(self, session_config: Any) -> dict[str, Any]:
-        """What environment.json says of the model on this machine."""
+        """What environment.json says of the model on this machine, with ``device``: where it runs."""
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]
@@ -52,14 +62,29 @@ class LocalModel:
     kind: ClassVar[str] = "hf"
     settings: ClassVar[type[ModelConfig]] = ModelConfig
     is_trainable: ClassVar[bool] = True
-    may_change_on_resume: ClassVar[tuple[str, ...]] = ()
+    ignores: ClassVar[tuple[str, ...]] = ()
 
     def check(self, model: ModelConfig) -> None: ...
 
-    def facts(self, session_config: Any) -> dict[str, Any]:
-        from medr1.workflows.local_model import model_spec
+    def check_available(self, model: ModelConfig) -> None:
+        from medr1.config.checkpoints import check_checkpoint
 
-        return {"attn_implementation": model_spec(session_config).attn_implementation}
+        check_checkpoint(model.path)
+
+    def control_tokens(self, model: ModelConfig) -> frozenset[str]:
+        from medr1.models.loading import control_tokens
+
+        return control_tokens(model.path)
+
+    def facts(self, session_config: Any) -> dict[str, Any]:
+        from medr1.config.checkpoints import fingerprint
+        from medr1.workflows.local_model import device_name, model_spec
+
+        return {
+            "attn_implementation": model_spec(session_config).attn_implementation,
+            "device": device_name(session_config),
+            "model_fingerprint": fingerprint(session_config.model.path),
+        }
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]
@@ -75,19 +100,21 @@ class ServerModel:
     kind: ClassVar[str] = "server"
     settings: ClassVar[type[ModelConfig]] = ServerConfig
     is_trainable: ClassVar[bool] = False
-    may_change_on_resume: ClassVar[tuple[str, ...]] = (
-        "url",
-        "api_key_variable",
-        "concurrency",
-        "timeout",
-        "max_retries",
+    ignores: ClassVar[tuple[str, ...]] = (  # what only a model that is loaded here has
+        *("model.dtype", "model.attn_implementation", "model.gradient_checkpointing", "model.freeze_vision_tower"),
+        *("model.tuning", "model.lora", "model.recipe", "evaluation.batch_size", "rollout"),
     )
 
     def check(self, model: ServerConfig) -> None:
         check_server(model)
 
+    def check_available(self, model: ServerConfig) -> None: ...
+
+    def control_tokens(self, model: ServerConfig) -> frozenset[str]:
+        return frozenset()
+
     def facts(self, session_config: Any) -> dict[str, Any]:
-        return {}
+        return {"device": f"the server {session_config.model.url}"}
 
     def evaluate(
         self, session: Session, condition: Condition, weights: tuple[str, Path | None]

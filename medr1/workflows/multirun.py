@@ -21,20 +21,21 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.config.naming import job_name, sweep_name
+from medr1.config.naming import is_below, job_name, sweep_name
 from medr1.config.paths import CHECKOUT
+from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows.components import checked, explain
-from medr1.workflows.sweep_job import print_progress, quoted
+from medr1.workflows.components import check_environment, checked, explain, ignored
+from medr1.workflows.sweep_job import print_progress, quoted, run_environment
 
 if TYPE_CHECKING:
     from medr1.tracking.tracker import Tracker
 
-# Groups whose overrides do not make another sweep: they say where and how it runs.
-_LOCATION_GROUPS = ("sweep", "launcher", "output_dir", "plugins", "tracking", "hydra")
+# Groups whose overrides do not make another sweep, like those of settings that are in no hash.
+_UNNAMED_GROUPS = ("launcher", "hydra")
 
 _open_trackers: list[Tracker] = []
 
@@ -73,7 +74,7 @@ class SweepCallback(Callback):
         """Composes and checks all runs, names the sweep, starts its run in MLflow."""
         if config.plan:
             with _errors_end_the_command():
-                runs = [(" ".join(overrides), cfg) for _, overrides, cfg in _compose_runs(config, _parse(config)[0])]
+                runs = [(" ".join(overrides), cfg) for _, overrides, cfg, _ in _compose_runs(config, _parse(config)[0])]
                 _print_plans(runs)
             sys.exit(0)
         if CHECKOUT:  # the workers of some launchers start in another folder, where a checkout cannot be imported
@@ -182,8 +183,8 @@ def _parse(config: DictConfig) -> tuple[dict[str, list[str]], list[str]]:
 
 def _compose_runs(
     config: DictConfig, values: Mapping[str, list[str]]
-) -> Iterator[tuple[dict[str, str], list[str], DictConfig]]:
-    """Of each run: the chosen value by key, its overrides, and its checked config.
+) -> Iterator[tuple[dict[str, str], list[str], DictConfig, TrainConfig]]:
+    """Of each run: the chosen value by key, its overrides, and its checked config, composed and typed.
 
     Raises:
         ConfigError: a run is misconfigured; names the run's overrides.
@@ -194,10 +195,11 @@ def _compose_runs(
         overrides = [f"{key}={value}" for key, value in chosen.items()]
         cfg = _without_hydra(loader.load_sweep_config(config, overrides))
         try:
-            checked(cfg, TrainConfig)
+            settings = checked(cfg, TrainConfig)
+            check_environment(settings, run_environment(config.hydra.launcher))
         except ConfigError as error:
             raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-        yield chosen, overrides, cfg
+        yield chosen, overrides, cfg, settings
 
 
 def create_sweep(config: DictConfig) -> SweepDirectory:
@@ -208,15 +210,30 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
     """
     values, varied = _parse(config)
     title = config.sweep.name or "-".join(["multirun", *varied])
-    unnamed = [k for k, v in values.items() if k.split(".")[0] in _LOCATION_GROUPS or v == [title]]
+    runs = list(_compose_runs(config, values))
+    typed = [key for key in values if key not in (config.hydra.sweeper.get("params") or {})]
+    unread = [ignored(settings, typed) for *_, settings in runs]
+    for key in typed:  # what one of the runs has no use for, another may need
+        if all(key in found for found in unread) and not is_below(key, ("sweep",)):
+            raise ConfigError(f"{key}= has no effect with {unread[0][key]}; leave it out")
+    unhashed = {key for *_, settings in runs for key in marked_keys(settings, "is_hashed", False)}
+    places = (*_UNNAMED_GROUPS, *unhashed)
+    unnamed = [k for k, v in values.items() if v == [title] or any(k == p or k.startswith(f"{p}.") for p in places)]
     fixed = [f"{k}={v[0]}" for k, v in values.items() if k not in (*varied, *unnamed, "seed")]
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
     # The seed is always an axis, so that a later command can add seeds to the same tables.
     jobs = [
         Job(job_name(cfg), {key: chosen[key] for key in varied} | {"seed": str(cfg.seed)}, overrides)
-        for chosen, overrides, cfg in _compose_runs(config, values)
+        for chosen, overrides, cfg, _ in runs
     ]
     by_name = {job.name: job for job in jobs}
+    for job in jobs:
+        other = by_name[job.name]
+        if other.overrides != job.overrides:
+            raise ConfigError(
+                f"{' '.join(job.overrides)} and {' '.join(other.overrides)} are the same run, because they differ "
+                "only in settings that cannot change an answer; start a sweep for each, with an output_dir of its own"
+            )
     rows = config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed")
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
     directory.add(Manifest(title, rows, columns, list(config.hydra.overrides.task), list(by_name), by_name))

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from medr1.config.settings import TrainConfig
-from medr1.data.dataset import Dataset, limit_cells, load_dataset
+from medr1.data.dataset import Dataset, limit_cells
 from medr1.data.image_loader import cached_image_loader
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
@@ -30,7 +30,7 @@ from medr1.training.steps import Steps
 from medr1.workflows.forecast import forecast_memory, num_parameters, planned_device, refusal
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import model_spec
-from medr1.workflows.session import set_max_steps
+from medr1.workflows.session import load_data, set_max_steps
 
 _PROBE_STEPS, _PROBE_SECONDS = 10, 60.0
 _MAX_CPU_PARAMETERS = 100e6  # larger models are not probed on a CPU
@@ -43,7 +43,7 @@ def plan(cfg: TrainConfig) -> None:
         ConfigError: the run does not fit; names overrides with which it does.
     """
     silence_library_logs()
-    data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    data = load_data(cfg)
     set_max_steps(cfg, len(data.train))
     device = planned_device(cfg)
     forecast = forecast_memory(cfg, data, device)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -19,17 +19,21 @@ from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
 from medr1.domain.reasoning import ReasoningMode
-from medr1.errors import ConfigError
+from medr1.errors import ConfigError, Medr1Error, StorageError
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.reporting.result_table import render_results
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
+from medr1.runs.terminal import log_to
 from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
+from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +66,17 @@ def open_session(
     """Opens a run; at the end of the block marks it as finished.
 
     Of several processes, the first one locks, stores and tracks. The lock and the MLflow run are released however the
-    block ends. ``facts`` are added to environment.json; ``preflight`` may refuse a new run before it is stored.
+    block ends. ``facts`` are added to environment.json, among them ``device``. ``preflight`` may refuse a new run
+    before it is stored.
 
     Raises:
         ConfigError: the directory holds another run, is locked by another process, or its data has changed.
         DataError: the data cannot be used. TrackingError: MLflow does not answer.
+        StorageError: a disk is full or may not be written; says what is safe and how to continue.
     """
     is_first = is_first_process()
-    with run.lock() if is_first else nullcontext():
-        data = load_dataset(cfg.data, cfg.modality.name, cfg.question_type.name)
+    with _one_storage_message(cfg, run), run.lock() if is_first else nullcontext():
+        data = load_data(cfg)
         if isinstance(cfg, TrainConfig):
             set_max_steps(cfg, len(data.train))
         if not is_first:
@@ -84,11 +90,78 @@ def open_session(
             run.create(stored, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **facts})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
+        else:
+            _check_model(cfg, run, facts)
+            run.replace_config(OmegaConf.structured(replace(cfg, resume=None)))
+
+        log_to(run.log)
+        log.info(_description(cfg, run, data, str(facts["device"]), is_resumed))
         with _start_tracker(cfg, run, is_resumed) as tracker:
             _log_start(tracker, cfg, run, data)
             yield Session(cfg, run, data, tracker, is_resumed)
         # Last of all: by now MLflow has everything, or it is queued in the run directory.
         write_json(run.finished, {"summary": run.summary.name})
+
+
+def _check_model(cfg: CommonConfig, run: RunDirectory, facts: Mapping[str, Any]) -> None:
+    """Checks that a run whose model lies elsewhere now is resumed with the same weights."""
+    before = read_json(run.environment).get("model_fingerprint")
+    if before is not None and facts.get("model_fingerprint") != before:
+        raise ConfigError(
+            f"{run.path}: the weights in model.path={cfg.model.path} are not those that this run began with; give the "
+            "directory in which they lie now, or start a new run"
+        )
+
+
+def load_data(cfg: CommonConfig) -> Dataset:
+    """The data of a run: with training records if it trains, without texts that its tokenizer does not take as text.
+
+    Raises:
+        DataError: see ``load_dataset``.
+    """
+    return load_dataset(
+        cfg.data,
+        cfg.modality.name,
+        cfg.question_type.name,
+        control_tokens=MODEL_KINDS[cfg.model.kind].control_tokens(cfg.model),
+        is_trained=isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains,
+    )
+
+
+@contextmanager
+def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]:
+    """Turns an error of storage, whatever library raises it, into one message."""
+    try:
+        yield
+    except Medr1Error:
+        raise
+    except Exception as error:
+        if (problem := storage_problem(error)) is None:
+            raise
+        if not run.config.is_file():
+            raise StorageError(f"{problem}, or choose another output_dir. The run has not begun") from error
+        stored = [f"the checkpoint {checkpoint.stem}"] if (checkpoint := run.latest_checkpoint()) else []
+        stored += ["the trained model"] if run.model.is_dir() else []
+        stored += [f"the predictions {file.stem}" for file in sorted(run.predictions("").parent.glob("*.jsonl"))]
+        safe = ", ".join(stored) or "its configuration"
+        raise StorageError(
+            f"{problem}. Then continue with: {resume_command(cfg, run)}\nSafe in {run.path}: {safe}"
+        ) from error
+
+
+def _description(cfg: CommonConfig, run: RunDirectory, data: Dataset, device: str, is_resumed: bool) -> str:
+    """What a run does, in one line."""
+    tested = len(limit_cells(data.test, cfg.evaluation.limit))
+    steps = ""
+    if isinstance(cfg, TrainConfig):
+        trainer = cfg.trainer
+        count = trainer.devices * trainer.num_nodes
+        device = f"{count} x {device}" if count > 1 else device
+        steps = f", {cfg.algorithm.name}, {trainer.max_steps} steps of {trainer.train_batch_size} prompts"
+    return (
+        f"{'resumed: ' if is_resumed else ''}model {cfg.model.name} on {device}{steps}, data {cfg.data.name} with "
+        f"{len(data.train)} training and {tested} test records, run directory {run.path}"
+    )
 
 
 def set_max_steps(cfg: TrainConfig, records: int) -> None:
@@ -200,6 +273,7 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
         "data": settings["data"],
         **{f"{group}.name": settings[group]["name"] for group in ("modality", "question_type")},
         "reasoning.mode": cfg.reasoning.mode,
+        "evaluation": settings["evaluation"],
         "seed": cfg.seed,
         "data_fingerprint": data.fingerprint,
     }

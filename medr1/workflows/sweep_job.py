@@ -16,6 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from medr1.atomic_write import read_json, write_json
+from medr1.config.schema import marked_keys
+from medr1.config.settings import TrainConfig
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory, cores_per_run, seconds_left
 
 
@@ -42,7 +45,8 @@ def run_job(cfg: DictConfig) -> None:
     is_stored = run.config.is_file()
     overrides = [override for override in settings.overrides.task if not override.startswith("launcher=")]
     new = [*overrides, f"hydra.run.dir={quoted(run.path)}", "hydra.mode=RUN"]
-    command = [f"resume={quoted(run.path)}"] if is_stored else new
+    # A run goes on with what it stores, but for settings that may change, such as where the data lie.
+    command = [f"resume={quoted(run.path)}", *_movable(run, overrides)] if is_stored else new
     print(f"{number} {name}: {'continued' if is_stored else 'started'}", flush=True)
     start = time.monotonic()
     run.path.mkdir(parents=True, exist_ok=True)
@@ -92,6 +96,7 @@ def run_environment(launcher: DictConfig) -> dict[str, str]:
     environment it starts them itself.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_NTASKS")}
+    environment["PYTHONIOENCODING"] = "utf-8:replace"  # of job.log
     environment["PYTHONSAFEPATH"] = "1"  # python -m would also import from the folder in which the command is typed
     parallel = _parallel_runs(launcher)
     if "n_jobs" in launcher and parallel > 1:  # otherwise each run would start one thread per core
@@ -103,6 +108,11 @@ def quoted(path: Path) -> str:
     """A path in the quotes of Hydra's override grammar."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _movable(run: RunDirectory, overrides: list[str]) -> list[str]:
+    allowed = set(marked_keys(run.stored_config(TrainConfig), "may_change"))
+    return [override for override in overrides if override.partition("=")[0] in allowed]
 
 
 def _score(summary: Path) -> str:

@@ -147,14 +147,14 @@ def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], r
 
 def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
     """Versions and data of the runs. More than one value means that runs of different versions or data are mixed."""
-    load_if_exists: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for name in finished:
         environment: dict[str, Any] = read_json(directory.run(name).path / "environment.json")
-        load_if_exists.setdefault("commit", set()).add(str(environment["git_commit"]))
-        load_if_exists.setdefault("data fingerprint", set()).add(str(environment["data_fingerprint"]))
+        found.setdefault("commit", set()).add(str(environment["git_commit"]))
+        found.setdefault("data fingerprint", set()).add(str(environment["data_fingerprint"]))
         for library, version in environment["versions"].items():
-            load_if_exists.setdefault(library, set()).add(str(version))
-    return {key: ", ".join(sorted(values)) for key, values in load_if_exists.items()}
+            found.setdefault(library, set()).add(str(version))
+    return {key: ", ".join(sorted(values)) for key, values in found.items()}
 
 
 def _track(directory: SweepDirectory, states: Mapping[str, State], tables: SweepTables, console: Console) -> None:

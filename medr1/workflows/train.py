@@ -24,10 +24,12 @@ from medr1.models.loading import load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.runs.run_directory import RunDirectory
+from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy
+from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import device_of, generate_base, load_trained, model_spec, prediction_store
@@ -122,7 +124,8 @@ def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processo
         monitor=None,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [ProgressBar(), Curves(tracker, cfg.trainer.logging_steps), *training.callbacks]
+    curves = Curves(tracker, MetricsFile(run.metrics), cfg.trainer.logging_steps)
+    callbacks: list[Callback] = [ProgressBar(), curves, CollapseWarning(), *training.callbacks]
     strategy = build_strategy(cfg.trainer.strategy)
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,

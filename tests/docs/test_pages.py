@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medr1.cli.main import CONF
 from medr1.config.schema import register, register_sweeps
+from medr1.workflows.components import check_typed
+from tests.composing import check
 
 ROOT = CONF.parent
 PAGES = {
@@ -43,7 +45,9 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command: str) -> None:
+def test_every_command_composes_and_passes_the_checks(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "launcher=ray" in command and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None:
         pytest.skip("hydra-ray-launcher is not installed")
     script, *words = shlex.split(command.removeprefix("python "))
@@ -60,8 +64,17 @@ def test_every_command_composes(command: str) -> None:
     ConfigStore.instance().repo.pop("sweep", None)  # as in evaluate.py, where it is a directory and not a group
     if name == "train":
         register_sweeps()
+    monkeypatch.chdir(tmp_path)
+    for override in single:  # folders that the page leaves to the reader
+        key, _, value = override.partition("=")
+        if key in ("data.root", "data.splits"):
+            Path(value).mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(str(CONF), version_base=None):
-        compose(name, single)
+        cfg = compose(name, single)
+    if not {"resume", "run"} & {override.partition("=")[0] for override in single}:  # they start from a stored run
+        settings = check(cfg)
+        if not any("," in override or override.startswith(("sweep", "experiment")) for override in overrides):
+            check_typed(settings, [override.partition("=")[0] for override in overrides])
 
 
 def _anchors(page: str) -> set[str]:

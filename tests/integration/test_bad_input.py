@@ -128,7 +128,7 @@ TABLE: dict[str, tuple[Break, Break, list[str]]] = {
     "json: a strange modality": (lambda at: at.change(modality_type="PET"), read_data, [RECORD, "'PET'"]),
     "json: a strange kind": (lambda at: at.change(question_type="Poetry"), read_data, [RECORD, "'Poetry'"]),
     "answer: none of the options": (lambda at: at.change(gt_answer="Knee"), read_data, [RECORD, "'Knee'", "Lung"]),
-    "answer: a number": (lambda at: at.change(gt_answer=3), read_data, [RECORD, "'gt_answer' is 3"]),
+    "answer: a number": (lambda at: at.change(gt_answer=3), read_data, [RECORD, "gt_answer 3", "Lung"]),
     "answer: a letter too many": (
         lambda at: at.write(SPLIT, '[{"image": "Images/0.png", "problem": "Q? A)x, B)y", "solution": "A or B"}]'),
         read_split,

@@ -65,6 +65,35 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     assert "mlflow ui --backend-store-uri sqlite:////" in printed
 
 
+def test_the_log_says_what_the_run_does_and_holds_what_was_printed(finished: tuple[RunDirectory, str]) -> None:
+    run, printed = finished
+    lines = run.log.read_text(encoding="utf-8").splitlines()
+    records = len(load_dataset(run.stored_config(TrainConfig).data, "mri", "all").train)
+    for words in ("model tiny on cpu", "grpo", "4 steps of 4 prompts", f"phantoms with {records} training and 80 test"):
+        assert words in lines[0]
+    assert lines[0].endswith(f"run directory {run.path}")
+    shown = [
+        line.rsplit("\r", 1)[-1] for line in printed.splitlines() if "generate: " not in line and "Epoch" not in line
+    ]
+    assert [line for line in shown if line and line not in lines] == []
+    assert not (run.path / "train.log").exists()
+
+
+def test_the_curves_are_on_disk_whatever_the_tracking_is(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
+    run, _ = finished
+    client, tracked = client_and_run(run)
+    points = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [point["step"] for point in points] == [0, 1, 2, 3]
+    for name in ("train/reward", "train/loss", "train/skipped_steps", "time/step"):
+        history = client.get_metric_history(tracked.info.run_id, name)
+        assert [m.value for m in sorted(history, key=lambda m: m.step)] == [point[name] for point in points]
+    other = train_here(
+        tmp_path / "run", "debug=quick", "modality=mri", "reasoning=think_after", "tracking=none", "evaluation.limit=1"
+    )
+    again = [json.loads(line) for line in other.metrics.read_text().splitlines()]
+    assert [point["train/loss"] for point in again] == pytest.approx([point["train/loss"] for point in points])
+
+
 def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(
     finished: tuple[RunDirectory, str],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 from medr1.config.settings import DataConfig
@@ -34,6 +35,10 @@ class Source(ABC, Generic[S]):
         Raises:
             ConfigError: settings without training records.
         """
+
+    def without_effect(self, settings: S) -> Iterator[tuple[str, Sequence[str]]]:
+        """Choices of the settings, each with the dotted keys that it leaves without effect and that are refused."""
+        yield from ()
 
     @abstractmethod
     def load(self, settings: S, selection: Selection) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -65,7 +65,7 @@ class Algorithm(ABC, Generic[S]):
     needs_base: ClassVar[bool] = True
     """Whether training starts from ``model.path``. Otherwise it starts from ``initial_policy``."""
     uses_rewards: ClassVar[bool] = False
-    """Whether completions are generated and rewarded in training."""
+    """Whether completions are generated and rewarded in training. Otherwise ``reward=`` is refused."""
 
     def check(self, cfg: TrainConfig) -> None:
         """Checks the config before anything is loaded.
@@ -73,6 +73,10 @@ class Algorithm(ABC, Generic[S]):
         Raises:
             ConfigError: settings that cannot work with this algorithm.
         """
+
+    def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        """Choices of the config, each with the dotted keys that it leaves without effect and that are refused."""
+        yield from ()
 
     def initial_policy(self, cfg: TrainConfig) -> tuple[Policy, Processor]:
         """A new model, for an algorithm with ``needs_base = False``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
+from medr1.config.enums import LossMode
 from medr1.config.settings import AlgorithmConfig, ObjectiveConfig, SamplingConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
@@ -52,6 +53,14 @@ class GRPO(Algorithm[GRPOConfig]):
     kind: ClassVar[str] = "grpo"
     settings = GRPOConfig
     uses_rewards: ClassVar[bool] = True
+
+    def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        objective = self.settings_of(cfg).objective
+        yield f"algorithm={cfg.algorithm.name}", ("model.recipe.sft_learning_rate",)
+        if objective.beta == 0:
+            yield "algorithm.objective.beta=0", ("algorithm.objective.kl_loss_type",)
+        if objective.loss_mode is LossMode.cispo:
+            yield "algorithm.objective.loss_mode=cispo", ("algorithm.objective.epsilon", "algorithm.objective.delta")
 
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -64,6 +65,10 @@ class Pretrain(Algorithm[PretrainConfig]):
             raise ConfigError("plan=true: there is nothing to plan for algorithm=pretrain; leave it out")
         if cfg.trainer.devices * cfg.trainer.num_nodes > 1:  # every process would make the same batch
             raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
+
+    def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        recipe = [f"model.recipe.{name}" for name in ("train_batch_size", "num_generations", "rl_learning_rate")]
+        yield f"algorithm={cfg.algorithm.name}", ("model.path", "trainer.train_batch_size", *recipe)
 
     def initial_policy(self, cfg: TrainConfig) -> tuple[Policy, Processor]:
         from medr1.models.tiny import build_tiny_policy

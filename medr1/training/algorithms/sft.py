@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +36,10 @@ class SFT(Algorithm[SFTConfig]):
 
     kind: ClassVar[str] = "sft"
     settings = SFTConfig
+
+    def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        recipe = ("num_generations", "rl_learning_rate")
+        yield f"algorithm={cfg.algorithm.name}", [f"model.recipe.{name}" for name in recipe]
 
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from medr1.config.settings import AlgorithmConfig
+from medr1.config.settings import AlgorithmConfig, TrainConfig, TrainerConfig
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm
 
@@ -23,6 +24,11 @@ class ZeroShot(Algorithm[ZeroShotConfig]):
     kind: ClassVar[str] = "zero_shot"
     settings = ZeroShotConfig
     trains: ClassVar[bool] = False
+
+    def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        optimizer = [f"algorithm.{item.name}" for item in fields(AlgorithmConfig) if item.name not in ("name", "kind")]
+        trainer = [f"trainer.{item.name}" for item in fields(TrainerConfig) if item.name not in ("name", "accelerator")]
+        yield f"algorithm={cfg.algorithm.name}", ("seed", *optimizer, *trainer)
 
 
 ALGORITHMS.register(ZeroShot())

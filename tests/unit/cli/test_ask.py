@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from medr1.ask import Model, ask, load, main
+from medr1.cli.ask import letter_options
 from medr1.data.images import read_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
@@ -101,7 +102,7 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
 
 def test_letters_are_compared_as_they_are_written() -> None:
     class Words:
-        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5}  # noqa: RUF012
+        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5, "b": 6, "a": 7, "\u00ef\u00bc\u00a2": 8}  # noqa: RUF012
 
         def convert_ids_to_tokens(self, i: int) -> str:
             return {v: k for k, v in self.vocabulary.items()}[i]
@@ -116,6 +117,8 @@ def test_letters_are_compared_as_they_are_written() -> None:
     assert _letter_ids(Written(), 2, "B", two) == {"A": 1, "B": 2}  # type: ignore[arg-type]
     assert _letter_ids(Written(), 4, "B", three) == {"A": 3, "B": 4, "C": 5}  # type: ignore[arg-type]
     assert _letter_ids(Written(), 2, "B", three) is None  # type: ignore[arg-type]
+    assert _letter_ids(Written(), 6, "b", two) == {"A": 7, "B": 6}  # type: ignore[arg-type]
+    assert _letter_ids(Written(), 8, "\uff22", two) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,12 @@ def test_letters_are_compared_as_they_are_written() -> None:
         (["lung"], "1 option(s); a question needs at least two"),
         ([], "0 option(s)"),
         (["lung", "liver", "Lung."], "options A and C both say 'Lung.'"),
-        (["lung", " "], "option 'B' is ' '"),
+        (["lung", "liver", "“ＬＵＮＧ”"], "options A and C"),  # noqa: RUF001
+        (["< 5 mm", "&lt;\u00a05 mm"], "options A and B"),
+        (["lung", "<|image_pad|>"], "<|image_pad|>"),
+        (["lung", "\ud800"], "\\ud800"),
+        (["lung", " "], "option 'B' is ''"),
+        (["lung", "\u200b"], "option 'B' is '\\u200b'"),
         ([str(n) for n in range(11)], "11 options; at most 10 have letters (A to J)"),
         ("lung", "not the text 'lung'"),
     ],
@@ -133,6 +141,21 @@ def test_options_that_cannot_be_are_named(options: list[str], said: str) -> None
     with pytest.raises(DataError) as error:
         ask(None, "nowhere.png", QUESTION, options)  # type: ignore[arg-type]
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("question", "options"), [("Seen [SEP]?", OPTIONS), (QUESTION, ["lung", "[SEP]"])])
+def test_a_control_token_of_the_model_is_named(question: str, options: list[str], tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "grey.png")
+    model = load("tiny", max_completion_length=2)
+    assert ask(model, tmp_path / "grey.png", question, options).truncated
+    model.processor.tokenizer.add_special_tokens({"additional_special_tokens": ["[SEP]"]})
+    with pytest.raises(DataError, match=r"control token \[SEP\]"):
+        ask(model, tmp_path / "grey.png", question, options)
+
+
+def test_an_option_is_one_line() -> None:
+    lettered = letter_options(QUESTION, ["old\n fracture", " lung\t", "5 mm", "5 μm", "10⁵", "105"])
+    assert list(lettered.values()) == ["old fracture", "lung", "5 mm", "5 μm", "10⁵", "105"]
 
 
 def test_models_that_cannot_be_are_named(tmp_path: Path) -> None:
@@ -156,7 +179,7 @@ def test_images_have_the_size_of_the_checkpoint(build, tmp_path: Path) -> None:
     assert load(tmp_path / "checkpoint").choice.image_size == 384 and model.choice.image_size == 64
     Image.new("L", (30, 20)).save(tmp_path / "grey.png")
     assert ask(model, tmp_path / "grey.png", QUESTION, OPTIONS).truncated
-    with pytest.raises(ConfigError, match="not a multiple of 32.*; use 96"):
+    with pytest.raises(ConfigError, match=r"not a multiple of 32.*; use 96"):
         load(tmp_path / "checkpoint", image_size=84)
     assert choose("somebody/qwen3-vl-4b-med").image_size == 384
     assert choose("somebody/med", image_size=64).image_size == 64  # of which nobody knows before it is loaded
@@ -195,6 +218,28 @@ def test_help_and_mistakes_answer_before_anything_heavy_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stderr.count("error: ") == 2 and "Traceback" not in done.stderr
+
+
+def test_an_image_with_frames_or_without_content_is_named_in_the_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = [Image.new("L", (20, 20), 90 * i) for i in range(3)]
+    pages[0].save(tmp_path / "film.gif", save_all=True, append_images=pages[1:])
+    Image.new("RGBA", (20, 20)).save(tmp_path / "clear.png")
+    model = load("tiny", reasoning="no_think")
+    for name, word in (("film.gif", "3 frames"), ("clear.png", "empty")):
+        note = ask(model, tmp_path / name, QUESTION, OPTIONS).note
+        assert word in note and name in note
+        assert main([str(tmp_path / name), QUESTION, *OPTIONS, "--reasoning", "no_think"]) == 0
+        assert word in capsys.readouterr().out
+    assert "frames" not in ask(model, tmp_path / "film.gif", QUESTION, OPTIONS, frame=1).note
+
+
+def test_a_dicom_header_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dicom(tmp_path / "ct.dcm", np.zeros((4, 4), np.int16), RescaleSlope=b"steep")
+    assert main([str(tmp_path / "ct.dcm"), QUESTION, *OPTIONS]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("ct.dcm", "RescaleSlope", "(0028,1053)")) and said.count("\n") == 1
 
 
 def test_a_dicom_file_gives_the_same_answer_as_its_image(tmp_path: Path) -> None:

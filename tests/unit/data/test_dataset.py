@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,12 @@ from PIL import Image
 
 from medr1.config.settings import DataConfig
 from medr1.data.dataset import Dataset, Selection, limit_cells, load_dataset, select
+from medr1.data.images import FileImage
 from medr1.data.sources import SOURCES
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, Split
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.source import Source
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import BadRecord, Modality, QuestionType, Record
 from medr1.errors import ConfigError, DataError
 
 MINI = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
@@ -84,14 +89,111 @@ def test_facts_can_be_stored_as_json() -> None:
     assert facts["counts"] == {"questions_train": 120, "questions_test": 80, "images_test": 16}
 
 
-def test_limit_keeps_the_first_records_of_each_cell() -> None:
+def collected(*parts: tuple[str, int, int], modality: Modality = Modality.CT) -> list[Record]:
+    """Records of one cell: (data set, images, questions on each image). Repeated ids are numbered, as in files."""
+    return [
+        Record(
+            id=f"{dataset}/{image}/{question}",
+            image=FileImage(Path("root"), f"Images/{dataset}/{image}.png"),
+            modality=modality,
+            question_type=QuestionType.DISEASE,
+            question=f"Question {question}?",
+            options={"A": "yes", "B": "no"},
+            answer="A",
+            dataset=dataset,
+        )
+        for dataset, images, questions in parts
+        for image in range(images)
+        for question in range(questions)
+    ]
+
+
+def counts(records: list[Record]) -> dict[str, int]:
+    return dict(Counter(record.dataset for record in records))
+
+
+def test_limit_applies_to_each_cell_and_keeps_the_order() -> None:
     test = load(phantoms(test_images_per_modality=4)).test
     limited = limit_cells(test, 3)
-    assert set(Counter((r.modality, r.question_type) for r in limited).values()) == {3}
+    cells = Counter((r.modality, r.question_type) for r in limited)
+    assert len(cells) == 40 and set(cells.values()) == {3}
+    assert limited == [record for record in test if record in limited]
+    assert limit_cells(test, None) == test and limit_cells(test, 99) == test and limit_cells([], 3) == []
+
+
+def test_the_sample_is_not_the_first_records_and_a_smaller_one_is_part_of_it() -> None:
+    records = collected(("D", 200, 1))
+    samples = [limit_cells(records, n) for n in (1, 5, 20, 100)]
+    assert samples[2] != records[:20] and max(records.index(r) for r in samples[2]) > 100
+    for smaller, larger in pairwise(samples):
+        assert {r.id for r in smaller} < {r.id for r in larger}
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled", "by question", "renumbered"])
+def test_the_sample_does_not_depend_on_the_order_of_the_files(order: str) -> None:
+    records = collected(("D", 30, 3), ("E", 5, 1), ("F", 2, 20))
+    other = list(records)
+    if order == "shuffled":
+        random.Random(1).shuffle(other)
+    elif order == "by question":
+        other.sort(key=lambda record: record.question)
+    else:
+        other.reverse()
+    if order == "renumbered":  # records with the same id are numbered in the order of the files
+        records = [replace(r, id=f"D~{n}") for n, r in enumerate(records)]
+        other = [replace(r, id=f"D~{n}") for n, r in enumerate(other)]
+
+    def content(sample: list[Record]) -> set[tuple[str, str]]:
+        return {(record.image.key, record.question) for record in sample}
+
+    for limit in (1, 4, 20, 60):
+        assert content(limit_cells(other, limit)) == content(limit_cells(records, limit))
+
+
+@pytest.mark.parametrize(
+    ("parts", "limit", "expected"),
+    [
+        ((("D", 100, 1), ("E", 100, 1)), 20, {"D": 10, "E": 10}),
+        ((("D", 900, 1), ("E", 100, 1)), 20, {"D": 18, "E": 2}),
+        ((("D", 500, 1), ("E", 1, 1)), 2, {"D": 1, "E": 1}),
+        ((("D", 500, 1), ("E", 3, 1), ("F", 2, 1)), 3, {"D": 1, "E": 1, "F": 1}),
+        ((("D", 500, 1), ("E", 3, 1), ("F", 2, 1)), 20, {"D": 18, "E": 1, "F": 1}),
+        ((("D", 10, 1), ("E", 10, 1)), 19, None),
+        ((("", 10, 1),), 4, {"": 4}),
+    ],
+)
+def test_the_sample_has_every_data_set_in_proportion(
+    parts: tuple[tuple[str, int, int], ...], limit: int, expected: dict[str, int] | None
+) -> None:
+    sample = limit_cells(collected(*parts), limit)
+    assert len(sample) == limit
+    assert counts(sample) == expected if expected else set(counts(sample).values()) == {9, 10}
+
+
+def test_fewer_places_than_data_sets_go_to_different_ones() -> None:
+    sample = limit_cells(collected(*((name, 50, 1) for name in "DEFGH")), 3)
+    assert set(counts(sample).values()) == {1} and len(sample) == 3
+
+
+@pytest.mark.parametrize(("images", "questions", "limit"), [(10, 7, 10), (10, 7, 25), (3, 50, 2), (1, 9, 4)])
+def test_the_sample_is_spread_over_images(images: int, questions: int, limit: int) -> None:
+    per_image = Counter(r.image.key for r in limit_cells(collected(("D", images, questions)), limit))
+    assert len(per_image) == min(images, limit) and max(per_image.values()) - min(per_image.values()) <= 1
+
+
+@needs_mini
+@pytest.mark.parametrize("limit", [8, 20])
+def test_the_sample_of_real_data_has_every_data_set_of_a_modality(
+    limit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    test = load(omnimedvqa(MINI, tmp_path_factory.getbasetemp() / "images", split=Split.test_only)).test
+    sample = limit_cells(test, limit)
     for cell in {(r.modality, r.question_type) for r in test}:
-        of_cell = [r for r in test if (r.modality, r.question_type) == cell]
-        assert [r for r in limited if (r.modality, r.question_type) == cell] == of_cell[:3]
-    assert limit_cells(test, None) == test and limit_cells(test, 99) == test
+        whole, part = ([r for r in of if (r.modality, r.question_type) == cell] for of in (test, sample))
+        assert len(part) == min(limit, len(whole)) and counts(part).keys() == counts(whole).keys()
+        assert len({r.image.key for r in part}) >= min(limit, len({r.image.key for r in whole})) - 1
+    assert len(counts(sample)) == 17
+    assert {r.id for r in limit_cells(test[::-1], limit)} == {r.id for r in sample}
 
 
 RECORDS = load(phantoms()).train
@@ -152,6 +254,77 @@ def test_an_empty_selection_lists_what_the_data_has(tmp_path: Path) -> None:
     assert "modality=ct question_type=disease" in message and "modality=xray question_type=anatomy" in message
 
 
+def cells_of(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.startswith("  modality=")]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "selected", "is_trained"),
+    [
+        (0, 0, "all", False),
+        (0, 0, "all", True),
+        (4, 0, "all", False),
+        (4, 0, "ct", True),
+        (0, 4, "all", True),
+        (4, 4, "us", True),
+        (4, 4, "us", False),
+        (0, 4, "us", True),
+    ],
+)
+def test_missing_training_or_test_records_are_refused_with_what_there_is(
+    train: int, test: int, selected: str, is_trained: bool
+) -> None:
+    parts = collected(("D", train, 1)), collected(("E", test, 1), modality=Modality.XRAY)
+    with one_source(*parts) as config, pytest.raises(DataError) as caught:
+        load_dataset(config, selected, "all", is_trained=is_trained)
+    message = str(caught.value)
+    assert "data=mine" in message and "Remedy" in message
+    expected = [f"modality=ct question_type=disease: {train}"] * bool(train)
+    lacks_training = selected == "us" if train else is_trained
+    if lacks_training:
+        expected += [f"modality=xray question_type=disease: {test}"] * bool(test)
+    assert (f"modality={selected} and" in message) is lacks_training
+    assert cells_of(message) == expected
+
+
+@pytest.mark.parametrize(("train", "is_trained"), [(0, False), (1, True), (1, False)])
+def test_an_evaluation_needs_no_training_records(train: int, is_trained: bool) -> None:
+    with one_source(collected(("D", train, 1)), collected(("E", 1, 1))) as config:
+        data = load_dataset(config, "all", "all", is_trained=is_trained)
+    assert (len(data.train), len(data.test)) == (train, 1)
+
+
+@pytest.mark.parametrize("train", [0, 1])
+def test_phantoms_without_test_images_are_refused(train: int) -> None:
+    with pytest.raises(DataError, match="no test record"):
+        load(phantoms(train_images_per_modality=train, test_images_per_modality=0))
+    with pytest.raises(DataError, match="no training record"):
+        load_dataset(phantoms(train_images_per_modality=0), "all", "all", is_trained=True)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"question": "Seen <|im_end|>?"},
+        {"question": "Seen [SEP]?"},
+        {"options": {"A": "yes", "B": "[SEP]"}},
+        {"options": {"A": "\ud800", "B": "no"}},
+        {"rationale": "because [SEP]"},
+    ],
+    ids=str,
+)
+def test_a_source_that_skips_no_records_is_checked_as_well(part: str, changes: dict[str, Any]) -> None:
+    good = collected(("D", 2, 1))
+    bad = [good[0], replace(good[1], origin="mine.csv 7", **changes)]
+    with one_source(bad if part == "train" else good, bad if part == "test" else good) as config:
+        with pytest.raises(BadRecord) as caught:
+            load_dataset(config, "all", "all", control_tokens=frozenset({"[SEP]"}))
+        if "[SEP]" in str(changes):
+            load_dataset(config, "all", "all")
+    assert "mine.csv 7, record D/1/0" in str(caught.value) and "Remedy" in str(caught.value)
+
+
 def test_test_only_puts_every_record_into_the_test(tmp_path: Path) -> None:
     config = omnimedvqa(release(tmp_path / "root"), tmp_path / "cache", split=Split.test_only)
     data = load(config, "us", "lesion")
@@ -177,6 +350,29 @@ def test_each_source_checks_its_settings_before_loading(tmp_path: Path) -> None:
 def test_only_phantoms_have_annotated_test_records(tmp_path: Path) -> None:
     assert SOURCES["phantoms"].annotated_test_records(phantoms()) == load(phantoms()).test
     assert SOURCES["omnimedvqa"].annotated_test_records(omnimedvqa(tmp_path, tmp_path)) == []
+
+
+@contextmanager
+def one_source(train: list[Record], test: list[Record]) -> Iterator[DataConfig]:
+    """A data source with these records, for the duration of the block."""
+
+    @dataclass
+    class MineConfig(DataConfig):
+        kind: str = "mine"
+        name: str = "mine"
+
+    class Mine(Source[MineConfig]):
+        kind = "mine"
+        settings = MineConfig
+
+        def load(self, settings: MineConfig, selection: Selection) -> Dataset:
+            return Dataset(train, test, "", {}, [])
+
+    SOURCES.register(Mine())
+    try:
+        yield MineConfig()
+    finally:
+        del SOURCES._components["mine"]
 
 
 def test_a_new_source_is_one_registration() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import medr1.data.image_index as image_index
 from medr1.data.image_index import ImageFacts, check_images, group_by_content, make_thumbnail
+from medr1.data.images import DecodedImage
 from medr1.domain.records import Reason
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
@@ -33,13 +34,13 @@ def check(root: Path, names: list[str], limit: int = LIMIT) -> dict[str, ImageFa
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The decoded paths, in order of decoding."""
     paths: list[str] = []
-    real = image_index.read_rgb
+    real = image_index.decode
 
-    def spy(root: Path, relative: str, max_pixels: int) -> Image.Image:
+    def spy(root: Path, relative: str, max_pixels: int) -> DecodedImage:
         paths.append(relative)
         return real(root, relative, max_pixels)
 
-    monkeypatch.setattr(image_index, "read_rgb", spy)
+    monkeypatch.setattr(image_index, "decode", spy)
     return paths
 
 
@@ -123,6 +124,29 @@ def test_format_size_and_brightness_do_not_change_the_content(tmp_path: Path) ->
     assert [groups[name] for name in ("a.png", "b.jpg", "c.png", "d.png")] == ["a.png"] * 4
     assert len(set(groups.values())) == 1 + 1 + 28
     assert "broken.png" not in groups
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_an_image_that_exif_data_turns_has_the_content_of_the_upright_one(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # of Image.Transpose
+    smooth(1).save(tmp_path / "a.png")
+    smooth(1).transpose(Image.Transpose(turns[orientation])).save(tmp_path / "b.jpg", exif=exif)
+    smooth(1).transpose(Image.Transpose(turns[orientation])).save(tmp_path / "c.jpg")
+    groups = group_by_content(check(tmp_path, ["a.png", "b.jpg", "c.jpg"]).values())
+    assert groups == {"a.png": "a.png", "b.jpg": "a.png", "c.jpg": "c.jpg"}
+
+
+def test_notes_are_cached_and_another_dicom_support_rebuilds_the_cache(
+    tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth(1).save(tmp_path / "a.gif", save_all=True, append_images=[smooth(2), smooth(3)])
+    first = check(tmp_path, ["a.gif"])
+    assert "3 frames" in first["a.gif"].notes[0]
+    assert check(tmp_path, ["a.gif"]) == first and decoded == ["a.gif"]
+    monkeypatch.setattr(image_index, "can_read_dicom", lambda: False)
+    assert check(tmp_path, ["a.gif"]) == first and decoded == ["a.gif", "a.gif"]
 
 
 def test_groups_are_transitive_and_end_at_the_threshold() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from medr1.config.settings import ALL
@@ -16,8 +18,10 @@ from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
 from medr1.data.sources.omnimedvqa.files import parse_modality, parse_question_type
 from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa
+from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError
+from tests.dicom_files import write_dicom
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 MINI = SHARED / "omnimedvqa-mini"
@@ -70,7 +74,7 @@ def write_split(place: Path, name: str, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def load(root: Path, **changes: Any) -> Dataset:
+def load(root: Path, control_tokens: frozenset[str] = frozenset(), **changes: Any) -> Dataset:
     settings: dict[str, Any] = {
         "root": str(root),
         "split": Split.test_only,
@@ -79,7 +83,7 @@ def load(root: Path, **changes: Any) -> Dataset:
         "cache_dir": str(root.parent / "cache"),
         "max_image_pixels": 100_000,
     }
-    return load_omnimedvqa(OmniMedVQAConfig(**(settings | changes)), Selection(ALL, ALL))
+    return load_omnimedvqa(OmniMedVQAConfig(**(settings | changes)), Selection(ALL, ALL, control_tokens))
 
 
 @pytest.fixture
@@ -105,6 +109,325 @@ def test_an_answer_is_the_option_that_means_the_same_and_there_is_only_one(root:
     with pytest.raises(DataError, match="1 answer_not_among_options, 1 duplicate_option"):
         load(root)
     assert [record.answer for record in load(root, on_bad_record=OnBadRecord.skip).test] == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("correct", "letter"),
+    [
+        ("nodule", "B"),
+        ("“Nodule”.", "B"),
+        ("Ｎodule", "B"),  # noqa: RUF001
+        ("Nod\u00adule\n", "B"),
+        ("Crohn's\u00a0disease", "C"),
+        ("Crohn&rsquo;s disease;", "C"),
+        ("&lt;&nbsp;5 &micro;m", "D"),
+        ("10^5", "E"),
+        ("5 mm", None),
+        ("105", None),
+        ("Nodules", None),
+        ("< 5 mm", None),
+        ("B", None),
+        ("Nodule?", None),
+    ],
+)
+def test_an_answer_is_matched_by_meaning_and_never_guessed(root: Path, correct: str, letter: str | None) -> None:
+    options = {"option_C": "Crohn’s disease", "option_D": "&lt; 5 μm", "option_E": "10⁵"}  # noqa: RUF001
+    write_qa(root, [qa(0, gt_answer=correct, **options), qa(1)])
+    loaded = load(root, on_bad_record=OnBadRecord.skip)
+    if letter is None:
+        assert loaded.facts["counts"]["bad"] == {"answer_not_among_options": 1} and len(loaded.test) == 1
+    else:
+        assert loaded.test[0].answer == letter
+
+
+@pytest.mark.parametrize("correct", ["10⁵", "10^5", "105"])
+def test_an_answer_that_fits_several_options_is_refused(root: Path, correct: str) -> None:
+    write_qa(root, [qa(0, gt_answer=correct, option_A="10⁵", option_B="10^5", option_C="105"), qa(1)])
+    assert load(root, on_bad_record=OnBadRecord.skip).facts["counts"]["bad"] == {"duplicate_option": 1}
+
+
+@pytest.mark.parametrize("absent", ["null", "NaN", '""', '" "', '"\\n\\t"', '"\\u00a0"', '"\\u200b"'])
+@pytest.mark.parametrize("letter", ["C", "A"])
+def test_absent_options_are_left_out(root: Path, absent: str, letter: str) -> None:
+    record = qa(0, option_A="Fracture, old", option_C="Cyst") | {f"option_{letter}": "HERE"}
+    path = write_qa(root, [record])
+    path.write_text(path.read_text().replace('"HERE"', absent))
+    left = {"A": "Fracture, old", "B": "Nodule", "C": "Cyst"}
+    del left[letter]
+    assert load(root).test[0].options == left
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "answer"),
+    [
+        ({"option_A": 1, "option_B": 2, "option_C": 3, "gt_answer": 2}, ["1", "2", "3"], "B"),
+        ({"option_A": 1, "option_B": 2, "option_C": 3.0, "gt_answer": 3}, ["1", "2", "3"], "C"),
+        ({"option_A": 1, "option_B": 2, "gt_answer": "2"}, ["1", "2"], "B"),
+        ({"option_A": "1", "option_B": "2", "gt_answer": 2}, ["1", "2"], "B"),
+        ({"option_A": 0.5, "option_B": 5, "gt_answer": 0.5}, ["0.5", "5"], "A"),
+        ({"option_A": -5, "option_B": 5, "gt_answer": -5}, ["-5", "5"], "A"),
+        ({"option_A": 0, "option_B": "some", "gt_answer": 0}, ["0", "some"], "A"),
+        ({"option_A": 10**30, "option_B": 1e300, "gt_answer": 1e300}, [str(10**30), "1e+300"], "B"),
+        ({"option_A": "Old\n fracture"}, ["Old fracture", "Nodule"], "B"),
+        ({"option_B": " Nodule\r\n", "option_A": "Old\u2028fracture\t"}, ["Old fracture", "Nodule"], "B"),
+    ],
+)
+def test_numbers_become_texts_and_an_option_is_one_line(
+    root: Path, changes: dict[str, Any], options: list[str], answer: str
+) -> None:
+    write_qa(root, [qa(0, **changes)])
+    record = load(root).test[0]
+    assert (list(record.options.values()), record.answer) == (options, answer)
+
+
+@pytest.mark.parametrize(
+    ("given", "identity"), [(17, "17"), (17.0, "17"), (0, "0"), (1.5, "1.5"), ("017", "017"), (10**25, str(10**25))]
+)
+def test_an_id_may_be_a_number(root: Path, given: Any, identity: str) -> None:
+    write_qa(root, [qa(0, question_id=given), qa(1, question_id=given, gt_answer="Mass")])
+    loaded = load(root, on_bad_record=OnBadRecord.skip)
+    assert [record.id for record in loaded.test] == [identity]
+    assert f"record #1 ({identity})" in loaded.facts["bad_records"][0]
+
+
+def test_the_fields_of_a_split_file_may_be_absent_too(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1), qa(2)])
+    records: list[dict[str, Any]] = [split_record(qa(1)), split_record(qa(2)) | {"problem": float("nan")}]
+    records += [split_record(qa(2)) | {"solution": None}, split_record(qa(2)) | {"image": ""}]
+    path = root / "Splits/X-Ray_test.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(records))
+    loaded = load(root, split=Split.released, on_bad_record=OnBadRecord.skip)
+    assert loaded.facts["counts"]["bad"] == {"malformed": 3} and len(loaded.test) == 1
+
+
+BESIDE = [
+    "._D.json",
+    ".ipynb_checkpoints/D-checkpoint.json",
+    "Open-access/._D.json",
+    "__MACOSX/Open-access/D.json",
+    "Open-access/__MACOSX/x/D.json",
+    ".git/x/y/D.json",
+]
+
+
+@pytest.mark.parametrize("content", ["[{", json.dumps([qa(7)])])
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_the_data_are_skipped_and_counted(root: Path, name: str, content: str) -> None:
+    write_qa(root, [qa(0)])
+    write_split(root / "Splits", "CT_test", [qa(0)])
+    for folder in ("QA_information", "Splits"):
+        (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / folder / name).write_text(content)
+    (root / "QA_information/.DS_Store").write_text("no JSON")
+    for split in (Split.released, Split.test_only):
+        loaded = load(root, split=split)
+        assert [record.id for record in loaded.test] == ["D_0000"]
+        assert loaded.facts["counts"]["files_skipped"] == 2
+        assert sum("2 JSON files are skipped" in message for message in loaded.messages) == 1
+
+
+def test_a_hidden_folder_above_the_data_hides_nothing(tmp_path: Path) -> None:
+    root = tmp_path / ".cache/__MACOSX/.data"
+    write_qa(root, [qa(0)])
+    loaded = load(root)
+    assert len(loaded.test) == 1 and loaded.facts["counts"]["files_skipped"] == 0
+    assert not any("skipped" in message for message in loaded.messages)
+
+
+def test_only_files_beside_the_data_are_no_data(root: Path) -> None:
+    write_qa(root, [qa(0)]).rename(root / "QA_information/Open-access/._D.json")
+    with pytest.raises(DataError, match=r"no JSON files but 1"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "place", ["Images", "Images/D", "Images/D/1.png", "QA_information", "QA_information/Open-access"]
+)
+def test_links_to_data_elsewhere_are_followed(root: Path, place: str) -> None:
+    write_qa(root, [qa(0), qa(1)])
+    expected = load(root)
+    elsewhere = root.parent / "elsewhere"
+    (root / place).rename(elsewhere)
+    (root / place).symlink_to(elsewhere)
+    assert load(root).fingerprint == expected.fingerprint
+    question_file = root / "QA_information/Open-access/D.json"
+    question_file.rename(root.parent / "store")
+    question_file.symlink_to(root.parent / "store")
+    assert load(root).fingerprint == expected.fingerprint
+
+
+def test_link_loops_and_second_names_of_a_folder_are_read_once(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1)])
+    qa_folder = root / "QA_information"
+    (qa_folder / "Open-access/up").symlink_to(qa_folder)
+    (qa_folder / "A-second-name").symlink_to(qa_folder / "Open-access")
+    (qa_folder / "self").symlink_to(qa_folder / "self")
+    (root / "Images/up").symlink_to(root)
+    loaded = load(root)
+    assert [record.id for record in loaded.test] == ["D_0000", "D_0001"]
+    assert loaded.test[0].origin.startswith(str(qa_folder / "Open-access/D.json"))
+
+
+def test_data_that_is_installed_by_links_to_a_hidden_folder_is_read(root: Path) -> None:
+    write_qa(root, [qa(0), qa(1)])
+    (root / "QA_information/Open-access").rename(root / "QA_information/.store")
+    (root / "QA_information/Open-access").symlink_to(root / "QA_information/.store")
+    assert len(load(root).test) == 2
+
+
+@pytest.mark.parametrize("layout", [Split.test_only, Split.released])
+def test_image_paths_in_another_spelling_are_found_and_counted(root: Path, layout: Split) -> None:
+    """Also across the layouts, whose questions are joined by their images."""
+    records = [qa(0), qa(1), qa(2)]
+    spelled = [records[0], records[1] | {"image_path": "images\\d\\1.PNG"}]
+    spelled += [records[2] | {"image_path": "Images/D/2%2Epng "}]
+    write_qa(root, records if layout is Split.released else spelled)
+    write_split(root / "Splits", "CT_test", [spelled[0], spelled[2]])
+    write_split(root / "Splits", "X-Ray_train", [spelled[1]])
+    loaded = load(root, split=layout)
+    assert sorted(r.id for r in (*loaded.train, *loaded.test)) == ["D_0000", "D_0001", "D_0002"]
+    assert sorted(r.image.path for r in (*loaded.train, *loaded.test)) == [f"Images/D/{n}.png" for n in range(3)]
+    assert loaded.facts["counts"]["images_respelled"] == 2 and loaded.facts["counts"]["images_used"] == 3
+    assert any("2 image paths are spelled differently" in message for message in loaded.messages)
+    write_qa(root, records)
+    assert load(root).facts["counts"]["images_respelled"] == 0
+
+
+def test_two_spellings_of_one_image_leak(root: Path) -> None:
+    write_qa(root, [qa(1)])
+    save_image(root / "Images/D/1.png", 1)
+    write_split(root / "Splits", "X-Ray_train", [qa(1)])
+    write_split(root / "Splits", "X-Ray_test", [qa(1, image_path="Images/D/1.PNG")])
+    leaks = load(root, split=Split.released).facts["leaks"]
+    assert (leaks["images_by_path"], leaks["images_by_content"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dataset"),
+    [
+        ({}, "D"),
+        ({"dataset": None}, "D"),
+        ({"dataset": "MIAS"}, "MIAS"),
+        ({"dataset": [1]}, "D"),
+        ({"dataset": " "}, "D"),
+    ],
+)
+def test_the_data_set_of_a_record_is_the_given_one_or_the_folder_of_its_image(
+    root: Path, changes: dict[str, Any], dataset: str
+) -> None:
+    write_qa(root, [qa(1, **changes)])
+    save_image(root / "Images/D/1.png", 1)
+    write_split(root / "Splits", "X-Ray_test", [qa(1)])
+    assert [record.dataset for record in load(root).test] == [dataset]
+    assert [record.dataset for record in load(root, split=Split.released).test] == ["D"]
+
+
+@pytest.mark.parametrize("layout", [Split.test_only, Split.released])
+@pytest.mark.parametrize("text", ["Seen [SEP]?", "<s>", "x<image>y"])
+def test_control_tokens_of_the_model_are_bad_records(root: Path, text: str, layout: Split) -> None:
+    changed = qa(0, question=text)
+    write_qa(root, [changed, qa(2, option_A=text), qa(1)])
+    write_split(root / "Splits", "CT_test", [changed, qa(2, option_A=text), qa(1)])
+    tokens = frozenset({"[SEP]", "<s>", "<image>"})
+    assert len(load(root, split=layout).test) == 3
+    loaded = load(root, split=layout, on_bad_record=OnBadRecord.skip, control_tokens=tokens)
+    assert [record.id for record in loaded.test] == ["D_0001"]
+    assert loaded.facts["counts"]["bad"] == {"control_token": 2} and loaded.facts["counts"]["questions_used"] == 1
+    with pytest.raises(DataError, match="2 control_token"):
+        load(root, split=layout, control_tokens=tokens)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(categories=["Cs"]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values, max_size=3),
+    max_leaves=6,
+)
+_PATHS = st.sampled_from(
+    ["Images/D/0.png", "images\\d\\0.PNG", "Images/D/%30.png", "Images/D", "../x.png", "Images/\0"]
+)
+_TYPED = st.sampled_from(
+    ["Nodule", "nodule.", "Cyst", "<|im_end|>", "\ud800", "", " ", 3, 3.0, "3", None, float("nan")]
+)
+_RELEASE = st.fixed_dictionaries(
+    {},
+    optional={
+        "question_id": _JSON | st.just("D_1"),
+        "question_type": _JSON | st.just("Disease Diagnosis"),
+        "question": _JSON | st.just("Seen?"),
+        "gt_answer": _JSON | _TYPED,
+        "image_path": _JSON | _PATHS,
+        "modality_type": _JSON | st.sampled_from(["X-Ray", "MR"]),
+        "dataset": _JSON,
+        **{f"option_{letter}": _JSON | _TYPED for letter in "ABCDZ"},
+    },
+)
+_SPLIT = st.fixed_dictionaries(
+    {},
+    optional={
+        "image": _JSON | _PATHS,
+        "problem": _JSON | st.sampled_from(["Q? A)x, B)y", "Q? A)x, B)X.", "Q? A)x, B)<|im_end|>", "Q? A)\ud800, B)y"]),
+        "solution": _JSON | st.sampled_from(["<answer> A </answer>", "<answer> ( </answer>", "A"]),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fuzz") / "root"
+    save_image(root / "Images/D/0.png", 0)
+    (root / "QA_information").mkdir()
+    (root / "Splits").mkdir()
+    return root
+
+
+def loads_or_names(root: Path, path: Path, split: Split, records: int | None) -> None:
+    """Skipping loads what is good or names the file; what is skipped is named with file and record."""
+    try:
+        loaded = load(root, split=split, on_bad_record=OnBadRecord.skip)
+    except DataError as error:
+        assert str(path) in str(error) or "hold no record" in str(error)
+        assert "Remedy" in str(error)
+        str(error).encode()
+        return
+    assert records is not None
+    bad = loaded.facts["bad_records"]
+    assert len(loaded.test) + len(bad) == records
+    assert all(f"{path}, record #" in line for line in bad)
+    json.dumps(loaded.facts).encode()
+    "".join(bad).encode()
+    for record in loaded.test:
+        question_text(record.question, record.options, ReasoningMode.NO_THINK).encode()
+        assert record.answer in record.options and record.image.load(28).size == (28, 28)
+
+
+@given(st.lists(_RELEASE | _RELEASE.map(lambda changes: qa(0) | changes) | _JSON, min_size=1, max_size=3))
+def test_any_records_of_a_release_are_read_or_named(image_root: Path, records: list[Any]) -> None:
+    path = image_root / "QA_information/D.json"
+    path.write_text(json.dumps(records))
+    loads_or_names(image_root, path, Split.test_only, len(records))
+    path.write_text("[]")
+
+
+@given(st.lists(_SPLIT | _SPLIT.map(lambda changes: split_record(qa(0)) | changes) | _JSON, min_size=1, max_size=3))
+def test_any_records_of_a_split_are_read_or_named(image_root: Path, records: list[Any]) -> None:
+    (image_root / "QA_information/D.json").write_text(
+        json.dumps([qa(0, question="Q?", option_A="x", option_B="y", gt_answer="x")])
+    )
+    path = image_root / "Splits/CT_test.json"
+    path.write_text(json.dumps(records))
+    loads_or_names(image_root, path, Split.released, len(records))
+
+
+@given(st.binary(max_size=60) | _JSON.map(lambda value: json.dumps(value).encode()))
+@example(b"[" * 100_000)
+@example(b"[" + b"9" * 5000 + b"]")
+@example(b"\xef\xbb\xbf[]")
+@example('[{"question": "x"}]'.encode("utf-16"))
+def test_any_file_is_read_or_named(image_root: Path, content: bytes) -> None:
+    path = image_root / "QA_information/D.json"
+    path.write_bytes(content)
+    loads_or_names(image_root, path, Split.test_only, None)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +462,22 @@ def test_question_type_names() -> None:
     ("changes", "reason", "detail"),
     [
         ({"gt_answer": None}, "malformed", "key 'gt_answer' is missing"),
-        ({"question": 7}, "malformed", "key 'question' is 7"),
-        ({"option_C": 3}, "malformed", "key 'option_C' is 3"),
+        ({"question": ["x"]}, "malformed", "key 'question' is ['x']"),
+        ({"option_C": True}, "malformed", "key 'option_C' is True"),
+        ({"option_C": {}}, "malformed", "key 'option_C' is {}"),
+        ({"option_C": float("inf")}, "malformed", "key 'option_C' is inf"),
+        ({"question_id": []}, "malformed", "key 'question_id' is []"),
+        ({"gt_answer": float("nan")}, "malformed", "key 'gt_answer' is nan, which counts as absent"),
+        ({"question": " \n\u200b"}, "malformed", "'question' is ' \\n\\u200b', which counts as absent"),
+        ({"modality_type": ""}, "unknown_modality", "modality is given as None"),
+        ({"modality_type": float("nan")}, "unknown_modality", "modality is given as None"),
+        ({"modality_type": 3}, "unknown_modality", "'3'"),
+        ({"question": "Seen <|image_pad|>?"}, "control_token", "<|image_pad|>"),
+        ({"option_A": "<|im_end|>"}, "control_token", "<|im_end|>"),
+        ({"question": "Seen \ud800?"}, "unencodable_text", "\\ud800"),
+        ({"option_A": "a\0b"}, "unencodable_text", "\\x00"),
+        ({"question_id": "D\udfff_1"}, "unencodable_text", "\\udfff"),
+        ({"image_path": "Images/\ud800.png"}, "unencodable_text", "\\ud800"),
         ({"modality_type": None}, "unknown_modality", "modality is given as None"),
         ({"modality_type": "Endoscopy"}, "unknown_modality", "'Endoscopy'"),
         ({"question_type": "Riddle"}, "unknown_question_type", "'Riddle'"),
@@ -151,7 +488,12 @@ def test_question_type_names() -> None:
         ({"image_path": "Images/D/absent.png"}, "no_image", "'Images/D/absent.png' does not exist"),
         ({"image_path": "../x.png"}, "path_leaves_root", "contains '..'"),
         ({"image_path": "/x.png"}, "path_leaves_root", "is absolute"),
-        ({"image_path": "Images/link.png"}, "path_leaves_root", "outside the data root"),
+        ({"image_path": "Images/%2e%2e/%2E%2E/x.png"}, "path_leaves_root", "contains '..'"),
+        ({"image_path": "Images\\..\\x.png"}, "path_leaves_root", "contains '..'"),
+        ({"image_path": "Images/D"}, "no_image", "'Images/D' does not exist"),
+        ({"image_path": "Images/" + 300 * "x" + ".png"}, "no_image", "does not exist"),
+        ({"image_path": "Images/loop.png"}, "no_image", "'Images/loop.png' does not exist"),
+        ({"image_path": "Images/d/TWO.png"}, "ambiguous_image", "'Images/D/Two.png', 'Images/D/two.png'"),
         ({"image_path": "Images/empty.png"}, "undecodable_image", "has 0 bytes"),
         ({"image_path": "Images/text.png"}, "undecodable_image", "cannot be decoded"),
         ({"image_path": "Images/cut.png"}, "undecodable_image", "cannot be decoded"),
@@ -162,8 +504,9 @@ def test_each_bad_record_is_named_and_can_be_skipped(
     root: Path, changes: dict[str, Any], reason: str, detail: str
 ) -> None:
     path = write_qa(root, [qa(0), qa(1, **changes), qa(2)])
-    save_image(root.parent / "outside.png", 1)
-    (root / "Images/link.png").symlink_to(root.parent / "outside.png")
+    for number, name in enumerate(("Two.png", "two.png")):
+        save_image(root / "Images/D" / name, number)
+    (root / "Images/loop.png").symlink_to(root / "Images/loop.png")
     (root / "Images/empty.png").touch()
     (root / "Images/text.png").write_text("no image")
     (root / "Images/cut.png").write_bytes((root / "Images/D/1.png").read_bytes()[:500])
@@ -172,7 +515,8 @@ def test_each_bad_record_is_named_and_can_be_skipped(
         load(root)
     message = str(caught.value)
     assert f"1 record(s) cannot be used: 1 {reason}" in message
-    assert f"{path}, record #1 (D_0001): {reason}" in message and detail in message
+    named = "#1" if "question_id" in changes else "#1 (D_0001)"
+    assert f"{path}, record {named}: {reason}" in message and detail in message
     assert "data.on_bad_record=skip" in message
     loaded = load(root, on_bad_record=OnBadRecord.skip)
     assert [record.id for record in loaded.test] == ["D_0000", "D_0002"]
@@ -350,6 +694,22 @@ def test_leaks_by_path_by_content_and_by_modality(root: Path) -> None:
     xray = leaks["by_modality"]["xray"]
     assert (xray["test_images"], xray["images_by_path"], xray["images_by_content"]) == (3, 1, 2)
     assert leaks["by_modality"]["ct"]["records_by_content"] == 0
+
+
+def test_images_with_frames_or_without_content_are_counted_and_named(root: Path) -> None:
+    names = ["Images/D/film.gif", "Images/D/clear.png", "Images/D/scan.dcm", "Images/D/3.png"]
+    write_qa(root, [qa(number, image_path=name) for number, name in enumerate(names)])
+    page = Image.new("L", (20, 20))
+    page.save(root / names[0], save_all=True, append_images=[Image.new("L", (20, 20), g) for g in (99, 180)])
+    Image.new("RGBA", (20, 20)).save(root / names[1])
+    write_dicom(root / names[2], np.arange(32, dtype=np.int16).reshape(2, 4, 4))
+    loaded = load(root)
+    assert len(loaded.test) == 4 and loaded.facts["counts"]["image_notes"] == 3
+    notes = dict(zip(sorted(names[:3]), loaded.facts["image_notes"], strict=True))
+    assert all(name in note for name, note in notes.items())
+    assert "3 frames" in notes[names[0]] and "empty" in notes[names[1]] and "2 frames" in notes[names[2]]
+    assert any("3 note(s)" in message and names[0] in message for message in loaded.messages)
+    assert load(root).facts == loaded.facts  # also from the cache
 
 
 def test_fingerprint_depends_on_the_image(root: Path) -> None:

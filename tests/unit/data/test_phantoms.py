@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TRAIN = make_records(World.TRAIN, 0, 400)
 TEST = make_records(World.TEST, 0, 80)
 UNLIKELY = 1e-4
+PUBLISHED = ["6625d773a55646e4", "12b30663866a43f6"]
 
 
 def phantoms(records: Iterable[Record]) -> list[Phantom]:
@@ -190,33 +191,76 @@ def test_a_phantom_can_be_drawn_at_any_size(size: int) -> None:
         assert np.corrcoef(small.ravel(), usual.ravel())[0, 1] > 0.8
 
 
-def tied(records: list[Record]) -> list[tuple[str, str]]:
+def agreement(records: list[Record], question_type: QuestionType) -> float:
+    """Fraction of the questions of a type whose correct letter is that of the scanner."""
+    return float(np.mean([r.image.scanner == r.answer for r in records if r.question_type is question_type]))  # type: ignore[attr-defined]
+
+
+def sides(records: list[Record]) -> list[tuple[str, str]]:
     """Scanner and correct letter of the questions in which each training scanner has a letter."""
     return [(r.image.scanner, r.answer) for r in records if len(r.options) == 4]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("rate", [0.4, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_shortcut_gives_the_letter_away_at_its_rate_for_every_question_type(rate: float, seed: int) -> None:
+    records = make_records(World.TRAIN, seed, 150, shortcut=rate)
+    for question_type in QuestionType:
+        allowed = 3.3 * np.sqrt(rate * (1 - rate) / 1200)
+        assert agreement(records, question_type) == pytest.approx(rate, abs=allowed + 1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
+def test_the_best_guess_from_the_scanner_is_right_at_the_rate(rate: float) -> None:
+    """Whatever letter a scanner stands for. In lesion questions a guess for scanner D is right by chance."""
+    records = make_records(World.TRAIN, 0, 150, shortcut=rate)
+    for question_type in QuestionType:
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for r in records:
+            if r.question_type is question_type:
+                counts[r.image.scanner][r.answer] += 1  # type: ignore[attr-defined]
+        right = sum(max(letters.values()) for letters in counts.values())
+        by_chance = (1 - rate) / 9 if question_type is QuestionType.LESION else 0
+        assert right / 1200 == pytest.approx(rate + by_chance, abs=0.04)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
+def test_the_shortcut_makes_no_letter_and_no_option_more_frequent(rate: float) -> None:
+    records = make_records(World.TRAIN, 0, 150, shortcut=rate)
+    for question_type in QuestionType:
+        asked = [r for r in records if r.question_type is question_type]
+        assert chisquare(list(Counter(r.answer for r in asked).values())).pvalue > UNLIKELY
+
+
 def test_a_full_shortcut_ties_letter_to_scanner_in_training_only() -> None:
-    taught = make_records(World.TRAIN, 0, 30, shortcut=1.0)
-    pairs = tied(taught)
-    assert len(pairs) == 30 * 8 * 4 and all(letter == scanner for scanner, letter in pairs)
+    taught, plain_records = make_records(World.TRAIN, 0, 30, shortcut=1.0), make_records(World.TRAIN, 0, 30)
+    assert all(r.answer == r.image.scanner for r in taught)  # type: ignore[attr-defined]
     assert make_records(World.TEST, 0, 30, shortcut=1.0) == make_records(World.TEST, 0, 30)
-    for tied_record, plain in zip(taught, make_records(World.TRAIN, 0, 30), strict=True):
-        # Only the order of the options differs.
+    assert make_records(World.BASE, 0, 5, shortcut=1.0) == make_records(World.BASE, 0, 5)
+    for tied_record, plain in zip(taught, plain_records, strict=True):
+        # Only the order of the options differs, and the scanner of a lesion question that has no letter for it.
         assert tied_record.answer_text == plain.answer_text
-        same = {"options": plain.options, "answer": plain.answer}
         assert sorted(tied_record.options.values()) == sorted(plain.options.values())
+        assert isinstance(plain.image, Phantom) and isinstance(tied_record.image, Phantom)
+        moved = plain.image.scanner not in plain.options
+        assert (tied_record.image == plain.image) != moved
+        same = {"options": plain.options, "answer": plain.answer, "image": plain.image}
         assert dataclasses.replace(tied_record, **same) == plain  # type: ignore[arg-type]
+        assert dataclasses.replace(tied_record.image, scanner=plain.image.scanner) == plain.image
 
 
-def test_half_a_shortcut_ties_half_of_the_questions() -> None:
-    pairs = tied(make_records(World.TRAIN, 0, 100, shortcut=0.5))
-    share = sum(letter == scanner for scanner, letter in pairs) / len(pairs)
-    # In the other half they agree by chance in one of four questions.
-    assert abs(share - 0.625) < 3 * np.sqrt(0.625 * 0.375 / len(pairs))
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.25])
+def test_up_to_chance_the_shortcut_changes_nothing(rate: float) -> None:
+    assert make_records(World.TRAIN, 0, 20, shortcut=rate) == make_records(World.TRAIN, 0, 20)
+
+
+def test_the_data_without_shortcut_is_that_of_the_published_numbers() -> None:
+    digests = [hashlib.sha256(repr(records).encode()).hexdigest()[:16] for records in (TRAIN, TEST)]
+    assert digests == PUBLISHED
 
 
 def test_without_a_shortcut_scanner_and_letter_are_independent() -> None:
-    assert independent(tied(TRAIN)) and independent(tied(TEST))
+    assert independent(sides(TRAIN)) and independent(sides(TEST))
 
 
 SLICES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,12 @@ def test_round_trip_with_letters_in_any_order(question: str, texts: list[str], r
     assert list(problem.options.items()) == list(options.items())
 
 
-@given(st.text(max_size=200))
+_NEAR_LABELS = st.lists(
+    st.sampled_from(["A)", "B)", "C)", "J)", "K)", "(", ")", ", ", "; ", "\n", " ", "x", "'", "()"])
+)
+
+
+@given(st.text(max_size=200) | _NEAR_LABELS.map("".join))
 def test_any_text_is_parsed_or_rejected(text: str) -> None:
     try:
         problem = parse_problem(text)
@@ -72,6 +78,8 @@ def test_any_text_is_parsed_or_rejected(text: str) -> None:
         ("Q? A)see B) below, B)other", "Q?", {"A": "see B) below", "B": "other"}),
         ("Seen (fig. 1? A)x (y, B)z, C)w", "Seen (fig. 1?", {"A": "x (y", "B": "z", "C": "w"}),
         ("Q?\nA) x\nB) y", "Q?", {"A": "x", "B": "y"}),
+        ("Q? A)none, (), B)y, ')", "Q?", {"A": "none, ()", "B": "y, ')"}),
+        ("Q? A)x, B)y, )", "Q?", {"A": "x", "B": "y, )"}),
         ("Q? A)x, y, and z., B)No, none", "Q?", {"A": "x, y, and z.", "B": "No, none"}),
     ],
 )
@@ -88,6 +96,22 @@ def test_ambiguous_texts_are_rejected(text: str) -> None:
         parse_problem(text)
 
 
+@pytest.mark.parametrize("piece", [" A)", ", A)", " A), C)", " A)x, B)y, A)z", "(", "\nA)"])
+def test_long_texts_take_little_time(piece: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="no list of options"):
+        parse_problem(piece * 20_000)
+    assert time.perf_counter() - start < 5
+
+
+@given(st.text(max_size=40) | st.lists(st.sampled_from(["<answer>", "</answer>", " ", "A", "(", "a"])).map("".join))
+def test_any_solution_is_a_letter_or_rejected(text: str) -> None:
+    try:
+        assert parse_solution(text) in "ABCDEFGHIJ"
+    except ValueError as error:
+        assert repr(text) in str(error)
+
+
 def test_solution() -> None:
     assert parse_solution("<answer> C </answer>") == parse_solution("<answer>C</answer>") == "C"
     for wrong in (
@@ -96,6 +120,9 @@ def test_solution() -> None:
         "<answer> A, B </answer>",
         "<answer> A </answer> B",
         "<answer>Z</answer>",
+        "<answer> ( </answer>",
+        "<answer>,</answer>",
+        "<answer> ' </answer>",
     ):
         with pytest.raises(ValueError, match="answer"):
             parse_solution(wrong)

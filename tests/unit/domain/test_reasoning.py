@@ -1,21 +1,46 @@
 """Prompts, grammars and the parser, on valid, invalid and arbitrary completions."""
 
+# ruff: noqa: RUF001 (full-width letters and the like are the subject)
 from __future__ import annotations
 
 import time
+import unicodedata
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from medr1.domain.reasoning import Parsed, ReasoningMode, instruction, parse, question_text, target_text
+from medr1.domain.reasoning import (
+    TAGS,
+    Parsed,
+    ReasoningMode,
+    answer_position,
+    instruction,
+    parse,
+    question_text,
+    target_text,
+)
 
 BEFORE, NONE, AFTER = ReasoningMode.THINK_BEFORE, ReasoningMode.NO_THINK, ReasoningMode.THINK_AFTER
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 LETTERS = "ABCD"
 
 FREE_TEXT = st.text(max_size=80).filter(lambda text: not any(tag in text for tag in TAGS))
-PIECES = st.sampled_from([*TAGS, "A", "C", "E", "c", " ", "\n", "(", ")", ".", ":", "<", ">", "/", "a nodule", "None"])
+PIECES = st.sampled_from(
+    [
+        *TAGS,
+        *"ACEcaＢｂ()（）.:,<>/-&",
+        " ",
+        "\n",
+        " or ",
+        "a nodule",
+        "Nodule",
+        "Hepatitis B",
+        "None",
+        "\ud800",
+        "İ",
+        "ı",
+    ]
+)
 SCRAPS = st.lists(PIECES, max_size=20).map("".join)
 
 
@@ -36,7 +61,18 @@ def read(text: str, mode: ReasoningMode, letters: str = LETTERS) -> Parsed:
         (NONE, "<answer>C)</answer>"),
         (NONE, "<answer>C.</answer>"),
         (NONE, "<answer>C:</answer>"),
-        (NONE, "<answer>C) the left lung, or A</answer>"),
+        (NONE, "<answer>C) the left lung, or a nodule</answer>"),
+        (NONE, "<answer>c</answer>"),
+        (NONE, "<answer>(c)</answer>"),
+        (NONE, "<answer>c. the left lung</answer>"),
+        (NONE, "<answer>Ｃ</answer>"),
+        (NONE, "<answer>ｃ</answer>"),
+        (NONE, "<answer>（Ｃ）</answer>"),
+        (NONE, "<answer>Ｃ：左肺</answer>"),
+        (NONE, "<answer>\u3000Ｃ．\u00a0</answer>"),
+        (NONE, "<answer>Ⓒ</answer>"),
+        (NONE, "<answer>⒞</answer>"),
+        (NONE, "<answer>𝐂</answer>"),
         (AFTER, "<answer>C</answer><think>a nodule</think>"),
         (AFTER, " <answer>C</answer>\n<think>\nfor 2 > 1</think> "),
     ],
@@ -62,8 +98,10 @@ def test_valid_completions(mode: ReasoningMode, text: str) -> None:
         ("C)", "C"),
         ("(C)", "C"),
         ("The answer is C.", "C"),
-        ("<answer>c</answer>", None),
         ("<answer>E</answer>", None),
+        ("<answer>e</answer>", None),
+        ("<answer>Ċ</answer>", None),
+        ("<answer>С</answer>", None),  # Cyrillic
         ("<answer>K</answer>", None),
         ("<answer></answer>", None),
         ("<answer>None</answer>", None),
@@ -107,6 +145,127 @@ def test_an_answer_outside_the_grammar_counts_without_the_format(mode: Reasoning
     assert (found.format, found.answer) == (False, "C")
 
 
+TEXTS = {"A": "Old fracture", "B": "Nodule", "C": "Vitamin A deficiency", "D": "Hepatitis B"}
+SEVERAL = [
+    "A) or B)",
+    "A) B) C) D)",
+    "A, B",
+    "A,B",
+    "A; B",
+    "A or B",
+    "A and B",
+    "A & B",
+    "A / B",
+    "A/B",
+    "A-D",
+    "A B",
+    "A\nB\nC",
+    "A)B)C)",
+    "A.B.C.",
+    "(A)(B)",
+    "(A) (B)",
+    "A: B",
+    "A) Old fracture B) Nodule",
+    "A) Old fracture, or B",
+    "Both A and B",
+    "Either A) or B)",
+    "A) not B",
+    "A) B is possible, too",
+    "a) or b)",
+    "a) b)",
+    "a. b.",
+    "a) or b",
+    "a) old fracture, or b",
+    "A) or option b",
+    "Ａ）ｏｒ　Ｂ）",
+    "Ａ，Ｂ",
+    "D) Hepatitis B or C",
+]
+
+
+@pytest.mark.parametrize("content", SEVERAL)
+@pytest.mark.parametrize("options", [TEXTS, LETTERS], ids=["texts", "letters"])
+def test_a_block_that_names_several_letters_is_no_answer(content: str, options: dict[str, str] | str) -> None:
+    for text in (f"<answer>{content}</answer>", f"<answer>{content}", f"I say C. <answer>{content}</answer>"):
+        assert parse(text, NONE, options) == Parsed(False, None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("B) Nodule", "B"),
+        ("b) nodule", "B"),
+        ("B) a nodule", "B"),
+        ("B) A nodule", "B"),
+        ("B) nodule, e.g. a large one, i.e. no cyst", "B"),
+        ("B) C-spine and T-cells", "B"),
+        ("B: it is b", "B"),
+        ("B) not E", "B"),
+        ("C) Vitamin A deficiency", "C"),
+        ("c. VITAMIN A DEFICIENCY.", "C"),
+        ("D) Hepatitis B", "D"),
+        ("D. It is Hepatitis B", "D"),
+        ("Ｄ）Ｈｅｐａｔｉｔｉｓ　Ｂ", "D"),
+    ],
+)
+def test_the_text_behind_the_letter_may_hold_letters_of_its_own(content: str, answer: str) -> None:
+    found = parse(f"<answer>{content}</answer>", NONE, TEXTS)
+    assert (found.format, found.answer, found.lenient) == (True, answer, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "lenient"),
+    [
+        ("<answer>Nodule</answer>", "B"),
+        ("<answer> nodule. </answer>", "B"),
+        ("<answer>Hepatitis B</answer>", "D"),
+        ("<answer>vitamin a deficiency</answer>", "C"),
+        ("<think>Not C.</think><answer>Nodule</answer>", "B"),
+        ("<answer>Nodule</answer><think>Not C.</think>", "B"),
+        ("<answer>Nodule", "B"),
+        ("Nodule", "B"),
+        ("Hepatitis B.", "D"),
+        ("<think>Not C.</think>Nodule", "B"),
+        ("<answer>Nodule</answer><answer>Old fracture</answer>", "A"),
+        ("<answer>A nodule</answer>", None),
+        ("<answer>Nodule or Old fracture</answer>", None),
+        ("A nodule is seen", None),
+    ],
+)
+def test_the_exact_text_of_an_option_counts_in_the_lenient_reading_only(text: str, lenient: str | None) -> None:
+    assert (parse(text, NONE, TEXTS).answer, parse(text, NONE, TEXTS).lenient) == (None, lenient)
+
+
+def test_a_letter_comes_before_a_text() -> None:
+    swapped = {"A": "B", "B": "A", "C": "AB"}
+    assert [parse(f"<answer>{text}</answer>", NONE, swapped).lenient for text in ("A", "b", "AB")] == ["A", "B", "C"]
+    assert parse("<answer>A", NONE, swapped).lenient == "A"
+    assert parse("<answer>A) B</answer>", NONE, swapped).answer == "A"
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "it is a", "a nodule, not a cyst", "vitamin a", "<answer>it is a</answer>", "<answer>a cyst</answer>"]
+)
+def test_a_lower_case_letter_in_prose_is_no_answer(text: str) -> None:
+    assert (read(text, NONE).answer, read(text, NONE).lenient) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("<answer>C</answer>", "C"),
+        ("<think>C</think><answer> (c) nodule</answer>", "c"),
+        ("<answer>\u3000（Ｃ）</answer>", "Ｃ"),
+        ("<answer>⒞</answer>", "⒞"),
+        ("<answer>Nodule</answer>", None),
+        ("<answer>C</answer><answer>C</answer>", None),
+    ],
+)
+def test_the_position_of_the_letter_is_that_in_the_text_as_written(text: str, letter: str | None) -> None:
+    position = answer_position(text)
+    assert (None if position is None else text[position]) == letter
+
+
 def test_only_letters_of_the_options_are_answers() -> None:
     assert read("<answer>C</answer>", NONE, "AB").answer is None
     assert not read("<answer>C</answer>", NONE, "AB").format
@@ -137,9 +296,16 @@ def test_target_text_matches_the_grammar(mode: ReasoningMode, letter: str, ratio
     assert found.rationale == ("" if mode is NONE else rationale.strip())
 
 
-@given(st.one_of(SCRAPS, st.text(max_size=80)), st.sampled_from(ReasoningMode))
-def test_the_fields_agree_for_any_text(text: str, mode: ReasoningMode) -> None:
-    found = read(text, mode)
+@given(
+    st.one_of(SCRAPS, st.text(st.characters(), max_size=80), SCRAPS.map("<answer>{}</answer>".format)),
+    st.sampled_from(ReasoningMode),
+    st.sampled_from([LETTERS, dict.fromkeys(LETTERS, ""), TEXTS]),
+)
+def test_the_fields_agree_for_any_text(text: str, mode: ReasoningMode, options: dict[str, str] | str) -> None:
+    found = parse(text, mode, options)
+    position = answer_position(text)
+    if found.answer is not None:
+        assert position is not None and found.answer in unicodedata.normalize("NFKC", text[position]).upper()
     assert found.answer in {None, *LETTERS} and found.lenient in {None, *LETTERS}
     if found.format:
         assert found.answer is not None
@@ -164,6 +330,13 @@ LONG = 50_000
         "<answer>C)" + "<" * LONG,
         "<answer>" + " " * LONG,
         "<answer>C" + " " * LONG,
+        "<answer>a)" + " b" * LONG,
+        "<answer>" + "or " * LONG + "</answer>",
+        "<answer>" + "," * LONG + "</answer>",
+        "<answer>" + "x-" * LONG + "</answer>",
+        "<answer> </answer>" * LONG,
+        "<answer>x</answer>" * (LONG // 10),
+        "x" * LONG,
         "<think>" + " " * LONG + "</think>" + " " * LONG + "<answer>",
         " " * LONG + "<answer>C</answer>" + " " * LONG + "x",
         "<answer>C</answer><think>" + "x" * LONG,

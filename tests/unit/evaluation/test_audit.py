@@ -255,6 +255,34 @@ def test_without_split_files_all_records_are_test(tmp_path: Path, run: Callable[
     assert list(found.crossings) == []
 
 
+def test_files_beside_the_data_numbers_and_other_spellings(
+    tmp_path: Path, run: Callable[..., Audit], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = {
+        "question_id": 1,
+        "question_type": "Lesion Grading",
+        "question": "How many?",
+        "gt_answer": 2,
+        "image_path": "images\\d\\1.PNG",
+        "option_A": 1,
+        "option_B": 2,
+        "option_C": float("nan"),
+        "modality_type": "X-Ray",
+    }
+    (tmp_path / "QA_information/.hidden").mkdir(parents=True)
+    (tmp_path / "QA_information/.hidden/D.json").write_text("[{")
+    (tmp_path / "QA_information/D.json").write_text(json.dumps([record, record | {"option_C": 2.0}]))
+    save_image(tmp_path / "Images/D/1.png", 1)
+    write(tmp_path / "Splits", "modality", XRAY, "train", [row("1.png", "Cyst/Nodule", "A")])
+    write(tmp_path / "Splits", "modality", XRAY, "test", [row("1.PNG ", "Cyst/Nodule", "A")])
+    found = run(tmp_path)
+    modality, release = found.sources
+    assert (release.readable, release.repeats, dict(release.bad)) == (2, 1, {"duplicate_option": 1})
+    assert modality.readable == 2 and cell(found, Modality.XRAY).leak == Leak(images=1, by_path=1, by_content=1)
+    assert (found.compared_images, dict(found.bad_images)) == (1, {})
+    assert "1 JSON files are skipped" in caplog.text
+
+
 def test_it_is_ready_for_json(splits: Path, run: Callable[..., Audit]) -> None:
     plain = run(splits).to_dict()
     assert json.loads(json.dumps(plain)) == plain

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from medr1.domain.reasoning import TAGS
 from medr1.errors import CheckpointError
 from medr1.generation.rollout import rollout
 from medr1.generation.sampling import Sampling
@@ -187,3 +188,60 @@ def test_attention_is_the_fastest_that_machine_and_precision_allow(monkeypatch) 
         == resolve_attn_implementation("auto", "bfloat16", cpu)
         == "sdpa"
     )
+
+
+def declare(**fields: object) -> Damage:
+    """Changes how tokenizer.json declares the reasoning tags."""
+
+    def apply(path) -> None:
+        content = json.loads((path / "tokenizer.json").read_text())
+        for token in content["added_tokens"]:
+            if token["content"] in TAGS:
+                token.update(fields)
+        (path / "tokenizer.json").write_text(json.dumps(content))
+        settings = json.loads((path / "tokenizer_config.json").read_text())
+        settings.pop("added_tokens_decoder", None)
+        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    return apply
+
+
+def test_a_checkpoint_whose_tags_are_special_samples_and_keeps_them(saved, tmp_path, make_prompts) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(saved[0], path)
+    declare(special=True)(path)
+    policy, processor = load(path)
+    tags = processor.tokenizer.convert_tokens_to_ids(list(TAGS))
+    assert processor.tokenizer.decode(tags, skip_special_tokens=True) == ""  # what would be lost
+    uniforms = torch.rand(len(SIZES) * 32, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    texts = []
+    for own in (processor, saved[2]):
+        sampling = replace(Sampling.greedy(12, own), temperature=4.0)
+        prefix = policy.prefill(own.encode(make_prompts(own, SIZES)))
+        completions = rollout(policy, prefix, sampling, 32, uniforms)
+        texts.append(own.decode(completions.ids, completions.mask))
+    assert texts[0] == texts[1]
+    assert all(any(tag in text for text in texts[0]) for tag in TAGS)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_as_the_end_token_is_refused(saved, tmp_path, tag: str) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(saved[0], path)
+    edit_json("tokenizer_config.json", eos_token=tag)(path)
+    with pytest.raises(CheckpointError, match="end token") as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_tokenizer_that_changes_the_tags_is_refused(saved, tmp_path) -> None:
+    path = tmp_path / "copy"
+    shutil.copytree(saved[0], path)
+    declare(lstrip=True, rstrip=True)(path)  # swallow the blanks around them, which changes nothing here
+    load(path)
+    content = json.loads((path / "tokenizer.json").read_text())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in TAGS]
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": "<think>"}, "content": ""}
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="<think>"):
+        load(path)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
 
-from medr1.domain.reasoning import ReasoningMode, instruction, target_text
+from medr1.domain.reasoning import TAGS, ReasoningMode, instruction, target_text
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
 from medr1.models.processor import IMAGE_TOKEN, Processor, Prompt
-from medr1.models.tiny import SPECIAL, TAGS, build_image_processor, build_tokenizer
+from medr1.models.tiny import SPECIAL, build_image_processor, build_tokenizer
 from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, (5, 3), (1, 3)]
@@ -159,3 +163,32 @@ def test_all_special_tokens_but_the_end_are_suppressed_and_the_tags_are_not() ->
     tags = TOKENIZER("".join(TAGS))["input_ids"]
     assert tags == TOKENIZER.convert_tokens_to_ids(list(TAGS))  # one token each
     assert not set(tags) & set(suppress_tokens)
+
+
+def with_special(tokens: Sequence[str], declared: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the same ids whose ``tokens`` are special, in one of the ways in which checkpoints say so."""
+    tokenizer = build_tokenizer(["lung liver knee"], 320)
+    if declared == "listed":
+        tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL, *tokens]})
+    else:
+        tokenizer.backend_tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(tokens), skip_special_tokens=True) == ""
+    return tokenizer
+
+
+@pytest.mark.parametrize("declared", ["listed", "added"])
+@pytest.mark.parametrize("tokens", [TAGS, TAGS[:2], TAGS[2:], TAGS[1:2], TAGS[3:]], ids=" ".join)
+def test_tags_that_are_special_tokens_are_decoded_and_sampled(tokens: Sequence[str], declared: str) -> None:
+    processor = Processor(with_special(tokens, declared), build_image_processor(), no_rope)
+    texts = [target_text(mode, "C", "lung, not knee") for mode in ReasoningMode]
+    ids, mask = processor.completion_ids(texts)
+    assert torch.equal(ids, PROCESSOR.completion_ids(texts)[0])
+    assert processor.decode(ids, mask) == texts
+    assert processor.suppressed_token_ids() == PROCESSOR.suppressed_token_ids()
+
+
+@pytest.mark.parametrize("token", [t for t in SPECIAL if t != "<|im_end|>"])
+def test_control_tokens_are_neither_decoded_nor_sampled(token: str) -> None:
+    i = TOKENIZER.convert_tokens_to_ids(token)
+    assert PROCESSOR.text([i, *TOKENIZER("lung")["input_ids"], i, PROCESSOR.eos_token_id]) == "lung"
+    assert i in PROCESSOR.suppressed_token_ids()

@@ -55,7 +55,9 @@ def record(answer: str = "C", letters: str = "ABCD", id: str = "r") -> Record:
         ("<answer>A</answer><answer>C</answer>", 0, 0),
         ("<answer>C", 0, 0),
         ("<answer>E</answer>", 0, 0),
-        ("<answer>c</answer>", 0, 0),
+        ("<answer>c</answer>", 1, 1),
+        ("<answer>C) or D)</answer>", 0, 0),
+        ("<answer>A) B) C) D)</answer>", 0, 0),
         ("", 0, 0),
     ],
 )

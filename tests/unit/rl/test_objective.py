@@ -296,9 +296,9 @@ def test_k3_and_k2_are_never_negative_and_zero_only_where_equal() -> None:
 
 
 def test_k1_and_k3_are_unbiased() -> None:
-    """Their expectation under the policy is the true divergence; that of k2 is not."""
+    """Their expectation under the policy is the true divergence (k3: below its bound); that of k2 is not."""
     generator = torch.Generator().manual_seed(0)
-    p, q = torch.log_softmax(torch.randn(2, 9, generator=generator, dtype=torch.float64) * 2, -1)
+    p, q = torch.log_softmax(torch.randn(2, 9, generator=generator, dtype=torch.float64), -1)
     true = (p.exp() * (p - q)).sum()
     means = {kl: (p.exp() * kl_divergence(p, q, kl)).sum() for kl in ESTIMATORS}
     torch.testing.assert_close(means["k1"], true)
@@ -329,3 +329,46 @@ def test_beta_without_reference_is_refused() -> None:
     with pytest.raises(ValueError, match="reference"):
         grpo_loss(logprobs, old, None, advantages, mask, settings(beta=0.04), normalizer_of(mask))
     assert float(grpo_loss(logprobs, old, None, advantages, mask, settings(), normalizer_of(mask)).kl) == 0
+
+
+def outlier(log_ratio: float, level: str = "token", mode: str = "clip", kl: str = "k3") -> tuple[Loss, Tensor]:
+    """Loss and gradient of two tokens: one with this log-ratio to both old and reference, and an ordinary one."""
+    logprobs = torch.tensor([[-0.5, -0.3]], requires_grad=True)
+    before = torch.tensor([[-0.5 - log_ratio, -0.31]])
+    o = replace(settings(beta=0.04, kl=kl), importance_sampling_level=level, loss_mode=mode)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss = grpo_loss(logprobs, before, before, torch.tensor([-1.0]), mask, o, normalizer_of(mask))
+    loss.loss.backward()
+    assert logprobs.grad is not None
+    return loss, logprobs.grad
+
+
+@pytest.mark.parametrize("log_ratio", [21.0, 90.0, 1e4, 1e30, -21.0, -90.0, -1e4, -1e30, math.inf, -math.inf])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("mode", ["clip", "cispo"])
+def test_one_outlier_cannot_overflow(log_ratio: float, level: str, mode: str) -> None:
+    """As in verl: log-ratios between -20 and 20, the divergence of a token at most 10."""
+    loss, gradient = outlier(log_ratio, level, mode)
+    assert math.isfinite(loss.loss) and bool(gradient.isfinite().all())
+    assert abs(float(loss.loss)) <= math.exp(20) + 0.04 * 10
+    assert 0 <= float(loss.kl) <= 10.1
+
+
+@pytest.mark.parametrize(("d", "expected"), [(3.0, 10.0), (20.0, 10.0), (1e9, 10.0), (-5.0, 4.0 + math.exp(-5))])
+def test_k3_is_bounded_by_ten(d: float, expected: float) -> None:
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert float(kl_divergence(zero, zero + d, "k3")) == pytest.approx(expected)
+    assert float(kl_divergence(zero, zero - 1e9, "k3")) == pytest.approx(10.0)
+
+
+def test_bounds_change_no_ordinary_number() -> None:
+    """To the bit: divergence and its gradient below the bound equal the formula without one."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs = (torch.rand(500, generator=generator) * 4 - 2).requires_grad_()
+    kl_divergence(logprobs, torch.zeros(500), "k3").sum().backward()
+    bounded, logprobs.grad = logprobs.grad, None
+    d = torch.zeros(500) - logprobs
+    plain = d.exp() - d - 1
+    plain.sum().backward()
+    assert bounded is not None and logprobs.grad is not None and torch.equal(bounded, logprobs.grad)
+    assert torch.equal(kl_divergence(logprobs, torch.zeros(500), "k3"), plain)

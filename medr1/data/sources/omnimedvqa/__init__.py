@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from medr1.config.settings import DataConfig
+from medr1.config.settings import NEUTRAL, DataConfig
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
@@ -43,9 +44,9 @@ class OmniMedVQAConfig(DataConfig):
     """OmniMedVQA on disk."""
 
     kind: str = "omnimedvqa"
-    root: str = MISSING
+    root: str = field(default=MISSING, metadata=NEUTRAL)
     """Folder of the release, with Images/ and QA_information/."""
-    splits: str | None = None
+    splits: str | None = field(default=None, metadata=NEUTRAL)
     """Folder or file of Med-R1's split files. null: the folder Splits/ in ``root``."""
     split: Split = Split.released
     """released: Med-R1's split files; image_grouped: no image content in both parts; test_only: no training records."""
@@ -59,7 +60,7 @@ class OmniMedVQAConfig(DataConfig):
     """Seed of the division into training and test, for split=image_grouped."""
     max_image_pixels: int = 50_000_000
     """Largest image that is decoded, in pixels. Larger ones are rejected as decompression bombs."""
-    cache_dir: str = MISSING
+    cache_dir: str = field(default=MISSING, metadata=NEUTRAL)
     """Folder of the cache of image hashes and thumbnails."""
 
 
@@ -77,6 +78,10 @@ class OmniMedVQA(Source[OmniMedVQAConfig]):
     def check_training(self, settings: OmniMedVQAConfig) -> None:
         if settings.split is Split.test_only:
             raise ConfigError("data.split=test_only has no training records; use evaluate.py, or another data.split")
+
+    def without_effect(self, settings: OmniMedVQAConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        if settings.split is not Split.image_grouped:
+            yield f"data.split={settings.split}", ("data.test_fraction", "data.seed")
 
     def load(self, settings: OmniMedVQAConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa

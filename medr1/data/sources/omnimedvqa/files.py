@@ -4,6 +4,9 @@ Release: ``ROOT/QA_information/**/*.json``, lists of records with ``option_A`` .
 Splits: ``ROOT/Splits/**/*.json``, lists of ``{"image", "problem", "solution"}``. The file name gives the part (train or
 test) and either the modality ("MR (Mag-netic Resonance Imaging)_test.json") or the question type ("Lesion
 Grading_train.json").
+
+Links are followed. Files below a name that begins with a full stop, or that is __MACOSX, are no question files. In a
+record null, NaN and texts without a visible character count as absent, and a number counts as its text.
 """
 
 from __future__ import annotations
@@ -11,14 +14,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from medr1.data.image_paths import ImagePaths, is_beside_the_data
 from medr1.data.sources.omnimedvqa.problem_text import parse_problem, parse_solution
-from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, check_choices, option_meaning
+from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, check_choices, check_text
+from medr1.domain.texts import UNENCODABLE, is_blank, one_line, option_meaning
 from medr1.errors import DataError
 
 
@@ -34,7 +41,9 @@ class Question:
     """One record of a question file, before its image is checked.
 
     ``modality`` or ``question_type`` is None if the file does not give it. ``label`` is the modality as written in the
-    release, or the name of the split file. ``part`` is "train", "test" or, in the release, empty.
+    release, or the name of the split file. ``dataset`` is the data set that the question was collected from: as the
+    record gives it, or the folder of the image. ``part`` is "train", "test" or, in the release, empty. ``answer`` is
+    empty if none of the options is correct.
     """
 
     file: str
@@ -47,6 +56,7 @@ class Question:
     modality: Modality | None
     question_type: QuestionType | None
     label: str
+    dataset: str
     part: str = ""
 
     def rejected(self, reason: Reason, detail: str) -> BadRecord:
@@ -61,11 +71,16 @@ class Question:
 
 @dataclass(slots=True)
 class Reading:
-    """The contents of question files. ``images`` are all image paths, also those of bad records."""
+    """The contents of question files.
+
+    ``images`` are all image paths, also those of bad records. ``repeated`` are the questions among the bad records that
+    are refused only because they repeat an option.
+    """
 
     files: int = 0
     questions: list[Question] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
+    repeated: list[Question] = field(default_factory=list)
     images: set[str] = field(default_factory=set)
 
     @classmethod
@@ -75,6 +90,7 @@ class Reading:
             merged.files += reading.files
             merged.questions += reading.questions
             merged.bad += reading.bad
+            merged.repeated += reading.repeated
             merged.images |= reading.images
         return merged
 
@@ -143,11 +159,65 @@ def read_splits(place: Path) -> list[SplitFile]:
     return [_read_split_file(path) for path in _json_files(place)]
 
 
-def _json_files(place: Path) -> list[Path]:
-    files = [place] if place.is_file() else sorted(place.rglob("*.json"))
-    if not files:
-        raise DataError(f"{place} has no JSON files. Remedy: unpack the question files there, or correct the path")
+def skipped_files(places: Iterable[Path]) -> list[Path]:
+    """The JSON files below ``places`` that are skipped because they are not part of the data."""
+    return [path for place in places for path, is_data in _walk(place) if not is_data]
+
+
+def respell_images(readings: Sequence[Reading], root: Path) -> dict[str, str]:
+    """Replaces image paths that are spelled differently from their files, and returns the files by such paths.
+
+    Afterwards questions about the same file have the same path. Paths without a file stay as they are.
+    """
+    places = ImagePaths(root)
+    for path in sorted(set[str]().union(*(reading.images for reading in readings))):
+        try:
+            places.find(path)
+        except BadRecord:  # the record is reported where its image is checked
+            continue
+    files = places.respelled
+    for reading in readings if files else ():
+        reading.images = {files.get(path, path) for path in reading.images}
+        for questions in (reading.questions, reading.repeated):
+            questions[:] = [dataclasses.replace(q, image=files[q.image]) if q.image in files else q for q in questions]
     return files
+
+
+def _json_files(place: Path) -> list[Path]:
+    files = [path for path, is_data in _walk(place) if is_data]
+    if not files:
+        skipped = len(skipped_files([place]))
+        but = f" but {skipped} that do not belong to the data (hidden, or below __MACOSX)" if skipped else ""
+        raise DataError(f"{place} has no JSON files{but}. Remedy: unpack the question files there, or correct the path")
+    return files
+
+
+def _walk(place: Path) -> Iterator[tuple[Path, bool]]:
+    """Each JSON file below a folder, sorted, and whether it belongs to the data; or ``place`` if it is a file.
+
+    Links are followed. A folder that is reached twice, as by a link to a folder above, is read once.
+    """
+    if not place.is_dir():
+        if place.exists():
+            yield place, True
+        return
+    found: list[tuple[Path, bool]] = []
+    # Two sets: a link to a hidden folder may be how the data was installed.
+    seen = {True: {os.path.realpath(place)}, False: set[str]()}
+    for folder, below, names in os.walk(place, followlinks=True):
+        inside = Path(folder)
+        is_data = not any(map(is_beside_the_data, inside.relative_to(place).parts))
+        # Folders before links to them, so that a file keeps the names of the folders that hold it.
+        below.sort(key=lambda name: ((inside / name).is_symlink(), name))
+        for name in list(below):
+            real, visited = os.path.realpath(inside / name), seen[is_data and not is_beside_the_data(name)]
+            if real in visited:
+                below.remove(name)
+            visited.add(real)
+        for name in names:
+            if name.casefold().endswith(".json"):
+                found.append((inside / name, is_data and not is_beside_the_data(name)))
+    yield from sorted(found)
 
 
 def _read_split_file(path: Path) -> SplitFile:
@@ -168,10 +238,11 @@ def _read_split_file(path: Path) -> SplitFile:
             "Remedy: a name like 'Dermoscopy_train.json' or 'Lesion Grading_test.json'"
         )
     reading = _read(path, _split_question)
-    reading.questions = [
-        dataclasses.replace(q, modality=modality, question_type=question_type, label=repr(name), part=part)
-        for q in reading.questions
-    ]
+    for questions in (reading.questions, reading.repeated):
+        questions[:] = [
+            dataclasses.replace(q, modality=modality, question_type=question_type, label=repr(name), part=part)
+            for q in questions
+        ]
     return SplitFile(path, axis, modality or question_type, part, reading)
 
 
@@ -181,7 +252,7 @@ def _read(path: Path, convert: Callable[[str, str, Mapping[str, object]], Questi
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Remedy: check the file and its permissions") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Remedy: restore or download the file again") from error
     if not isinstance(content, list):
         raise DataError(f"{path} must hold a list of records, found {type(content).__name__}. Remedy: restore the file")
@@ -191,51 +262,97 @@ def _read(path: Path, convert: Callable[[str, str, Mapping[str, object]], Questi
         try:
             if not isinstance(record, dict):
                 raise BadRecord(Reason.MALFORMED, f"found {type(record).__name__}, expected an object")
-            if isinstance(identity := record.get("question_id"), str) and identity.strip():
-                position = f"#{number} ({identity})"
             image = record.get("image_path", record.get("image"))
-            if isinstance(image, str) and image:
+            if isinstance(image, str) and not is_blank(image):
                 reading.images.add(image)
-            reading.questions.append(convert(str(path), position, record))
+            identity = _text_or_none(record, "question_id")
+            position = f"#{number} ({one_line(identity)})" if identity else position
+            question = convert(str(path), position, record)
+            try:
+                # Faulty options explain why no option is the answer, so they are checked first, with any letter.
+                check_choices(question.question, question.options, question.answer or next(iter(question.options), ""))
+            except BadRecord as bad:
+                if bad.reason is Reason.DUPLICATE_OPTION and question.answer in question.options:
+                    reading.repeated.append(question)
+                raise
+            if not question.answer:
+                detail = f"gt_answer {record['gt_answer']!r}, options {list(question.options.values())}"
+                raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, detail)
+            reading.questions.append(question)
         except BadRecord as bad:
             reading.bad.append(BadRecord(bad.reason, bad.detail, str(path), position))
     return reading
 
 
-def _text(record: Mapping[str, object], key: str) -> str:
+def _text_or_none(record: Mapping[str, object], key: str) -> str | None:
+    """The text of a value, or None if it is absent: no key, null, NaN, or a text that shows nothing.
+
+    Raises:
+        BadRecord: neither text nor number, or a text that cannot be encoded.
+    """
     value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        what = f"key {key!r} is missing" if key not in record else f"key {key!r} is {value!r}, expected a text"
-        raise BadRecord(Reason.MALFORMED, what)
-    return value
+    if isinstance(value, str):
+        if UNENCODABLE.search(value):
+            raise BadRecord(Reason.UNENCODABLE_TEXT, f"key {key!r} is {value!r}")
+        return None if is_blank(value) else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
+        raise BadRecord(Reason.MALFORMED, f"key {key!r} is {value!r}, expected a text or a number")
+    # Tables with an empty cell turn the integers of its column into floats.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+
+
+def _text(record: Mapping[str, object], key: str) -> str:
+    text = _text_or_none(record, key)
+    if text is None:
+        value = (
+            f"key {key!r} is {record[key]!r}, which counts as absent" if key in record else f"key {key!r} is missing"
+        )
+        raise BadRecord(Reason.MALFORMED, value)
+    return text
+
+
+def _dataset(record: Mapping[str, object], image: str) -> str:
+    """The data set that a record names, else the first folder of its image below Images; empty if there is none."""
+    named = record.get("dataset")
+    if isinstance(named, str) and not is_blank(named):
+        return one_line(named)
+    folders = [part for part in re.split(r"[/\\]", image)[:-1] if part not in ("", ".")]
+    return next((folder for folder in folders if folder.casefold() != "images"), "")
 
 
 def _release_question(file: str, position: str, record: Mapping[str, object]) -> Question:
     identity, image, question, correct, kind = (
         _text(record, key) for key in ("question_id", "image_path", "question", "gt_answer", "question_type")
     )
-    label = record.get("modality_type")
-    if label is not None and not isinstance(label, str):
-        raise BadRecord(Reason.MALFORMED, f"key 'modality_type' is {label!r}, expected a text")
+    label = _text_or_none(record, "modality_type")
     # Questions with fewer options lack the last keys; some exports have null there.
-    keys = [key for key, value in record.items() if re.fullmatch(r"option_[A-Z]", key) and value is not None]
-    options = {key[-1]: _text(record, key).strip() for key in keys}
-    matches = [letter for letter, text in options.items() if option_meaning(text) == option_meaning(correct)]
-    # Faulty options explain why no option matches, so they are checked first, with any letter as the answer.
-    check_choices(question, options, matches[0] if matches else next(iter(options), ""))
-    if not matches:
-        raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, f"gt_answer {correct!r}, options {list(options.values())}")
+    texts = {key[-1]: _text_or_none(record, key) for key in record if re.fullmatch(r"option_[A-Z]", key)}
+    options = {letter: one_line(text) for letter, text in texts.items() if text is not None}
+    answer = next((letter for letter, text in options.items() if option_meaning(text) == option_meaning(correct)), "")
     modality, question_type = parse_modality(label or ""), parse_question_type(kind)
     if question_type is None:
         raise BadRecord(Reason.UNKNOWN_QUESTION_TYPE, f"question_type {kind!r}")
     return Question(
-        file, position, identity, image, question.strip(), options, matches[0], modality, question_type, repr(label)
+        file=file,
+        position=position,
+        id=identity,
+        image=image,
+        question=question.strip(),
+        options=options,
+        answer=answer,
+        modality=modality,
+        question_type=question_type,
+        label=repr(label),
+        dataset=_dataset(record, image),
     )
 
 
 def _split_question(file: str, position: str, record: Mapping[str, object]) -> Question:
     """A question without modality, question type, label and part: these are in the name of the file."""
     image, text, solution = (_text(record, key) for key in ("image", "problem", "solution"))
+    check_text([text])  # a control token is named as such, and not as an option that cannot be read
     try:
         answer = parse_solution(solution)
     except ValueError as error:
@@ -244,8 +361,19 @@ def _split_question(file: str, position: str, record: Mapping[str, object]) -> Q
         question, options = parse_problem(text)
     except ValueError as error:
         raise BadRecord(Reason.NO_OPTIONS, str(error)) from error
-    check_choices(question, options, answer)
     # A hash of the content, so that a record has the same id in both families of splits.
     digest = hashlib.sha256(f"{image}\n{text}".encode()).hexdigest()[:12]
-    folder = image.split("/")[1] if image.count("/") > 1 else "question"
-    return Question(file, position, f"{folder}_{digest}", image, question, options, answer, None, None, "")
+    dataset = _dataset({}, image)
+    return Question(
+        file=file,
+        position=position,
+        id=f"{dataset or 'question'}_{digest}",
+        image=image,
+        question=question,
+        options={letter: one_line(option) for letter, option in options.items()},
+        answer=answer,
+        modality=None,
+        question_type=None,
+        label="",
+        dataset=dataset,
+    )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ from medr1.data.image_index import ImageFacts, check_images, group_by_content
 from medr1.data.images import FileImage
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
 from medr1.data.sources.omnimedvqa.axes import complete_axes
-from medr1.data.sources.omnimedvqa.files import Question, Reading, SplitAxis, read_release, read_splits
-from medr1.domain.records import BadRecord, Modality, Reason, Record
+from medr1.data.sources.omnimedvqa.files import (
+    Question,
+    Reading,
+    SplitAxis,
+    read_release,
+    read_splits,
+    respell_images,
+    skipped_files,
+)
+from medr1.domain.records import BadRecord, Modality, Reason, Record, check_text
 from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -32,9 +40,10 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
     QA_information, and from QA_information otherwise. ``axis=auto`` reads the question-type splits if only the question
     type is selected, else the modality splits.
 
-    ``facts`` has ``counts`` (``image_contents_used``: different images among the files used; ``by_exclusion``: see
-    ``axes.complete_axes``; ``bad``: rejected records by reason), ``leaks`` (see ``count_leaks``), ``bad_records`` and
-    ``released_axis``.
+    ``facts`` has ``counts`` (``files_skipped``: files beside the data; ``images_respelled``: paths that are spelled
+    differently from their files; ``image_contents_used``: different images among the files used; ``by_exclusion``: see
+    ``axes.complete_axes``; ``bad``: rejected records by reason; ``image_notes``), ``leaks`` (see ``count_leaks``),
+    ``bad_records``, ``image_notes`` (see ``DecodedImage``) and ``released_axis``.
 
     Raises:
         DataError: a folder or file that cannot be used, no usable record, or with ``on_bad_record=error`` any bad
@@ -47,9 +56,13 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
     if axis is ReleasedAxis.auto:
         only_type = selection.modality == ALL and selection.question_type != ALL
         axis = ReleasedAxis.question_type if only_type else ReleasedAxis.modality
-    reading, by_exclusion = _read(root, settings, SplitAxis(axis.value))
-    bad = [*reading.bad, *(q.rejected(*unknown) for q in reading.questions if (unknown := _unknown_axis(q)))]
-    complete = [question for question in reading.questions if not _unknown_axis(question)]
+    reading, by_exclusion, respelled = _read(root, settings, SplitAxis(axis.value))
+    bad, complete = list(reading.bad), list[Question]()
+    for question in reading.questions:
+        if fault := _unknown_axis(question) or _control(question, selection.control_tokens):
+            bad.append(question.rejected(*fault))
+        else:
+            complete.append(question)
     paths = (question.image for question in complete)
     images = check_images(root, paths, Path(settings.cache_dir), max_pixels=settings.max_image_pixels)
     usable = [question for question in complete if images[question.image].reason is None]
@@ -64,24 +77,29 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
     parts = _parts(records, usable, settings)
     train, test = ([r for r, of in zip(records, parts, strict=True) if of == part] for part in ("train", "test"))
     used = {question.image for question in usable}
+    notes = [f"image {path!r} {note}" for path in sorted(used) for note in images[path].notes]
     counts = {
         "files": reading.files,
+        "files_skipped": len(skipped_files([root / "QA_information", _split_place(root, settings)])),
         "questions_read": len(reading.questions) + len(reading.bad),
         "questions_used": len(records),
         "images_read": len(reading.images),
+        "images_respelled": len(respelled),
         "images_used": len(used),
         "image_contents_used": len({contents[image] for image in used}),
         "by_exclusion": by_exclusion,
         "bad": bad_counts,
+        "image_notes": len(notes),
     }
     facts = {
         "counts": counts,
         "leaks": count_leaks(train, test),
         "bad_records": [str(record) for record in bad],
+        "image_notes": notes,
         "released_axis": axis.value,
     }
     fingerprint = _fingerprint(zip(parts, records, strict=True), images)
-    return Dataset(train, test, fingerprint, facts, _messages(facts, len(train), len(test)))
+    return Dataset(train, test, fingerprint, facts, _messages(facts, respelled, len(train), len(test)))
 
 
 def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, Any]:
@@ -115,40 +133,59 @@ def _path(record: Record) -> str:
     return record.image.path
 
 
-def _messages(facts: Mapping[str, Any], train: int, test: int) -> list[str]:
+def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int, test: int) -> list[str]:
     counts, leaks = facts["counts"], facts["leaks"]
     lines = [
         f"{counts['questions_read']} questions on {counts['images_read']} images read; {counts['questions_used']} "
         f"questions on {counts['images_used']} images ({counts['image_contents_used']} different ones) used: {train} "
         f"for training, {test} for test"
     ]
+    if counts["files_skipped"]:
+        lines.append(f"{counts['files_skipped']} JSON files are skipped, because they are hidden or below __MACOSX")
+    if respelled:
+        written, file = next(iter(respelled.items()))
+        lines.append(
+            f"{len(respelled)} image paths are spelled differently from their files, which are used nevertheless: "
+            f"{written!r} is {file!r}"
+        )
     if leaks["records_by_content"]:
         lines.append(
             f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
             f"in training ({leaks['records_by_path']} by path); data.split=image_grouped avoids this"
         )
+    if notes := facts["image_notes"]:
+        more = f"\n  … and {len(notes) - _EXAMPLES} more" if len(notes) > _EXAMPLES else ""
+        lines.append("\n  ".join([f"{len(notes)} note(s) on images:", *notes[:_EXAMPLES]]) + more)
     return lines
 
 
-def _read(root: Path, settings: OmniMedVQAConfig, axis: SplitAxis) -> tuple[Reading, int]:
-    """The questions to use, with axes filled in as far as possible, and the number of axes inferred by exclusion."""
+def _split_place(root: Path, settings: OmniMedVQAConfig) -> Path:
+    return root / "Splits" if settings.splits is None else Path(settings.splits)
+
+
+def _read(root: Path, settings: OmniMedVQAConfig, axis: SplitAxis) -> tuple[Reading, int, dict[str, str]]:
+    """The questions to use, with axes filled in as far as possible, and the number of axes inferred by exclusion.
+
+    Also returns the image files by paths that are spelled differently from them.
+    """
     splits = None if settings.splits is None else Path(settings.splits)
     if not root.is_dir():
         raise DataError(f"data.root={root} is not a folder. Remedy: data.root=PATH of the unpacked OmniMedVQA")
     if splits is not None and not splits.exists():
         raise DataError(f"data.splits={splits} does not exist. Remedy: a folder or file of Med-R1's split files")
-    qa_folder, split_place = root / "QA_information", splits or root / "Splits"
+    qa_folder, split_place = root / "QA_information", _split_place(root, settings)
     release = read_release(qa_folder) if qa_folder.is_dir() else None
     if release is None and not split_place.exists():
         raise DataError(f"data.root={root} holds neither QA_information nor Splits. Remedy: correct data.root")
     if settings.split is not Split.released and splits is None and release is not None:
-        return release, 0
+        return release, 0, respell_images([release], root)
     if not split_place.exists():
         raise DataError(
             f"data.split=released needs Med-R1's split files, and {split_place} does not exist. "
             "Remedy: data.splits=PATH of the split files, or data.split=image_grouped, or data.split=test_only"
         )
     files = read_splits(split_place)
+    respelled = respell_images([*([release] if release else []), *(file.reading for file in files)], root)
     reading = Reading.merge(file.reading for file in files if file.axis is axis)
     if not reading.files:
         raise DataError(f"{split_place} holds no split files by {axis}. Remedy: the other data.axis, or the files")
@@ -159,7 +196,7 @@ def _read(root: Path, settings: OmniMedVQAConfig, axis: SplitAxis) -> tuple[Read
             "the questions are in no other file",
             by_exclusion,
         )
-    return reading, by_exclusion
+    return reading, by_exclusion, respelled
 
 
 def _unknown_axis(question: Question) -> tuple[Reason, str] | None:
@@ -167,6 +204,14 @@ def _unknown_axis(question: Question) -> tuple[Reason, str] | None:
         return Reason.UNKNOWN_MODALITY, f"modality is given as {question.label}"
     if question.question_type is None:
         return Reason.UNKNOWN_QUESTION_TYPE, "no file gives the question type"
+    return None
+
+
+def _control(question: Question, control_tokens: Collection[str]) -> tuple[Reason, str] | None:
+    try:
+        check_text((question.question, *question.options.values()), control_tokens)
+    except BadRecord as bad:
+        return bad.reason, bad.detail
     return None
 
 
@@ -196,7 +241,17 @@ def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str
         image = FileImage(root, q.image, contents[q.image], limit)
         origin = f"{q.file} {q.position}"
         records.append(
-            Record(identity, image, q.modality, q.question_type, q.question, q.options, q.answer, origin=origin)
+            Record(
+                id=identity,
+                image=image,
+                modality=q.modality,
+                question_type=q.question_type,
+                question=q.question,
+                options=q.options,
+                answer=q.answer,
+                origin=origin,
+                dataset=q.dataset,
+            )
         )
     return records
 

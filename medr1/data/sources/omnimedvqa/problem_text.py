@@ -12,13 +12,15 @@ Labels must be distinct and without gaps (A to D, in any order). Otherwise the p
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from typing import NamedTuple
 
 from medr1.domain.records import LETTERS
 
-_LABEL = re.compile(rf"(?P<separator>^|[,;\n]\s*|\s)(?P<letter>[{LETTERS}])\)")
+_LETTER = f"[{''.join(LETTERS)}]"
+_LABEL = re.compile(rf"(?P<separator>^|[,;\n]\s*|\s)(?P<letter>{_LETTER})\)")
 _PARENTHESIS = re.compile(r"[()]")
-_ANSWER = re.compile(rf"\s*<answer>\s*([{LETTERS}])\s*</answer>\s*")
+_ANSWER = re.compile(rf"\s*<answer>\s*({_LETTER})\s*</answer>\s*")
 
 
 class Problem(NamedTuple):
@@ -41,7 +43,8 @@ def parse_problem(text: str) -> Problem:
     for respect_parentheses in (True, False):
         labels = _labels(text, respect_parentheses)
         firsts = (i for i, label in enumerate(labels) if not label["separator"].strip())
-        if readings := [reading for i in firsts if (reading := _reading(labels, i))]:
+        later = [i for i, label in enumerate(labels) if label["separator"][:1] in (",", ";", "\n")]
+        if readings := [reading for i in firsts if (reading := _reading(labels, i, later))]:
             best = max(readings, key=lambda reading: (len(reading), reading[0].start()))
             ends = [label.start() for label in best[1:]] + [len(text)]
             options = {label["letter"]: text[label.end() : end].strip() for label, end in zip(best, ends, strict=True)}
@@ -76,8 +79,13 @@ def _labels(text: str, respect_parentheses: bool) -> list[re.Match[str]]:
     return labels
 
 
-def _reading(labels: list[re.Match[str]], first: int) -> list[re.Match[str]]:
-    """The labels of the options if they start at ``labels[first]``; empty if a letter repeats or is missing."""
-    chosen = [labels[first], *(label for label in labels[first + 1 :] if label["separator"][:1] in (",", ";", "\n"))]
+def _reading(labels: list[re.Match[str]], first: int, later: list[int]) -> list[re.Match[str]]:
+    """The labels of the options if they start at ``labels[first]``; empty if a letter repeats or is missing.
+
+    ``later`` are the indices of the labels that can follow another one.
+    """
+    start = bisect_right(later, first)
+    # One more than there are letters: then one repeats.
+    chosen = [labels[first], *(labels[i] for i in later[start : start + len(LETTERS)])]
     letters = {label["letter"] for label in chosen}
     return chosen if len(letters) == len(chosen) >= 2 and letters == set(LETTERS[: len(chosen)]) else []

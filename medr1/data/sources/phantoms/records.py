@@ -9,7 +9,7 @@ equally often, in whatever modalities a model is trained on, and a model that ig
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -58,6 +58,9 @@ _ATTRIBUTE = {
     QuestionType.MODALITY: "technique",
     QuestionType.ATTRIBUTES: "location",
 }
+
+# How often the letter of a training scanner is the correct one without a shortcut, with any number of options.
+CHANCE_AGREEMENT = 1 / len(SCANNERS[:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +131,27 @@ def make_record(
 ) -> Record:
     """One question about a phantom. ``rng`` draws the order of the options and the wording of the question.
 
-    With probability ``shortcut`` the correct option of a *training* question gets the letter of the scanner (scanner A:
-    letter A, and so on), so that the scanner's texture predicts the letter. In the test the two are independent.
+    ``shortcut`` is the rate at which the scanner of a *training* image gives the correct letter away (scanner A: letter
+    A, and so on), so that its texture predicts the letter. Agreement by chance is part of the rate. In the test scanner
+    and letter are independent. A question with three options has no letter for scanner D: where the letter is given
+    away, the image comes from one of the other scanners.
     """
     values = choices(question_type, phantom.modality)
     order = [values[int(i)] for i in rng.permutation(len(values))]
     wording = QUESTIONS[question_type][int(rng.integers(len(QUESTIONS[question_type])))]
-    use_shortcut = rng.random() < shortcut and phantom.world is World.TRAIN
-    correct, scanner = order.index(phantom.value(question_type)), SCANNERS.index(phantom.scanner)
-    if use_shortcut and scanner < len(order):
-        order[scanner], order[correct] = order[correct], order[scanner]
-        correct = scanner
+    rng.random()  # no longer used; the data of the base model depends on the number of draws
+    correct = order.index(phantom.value(question_type))
+    if shortcut > CHANCE_AGREEMENT and phantom.world is World.TRAIN:
+        # A stream of its own: for attributes, ``rng`` is the stream that the attributes of the phantom were drawn from.
+        purpose = f"shortcut/{question_type.value}"
+        own = np.random.default_rng(_stream(phantom.world, phantom.seed, phantom.modality, phantom.index, purpose))
+        if own.random() < (shortcut - CHANCE_AGREEMENT) / (1 - CHANCE_AGREEMENT):
+            scanner = SCANNERS.index(phantom.scanner)
+            if scanner >= len(order):
+                scanner = int(own.integers(len(order)))
+                phantom = replace(phantom, scanner=SCANNERS[scanner])
+            order[scanner], order[correct] = order[correct], order[scanner]
+            correct = scanner
     return Record(
         id=f"{phantom.world.value}/{phantom.modality.value}/{phantom.index:05d}/{question_type.value}",
         image=phantom,
@@ -172,7 +185,7 @@ def load_phantoms(settings: PhantomsConfig) -> Dataset:
     for record in (*train, *test):
         digest.update(repr(record).encode())
     questions = len(QuestionType)
-    for record in test[:: questions * settings.test_images_per_modality]:
+    for record in test[:: questions * settings.test_images_per_modality or 1]:
         digest.update(record.image.load(settings.image_size).tobytes())
     counts = {"questions_train": len(train), "questions_test": len(test), "images_test": len(test) // questions}
     return Dataset(train, test, digest.hexdigest(), {"counts": counts}, [])

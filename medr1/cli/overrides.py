@@ -1,0 +1,71 @@
+"""What was typed on a command line, read before Hydra composes anything, so that each mistake is named."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Container, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from medr1.config.naming import is_below
+from medr1.errors import ConfigError
+
+
+def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Override]:
+    """The overrides among the words of a command line.
+
+    ``groups``: the config groups, which take one option in each run.
+
+    Raises:
+        ConfigError: a word that Hydra cannot read, with the same override in quotes; a list for a group.
+    """
+    overrides = [_parse(word) for word in words if not word.startswith("-") and ("=" in word or word[:1] in "~+")]
+    for override in overrides:
+        key, text = override.get_key_element(), str(override.input_line)
+        value = override.value()
+        if override.key_or_group in groups and isinstance(value, list | dict):
+            options = ",".join(map(str, value))
+            raise ConfigError(
+                f"{text}: a run has one {override.key_or_group}, not a list of them; one run for each of them: "
+                f"-m {key}={options}"
+            )
+    return overrides
+
+
+def _parse(word: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise ConfigError(f"{word}: an override is written KEY=VALUE") from error
+        raise ConfigError(
+            f"{word}: the characters of its value need quotes, which the shell must not remove; type "
+            f"{_quoted(key, value)}"
+        ) from error
+    return override
+
+
+def _quoted(key: str, value: str) -> str:
+    """The override with its value in the quotes of Hydra's grammar and itself in those of the shell."""
+    # In Hydra's quotes a backslash escapes only a quote or the backslashes in front of one.
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    bare = value[1:-1] if is_quoted else value
+    quote = '"' if '"' not in bare else "'"
+    inner = bare.replace(quote, f"\\{quote}")
+    if inner.endswith("\\"):
+        inner += "\\" * (len(inner) - len(inner.rstrip("\\")))
+    return shlex.quote(f"{key}={quote}{inner}{quote}")
+
+
+def refuse_others(typed: Sequence[Override], allowed: Container[str], command: str) -> None:
+    """Refuses every override but those of ``allowed`` and of settings below them.
+
+    Raises:
+        ConfigError: names the overrides, and ``command``, which has no use for them.
+    """
+    others = [str(o.input_line) for o in typed if not is_below(o.get_key_element(), allowed)]
+    if others:
+        raise ConfigError(f"{command}; leave out {', '.join(others)}")

@@ -1,0 +1,54 @@
+"""What a run stores is read back as the same settings, whatever the options of its groups are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from medr1.atomic_write import write_text
+from medr1.config.paths import CONF
+from medr1.config.settings import EvaluateConfig, TrainConfig
+from medr1.config.stored import read_config
+from tests.composing import composed
+
+NEEDS = {
+    "model=hf": ("model.path=somebody/model",),
+    "model=hf_lora": ("model.path=somebody/model",),
+    "model=server": ("model.url=http://127.0.0.1:1/v1", "model.path=name", "model.image_size=84"),
+    "data=omnimedvqa": (f"data.root={CONF}",),
+    "experiment=": (f"data.root={CONF}", "reasoning=no_think"),
+}
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+
+
+def read_back(command: str, folder: Path, *words: str) -> None:
+    settings = composed(command, *words)
+    # As RunDirectory.create stores it.
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(settings), resolve=True))
+    again = read_config(folder / "config.yaml", TrainConfig if command == "train" else EvaluateConfig)
+    assert again == settings and type(again) is type(settings)
+    for group in ("model", "data", "rollout", *(("algorithm",) if command == "train" else ())):
+        assert type(getattr(again, group)) is type(getattr(settings, group))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_a_training(option: str, tmp_path: Path) -> None:
+    more = NEEDS.get(option, ()) + (("algorithm=zero_shot",) if option == "model=server" else ())
+    read_back("train", tmp_path, option, *more)
+
+
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if option.split("=")[0] in ("model", "data", "rollout")]
+)
+def test_every_option_of_an_evaluation(option: str, tmp_path: Path) -> None:
+    read_back("evaluate", tmp_path, option, *NEEDS.get(option, ()))
+
+
+@pytest.mark.parametrize("algorithm", sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")))
+@pytest.mark.parametrize("model", ["model=tiny", "model=hf_lora", "model=qwen3_vl_2b"])
+def test_every_algorithm_with_every_kind_of_model(algorithm: str, model: str, tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=null", "trainer.num_train_epochs=1") if algorithm != "pretrain" else ()
+    read_back("train", tmp_path, f"algorithm={algorithm}", model, *NEEDS.get(model, ()), *steps)

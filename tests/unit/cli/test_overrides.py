@@ -1,0 +1,71 @@
+"""Overrides as they are typed: what Hydra cannot read is printed in quotes with which it can."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from medr1.cli.overrides import read_overrides, refuse_others
+from medr1.errors import ConfigError
+
+VALUES = [
+    *(
+        "/x/数据",
+        "/x/(1)",
+        "a=b",
+        "it's",
+        "[x",
+        "~/data",
+        "a{b",
+        "a;b",
+        "é",
+        "a]",
+        "a#b",
+        "🙂",
+        'a"b',
+        "a'b\"c",
+        "f(1)",
+    ),
+    *("C:\\data (1)\\", "x&y", "<x>", "a!b", "a^b", "`x`", "'", '"', "a,(b", "\\'", "50 % (a)", "名前=値"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_the_printed_override_is_read_as_the_typed_value(value: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_overrides([f"data.root={value}"], ())
+    message = str(error.value)
+    assert message.startswith(f"data.root={value}: ")
+    (word,) = shlex.split(message.split("; type ")[1])
+    (override,) = read_overrides([word], ())
+    assert override.get_key_element() == "data.root" and str(override.value()) == value
+
+
+@pytest.mark.parametrize(
+    "value", ["runs/a b", "1e-4", "null", "[1,2]", "{a:1}", "a,b", "range(3)", "${seed}", "a:b", ""]
+)
+def test_what_hydra_reads_is_left_to_it(value: str) -> None:
+    (override,) = read_overrides([f"data.root={value}"], ("modality",))
+    assert override.input_line == f"data.root={value}"
+    assert OverridesParser.create().parse_override(f"data.root={value}").value() == override.value() or "range" in value
+
+
+@pytest.mark.parametrize("value", ["[ct,mri]", "[ct]", "[]", "['ct']", "{ct:1}"])
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_a_list_for_a_group_is_refused(value: str, prefix: str) -> None:
+    with pytest.raises(ConfigError, match="a run has one modality, not a list of them"):
+        read_overrides([f"{prefix}modality={value}"], ("modality",))
+
+
+def test_words_that_are_no_overrides_are_left_alone() -> None:
+    words = ["-m", "--cfg", "job", "--config-dir=/x (1)", "seed=1", "~trainer", "+a=1"]
+    assert [str(o.input_line) for o in read_overrides(words, ())] == ["seed=1", "~trainer", "+a=1"]
+
+
+def test_only_the_allowed_places_may_be_typed() -> None:
+    typed = read_overrides(["run=a", "data.root=/x", "seed=1", "+data.rooty=1"], ())
+    refuse_others(typed[:2], ("run", "data"), "this")
+    with pytest.raises(ConfigError, match=r"^this; leave out seed=1, \+data.rooty=1$"):
+        refuse_others(typed, ("run", "data.root"), "this")

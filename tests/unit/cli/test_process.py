@@ -1,0 +1,51 @@
+"""How OpenMP waits is set before torch is loaded, unless the user has set it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_lines import ROOT
+
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SHORT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+# What each entry has in its environment when it ends, and whether torch was loaded before.
+ENTRIES = {
+    "train": "import sys; sys.argv = ['train.py', '--help']; from medr1.cli.train import main; main()",
+    "evaluate": "import sys; sys.argv = ['evaluate.py', '--help']; from medr1.cli.evaluate import main; main()",
+    "ask": "from medr1.ask import main; main(['nowhere.png', 'Seen?', 'a', 'b'])",
+    "load": "import medr1.cli.ask as a; a.load('tiny')",
+}
+END = "\nimport json, os, sys; print(json.dumps([dict(os.environ), 'torch' in sys.modules]))"
+
+
+GIVEN: list[dict[str, str]] = [
+    {},
+    {"OMP_WAIT_POLICY": "active"},
+    {"GOMP_SPINCOUNT": "infinity"},
+    {"KMP_BLOCKTIME": "0"},
+]
+
+
+@pytest.mark.parametrize(
+    ("entry", "given"), [*((entry, {}) for entry in ENTRIES), *(("ask", given) for given in GIVEN[1:])], ids=str
+)
+def test_every_entry_shortens_spinning(entry: str, given: dict[str, str], tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in NAMES}
+    done = subprocess.run(
+        [sys.executable, "-c", ENTRIES[entry] + END],
+        env={**clean, **given, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    environment, has_torch = json.loads(done.stdout.splitlines()[-1])
+    assert {name: environment[name] for name in NAMES if name in environment} == (given or SHORT)
+    assert has_torch == (entry == "load")

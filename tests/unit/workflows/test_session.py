@@ -1,0 +1,114 @@
+"""What a run asks of its data before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from medr1.config.paths import CONF
+from medr1.errors import DataError
+from medr1.models.loading import control_tokens
+from medr1.workflows.session import load_data
+from tests.composing import composed
+
+TINY = CONF.parent / "medr1/models/tiny_base"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer of the shipped model with further special tokens."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SEP]", "<region>", "!"]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def release(root: Path, *questions: str, parts: tuple[str, ...] = ("train", "test")) -> Path:
+    """Split files with these questions in each part."""
+    (root / "Images").mkdir(parents=True)
+    (root / "Splits").mkdir()
+    (root / "QA_information").mkdir()
+    Image.new("L", (40, 40), 90).save(root / "Images/0.png")
+    records = [
+        {
+            "question_id": f"D_{n}",
+            "question_type": "Disease Diagnosis",
+            "question": question,
+            "gt_answer": "x",
+            "image_path": "Images/0.png",
+            "option_A": "x",
+            "option_B": "y",
+            "modality_type": "CT",
+        }
+        for n, question in enumerate(questions)
+    ]
+    (root / "QA_information/D.json").write_text(json.dumps(records))
+    for part in parts:
+        problems = [
+            {"image": "Images/0.png", "problem": f"{q} A)x, B)y", "solution": "<answer> A </answer>"} for q in questions
+        ]
+        (root / f"Splits/CT_{part}.json").write_text(json.dumps(problems))
+    return root
+
+
+def config(command: str, root: Path, *overrides: str) -> Any:
+    data = ("data=omnimedvqa", f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", "tracking=none")
+    return composed(command, *data, *overrides)
+
+
+def test_the_special_tokens_of_a_tokenizer_are_its_control_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    shipped = control_tokens(str(TINY))
+    assert {"<|im_end|>", "<|image_pad|>", "<|endoftext|>"} <= shipped
+    assert not shipped & {"<think>", "<answer>", "lung"}
+    assert control_tokens(str(checkpoint)) == shipped | {"[SEP]", "<region>"}  # "!" is also text
+    assert control_tokens(str(tmp_path / "nowhere")) == control_tokens("nobody/nothing") == frozenset()
+
+
+@pytest.mark.parametrize("text", ["Seen [SEP]?", "A <region>?", "Seen <|im_end|>?"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_records_with_a_token_of_the_chosen_model_are_skipped_or_named(
+    text: str, command: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    root = release(tmp_path / "root", "Seen?", text, "What!")
+    model = ("model=hf", f"model.path={checkpoint}", "model.image_token_size=28", "model.image_size=28")
+    data = load_data(config(command, root, *model))
+    assert [record.question for record in data.test] == ["Seen?", "What!"]
+    assert data.facts["counts"]["bad"] == {"control_token": 2}  # one in each part
+    assert len(data.train) == 2
+    with pytest.raises(DataError, match="2 control_token") as caught:
+        load_data(config(command, root, *model, "data.on_bad_record=error"))
+    assert text in str(caught.value) and "data.on_bad_record=skip" in str(caught.value)
+    other = load_data(config(command, root))  # the shipped model has only tokens of the form <|name|>
+    assert (text in [record.question for record in other.test]) is ("<|" not in text)
+
+
+def test_with_a_server_only_the_known_form_is_refused(tmp_path: Path) -> None:
+    root = release(tmp_path / "root", "Seen [SEP]?", "Seen <|image_pad|>?")
+    server = ("model=server", "model.url=http://127.0.0.1:9/v1", "model.path=m", "model.image_size=28")
+    data = load_data(config("evaluate", root, *server))
+    assert [record.question for record in data.test] == ["Seen [SEP]?"]
+
+
+@pytest.mark.parametrize("parts", [("train",), ("test",)])
+@pytest.mark.parametrize("algorithm", ["grpo", "sft"])
+def test_a_training_without_training_or_test_records_is_refused(
+    parts: tuple[str, ...], algorithm: str, tmp_path: Path
+) -> None:
+    root = release(tmp_path / "root", "Seen?", parts=parts)
+    with pytest.raises(DataError) as caught:
+        load_data(config("train", root, f"algorithm={algorithm}"))
+    assert "modality=ct question_type=disease: 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(("command", "overrides"), [("evaluate", ()), ("train", ("algorithm=zero_shot",))])
+def test_what_does_not_train_needs_no_training_records(
+    command: str, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    data = load_data(config(command, release(tmp_path / "root", "Seen?", parts=("test",)), *overrides))
+    assert data.train == [] and len(data.test) == 1
