@@ -250,7 +250,7 @@ def _summary(schema: type) -> str:
 
 def _options(group: str) -> list[str]:
     default = chosen(group)
-    lines = ["| option | what it is | sets |", "|---|---|---|"]
+    lines = ["| choice | what it is | sets |", "|---|---|---|"]
     for name, path in options(group).items():
         prefix = "" if group in PRESETS else f"{group}."
         sets = [
@@ -281,7 +281,7 @@ def _type(hint: Any) -> str:
         return ", ".join(f"`{value.value}`" for value in hint)
     if typing.get_origin(hint) is not None:
         return f"`{hint}`".replace("|", "\\|")
-    return "option of the group" if is_dataclass(hint) else getattr(hint, "__name__", str(hint))
+    return "choice of the group" if is_dataclass(hint) else getattr(hint, "__name__", str(hint))
 
 
 def _default(item: Field[Any], value: Any) -> str:
@@ -291,7 +291,7 @@ def _default(item: Field[Any], value: Any) -> str:
     own = "" if own is NO_DEFAULT or own == MISSING else _quoted(own)
     if isinstance(value, PerOption):
         if all(name == of for name, of in value.items()):
-            return "name of the option"
+            return "name of the choice"
         each = [f"{_quoted(of)} (`{name}`)" for name, of in value.items() if of != MISSING]
         return "<br>".join([own, *each] if own else each)
     return own if value is None else "" if value == MISSING else _quoted(value)

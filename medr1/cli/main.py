@@ -27,8 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.cli.overrides import read_overrides, refuse_others
 from medr1.cli.process import prepare_process
-from medr1.config.messages import explain
-from medr1.config.paths import CONF, SWEEPS
+from medr1.config.paths import CONF
 from medr1.config.processes import check_processes
 from medr1.config.schema import groups, marked_keys, register_sweeps
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
@@ -89,22 +88,22 @@ def entry_point(command: str) -> None:
     # Hydra would print its own shortened traceback; with this it raises, and the messages below are printed.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _interrupt)
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(command))
-        return
     if {"--shell-completion", "-sc"} & set(sys.argv[1:]):
         _check_shell_completion(command)
         typed: list[Override] = []
     else:
         with _one_message():
             components.use_plugins(sys.argv[1:])
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(help_text(command))
+                return
             typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *_OTHER_GROUPS))
             sys.argv[1:1] = _of_stored_run(command, typed)
     job = partial({"train": _train, "evaluate": _evaluate}[command], typed=typed)
     try:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(explain(error, _SCHEMAS[command]))
+        _exit(components.explain(error, _SCHEMAS[command]))
     except OSError as error:
         if problem := storage_problem(error):
             _exit(f"{problem}, or choose another output_dir; then repeat the command")
@@ -246,13 +245,11 @@ def _one_message() -> Iterator[None]:
 
 
 def help_text(command: str) -> str:
-    """The options of every group, read from conf/, on one screen."""
+    """The options of every group, those of the plugin folder too, on one screen."""
     groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
     if command == "evaluate":
         groups = [group for group in groups if group not in TRAINING_ONLY]
-    names = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in groups}
-    if command == "train":
-        names["sweep"] = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
+    names = {group: components.options(group) for group in [*groups, *(["sweep"] if command == "train" else [])]}
     rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # keeps a bar at the end of its line
     choices = "\n".join(textwrap.fill(row, 99, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
     return (
@@ -262,7 +259,8 @@ Choose (group=name):
 {choices}
 
 Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
-Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2"""
+Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2
+Components of your own (CONTRIBUTING.md): plugins=DIR, here too, to list their options"""
     )
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from hydra.errors import MissingConfigException
+from omegaconf.errors import InterpolationKeyError
 
 from medr1.config.renamed import RENAMED
 from medr1.config.schema import key_paths, schemas
@@ -33,18 +34,33 @@ def explain(error: Exception, schema: type) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
         return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"
-    if found := re.search(r"Could not override '([^'@]+)'", message):
-        if found[1] in RENAMED:
-            return f"{found[1]} is called {RENAMED[found[1]]}"
-        valid = dict.fromkeys(key_paths(schema))
-        if found[1] in valid:
-            return f"{found[1]} is a setting of {' and '.join(_owners(found[1]))}, which is not chosen here"
-        if schema is TrainConfig:
-            valid |= {"debug": None, "experiment": None}
-        return f"There is no setting {found[1]!r}. {_nearest(found[1], valid, shown=3) or '--cfg job shows all.'}"
+    if isinstance(error, InterpolationKeyError) and (found := re.search(r"Interpolation key '([^']+)'", message)):
+        taker = f"{error.full_key}=" if error.full_key else ""
+        remedy = f"Give {error.full_key or 'the setting'} a value of its own, without ${{...}}."
+        return f"{taker}${{{found[1]}}}: {_unknown(found[1], schema)}\n{remedy}"
+    if (key := refused_key(error)) is not None:
+        return _unknown(key, schema)
     if found := re.search(r"Invalid value '([^']*)', expected one of \[([^\]]*)\]", message):
         return f"{message.splitlines()[0]}\n{found[0]}. {_nearest(found[1], found[2].split(', '))}"
     return message
+
+
+def refused_key(error: Exception) -> str | None:
+    """The key that Hydra could not override or delete, because the composed config does not have it."""
+    refused = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", str(error))
+    return refused[1] if refused else None
+
+
+def _unknown(key: str, schema: type) -> str:
+    """Why the config has no such key: renamed, of a choice that was not made, or misspelt."""
+    if key in RENAMED:
+        return f"{key} is called {RENAMED[key]}"
+    valid = dict.fromkeys(key_paths(schema))
+    if key in valid and (owners := list(_owners(key))):
+        return f"{key} is a setting of {' and '.join(owners)}, which is not chosen here"
+    if schema is TrainConfig:
+        valid |= {"debug": None, "experiment": None}
+    return f"There is no setting {key!r}. {_nearest(key, valid, shown=3) or '--cfg job shows all.'}"
 
 
 def _owners(key: str) -> Iterator[str]:

@@ -7,12 +7,19 @@ component's schema in its defaults list, ``defaults: [<kind>_schema]``.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from hydra.core.config_store import ConfigStore
 
 from medr1.errors import ConfigError
+
+
+def source_file(component: Any) -> str:
+    """The file that defines a class, a function or the class of an object. It may be imported under several names."""
+    module = getattr(component, "__module__", None) or type(component).__module__
+    return str(getattr(sys.modules.get(module), "__file__", None) or module)
 
 
 class Component(Protocol):
@@ -41,7 +48,17 @@ class Registry(Generic[T]):
         Registry.by_group[group] = self  # type: ignore[assignment]
 
     def register(self, component: T) -> T:
-        """Adds a component and registers its settings with Hydra as ``<kind>_schema`` of the group."""
+        """Adds a component and registers its settings with Hydra as ``<kind>_schema`` of the group.
+
+        Raises:
+            ConfigError: another file has registered a component of this kind.
+        """
+        files = [source_file(known) for known in (self._components.get(component.kind), component) if known is not None]
+        if len(set(files)) == 2:
+            raise ConfigError(
+                f"{self.group}.kind={component.kind} is defined twice, in {files[0]} and in {files[1]}; rename "
+                "one of them"
+            )
         self._components[component.kind] = component
         ConfigStore.instance().store(group=self.group, name=f"{component.kind}_schema", node=component.settings)
         return component

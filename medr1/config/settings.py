@@ -471,7 +471,7 @@ class EvaluateConfig(CommonConfig):
     sweep: str | None = None
     """Directory of a sweep whose tables and report are made again."""
     audit: str | None = None
-    """Directory of question files to audit for leaks and shortcuts."""
+    """Directory of question files to audit for leaks and answer cues."""
     export: str | None = None
     """New directory into which the model of ``run`` is exported."""
     merge: bool = True

@@ -9,9 +9,11 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from medr1.config.enums import Attention, LoraTargets, Precision, Tuning
 from medr1.config.image_tokens import fitting
+from medr1.config.messages import explain
 from medr1.config.renamed import RENAMED
 from medr1.config.settings import ALL, LOOPBACK, CommonConfig, ServerConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
@@ -27,6 +29,13 @@ def typed(cfg: DictConfig, schema: type[T]) -> T:
     Raises:
         ConfigError: names the key, the value and the remedy.
     """
+    try:
+        return _typed(cfg, schema)
+    except InterpolationKeyError as error:
+        raise ConfigError(explain(error, schema)) from error
+
+
+def _typed(cfg: DictConfig, schema: type[T]) -> T:
     _check_keys(cfg)
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         group = missing[0].split(".")[0]

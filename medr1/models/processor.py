@@ -16,7 +16,7 @@ from torch import Tensor
 from medr1.domain.reasoning import TAGS, ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError
-from medr1.models.tensors import PromptBatch
+from medr1.models.tensors import PromptBatch, unpadded
 
 IMAGE_TOKEN = "<|image_pad|>"
 # (ids [B, P], token types [B, P], image_grid_thw, attention_mask) -> (positions [3, B, P], deltas [B, 1])
@@ -125,7 +125,7 @@ class Processor:
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """The text of each completion [R, C], without padding and control tokens."""
-        return [self.text(row[keep].tolist()) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+        return [self.text(row) for row in unpadded(ids, mask)]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, without control tokens."""

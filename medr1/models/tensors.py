@@ -29,6 +29,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: T) -> T:
     return value
 
 
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The real tokens of each row [R, C]."""
+    return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
     """B encoded prompts with at most one image each.
@@ -124,6 +129,10 @@ class Completions:
     def select(self, rows: Tensor) -> Completions:
         """The given rows (indices or a mask)."""
         return map_tensors(lambda x: x[rows], self)
+
+    def token_ids(self) -> list[list[int]]:
+        """The ids of each completion without padding."""
+        return unpadded(self.ids, self.mask)
 
 
 @dataclass(frozen=True, slots=True)

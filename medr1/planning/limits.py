@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from medr1.config.enums import Distribution
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
+from medr1.planning.dry_run import Workload, build_policy, dry_run_evaluation, dry_run_step
 from medr1.planning.memory_ledger import (
     ACTIVATIONS,
     CACHES,
@@ -19,10 +20,9 @@ from medr1.planning.memory_ledger import (
     Peaks,
     peak_bytes,
 )
-from medr1.planning.rehearsal import Workload, build_policy, rehearse_evaluation, rehearse_step
 
 _GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time: the current and the next
-_MAX_TRIALS = 14  # rehearsals of one search
+_MAX_TRIALS = 14  # dry runs of one search
 _MAX_GENERATIONS = 4096
 
 
@@ -43,7 +43,7 @@ class Run:
 
     def step(self) -> Peaks:
         """The phases of a training step on one device."""
-        peaks = rehearse_step(self.model, self.local_work)
+        peaks = dry_run_step(self.model, self.local_work)
         if self.processes == 1 or not peaks:
             return peaks
         if self.strategy == Distribution.fsdp:
@@ -54,7 +54,7 @@ class Run:
 
     def evaluation(self) -> Peaks:
         """The evaluation, which the first process does alone with all weights."""
-        return rehearse_evaluation(self.model, self.work)
+        return dry_run_evaluation(self.model, self.work)
 
     def step_bytes(self) -> int:
         return peak_bytes(self.step())
@@ -153,7 +153,7 @@ def largest_eval_batch(run: Run, usable_bytes: int) -> int | None:
 
 
 def remedies(run: Run, usable_bytes: int) -> list[str]:
-    """Overrides that make the run fit, one alternative per line; each has been rehearsed.
+    """Overrides that make the run fit, one alternative per line; each has been tried in a dry run.
 
     If no single change is enough, the first combination of changes that is. Empty if there is none.
     """

@@ -1,6 +1,6 @@
 """Counts the bytes of all living tensors, operation by operation, by what the tensors are for.
 
-Works for tensors with values (a measurement) and for tensors on the meta device (a rehearsal).
+Works for tensors with values (a measurement) and for tensors on the meta device (a dry run).
 """
 
 from __future__ import annotations

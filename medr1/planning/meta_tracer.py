@@ -24,7 +24,7 @@ class MetaTracer(MemoryLedger):  # type: ignore[no-untyped-call]
     Real tensors keep their values, which decide shapes and branches. The result of an operation on both has no values.
     """
 
-    _layouts: ClassVar[dict[Any, list[_Layout]]] = {}  # shared, because the rehearsals of a plan repeat operations
+    _layouts: ClassVar[dict[Any, list[_Layout]]] = {}  # shared, because the dry runs of a plan repeat operations
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]

@@ -26,7 +26,7 @@ _TITLES = {
 }
 _CONTROL_NOTES = {
     Condition.OPTION_PRIOR: "option prior: the option most often correct in training.",
-    Condition.BLANK_IMAGE: "blank image: the model without the image.",
+    Condition.BLANK_IMAGE: "blank image: the evaluated model with a uniform grey image.",
 }
 
 
@@ -143,13 +143,13 @@ def _notes(
     rows: list[tuple[str, ...]],
 ) -> Iterator[str]:
     names = {c: c.value.replace("_", " ") for c in conditions}
-    yield f"In %. fmt: {names[conditions[-1]]} completions in the requested format; not read: without a parsed answer."
+    yield f"In %. fmt: {names[conditions[-1]]} completions in the requested format; not read: unparsed completions."
     means = [f"{names[c]} {_percent(summaries[c].modality_mean)}" for c in conditions if summaries[c].by_modality]
     if means:
         yield f"Mean over modalities (equal weight): {', '.join(means)}."
     yield from (note for condition, note in _CONTROL_NOTES.items() if condition in conditions)
     if comparison:
-        yield f"difference: {comparison.b} minus {comparison.a}, bootstrap over images; p: exact McNemar test;"
+        yield f"difference: {comparison.b} minus {comparison.a}, cluster bootstrap over images; p: exact McNemar test;"
         yield "*: below .05 after Holm's correction over the rows of its section."
     if any(row[0].endswith(TRAINED_MARK) for row in rows):
         yield f"{TRAINED_MARK}: seen in training."

@@ -87,7 +87,7 @@ class GRPOModule(PolicyModule):
     """Group relative policy optimization.
 
     ``reference``: None if beta is 0, or with LoRA, where the policy without its adapter is the reference. ``decode``:
-    completions (ids, mask) -> texts. ``reward``: texts and their records -> rewards. ``seed``: of the sampling.
+    completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``seed``: of the sampling.
     """
 
     on_progress_bar: ClassVar[tuple[str, ...]] = ("train/reward", "train/rewards/accuracy/mean")
@@ -101,7 +101,7 @@ class GRPOModule(PolicyModule):
         sampling: Sampling,
         engine: Engine,
         decode: Callable[[Tensor, Tensor], list[str]],
-        reward: Callable[[list[str], list[Record]], Rewards],
+        reward: Callable[..., Rewards],
         total_steps: int,
         max_tokens_per_device: int = 0,
         seed: int = 0,
@@ -227,7 +227,12 @@ class GRPOModule(PolicyModule):
         """The rewards [B*G], and which prompts [B] have rewards of zero variance."""
         texts = [text for micro in micro_batches for text in micro.texts]
         repeated = [record for record in records for _ in range(self.settings.num_generations)]
-        rewards = self.reward(texts, repeated)
+        rewards = self.reward(
+            texts,
+            repeated,
+            completion_ids=[ids for micro in micro_batches for ids in micro.completions.token_ids()],
+            truncated=[cut for micro in micro_batches for cut in micro.completions.truncated.tolist()],
+        )
         return rewards, zero_std_groups(torch.tensor(rewards.total), self.settings.num_generations)
 
     @torch.no_grad()

@@ -18,15 +18,17 @@ from yaml import YAMLError
 
 import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
+from medr1.config import messages
 from medr1.config.enums import Tuning
 from medr1.config.naming import is_below
+from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
 from medr1.config.schema import register
 from medr1.config.settings import CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
-from medr1.errors import ConfigError
+from medr1.errors import ConfigError, Medr1Error
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS
 
@@ -69,13 +71,16 @@ def import_plugins() -> None:
     """Imports each Python file of the plugin folder, if there is one.
 
     Raises:
-        ConfigError: there is no such folder, or one of its files cannot be imported.
+        ConfigError: there is no such folder, one of its files cannot be imported, or medr1 has a component of the name.
     """
     folder = os.environ.get(PLUGINS_VARIABLE)
     if not folder:
         return
     if not Path(folder).is_dir():
         raise ConfigError(f"plugins={folder}: no such folder")
+    for own, shipped in ((file, _shipped(file)) for file in sorted(Path(folder).glob("*/*.yaml"))):
+        if shipped.is_file():  # Hydra would read this one
+            raise ConfigError(f"plugins={folder}: {own} has the name of {shipped}; rename or remove one of them")
     for file in sorted(Path(folder).glob("*.py")):
         name = f"medr1_plugins.{file.stem}"
         if name in sys.modules:
@@ -86,9 +91,32 @@ def import_plugins() -> None:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
+        except Medr1Error as error:
+            del sys.modules[name]
+            raise ConfigError(f"plugins={folder}: {file.name}: {error}") from error
         except Exception as error:
             del sys.modules[name]
             raise ConfigError(f"plugins={folder}: {file.name} cannot be imported: {error!r}") from error
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group: the YAML files of medr1 and of the plugin folder, sorted."""
+    folder = os.environ.get(PLUGINS_VARIABLE)
+    folders = [SWEEPS if group == "sweep" else CONF / group, *([Path(folder) / group] if folder else [])]
+    return sorted(file.stem for place in folders for file in place.glob("*.yaml"))
+
+
+def explain(error: Exception, schema: type) -> str:
+    """The message for an error of Hydra or OmegaConf. The settings of a reward are known to its functions alone."""
+    key = messages.refused_key(error)
+    if schema is TrainConfig and key is not None and key.startswith("reward.functions."):
+        return rewards.explain_key(key)
+    return messages.explain(error, schema)
+
+
+def _shipped(file: Path) -> Path:
+    """Where medr1 has a YAML file of this group and name, if it has one."""
+    return (SWEEPS if file.parent.name == "sweep" else CONF / file.parent.name) / file.name
 
 
 def _plugins_of_run(run: Path) -> str | None:

@@ -17,9 +17,9 @@ from medr1.errors import ConfigError
 from medr1.models.loading import ModelSpec, load_on_meta, local_tokenizer
 from medr1.models.processor import Processor
 from medr1.planning.device import Device, find_device
+from medr1.planning.dry_run import Lengths, Workload
 from medr1.planning.limits import Run, remedies
 from medr1.planning.memory_ledger import Peaks, peak_bytes
-from medr1.planning.rehearsal import Lengths, Workload
 from medr1.planning.tables import verdict
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.session import load_data

@@ -21,7 +21,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.config.messages import explain
 from medr1.config.naming import is_below, job_name, sweep_name
 from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys
@@ -30,7 +29,7 @@ from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows.components import check_environment, checked, ignored
+from medr1.workflows.components import check_environment, checked, explain, ignored
 from medr1.workflows.sweep_job import print_progress, quoted, run_environment
 
 if TYPE_CHECKING:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ PAGE = (CONF.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(
     re.findall(r"^`my_plugins/([\w/]+\.(?:py|yaml))`\n\n```(?:python|yaml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 )
+TESTS = dict(re.findall(r"^`(test_\w+\.py)`[^\n]*\n\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 COMMANDS = re.findall(r"^python train\.py (plugins=my_plugins .*)$", PAGE, re.MULTILINE)
 
 
@@ -50,6 +54,16 @@ def test_the_page_has_an_example_of_each_component() -> None:
     assert len(COMMANDS) >= 5
 
 
+def test_the_test_of_a_reward_passes_and_can_fail(folder: Path) -> None:
+    (name,) = TESTS
+    (folder / name).write_text(TESTS[name], encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", name]
+    found = os.environ | {"PYTHONPATH": str(CONF.parent)}
+    assert subprocess.run(command, cwd=folder, env=found, check=False, timeout=300).returncode == 0
+    (folder / name).write_text(TESTS[name].replace("1.0),", "0.5),"), encoding="utf-8")
+    assert subprocess.run(command, cwd=folder, env=found, check=False, timeout=300).returncode == 1
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "plugins=my_plugins algorithm=rloo debug=quick"])
 def test_the_examples_train(command: str, folder: Path, tmp_path: Path) -> None:
     words = [
@@ -59,8 +73,9 @@ def test_the_examples_train(command: str, folder: Path, tmp_path: Path) -> None:
     run_command("train.py", *words, "trainer.max_steps=2", f"output_dir={tmp_path}")
     run = only_run(tmp_path)
     assert read_json(run.summary)["conditions"]["trained"]["overall"]["n"] > 0
-    if "reward=names_answer" in command:
+    if name := re.search(r"reward\.functions\.(\w+)\.", command):
         stored = stored_run(run.path)
         assert stored is not None
         metrics = MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).data.metrics
-        assert "train/rewards/names_answer/mean" in metrics
+        assert f"train/rewards/{name[1]}/mean" in metrics
+        assert f'"train/rewards/{name[1]}/mean": ' in run.metrics.read_text(encoding="utf-8")

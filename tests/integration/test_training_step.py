@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.models.policy import Policy
 from medr1.models.tensors import PromptBatch
+from medr1.rewards import REWARDS, RewardFunction
 from medr1.training.grpo import GRPOModule
 from tests.integration.conftest import train_here
 
@@ -117,3 +119,31 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
     with_variance = [i for i, zero in zip(steps["none"][0][0], zero_std(steps["none"][0]), strict=True) if not zero]
     assert steps["many"][0][0][: len(with_variance)] == with_variance
     assert steps["split"][0] == steps["many"][0]
+
+
+@pytest.mark.parametrize("changes", [(), ("algorithm=dapo", "algorithm.filter_groups=2"), ("micro-batches",)], ids=str)
+def test_a_reward_function_gets_the_tokens_of_its_completions(
+    changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of completions that replace others, and in several micro-batches."""
+    seen: list[tuple[str, list[int], bool]] = []
+
+    def watch(completions, records, *, completion_ids, truncated):
+        seen.extend(zip(completions, completion_ids, truncated, strict=True))
+        return [float(-len(ids)) for ids in completion_ids]
+
+    monkeypatch.setitem(REWARDS, "watch", RewardFunction(watch, None))
+
+    length = 10
+    run = train_here(
+        tmp_path,
+        *(setting.replace("no_think", "think_before") for setting in SETTINGS),  # some are long, some are not
+        f"algorithm.sampling.max_completion_length={length}",
+        "+reward.functions.watch.weight=1",
+        *("trainer.max_tokens_per_device=1" if change == "micro-batches" else change for change in changes),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert {cut for _, _, cut in seen} == {True, False}
+    for text, ids, cut in seen:
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert (len(ids) == length if cut else len(ids) <= length) and cut == (tokenizer.eos_token_id not in ids)

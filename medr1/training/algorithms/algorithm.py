@@ -38,7 +38,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """One training step as planning runs it: the longest prompts and completions, on the meta device.
 
     ``completion_length`` in tokens. ``engine`` takes the place of the rollout engine.
@@ -110,6 +110,6 @@ class Algorithm(ABC, Generic[S]):
         """Tokens of the longest completion in training. ``count`` returns the tokens of the longest of some texts."""
         raise NotImplementedError
 
-    def rehearse(self, settings: S, policy: Policy, step: Rehearsal) -> tuple[PolicyModule, Any]:
+    def dry_run(self, settings: S, policy: Policy, step: DryRun) -> tuple[PolicyModule, Any]:
         """Module and batch of one training step on the meta device, with at most two iterations."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from medr1.config.settings import AlgorithmConfig, ObjectiveConfig, SamplingConf
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.training.algorithms import ALGORITHMS
-from medr1.training.algorithms.algorithm import Algorithm, Rehearsal, Training
+from medr1.training.algorithms.algorithm import Algorithm, DryRun, Training
 
 if TYPE_CHECKING:
     from medr1.data.dataset import Dataset
@@ -99,7 +99,7 @@ class GRPO(Algorithm[GRPOConfig]):
     def completion_length(self, cfg: TrainConfig, records: Iterable[Record], count: Callable[[list[str]], int]) -> int:
         return self.settings_of(cfg).sampling.max_completion_length
 
-    def rehearse(self, settings: GRPOConfig, policy: Policy, step: Rehearsal) -> tuple[PolicyModule, Any]:
+    def dry_run(self, settings: GRPOConfig, policy: Policy, step: DryRun) -> tuple[PolicyModule, Any]:
         from medr1.generation.sampling import Sampling
         from medr1.models.adapters import make_reference
         from medr1.rewards import Rewards
@@ -115,7 +115,7 @@ class GRPO(Algorithm[GRPOConfig]):
             sampling=Sampling(s.max_completion_length, -1, (1,), s.temperature, s.top_p, s.top_k),
             engine=step.engine,
             decode=lambda ids, mask: [""] * len(ids),
-            reward=lambda texts, records: Rewards({}, [0.0] * len(texts)),
+            reward=lambda texts, records, **_: Rewards({}, [0.0] * len(texts)),
             total_steps=1,
             max_tokens_per_device=step.max_tokens_per_device,
         )

@@ -10,7 +10,7 @@ from medr1.config.settings import AlgorithmConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode, target_text
 from medr1.domain.records import Record
 from medr1.training.algorithms import ALGORITHMS
-from medr1.training.algorithms.algorithm import Algorithm, Rehearsal, Training
+from medr1.training.algorithms.algorithm import Algorithm, DryRun, Training
 
 if TYPE_CHECKING:
     from medr1.data.dataset import Dataset
@@ -57,7 +57,7 @@ class SFT(Algorithm[SFTConfig]):
         end_token = 1
         return end_token + count([target_text(mode, r.answer, r.rationale if rationale else "") for r in records])
 
-    def rehearse(self, settings: SFTConfig, policy: Policy, step: Rehearsal) -> tuple[PolicyModule, Any]:
+    def dry_run(self, settings: SFTConfig, policy: Policy, step: DryRun) -> tuple[PolicyModule, Any]:
         import torch
 
         from medr1.models.tensors import Targets

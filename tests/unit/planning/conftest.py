@@ -11,7 +11,7 @@ from medr1.config.settings import ObjectiveConfig, SamplingConfig
 from medr1.models.loading import ModelSpec
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.planning.rehearsal import Lengths, Workload
+from medr1.planning.dry_run import Lengths, Workload
 from medr1.training.algorithms.grpo import GRPOConfig
 
 LENGTHS = Lengths(prompt=20, completion=6, image_grid=(4, 4))

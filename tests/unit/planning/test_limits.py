@@ -8,8 +8,8 @@ import pytest
 
 from medr1.config.enums import Distribution
 from medr1.models.loading import ModelSpec
+from medr1.planning.dry_run import Workload
 from medr1.planning.limits import Run, largest, largest_group, largest_token_limit
-from medr1.planning.rehearsal import Workload
 
 
 @pytest.mark.parametrize("usable_bytes", [99, 100, 1234, 5000, 10**9])

@@ -28,7 +28,7 @@ from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.planning.memory_ledger import ACTIVATIONS, CACHES, GRADIENTS, OPTIMIZER, REFERENCE, WEIGHTS, Peaks
 from medr1.planning.meta_tracer import MetaTracer, fused_attention
 from medr1.training.algorithms import ALGORITHMS
-from medr1.training.algorithms.algorithm import Algorithm, Rehearsal
+from medr1.training.algorithms.algorithm import Algorithm, DryRun
 from medr1.training.micro_batches import split_by_tokens
 from medr1.training.module import PolicyModule, Runtime
 
@@ -86,7 +86,7 @@ def build_policy(model: ModelSpec) -> Policy:
     return policy
 
 
-def rehearse_step(model: ModelSpec, work: Workload) -> Peaks:
+def dry_run_step(model: ModelSpec, work: Workload) -> Peaks:
     """Bytes of each part at the peak of each phase of a training step. Empty if the algorithm does not train.
 
     Of more than two micro-batches, two run: the memory of the others is that of the second.
@@ -102,13 +102,13 @@ def rehearse_step(model: ModelSpec, work: Workload) -> Peaks:
     micro_batches = split_by_tokens(sizes, work.max_tokens_per_device)
     count = sum(len(rows) for rows in micro_batches[:2])
     with fused_attention(), tracer:
-        step = Rehearsal(
+        step = DryRun(
             _prompts(policy, count, work.lengths),
             work.lengths.completion,
             work.max_tokens_per_device,
             LastStepsEngine(),
         )
-        module, batch = work.algorithm.rehearse(work.settings, policy, step)
+        module, batch = work.algorithm.dry_run(work.settings, policy, step)
         module.runtime = runtime = MetaRuntime(module, tracer, work)
         for part, trained in zip((WEIGHTS, REFERENCE), module.policies, strict=False):
             tracer.name(part, _tensors(trained))
@@ -122,7 +122,7 @@ def rehearse_step(model: ModelSpec, work: Workload) -> Peaks:
     return tracer.peaks
 
 
-def rehearse_evaluation(model: ModelSpec, work: Workload) -> Peaks:
+def dry_run_evaluation(model: ModelSpec, work: Workload) -> Peaks:
     """Bytes of each part at the peak of greedy evaluation.
 
     Every part grows linearly with the batch size, so two small batches determine those of any.

@@ -1,4 +1,4 @@
-"""The rehearsal of a training step and of an evaluation."""
+"""Dry runs of a training step and of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from medr1.errors import CheckpointError
 from medr1.models.loading import ModelSpec
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
+from medr1.planning.dry_run import Workload, dry_run_evaluation, dry_run_step
 from medr1.planning.memory_ledger import (
     ACTIVATIONS,
     CACHES,
@@ -23,7 +24,6 @@ from medr1.planning.memory_ledger import (
     WEIGHTS,
     peak_bytes,
 )
-from medr1.planning.rehearsal import Workload, rehearse_evaluation, rehearse_step
 from medr1.training.algorithms.sft import SFTConfig
 from medr1.training.algorithms.zero_shot import ZeroShotConfig
 from tests.conftest import FAMILIES
@@ -38,7 +38,7 @@ def test_weights_gradients_and_optimizer_state_are_exact(
     model = ModelSpec(str(tmp_path))
     size = sum(p.numel() for p in policy.parameters()) * 4
     buffers = sum(b.numel() * b.element_size() for b in policy.buffers())
-    rollout = rehearse_step(model, work)["rollout"]
+    rollout = dry_run_step(model, work)["rollout"]
     assert rollout[WEIGHTS] == rollout[REFERENCE] == size + buffers
     assert rollout[GRADIENTS] == size and rollout[OPTIMIZER] == pytest.approx(2 * size, rel=0.01)
     text = policy.core.config.get_text_config()
@@ -48,37 +48,37 @@ def test_weights_gradients_and_optimizer_state_are_exact(
     rows = work.train_batch_size * work.num_generations * work.lengths.completion
     assert (prefix + rows) * token <= rollout[CACHES] <= (prefix + 2 * rows) * token
     lora = LoraConfig(r=4, lora_alpha=8)
-    adapted = rehearse_step(replace(model, lora=lora, gradient_checkpointing=True), work)
+    adapted = dry_run_step(replace(model, lora=lora, gradient_checkpointing=True), work)
     assert adapted["rollout"][REFERENCE] == 0 < adapted["rollout"][GRADIENTS] < size / 3
-    assert peak_bytes(adapted) < peak_bytes(rehearse_step(model, work))
+    assert peak_bytes(adapted) < peak_bytes(dry_run_step(model, work))
 
 
 def test_phases_are_those_of_the_algorithm(model: ModelSpec, work: Workload) -> None:
-    assert set(rehearse_step(model, work)) == {"rollout", "reference", "update", "optimizer"}
+    assert set(dry_run_step(model, work)) == {"rollout", "reference", "update", "optimizer"}
     sft: Any = SFTConfig(learning_rate=1e-3)
-    assert set(rehearse_step(model, replace(work, settings=sft))) == {"update", "optimizer"}
-    assert rehearse_step(model, replace(work, settings=ZeroShotConfig())) == {}
+    assert set(dry_run_step(model, replace(work, settings=sft))) == {"update", "optimizer"}
+    assert dry_run_step(model, replace(work, settings=ZeroShotConfig())) == {}
 
 
 def test_more_micro_batches_than_two_add_only_their_images(model: ModelSpec, work: Workload) -> None:
     """Those that do not run are like the second one."""
     limited = replace(work, max_tokens_per_device=1)
-    peaks = [rehearse_step(model, replace(limited, train_batch_size=size))["update"] for size in (2, 3, 4)]
+    peaks = [dry_run_step(model, replace(limited, train_batch_size=size))["update"] for size in (2, 3, 4)]
     added = [peaks[1] - peaks[0], peaks[2] - peaks[1]]
     assert added[0] == added[1] and set(added[0]) == {ACTIVATIONS}
 
 
 def test_a_split_step_takes_less_memory(model: ModelSpec, work: Workload) -> None:
     split = replace(work, max_tokens_per_device=1)
-    assert peak_bytes(rehearse_step(model, split)) < peak_bytes(rehearse_step(model, work))
+    assert peak_bytes(dry_run_step(model, split)) < peak_bytes(dry_run_step(model, work))
 
 
 def test_evaluation_grows_linearly_with_its_batch(model: ModelSpec, work: Workload) -> None:
     """Two and three rows determine four."""
-    exact = [peak_bytes(rehearse_evaluation(model, replace(work, eval_batch_size=n))) for n in (2, 3, 4)]
+    exact = [peak_bytes(dry_run_evaluation(model, replace(work, eval_batch_size=n))) for n in (2, 3, 4)]
     assert exact[2] - exact[1] == exact[1] - exact[0] > 0
 
 
 def test_a_model_that_is_not_there(work: Workload, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        rehearse_step(ModelSpec(str(tmp_path / "none")), work)
+        dry_run_step(ModelSpec(str(tmp_path / "none")), work)
