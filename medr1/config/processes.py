@@ -67,8 +67,8 @@ class _Place:
         if missing := [name for name in names if name not in self.environment]:
             left_over = f", or unset those that are left over: {' '.join(self._set())}" if self._set() else ""
             raise ConfigError(
-                f"{self.wanted}, but the environment variables are not those of {launcher}: {', '.join(missing)} missing; "
-                f"start the command with {launcher}{left_over}"
+                f"{self.wanted}, but the environment variables are not those of {launcher}: {', '.join(missing)} "
+                f"missing; start the command with {launcher}{left_over}"
             )
 
     def check_size(self, name: str, expected: int, launcher: str) -> None:

@@ -81,6 +81,26 @@ TYPED: dict[str, list[str]] = {
     "data=omnimedvqa data.root=. data.splits=nowhere": ["data.splits=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.split=test_only": ["data.split=test_only", "evaluate.py"],
     # Places
+    "model=hf model.path=./no/model": ["model.path=./no/model", "no such directory"],
+    "model=hf model.path=/no/model": ["model.path=/no/model", "no such directory"],
+    "model.path=a_file": ["model.path=a_file", "no such directory"],
+    "evaluate.py model=hf model.path=./no/model": ["model.path=./no/model", "no such directory"],
+    "evaluate.py run=nowhere": ["nowhere is no run directory"],
+    "evaluate.py run=nowhere export=out": ["nowhere is no run directory"],
+    "evaluate.py sweep=nowhere": ["nowhere is no sweep"],
+    "evaluate.py audit=nowhere": ["audit=nowhere", "no such file or folder"],
+    "algorithm=sft reward=accuracy_only": ["reward= has no effect with algorithm=sft"],
+    "algorithm=zero_shot trainer.max_steps=4": ["trainer.max_steps= has no effect with algorithm=zero_shot"],
+    "sweep.rows=seed": ["sweep.rows= has no effect"],
+    "model.lora.r=4": ["model.lora.r= has no effect with model.tuning=full"],
+    "trainer.num_train_epochs=2": ["trainer.num_train_epochs= has no effect with trainer.max_steps=150"],
+    "-m algorithm=sft,zero_shot reward=accuracy_only": ["reward= has no effect"],
+    "evaluate.py seed=7": ["seed= has no effect with evaluate.py"],
+    "evaluate.py model.tuning=lora": ["model.tuning= has no effect"],
+    "evaluate.py audit=. seed=3": ["audit=", "leave out seed=3"],
+    "evaluate.py sweep=. data.shortcut=1": ["sweep=", "leave out data.shortcut=1"],
+    "data.kind=omnimedvqa": ["data.kind=omnimedvqa is set by data="],
+    "data.root=/x/数据": ["quotes", "'data.root=\"/x/数据\"'"],
     "resume=nowhere": ["nowhere is no run directory", "config.yaml"],
     "resume=nowhere seed=1 modality=ct": ["nowhere is no run directory", "config.yaml"],
     "output_dir=a_file": ["a_file", "Not a directory", "output_dir"],
@@ -140,9 +160,15 @@ IMPOSSIBLE: dict[str, list[str]] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    folder: Path = tmp_path_factory.mktemp("typed")
-    (folder / "a_file").touch()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the lines are typed."""
+    place: Path = tmp_path_factory.mktemp("typed")
+    (place / "a_file").touch()
+    return place
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> dict[str, Answer]:
     given = [*HELP, *TYPED]
     lines = [line if line.split()[0].endswith(".py") else f"train.py {line}" for line in given]
     return dict(zip(given, run([(folder, line) for line in lines]), strict=True))
@@ -163,6 +189,10 @@ def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer
     assert len(answer.err.splitlines()) <= 5
     assert [words for words in TYPED[line] if words not in answer.err] == [], answer.err
     assert answer.heavy == []
+
+
+def test_a_command_that_fails_before_it_starts_leaves_nothing(answers: dict[str, Answer], folder: Path) -> None:
+    assert [path.name for path in folder.iterdir()] == ["a_file"]
 
 
 def test_a_suggestion_names_nothing_twice(answers: dict[str, Answer]) -> None:

@@ -287,8 +287,20 @@ def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
         return job_name(compose("train", overrides=list(overrides)))
 
     plain = name()
-    for same in ("output_dir=elsewhere", "tracking=none", "trainer.save_steps=3", "sweep=cross_modality"):
+    for same in (
+        *("output_dir=elsewhere", "tracking=none", "trainer.save_steps=3", "trainer.logging_steps=2"),
+        *("sweep=cross_modality", "evaluation.batch_size=3", "plugins=.", "tracking.experiment=other", "plan=true"),
+    ):
         assert name(same) == plain, same
+    server = ("model=server", "model.path=name", "algorithm=zero_shot")
+    for same in ("url=http://b/v1", "concurrency=2", "timeout=9", "max_retries=1", "api_key_variable=null"):
+        assert name(*server, "model.url=http://a/v1", f"model.{same}") == name(*server, "model.url=http://c/v1"), same
+    files = ("data=omnimedvqa", "data.root=a")
+    for same in ("root=b", "splits=c", "cache_dir=d"):
+        assert name(*files, f"data.{same}") == name(*files), same
+    assert name(*server, "model.url=http://a/v1", "model.repetition_penalty=1.1") != name(*server, "model.url=u")
+    assert name(*files, "data.test_fraction=0.3") != name(*files)
+    assert name("model.path=elsewhere") != plain, "another path is another model"
     for other in (
         "seed=1",
         "trainer.max_steps=3",

@@ -56,9 +56,9 @@ class Place:
         records[1] = {key: value for key, value in (records[1] | values).items() if value is not None}
         self.write(QA, json.dumps(records))
 
-    def cut(self, name: str, save: float) -> None:
-        unsharded_params = (self.path / name).read_bytes()
-        self.write(name, unsharded_params[: int(save * len(unsharded_params))])
+    def cut(self, name: str, share: float) -> None:
+        whole = (self.path / name).read_bytes()
+        self.write(name, whole[: int(share * len(whole))])
 
 
 def read_data(at: Place, **settings: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,31 @@ def test_a_model_is_there_when_training_has_ended(run: RunDirectory) -> None:
     assert run.weights("base") == (str(run.model), None)
     (run.model / "adapter_config.json").touch()
     assert run.weights("base") == ("base", run.model)
+
+
+def test_runs_that_start_at_once_get_directories_of_their_own(run: RunDirectory) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [found.path for found in pool.map(lambda _: run.claim_new(), range(24))]
+    assert len(set(claimed)) == 24 and all(path.is_dir() for path in claimed)
+    assert {path.name for path in claimed} == {"one", *(f"one-{number}" for number in range(2, 25))}
+
+
+def test_a_file_in_the_place_of_a_directory_is_an_error(run: RunDirectory) -> None:
+    run.path.parent.mkdir()
+    run.path.touch()
+    with pytest.raises(FileExistsError):
+        run.claim_new()
+
+
+def test_only_a_run_that_has_not_begun_is_discarded(run: RunDirectory) -> None:
+    begun, other = run.claim_new(), run.claim_new()
+    created(begun)
+    (other.path / ".run.lock").touch()
+    for found in (begun, other):
+        found.discard_unless_started()
+    assert begun.config.is_file() and not other.path.exists()
+
+
+def test_an_output_directory_of_its_own_goes_with_a_run_that_has_not_begun(run: RunDirectory) -> None:
+    run.claim_new().discard_unless_started()
+    assert not run.path.parent.exists() and run.path.parent.parent.exists()

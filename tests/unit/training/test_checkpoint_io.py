@@ -305,13 +305,13 @@ def fit(folder: Path, steps: int, ckpt_path: str | None = None, **saving: Any) -
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 11])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    unsharded_params, whole_trainer = fit(tmp_path / "whole", 13)
+    whole, whole_trainer = fit(tmp_path / "whole", 13)
     before, _ = fit(tmp_path / "halves", stop)
     after, trainer = fit(tmp_path / "halves", 13, ckpt_path=str(tmp_path / "halves" / f"step={stop}.ckpt"))
-    assert before.seen + after.seen == unsharded_params.seen
-    same(unsharded_params.state_dict(), after.state_dict())
+    assert before.seen + after.seen == whole.seen
+    same(whole.state_dict(), after.state_dict())
     same(whole_trainer.optimizers[0].state_dict(), trainer.optimizers[0].state_dict())
-    same(unsharded_params.lr_schedulers().state_dict(), after.lr_schedulers().state_dict())
+    same(whole.lr_schedulers().state_dict(), after.lr_schedulers().state_dict())
     io = SafetensorsCheckpointIO()
     ends = [io.load_checkpoint(tmp_path / name / "step=13.ckpt") for name in ("whole", "halves")]
     assert ends[0]["hyper_parameters"] == {"width": 4}
