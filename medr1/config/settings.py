@@ -1,4 +1,5 @@
-"""Every setting as a plain typed dataclass. Packages below ``workflows`` take these and never the whole config."""
+"""Every setting as a plain typed dataclass. Packages below ``workflows`` take these, not the whole config; exceptions:
+``Algorithm`` and ``RecordBatches``."""
 
 from __future__ import annotations
 
@@ -162,7 +163,7 @@ class QuestionTypeConfig:
 
 @dataclass
 class ReasoningConfig:
-    """Where the reasoning stands: prompt, grammar and reader follow from it."""
+    """Where the reasoning stands. It determines prompt, format and parser."""
 
     mode: str = MISSING
     """Reasoning mode, which determines the prompt, the format of completions and the parser."""
@@ -245,7 +246,7 @@ class SamplingConfig:
 
     TRL: top_k. verl: actor_rollout_ref.rollout.top_k."""
     max_completion_length: int = MISSING
-    """Maximum number of tokens of a completion, its end token included.
+    """Maximum number of tokens of a completion, its EOS token included.
 
     TRL: max_completion_length. verl: data.max_response_length."""
 
@@ -291,7 +292,7 @@ class ObjectiveConfig:
 
     TRL: -. verl: actor_rollout_ref.actor.kl_loss_type."""
     mask_truncated_completions: bool = False
-    """Exclude completions that reach ``max_completion_length`` without an end token from the loss.
+    """Exclude completions that reach ``max_completion_length`` without an EOS token from the loss.
 
     TRL: mask_truncated_completions. verl: -."""
 

@@ -32,8 +32,8 @@ class Selection:
 class Dataset:
     """Training records of the selected modality and question type, and test records of all of them.
 
-    ``fingerprint`` identifies the data. ``facts`` are statistics of the source, ready for JSON. ``messages`` summarise
-    them for the log.
+    ``fingerprint`` identifies the data. ``facts`` are JSON-serializable statistics of the source. ``messages``
+    summarise them for the log.
     """
 
     train: list[Record]

@@ -1,4 +1,4 @@
-"""Reasoning modes: the prompt, the grammar of the completion and the parser.
+"""Reasoning modes: the prompt, the format of the completion and the parser.
 
 Training, evaluation and all controls use this one definition of prompt and answer.
 """

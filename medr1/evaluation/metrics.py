@@ -25,9 +25,10 @@ _QUESTION = attrgetter("image", "modality", "question_type", "answer", "options"
 class Cell:
     """Metrics of ``n`` predictions. Rates are fractions of ``n``.
 
-    ``accuracy``: answers that the grammar accepts, with the Wilson 95 % interval. ``lenient_accuracy``: also those that
-    only the lenient parser reads. ``chance``: accuracy of a uniform guess among the options. ``mean_length``: mean
-    number of completion tokens. ``clipped_ratio``: completions that reached the token limit.
+    ``accuracy``: share of records whose strictly parsed answer is correct, even if the format is wrong, with the Wilson
+    95 % interval. ``lenient_accuracy``: the same with lenient parsing. ``chance``: accuracy of a uniform guess among
+    the options. ``mean_length``: mean number of completion tokens. ``clipped_ratio``: completions that reached the
+    token limit.
     """
 
     n: int
@@ -43,7 +44,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Contrast(PairedDifference):
-    """Condition b against condition a on the same ``n`` records, with a 95 % bootstrap interval over images.
+    """Condition b against condition a on the same ``n`` records, with a 95 % cluster bootstrap interval (images
+    as clusters).
 
     ``only_a`` records are correct only in a, ``only_b`` only in b. ``p_holm`` is corrected over all modalities, or all
     question types.
@@ -57,7 +59,7 @@ class Contrast(PairedDifference):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The cells of one condition; only modalities and question types that occur, in the order of their enums."""
+    """The cells of one condition; keys only for modalities and question types that are present, in enum order."""
 
     condition: str
     overall: Cell
@@ -70,7 +72,7 @@ class Summary:
         return fmean(cell.accuracy.value for cell in self.by_modality.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
+        """JSON-serializable types only."""
         return {**json.loads(json.dumps(asdict(self))), "modality_mean": self.modality_mean}
 
 
@@ -85,7 +87,7 @@ class Comparison:
     by_question_type: dict[QuestionType, Contrast]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
+        """JSON-serializable types only."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
@@ -174,7 +176,7 @@ def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
 
 
 def _by(kinds: type[K], items: Sequence[T], kind_of: Callable[[T], K], metric: Callable[[list[T]], C]) -> dict[K, C]:
-    """``metric`` of the items of each kind that occurs."""
+    """Groups items by kind and applies ``metric`` to each group."""
     return {kind: metric(part) for kind in kinds if (part := [item for item in items if kind_of(item) == kind])}
 
 

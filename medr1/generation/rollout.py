@@ -9,7 +9,8 @@ from medr1.generation.sampling import Sampling, sample_inverse_cdf, warped_log_p
 from medr1.models.policy import Policy
 from medr1.models.tensors import Completions, Prefix
 
-# Finished rows are dropped when at most this share of the rows is left: dropping copies the caches of the others.
+# Finished sequences are removed once at most this share of the rows is unfinished; not earlier, because removal copies
+# the KV cache.
 _COMPACT_AT = 0.8
 
 
@@ -23,10 +24,10 @@ def rollout(
     *,
     first_step: int = 0,
 ) -> Completions:
-    """Samples ``num_generations`` completions of each prompt of ``prefix`` (B rows), as wide as the longest.
+    """Samples ``num_generations`` completions of each prompt of ``prefix`` (B rows), padded to the longest.
 
     ``uniforms`` [B*G, max_completion_length] in [0, 1) determine the samples; greedy decoding needs none.
-    ``first_step``, for memory planning: the tokens before it are not decoded, as if they were there already.
+    ``first_step``: memory planning starts decoding at this token and skips the earlier ones.
 
     Raises:
         ValueError: sampling without uniforms.
@@ -41,7 +42,7 @@ def rollout(
     mask = torch.zeros(rows, width, dtype=torch.bool, device=device)
     logprobs = torch.zeros(rows, width, device=device)
     decoded = torch.arange(rows, device=device)  # the rows that the decoder still holds
-    unfinished = torch.ones_like(decoded, dtype=torch.bool)  # which of them have no end token yet
+    unfinished = torch.ones_like(decoded, dtype=torch.bool)  # which of them have no EOS token yet
     if first_step:
         decoder.skip(first_step)
         mask[:, :first_step] = True
@@ -63,7 +64,7 @@ def rollout(
             decoder.select(unfinished)
             decoded, token, unfinished = decoded[unfinished], token[unfinished], unfinished[unfinished]
         hidden = decoder.step(token)
-    # At least 2: scoring then runs the model after the prompt in every process or in none.
+    # At least 2 tokens: with 1 ``completion_hidden`` skips its forward pass, which under FSDP all processes must run.
     longest = max(2, int(mask.sum(-1).max()))
     finished = ((ids == sampling.eos_token_id) & mask).any(-1)
     return Completions(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], ~finished)

@@ -30,7 +30,7 @@ def save_policy(
 def export_policy(policy: Policy, processor: Processor, directory: Path, max_completion_length: int) -> None:
     """Writes a Hugging Face checkpoint with any adapter merged into its base.
 
-    Its generation config decodes as medr1 does: greedily, up to the end token, without special tokens. The policy
+    Its generation config decodes as medr1 does: greedily, up to the EOS token, without special tokens. The policy
     cannot be used afterwards.
     """
     if isinstance(policy.model, PeftModel):

@@ -137,7 +137,7 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
         if (decoded := processor.decode(ids, mask)[0]) != target:
             raise CheckpointError(
                 f"model.path={path}: its tokenizer turns {target!r} into {decoded!r}, so that completions lose their "
-                f"format; {', '.join(TAGS)} must be ordinary text or added tokens, and none of them the end token"
+                f"format; {', '.join(TAGS)} must be ordinary text or added tokens, and none of them the EOS token"
             )
     return policy, processor
 

@@ -29,8 +29,8 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
-        # If set, training scores completions with ``hidden_without_cache``: transformers drops the cache that
-        # ``extend`` needs where it recomputes activations.
+        # If set, training uses ``hidden_without_cache``, because transformers disables the KV cache under gradient
+        # checkpointing.
         self.gradient_checkpointing = gradient_checkpointing
         set_gradient_checkpointing(self.core, gradient_checkpointing)
         self.eval()
@@ -89,7 +89,7 @@ class Policy(nn.Module):
         return Prefix(layers, out.last_hidden_state[:, -1], prompts.mask, prompts.next_position)
 
     def extend(self, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        """Runs ids [R, L] after their prefix of R rows. Returns hidden states [R, L, H].
+        """Forward pass over ids [R, L] with the KV cache of the prefix (R rows). Returns hidden states [R, L, H].
 
         Rows of ``mask`` [R, L] are padded on the right.
         """
@@ -132,7 +132,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """Sets training mode, in which alone transformers recomputes activations."""
+        """Switches to train mode; transformers checkpoints gradients only there."""
         self.train(self.gradient_checkpointing)
         try:
             yield
@@ -140,11 +140,11 @@ class Policy(nn.Module):
             self.eval()
 
     def without_adapter(self) -> AbstractContextManager[Any]:
-        """Switches a LoRA adapter off, which gives the policy before training."""
+        """Disables the LoRA adapter; the result is the reference policy."""
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
 
     def trained_state(self, prefix: str) -> dict[str, Tensor]:
-        """The weights that training changes, by name with ``prefix`` before it."""
+        """The trainable weights, keys prefixed with ``prefix``."""
         return {prefix + name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def logits(self, hidden: Tensor) -> Tensor:

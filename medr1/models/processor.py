@@ -116,7 +116,7 @@ class Processor:
         )
 
     def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask [R, C] of given completions, each followed by the end token, padded on the right."""
+        """Ids and mask [R, C] of given completions, each followed by the EOS token, padded on the right."""
         rows = [[*row, self.eos_token_id] for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.eos_token_id] * (width - len(row)) for row in rows])
@@ -143,7 +143,7 @@ class Processor:
         return {i for i, name in names if not any(tag in name for tag in TAGS)}
 
     def suppressed_token_ids(self) -> list[int]:
-        """Tokens that must not be sampled: all control tokens but the end token.
+        """Tokens that must not be sampled: all control tokens but the EOS token.
 
         A sampled image token would make the next forward pass look for an image.
         """

@@ -2,7 +2,8 @@
 
 B prompts, G generations per prompt, R = B*G completions, P prompt length, C completion length, T length of a
 completion so far, V vocabulary, H hidden, D dimension of an attention head, K heads of keys and values. Masks: True =
-real token. Prompts are padded on the left, completions on the right. The G completions of a prompt are adjacent rows.
+non-padding token. Prompts are padded on the left, completions on the right. The G completions of a prompt are adjacent
+rows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: T) -> T:
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """The real tokens of each row [R, C]."""
+    """The ids of each row [R, C] where the mask is True."""
     return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
 
 
@@ -116,8 +117,8 @@ class Prefix:
 class Completions:
     """R sampled completions.
 
-    ids [R, C]. mask [R, C]: includes the end token. logprobs [R, C]: under the distribution that was sampled (after
-    temperature, top-k, top-p and suppressed tokens), 0 at padding. truncated [R]: no end token within the maximum
+    ids [R, C]. mask [R, C]: includes the EOS token. logprobs [R, C]: under the distribution that was sampled (after
+    temperature, top-k, top-p and suppressed tokens), 0 at padding. truncated [R]: no EOS token within the maximum
     completion length.
     """
 
@@ -147,7 +148,7 @@ class Targets:
         return map_tensors(lambda x: x.to(device), self)
 
     def select(self, rows: Sequence[int]) -> Targets:
-        """The given rows, as wide as the longest of them."""
+        """The given rows, padded to the longest of them."""
         rows = list(rows)
         mask = self.mask[rows]
         width = int(mask.sum(1).max())

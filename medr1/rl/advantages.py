@@ -23,7 +23,8 @@ def group_advantages(
     """
     groups = rewards.view(-1, num_generations)
     centered = groups - groups.mean(1, keepdim=True)
-    # In float32 the mean of eight times 1.2 is not 1.2, and dividing by EPSILON would give an advantage of 0.001.
+    # In float32 the mean of eight rewards of 1.2 is not exactly 1.2. Dividing by EPSILON would give an advantage of
+    # 0.001.
     centered = centered.masked_fill(zero_std_groups(rewards, num_generations).unsqueeze(1), 0.0)
     if scale_rewards == "none":
         return centered.flatten()

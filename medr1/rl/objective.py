@@ -37,7 +37,7 @@ from medr1.config.settings import ObjectiveConfig
 
 @dataclass(frozen=True, slots=True)
 class LossNormalizer:
-    """Size of the whole optimizer step: R completions, their N tokens, and the maximum completion length."""
+    """Denominators of the loss, over the whole optimizer step: R completions, their N tokens, maximum length."""
 
     completions: float
     tokens: float
@@ -46,9 +46,9 @@ class LossNormalizer:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The loss of a micro-batch, which adds up to that of the step, and two sums over its tokens for logging.
+    """The micro-batch's part of the loss (the parts sum to the loss of the step), and two sums for logging.
 
-    kl: divergence from the reference. clipped: number of tokens whose gradient is removed or cut by a clip bound.
+    kl: divergence from the reference. clipped: number of tokens at which a clip bound is active.
     """
 
     loss: Tensor
@@ -80,7 +80,7 @@ def kl_divergence(logprobs: Tensor, reference: Tensor, kl_loss_type: str) -> Ten
 
 
 def aggregate(per_token: Tensor, mask: Tensor, loss_agg_mode: str, normalizer: LossNormalizer) -> Tensor:
-    """Reduces per-token values [R', C] of a micro-batch to its share of the aggregate of the step."""
+    """Reduces per-token values [R', C] of a micro-batch to its part of the loss of the step."""
     masked = per_token * mask
     if loss_agg_mode == "seq_mean_token_mean":
         return (masked.sum(1) / mask.sum(1).clamp_min(1)).sum() / normalizer.completions
@@ -104,7 +104,7 @@ def _clip(logprobs: Tensor, ratio: Tensor, advantages: Tensor, o: ObjectiveConfi
     return surrogate, clipped
 
 
-# (logprobs [R', C], ratio [R', C] or [R', 1], advantages [R', 1]) -> surrogate, and where a bound acts
+# (logprobs [R', C], ratio [R', C] or [R', 1], advantages [R', 1]) -> surrogate, and mask of clipped tokens
 _SURROGATE = {"clip": _clip, "cispo": _cispo}
 
 
@@ -119,8 +119,9 @@ def grpo_loss(
 ) -> Loss:
     """Loss of the R' completions of a micro-batch.
 
-    logprobs, old, reference, mask [R', C]; advantages [R']. ``old``: log-probabilities under the policy that sampled.
-    In the first update after a rollout they equal ``logprobs``, and the gradient is the policy gradient.
+    logprobs, old, reference, mask [R', C]; advantages [R']. ``old``: log-probabilities under the policy before the
+    update, recomputed by training; with top-k or top-p not those of the distribution that was sampled from. In the
+    first update after a rollout they equal ``logprobs``, and the gradient is the policy gradient.
     ``reference``: log-probabilities under the reference policy.
 
     Raises:

@@ -75,7 +75,7 @@ class RecordBatches:
         records, prompt_indices = self._records(step, rank, world_size)
 
         def resample(attempt: int, prompt_indices: list[int]) -> RolloutBatch:
-            # Each record depends on seed, step, attempt and position alone.
+            # Each record depends only on seed, step, attempt and position.
             rngs = [np.random.default_rng((self.seed, step, attempt, index, 1)) for index in prompt_indices]
             others = [self.records[int(rng.integers(len(self.records)))] for rng in rngs]
             return RolloutBatch(step, prompt_indices, others, self._encode(others))

@@ -28,10 +28,10 @@ from medr1.training.module import PolicyModule, length_metrics
 
 @dataclass(slots=True)
 class RolloutMicroBatch:
-    """B' prompts and their R' = B'*G completions.
+    """A micro-batch: B' prompts and their R' = B'*G completions.
 
-    loss_mask [R', C]: the tokens whose loss counts. prefix: the prompts after prefill, with gradients, if there is only
-    one micro-batch. Rollout and first update then share the prefill. advantages [R'], reference_logprobs and
+    loss_mask [R', C]: True where a token enters the loss. prefix: KV cache of the prompts with its graph, kept if there
+    is one micro-batch, so that rollout and first update run the prefill once. advantages [R'], reference_logprobs and
     old_logprobs [R', C] are set in the course of the step.
     """
 
@@ -45,7 +45,7 @@ class RolloutMicroBatch:
     old_logprobs: Tensor | None = None
 
     def select(self, rows: list[int], num_generations: int) -> RolloutMicroBatch:
-        """The given prompts, in order, with their completions. The prefix keeps the padding of all prompts."""
+        """The given prompts, in order, with their completions. The prefix is not re-padded."""
         if len(rows) == len(self.prompts.ids):
             return self
         indices = [row * num_generations + i for row in rows for i in range(num_generations)]
@@ -61,7 +61,7 @@ class RolloutMicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class RolloutLog:
-    """One rollout as text, for the table of completions: the G rows of a prompt beside each other."""
+    """One rollout as text, for the table of completions: completions of a prompt in adjacent rows."""
 
     step: int
     records: list[Record]
@@ -189,7 +189,7 @@ class GRPOModule(PolicyModule):
     def _regroup(
         self, micro_batches: list[RolloutMicroBatch], row_lists: list[list[list[int]]]
     ) -> list[RolloutMicroBatch]:
-        """New micro-batches. For each of the given ones, ``row_lists`` has the rows of those that are made of it."""
+        """Splits micro-batches: ``row_lists[i]`` lists the rows of each new one made from ``micro_batches[i]``."""
         G = self.settings.num_generations
         return [micro.select(rows, G) for micro, lists in zip(micro_batches, row_lists, strict=True) for rows in lists]
 
@@ -198,7 +198,7 @@ class GRPOModule(PolicyModule):
         s, G = self.settings, self.settings.num_generations
         sizes = (batch.prompts.mask.sum(1) + G * self.sampling.max_completion_length).tolist()
         row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
-        # With several micro-batches their graphs together would exceed max_tokens_per_device.
+        # Keeping the graphs of several prefills at once would exceed the memory that max_tokens_per_device allows.
         shares_prefill = len(row_lists) == 1 and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
         uniforms, micro_batches = self._uniforms(batch, attempt), []
         for rows in row_lists:
@@ -216,7 +216,7 @@ class GRPOModule(PolicyModule):
     def _uniforms(self, batch: RolloutBatch, attempt: int) -> Tensor:
         """Uniform numbers [B*G, max_completion_length] for sampling.
 
-        Those of a prompt depend on the seed, the step, its position in the global batch and the attempt alone.
+        Those of a prompt depend only on the seed, the step, its position in the global batch and the attempt.
         """
         shape = (self.settings.num_generations, self.sampling.max_completion_length)
         seeds = [(self.seed, batch.step, index, attempt) for index in batch.prompt_indices]
@@ -251,7 +251,8 @@ class GRPOModule(PolicyModule):
     def _losses(
         self, micro_batches: list[RolloutMicroBatch], normalizer: LossNormalizer, sums: list[Tensor]
     ) -> Iterator[Tensor]:
-        """The loss of each micro-batch. Appends its loss and its sums of KL, clipped tokens and entropy to ``sums``."""
+        """The loss of each micro-batch. For logging, appends (loss, sum of KL, clipped tokens, sum of entropies) to
+        ``sums``."""
         for micro in micro_batches:
             prefix, micro.prefix = micro.prefix, None  # valid in the first iteration only: then the weights change
             scores = self._score(self.policy, micro, prefix)

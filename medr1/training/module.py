@@ -33,7 +33,7 @@ class Batch(Protocol):
 
 
 class Runtime:
-    """What a training step needs of Lightning. Planning overrides it to run a step without a trainer."""
+    """The parts of Lightning's Trainer that a step uses; memory planning substitutes its own."""
 
     def __init__(self, module: PolicyModule) -> None:
         self._module = module
@@ -76,14 +76,14 @@ class Runtime:
             self._module.manual_backward(loss)
 
     def phase(self, name: str) -> AbstractContextManager[Any]:
-        """Marks a phase of the step: rollout, reference, update, or the optimizer's part of it."""
+        """Hook around a phase (rollout, reference, update, optimizer); does nothing, memory planning overrides it."""
         return nullcontext()
 
 
 class PolicyModule(pl.LightningModule):
     """Trains a policy. A subclass defines ``step``: the forward passes and losses of one training step.
 
-    ``reference``: a frozen policy beside it, which is not part of checkpoints because it never changes.
+    ``reference``: the frozen reference policy; not saved in checkpoints.
     ``total_steps``: optimizer steps of the whole training, for the schedule of the learning rate.
     """
 
@@ -161,10 +161,10 @@ class PolicyModule(pl.LightningModule):
     def update(self, losses: Iterable[Tensor], count: int) -> Tensor:
         """Runs the backward passes of ``count`` losses, clips the gradients, and steps optimizer and schedule.
 
-        ``losses`` are this process's shares of the loss, one for each micro-batch. They are computed lazily: one graph
-        is freed before the next is built. DDP averages gradients over processes, so each share is multiplied by their
-        number. Only the last backward pass synchronizes, so processes may have different numbers of micro-batches.
-        If the loss or the gradient is not finite, weights and optimizer state stay as they are.
+        ``losses`` are this process's parts of the loss, one for each micro-batch. They are computed lazily: one graph
+        is freed before the next is built. DDP averages gradients over processes, so each part is multiplied by the
+        number of processes. Only the last backward pass synchronizes, so processes may have different numbers of
+        micro-batches. If the loss or the gradient is not finite, weights and optimizer state stay as they are.
         Returns the gradient norm before clipping.
 
         Raises:
@@ -203,7 +203,7 @@ class PolicyModule(pl.LightningModule):
             self._skipped.check(self._step, loss, float(grad_norm), settings, self.total_steps)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Concatenates [K, R] of all processes, of equal size, along the last dimension: [K, W*R]."""
+        """All-gathers [K, R] tensors of W processes into [K, W*R]; R must be equal."""
         return self.runtime.all_gather(values.detach()).transpose(0, -2).flatten(-2)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
@@ -211,10 +211,10 @@ class PolicyModule(pl.LightningModule):
         return self.runtime.all_gather(values.detach()).sum(0)
 
     def equal_split(self, sizes: list[int]) -> list[list[list[int]]]:
-        """For micro-batches of these sizes, the rows of the smaller ones into which each is split.
+        """Splits micro-batches of these sizes so that all processes have equally many; returns the rows of each part.
 
-        With FSDP all processes gather and reduce their shards together, so all must run as many forward and backward
-        passes: the maximum number of micro-batches over all processes. Otherwise nothing is split.
+        With FSDP all processes gather and reduce their shards together, so all must run the same number of forward
+        and backward passes: the maximum number of micro-batches over all processes. Otherwise nothing is split.
         """
         count = len(sizes)
         if self.runtime.is_sharded:
@@ -232,12 +232,12 @@ def check_state(module: torch.nn.Module, checkpoint: dict[str, Any]) -> None:
     """Checks that a checkpoint holds exactly the weights that a module trains.
 
     Raises:
-        CheckpointError: it is of another model, or of another choice of trained weights.
+        CheckpointError: it is of another model, or of other trainable parameters.
     """
     expected = {name for name, p in module.named_parameters() if p.requires_grad}
     found = set(checkpoint["state_dict"])
     if expected != found:
         raise CheckpointError(
-            f"the checkpoint holds {len(found)} trained weights, this model has {len(expected)}; the first difference "
+            f"the checkpoint holds {len(found)} trainable tensors, the model has {len(expected)}; the first difference "
             f"is {min(expected ^ found)}. Resume with the model and tuning that the run was started with"
         )

@@ -1,4 +1,4 @@
-"""What surrounds every run: its lock, its data, its stored config, its run in MLflow, its results. Loads no torch."""
+"""Opens and closes a run: lock, data, config, MLflow, results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def open_session(
 ) -> Iterator[Session]:
     """Opens a run; at the end of the block marks it as finished.
 
-    Of several processes, the first one locks, stores and tracks. The lock and the MLflow run are released however the
-    block ends. ``facts`` are added to environment.json, among them ``device``. ``preflight`` may refuse a new run
-    before it is stored.
+    Only rank 0 locks, writes files and logs to MLflow. The lock and the MLflow run are released however the
+    block ends. ``facts`` are added to environment.json, among them ``device``. ``preflight`` may raise
+    before a new run directory is written.
 
     Raises:
         ConfigError: the directory holds another run, is locked by another process, or its data has changed.
@@ -99,7 +99,7 @@ def open_session(
         with _start_tracker(cfg, run, is_resumed) as tracker:
             _log_start(tracker, cfg, run, data)
             yield Session(cfg, run, data, tracker, is_resumed)
-        # Last of all: by now MLflow has everything, or it is queued in the run directory.
+        # Written last, when MLflow has everything or it is queued in the run directory.
         write_json(run.finished, {"summary": run.summary.name})
 
 
@@ -173,7 +173,7 @@ def set_max_steps(cfg: TrainConfig, records: int) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes files and tracks.
+    """Whether this process is rank 0, which writes files and logs to MLflow.
 
     Known before Lightning has started the other processes, from the environment that it or another launcher (torchrun,
     SLURM) has set.
@@ -188,7 +188,7 @@ def is_first_process() -> bool:
 
 
 def prediction_settings(session: Session) -> dict[str, Any]:
-    """The settings of a ``PredictionStore`` over the test records of a run."""
+    """Constructor arguments of a ``PredictionStore`` over the test records of a run."""
     cfg = session.cfg
     return {
         "records": limit_cells(session.data.test, cfg.evaluation.limit),
@@ -211,7 +211,7 @@ def run_controls(
 
 
 def report(session: Session, conditions: Mapping[str, list[Prediction]], step: int) -> None:
-    """Computes the numbers of all conditions and writes them to the terminal, summary.json, results.md and MLflow."""
+    """Computes the metrics of all conditions and writes them to the terminal, summary.json, results.md and MLflow."""
     run, data, tracker = session.run, session.data, session.tracker
     summaries = {name: summarise(lines) for name, lines in conditions.items()}
     comparison = None

@@ -51,7 +51,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     pl.seed_everything(cfg.seed, verbose=False)
 
     def preflight(data: Dataset) -> None:
-        # On a CPU memory can be swapped, and nothing is refused.
+        # Not checked on CPU, where memory can be swapped.
         if kind.is_trainable and algorithm.needs_base and device_of(cfg).type == "cuda":
             from medr1.workflows.forecast import refuse_what_cannot_fit
 
@@ -72,7 +72,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
 
 
 def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Prediction]]:
-    """Predictions of the base, training, predictions of the trained model. Whatever is stored is not repeated.
+    """Predictions of the base, training, predictions of the trained model. Steps with stored results are skipped.
 
     All processes train; the first one evaluates. The others return nothing.
     """
@@ -84,7 +84,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
     if is_first:
         store.load_if_exists(Condition.BASE)
     if is_trained:
-        log.info("training has ended before; its model is loaded from %s", run.model)
+        log.info("training is already complete; loading the model from %s", run.model)
     else:
         spec = model_spec(cfg, is_trained=True)
         if algorithm.needs_base:
@@ -93,15 +93,15 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
                 generate_base(session, store, policy.to(device_of(cfg)), processor)
         else:
             policy, processor = algorithm.initial_policy(cfg)
-        pl.seed_everything(cfg.seed, verbose=False)  # new adapters are equal in all processes and after a resume
+        pl.seed_everything(cfg.seed, verbose=False)  # LoRA is initialized identically in all processes and after resume
         set_trainable(policy, freeze_vision_tower=spec.freeze_vision_tower, lora=spec.lora)
         state = _fit(session, cfg, policy, processor)
         if not is_first:
             return {}
         _store_model(policy, processor, run, state)
         del policy, state
-        gc.collect()  # module and trainer, with the optimizer's state, refer to each other
-    # Loaded from its files: what is evaluated is what evaluate.py will load.
+        gc.collect()  # breaks the reference cycle module <-> trainer, to free the optimizer state
+    # Reloaded from disk, so that this evaluates the same files as evaluate.py.
     policy, processor = load_trained(cfg, run.weights(cfg.model.path))
     generate = partial(store.generate, policy, processor)
     generate(Condition.TRAINED, ImageAblation.NONE)
@@ -110,7 +110,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
 
 
 def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processor) -> Mapping[str, Tensor] | None:
-    """Trains. Returns the weights of the trained model where the policy holds shards of them, else None."""
+    """Trains. With FSDP, returns the full state dict, else None."""
     run, tracker = session.run, session.tracker
     algorithm = ALGORITHMS[cfg.algorithm.kind]
     training = algorithm.build(cfg, session.data, policy, processor, tracker)

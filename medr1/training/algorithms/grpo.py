@@ -111,7 +111,7 @@ class GRPO(Algorithm[GRPOConfig]):
             policy,
             make_reference(policy) if settings.objective.beta > 0 else None,
             replace(settings, num_iterations=min(2, settings.num_iterations)),
-            # Without a tokenizer: no sampled token is the end token, and some token is suppressed.
+            # Without a tokenizer: no sampled token is the EOS token, and some token is suppressed.
             sampling=Sampling(s.max_completion_length, -1, (1,), s.temperature, s.top_p, s.top_k),
             engine=step.engine,
             decode=lambda ids, mask: [""] * len(ids),

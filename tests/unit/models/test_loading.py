@@ -229,7 +229,7 @@ def test_a_tag_as_the_end_token_is_refused(saved, tmp_path, tag: str) -> None:
     path = tmp_path / "copy"
     shutil.copytree(saved[0], path)
     edit_json("tokenizer_config.json", eos_token=tag)(path)
-    with pytest.raises(CheckpointError, match="end token") as caught:
+    with pytest.raises(CheckpointError, match="EOS token") as caught:
         load(path)
     assert str(path) in str(caught.value)
 
