@@ -65,10 +65,11 @@ def test_every_command_composes_and_passes_the_checks(
     if name == "train":
         register_sweeps()
     monkeypatch.chdir(tmp_path)
-    for override in single:  # folders that the page leaves to the reader
+    for number, override in enumerate(single):  # folders that the page leaves to the reader
         key, _, value = override.partition("=")
         if key in ("data.root", "data.splits"):
-            Path(value).mkdir(parents=True, exist_ok=True)
+            Path(value.strip("/")).mkdir(parents=True, exist_ok=True)
+            single[number] = f"{key}={value.strip('/')}"
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose(name, single)
     if not {"resume", "run"} & {override.partition("=")[0] for override in single}:  # they start from a stored run
