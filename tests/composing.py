@@ -12,6 +12,7 @@ from medr1.config.paths import CONF
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.components import checked
+from medr1.workflows.stored_options import stored_options
 
 
 def check(cfg: DictConfig) -> Any:
@@ -26,5 +27,11 @@ def composed(command: str, *overrides: str) -> Any:
         stored: Any = run.stored_config(TrainConfig if command == "train" else EvaluateConfig)
         stored.resume = str(run.path)
         return stored
+    for override in overrides:
+        if override.startswith("run="):  # it starts from the settings of the run, as on the command line
+            run = RunDirectory(Path(override.removeprefix("run=")))
+            typed = [text.partition("=")[0] for text in overrides]
+            own = ("tracking", "reward", "algorithm", "trainer")
+            overrides = (*stored_options(run.stored_config(TrainConfig), typed, own), *overrides)
     with initialize_config_dir(str(CONF), version_base=None):
         return check(compose(command, list(overrides)))

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
@@ -101,22 +101,24 @@ def entry_point(command: str) -> None:
             sys.argv[1:1] = _of_stored_run(command, typed)
     job = partial({"train": _train, "evaluate": _evaluate}[command], typed=typed)
     try:
+        _run(job, command)
+    except BaseException:
+        discard_unstarted()
+        raise
+
+
+def _run(job: Callable[[DictConfig], None], command: str) -> None:
+    try:
         hydra.main(version_base=None, config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         _exit(components.explain(error, _SCHEMAS[command]))
     except OSError as error:
-        if problem := storage_problem(error):
-            _exit(f"{problem}, or choose another output_dir; then repeat the command")
-        if "medr1.workflows.session" in sys.modules:
-            raise  # from the job; before it only Hydra writes to disk, to create the run directory
-        _exit(f"{error.filename} cannot be created ({error.strerror}); choose another output_dir")
+        if (problem := storage_problem(error)) is None:
+            raise
+        _exit(f"{problem}, or choose another output_dir; then repeat the command")
     except KeyboardInterrupt:
         multirun.interrupted()
-        discard_unstarted()
         sys.exit(130)
-    except BaseException:
-        discard_unstarted()
-        raise
 
 
 def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:

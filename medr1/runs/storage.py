@@ -17,6 +17,8 @@ _REMEDY = {
     errno.EROFS: "make the file system writable",
     errno.EIO: "repair the disk or its connection",
     errno.ESTALE: "mount the file system again",
+    errno.ENOTDIR: "remove the file that has the name of a folder",
+    errno.EEXIST: "remove the file that has the name of a folder",
 }
 _SQLITE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,

@@ -20,7 +20,8 @@ class NewDirectoryCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Creates the directory. Of several runs that start in one second, each gets its own."""
         is_given = any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
-        goes_on = config.resume is not None or config.get("export") or isinstance(config.get("sweep"), str)
+        exports = config.get("export") and config.get("run")  # into another place
+        goes_on = config.resume is not None or exports or isinstance(config.get("sweep"), str)
         if is_given or goes_on or config.get("plan") or is_other_process():
             return
         path = Path(config.hydra.run.dir).absolute()

@@ -169,9 +169,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, Answer]:
-    given = [*HELP, *TYPED]
-    lines = [line if line.split()[0].endswith(".py") else f"train.py {line}" for line in given]
-    return dict(zip(given, run([(folder, line) for line in lines]), strict=True))
+    found: dict[str, Answer] = {}
+    for script in ("train.py", "evaluate.py"):  # not in one process: they register different config groups
+        given = [line for line in (*HELP, *TYPED) if line.startswith("evaluate.py") == (script == "evaluate.py")]
+        lines = [line if line.split()[0].endswith(".py") else f"{script} {line}" for line in given]
+        found |= zip(given, run([(folder, line) for line in lines]), strict=True)
+    return found
 
 
 @pytest.fixture(scope="module")
