@@ -34,6 +34,7 @@ from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
+from medr1.runs.sweep import SweepDirectory
 from medr1.workflows import components, multirun
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.new_directory import discard_unstarted
@@ -127,6 +128,8 @@ def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:
     commands = ("resume", "run", "sweep", "audit") if command == "evaluate" else ("resume",)
     if len(chosen := [key for key in commands if given.get(key) is not None]) > 1:
         raise ConfigError(f"{'=, '.join(chosen)}= are different commands; give one of them")
+    if command == "evaluate" and given.get("sweep") is not None:
+        SweepDirectory(Path(str(given["sweep"])).absolute()).read()  # before Hydra makes a directory of this name
     for key, schema in (("resume", _SCHEMAS[command]), ("run", TrainConfig)):
         if key in commands and given.get(key) is not None:
             run = RunDirectory(Path(str(given[key])).absolute())

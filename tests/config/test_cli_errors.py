@@ -98,7 +98,7 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py seed=7": ["seed= has no effect with evaluate.py"],
     "evaluate.py model.tuning=lora": ["model.tuning= has no effect"],
     "evaluate.py audit=. seed=3": ["audit=", "leave out seed=3"],
-    "evaluate.py sweep=. data.shortcut=1": ["sweep=", "leave out data.shortcut=1"],
+    "evaluate.py sweep=. data.shortcut=1": ["is no sweep: it has no sweep.json"],
     "data.kind=omnimedvqa": ["data.kind=omnimedvqa is set by data="],
     "data.root=/x/数据": ["quotes", "'data.root=\"/x/数据\"'"],
     "resume=nowhere": ["nowhere is no run directory", "config.yaml"],
