@@ -24,6 +24,7 @@ from medr1.config.schema import key_paths, schemas
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.config.validate import _RANGES
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.sweep import Manifest, SweepDirectory
 from tests.composing import composed
 
 pytestmark = pytest.mark.long
@@ -152,7 +153,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for command in ("train", "evaluate"):
         run = RunDirectory(folder / command)
         run.create(OmegaConf.structured(composed(command)), [], {"data_fingerprint": "-"})
-    return {"DIR": folder / "data", "TRAINED": folder / "train", "EVALUATED": folder / "evaluate"}
+    SweepDirectory(folder / "sweep").add(Manifest("t", "seed", "modality", [], []))
+    return {"SWEPT": folder / "sweep", "DIR": folder / "data", "TRAINED": folder / "train", "EVALUATED": folder / "evaluate"}
 
 
 def outcome(case: Case, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Outcome:
@@ -181,7 +183,7 @@ COMMANDS = {
     "run": (EvaluateConfig, ("run=TRAINED",)),
     "resume": (TrainConfig, ("resume=TRAINED",)),
     "resume_evaluation": (EvaluateConfig, ("resume=EVALUATED",)),
-    "sweep": (EvaluateConfig, ("sweep=TRAINED",)),
+    "sweep": (EvaluateConfig, ("sweep=SWEPT",)),
 }
 
 
