@@ -34,7 +34,7 @@ from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
-from medr1.runs.sweep import SweepDirectory
+from medr1.runs.sweep import SweepDirectory, sweep_of
 from medr1.workflows import components, multirun
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.new_directory import discard_unstarted
@@ -147,7 +147,10 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
             raise ConfigError(f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run")
         if cfg.resume is None:
             settings = components.checked(cfg, TrainConfig)
-            components.check_typed(settings, [o.get_key_element() for o in typed])
+            if (
+                sweep_of(RunDirectory(run_directory())) is None
+            ):  # what one run of a sweep does not read, another may need
+                components.check_typed(settings, [o.get_key_element() for o in typed])
         else:
             settings = _resumed(cfg, TrainConfig, typed)
             if _only_pending_calls():

@@ -154,7 +154,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         run = RunDirectory(folder / command)
         run.create(OmegaConf.structured(composed(command)), [], {"data_fingerprint": "-"})
     SweepDirectory(folder / "sweep").add(Manifest("t", "seed", "modality", [], []))
-    return {"SWEPT": folder / "sweep", "DIR": folder / "data", "TRAINED": folder / "train", "EVALUATED": folder / "evaluate"}
+    runs = {"TRAINED": folder / "train", "EVALUATED": folder / "evaluate"}
+    return {"SWEPT": folder / "sweep", "DIR": folder / "data", **runs}
 
 
 def outcome(case: Case, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Outcome:
