@@ -97,7 +97,7 @@ def test_from_the_command_line_into_a_new_directory_or_not_at_all(
     finished: tuple[RunDirectory, str], tmp_path: Path
 ) -> None:
     run, _ = finished
-    words = (f"run={run.path}", f"export={tmp_path / 'new'}", f"output_dir={tmp_path / 'runs'}")
+    words = (f"run={run.path}", f"export={tmp_path / 'new'}")
     before = sorted(run.path.iterdir())
     assert "merge=false" in run_command("evaluate.py", *words, "merge=false", status=2)
     assert not (tmp_path / "new").exists()

@@ -124,7 +124,7 @@ def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.005)
