@@ -51,7 +51,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunDire
     for name in ALGORITHMS:
         run = RunDirectory(place / name / "run")
         more = ("algorithm.num_generations=4",) if name == "dapo" else ()
-        processes = start(1, run.path.parent, *SMALL, f"algorithm={name}", *more)
+        words = ("debug=quick", *EVALUATION) if name == "zero_shot" else SMALL
+        processes = start(1, run.path.parent, *words, f"algorithm={name}", *more)
         ready = (lambda run=run: run.config.exists()) if name == "zero_shot" else run.latest_checkpoint
         wait_for(ready)
         processes[0].kill()
@@ -79,7 +80,7 @@ def test_a_killed_run_of_every_algorithm_resumes(
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("train.py", (*SMALL, "algorithm=zero_shot", *SERVER)),
+        ("train.py", ("debug=quick", *EVALUATION, "algorithm=zero_shot", *SERVER)),
         pytest.param("evaluate.py", (*EVALUATION, *SERVER), marks=pytest.mark.long),
     ],
     ids=str,
@@ -106,10 +107,14 @@ def test_a_killed_run_with_a_server_resumes(script: str, words: tuple[str, ...],
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["hf", "server"])
 def test_a_killed_sweep_is_repeated(kind: str, tmp_path: Path) -> None:
-    axis = ("algorithm=zero_shot,sft,grpo",) if kind == "hf" else ("algorithm=zero_shot", "seed=0,1", *SERVER)
+    hf, server_only = (
+        (*SMALL, "algorithm=zero_shot,sft,grpo"),
+        ("debug=quick", *EVALUATION, "algorithm=zero_shot", *SERVER),
+    )
+    axis = hf if kind == "hf" else (*server_only, "data.seed=0,1")
     with scripted_server(lambda: (200, completion(), {})) as server:
         url = (f"model.url={server.url}",) if kind == "server" else ()
-        words = ("-m", *SMALL, *axis, *url, f"output_dir={tmp_path}")
+        words = ("-m", *axis, *url, f"output_dir={tmp_path}")
         process = command("train.py", *words)
         wait_for(lambda: list(tmp_path.glob("*/*/config.yaml")))
         os.killpg(process.pid, signal.SIGKILL)
