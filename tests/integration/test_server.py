@@ -31,7 +31,7 @@ from tests.integration.conftest import (
     train_here,
 )
 
-DATA = ("data.train_images_per_modality=2", "data.test_images_per_modality=1", "reasoning=think_after", "seed=3")
+DATA = ("data.train_images_per_modality=2", "data.test_images_per_modality=1", "reasoning=think_after", "data.seed=3")
 REQUESTED = ("base", "blank_image", "shuffled_image")
 ALL = (*REQUESTED, "option_prior", "surface_cues")
 RECORDS = 40

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from medr1.domain.records import Record
-from medr1.errors import TrainingError
+from medr1.errors import RewardError, TrainingError
 from medr1.rewards import REWARDS, reward_function
 from medr1.runs.run_directory import RunDirectory
 from medr1.training.stability import COLLAPSE_STEPS, MAX_SKIPPED_IN_A_ROW, CollapseWarning
@@ -60,7 +60,10 @@ Scripted = Callable[[Callable[[int], float]], None]
 
 @pytest.fixture
 def rewarded() -> Iterator[Scripted]:
-    """Sets a reward function that gives the first completion of the n-th call the returned value, the others 0."""
+    """Sets a reward function that gives the first completion of the n-th call the returned value, the others 0.
+
+    The calls are counted from 0 from each setting on.
+    """
     calls = [0]
     script: list[Callable[[int], float]] = []
 
@@ -69,7 +72,11 @@ def rewarded() -> Iterator[Scripted]:
         calls[0] += 1
         return [script[-1](calls[0] - 1), *[0.0] * (len(completions) - 1)]
 
-    yield script.append
+    def start(value: Callable[[int], float]) -> None:
+        calls[0] = 0
+        script.append(value)
+
+    yield start
     del REWARDS["scripted"]
 
 
@@ -106,15 +113,15 @@ def test_a_run_that_has_skipped_resumes_exactly(rewarded: Scripted, tmp_path: Pa
     peace = train_here(tmp_path / "peace", *words)
 
     def interrupted(call: int) -> float:
-        if call == 4 + 3:
+        if call == 3:
             raise OSError("the machine stops")
-        return script(call - 4)
+        return script(call)
 
     rewarded(interrupted)
-    with pytest.raises(OSError, match="the machine"):
+    with pytest.raises(RewardError, match="OSError"):
         train_here(tmp_path / "killed", *words)
     killed = RunDirectory(tmp_path / "killed")
-    rewarded(lambda call: script(call - 4 - 4 + 3))
+    rewarded(lambda call: script(call + 3))
     train(composed("train", f"resume={killed.path}"), killed.path, [])
     assert curve(killed, "step") == [0, 1, 2, 3]
     assert curve(killed, "train/skipped_steps") == curve(peace, "train/skipped_steps") == [0, 1, 1, 1]
