@@ -355,8 +355,9 @@ def test_curves_are_sent_before_a_checkpoint_is_written_and_do_not_end_the_run(
 ) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
     torch = pytest.importorskip("torch")
+    from medr1.tracking.metrics_file import MetricsFile
     from medr1.training.callbacks import Curves
-    from medr1.training.steps import StepStream
+    from medr1.training.steps import Steps
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -384,14 +385,13 @@ def test_curves_are_sent_before_a_checkpoint_is_written_and_do_not_end_the_run(
             accelerator="cpu",
             logger=False,
             callbacks=[
-                Curves(tracker, every=1),
+                Curves(tracker, MetricsFile(tmp_path / "metrics.jsonl"), every=1),
                 lightning.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}"),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        stream = StepStream(lambda step: SimpleNamespace(step=step), 0, 4)
-        trainer.fit(Module(), torch.utils.data.DataLoader(stream, batch_size=None))
+        trainer.fit(Module(), Steps(lambda step, rank, world_size: SimpleNamespace(step=step), trainer, 4, 1))
         assert client(uri).get_run(tracker.run_id).info.status == "RUNNING"
     assert sent[-1] == [(step, float(step)) for step in range(4)]
     assert sent[0] == [(step, float(step)) for step in range(2)]
