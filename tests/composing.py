@@ -31,7 +31,6 @@ def composed(command: str, *overrides: str) -> Any:
         if override.startswith("run="):  # it starts from the settings of the run, as on the command line
             run = RunDirectory(Path(override.removeprefix("run=")))
             typed = [text.partition("=")[0] for text in overrides]
-            own = ("tracking", "reward", "algorithm", "trainer")
-            overrides = (*stored_options(run.stored_config(TrainConfig), typed, own), *overrides)
+            overrides = (*stored_options(run.stored_config(TrainConfig), EvaluateConfig, typed), *overrides)
     with initialize_config_dir(str(CONF), version_base=None):
         return check(compose(command, list(overrides)))

@@ -133,8 +133,7 @@ def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:
     for key, schema in (("resume", _SCHEMAS[command]), ("run", TrainConfig)):
         if key in commands and given.get(key) is not None:
             run = RunDirectory(Path(str(given[key])).absolute())
-            own = ("tracking", "reward", "algorithm", "trainer") if key == "run" else ()
-            return stored_options(run.stored_config(schema), given, own)
+            return stored_options(run.stored_config(schema), _SCHEMAS[command], given)
     return []
 
 
@@ -145,16 +144,9 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
     with _one_message():
         if launcher := HydraConfig.get().runtime.choices.get("launcher"):
             raise ConfigError(f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run")
-        if cfg.resume is None:
-            settings = components.checked(cfg, TrainConfig)
-            if (
-                sweep_of(RunDirectory(run_directory())) is None
-            ):  # what one run of a sweep does not read, another may need
-                components.check_typed(settings, [o.get_key_element() for o in typed])
-        else:
-            settings = _resumed(cfg, TrainConfig, typed)
-            if _only_pending_calls():
-                return
+        settings = _settings(cfg, TrainConfig, typed)
+        if cfg.resume is not None and _only_pending_calls():
+            return
         components.check_environment(settings, os.environ)
         MODEL_KINDS[settings.model.kind].check_available(settings.model)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
@@ -191,18 +183,28 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             base = cfg.model.path if any(o.get_key_element() == "model.path" for o in typed) else None
             export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge, base)
         else:
-            if cfg.resume is None:
-                settings = components.checked(cfg, EvaluateConfig)
-                components.check_typed(settings, [o.get_key_element() for o in typed])
-            else:
-                settings = _resumed(cfg, EvaluateConfig, typed)
-                if _only_pending_calls():
-                    return
+            settings = _settings(cfg, EvaluateConfig, typed)
+            if cfg.resume is not None and _only_pending_calls():
+                return
             if settings.run is None:
                 MODEL_KINDS[settings.model.kind].check_available(settings.model)
             from medr1.workflows.evaluate import evaluate
 
             evaluate(settings, run_directory(), [str(o.input_line) for o in typed])
+
+
+def _settings(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
+    """The checked settings of a run that is new or resumed.
+
+    Raises:
+        ConfigError: a setting that cannot work, or one that is typed and would not be read.
+    """
+    if cfg.resume is not None:
+        return _resumed(cfg, schema, typed)
+    settings = components.checked(cfg, schema)
+    if sweep_of(RunDirectory(run_directory())) is None:  # what one run of a sweep does not read, another may need
+        components.check_typed([settings], [o.get_key_element() for o in typed])
+    return settings
 
 
 def _only_pending_calls() -> bool:

@@ -34,8 +34,6 @@ class Component(Protocol):
 
 T = TypeVar("T", bound=Component)
 
-STORED = "stored"  # the option of a group that holds the settings of a stored run
-
 
 class Registry(Generic[T]):
     """The components of one config group, by kind. A stored config finds its component by ``<group>.kind``."""

@@ -112,18 +112,13 @@ def decode(root: Path, relative: str, max_pixels: int, limit: str = "data.max_im
         raise _rejected(root, relative, bad.reason, bad.detail) from bad
 
 
-def read_image(
+def decode_image(
     path: Path,
     *,
     window: tuple[float, float] | None = None,
     frame: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> Image.Image:
-    """One image file that the user names, in RGB and its own size: see ``decode_image``."""
-    return decode_image(path, window=window, frame=frame, max_pixels=max_pixels).image
-
-
-def decode_image(path: Path, *, window: tuple[float, float] | None, frame: int | None, max_pixels: int) -> DecodedImage:
+) -> DecodedImage:
     """Decodes one image file that the user names. It may lie anywhere and may be a link.
 
     ``window`` (center, width) is for DICOM files, see ``read_dicom``. ``frame`` (counted from 0) chooses a frame or

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Prompt:
     image: Image.Image | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Processor:
     """The tokenizer and the image processor of a model."""
 
@@ -129,25 +130,24 @@ class Processor:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, without control tokens."""
-        control = self.control_token_ids()
-        return str(self.tokenizer.decode([i for i in ids if i not in control], skip_special_tokens=False))
+        plain = [i for i in ids if i not in self.control_token_ids]
+        return str(self.tokenizer.decode(plain, skip_special_tokens=False))
 
-    def control_token_ids(self) -> set[int]:
+    @cached_property
+    def control_token_ids(self) -> frozenset[int]:
         """The special tokens but for the reasoning tags, which some checkpoints declare as special.
 
         Without its tags no completion would have the format.
         """
-        special = {int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special.update(map(int, self.tokenizer.all_special_ids))
-        names = zip(special, self.tokenizer.convert_ids_to_tokens(list(special)), strict=True)
-        return {i for i, name in names if not any(tag in name for tag in TAGS)}
+        special = _special_tokens(self.tokenizer).items()
+        return frozenset(i for i, token in special if not any(tag in token for tag in TAGS))
 
     def suppressed_token_ids(self) -> list[int]:
         """Tokens that must not be sampled: all control tokens but the EOS token.
 
         A sampled image token would make the next forward pass look for an image.
         """
-        return sorted(self.control_token_ids() - {self.eos_token_id})
+        return sorted(self.control_token_ids - {self.eos_token_id})
 
 
 def control_tokens_of(tokenizer: Any) -> frozenset[str]:
@@ -155,5 +155,10 @@ def control_tokens_of(tokenizer: Any) -> frozenset[str]:
 
     Tokens of one or two characters are left out: some tokenizers pad with "!", which is text as well.
     """
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return frozenset(token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 2)
+    return frozenset(token for token in _special_tokens(tokenizer).values() if len(token) > 2)
+
+
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The special tokens by id: those that have a role, such as the EOS token, and added ones."""
+    added = {int(i): str(token.content) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(map(int, tokenizer.all_special_ids), tokenizer.all_special_tokens, strict=True))

@@ -92,7 +92,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
             write_json(self.environment, {**environment(), **facts})
-            write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
+            self.store_config(cfg)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
@@ -120,8 +120,8 @@ class RunDirectory:
             with suppress(OSError):  # it holds other runs
                 self.path.parent.rmdir()
 
-    def replace_config(self, cfg: DictConfig) -> None:
-        """Stores the config again, with settings that may change when a run is resumed."""
+    def store_config(self, cfg: DictConfig) -> None:
+        """Stores the resolved config, in place of an earlier one if settings have changed that may change."""
         write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
 
     def stored_config(self, schema: type[T]) -> T:

@@ -30,7 +30,7 @@ from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
 from medr1.errors import ConfigError, Medr1Error
 from medr1.training.algorithms import ALGORITHMS
-from medr1.workflows.model_kinds import MODEL_KINDS
+from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 
 # The plugin folder of this process and of those it starts: workers of Hydra's launchers, runs of a sweep.
 PLUGINS_VARIABLE = "MEDR1_PLUGINS"
@@ -174,28 +174,27 @@ def check_components(cfg: CommonConfig) -> None:
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
 
 
-def ignored(cfg: CommonConfig, typed: Iterable[str]) -> dict[str, str]:
-    """Those of the typed keys that the command would not read, each with the choice to which this is due."""
-    found: dict[str, str] = {}
-    for key in typed:
-        for choice, places in _without_effect(cfg):
-            if is_below(key, places) or f"{key}=" in places:
-                found.setdefault(key, choice)
-    return found
-
-
-def check_typed(cfg: CommonConfig, typed: Iterable[str]) -> None:
-    """Refuses typed settings that the command would not read.
+def check_typed(runs: Sequence[CommonConfig], typed: Iterable[str]) -> None:
+    """Refuses typed settings that none of the runs of a command would read.
 
     Raises:
-        ConfigError: names them, and the choice to which this is due.
+        ConfigError: names one, and the choice of the first run to which this is due.
     """
-    for key, choice in ignored(cfg, typed).items():
-        raise ConfigError(f"{key}= has no effect with {choice}; leave it out")
+    unread = [dict(_ignored(cfg, typed)) for cfg in runs]
+    for key in typed:
+        if all(key in found for found in unread):
+            raise ConfigError(f"{key}= has no effect with {unread[0][key]}; leave it out")
 
 
-# Settings of a model that only a training reads.
-_TRAINED_MODEL = ("model.gradient_checkpointing", "model.freeze_vision_tower", "model.tuning", "model.lora")
+def _ignored(cfg: CommonConfig, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The typed keys that a run would not read, each with the choice to which this is due."""
+    choices = list(_without_effect(cfg))
+    for key in typed:
+        choice = next((c for c, places in choices if is_below(key, places) or f"{key}=" in places), None)
+        if choice is not None:
+            yield key, choice
+
+
 _TRAINED_RECIPE = tuple(
     f"model.recipe.{item.name}" for item in fields(RecipeConfig) if item.name != "max_completion_length"
 )
@@ -211,7 +210,7 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
     if isinstance(cfg, TrainConfig):
         algorithm, chosen = ALGORITHMS[cfg.algorithm.kind], f"algorithm={cfg.algorithm.name}"
         if not algorithm.trains:
-            yield chosen, (*_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+            yield chosen, (*TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
         if not algorithm.uses_rewards:
             yield chosen, ("reward", *_COMPLETIONS_TABLE)
         yield from algorithm.without_effect(cfg)
@@ -223,7 +222,7 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    yield "evaluate.py, which trains nothing", ("seed", *_TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+    yield "evaluate.py, which trains nothing", ("seed", *TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
     if cfg.run is not None:
         of_the_run = [
             f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")

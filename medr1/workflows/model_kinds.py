@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from medr1.workflows.session import Session
 
 
+# Settings of a model that only a training reads.
+TRAINED_MODEL = ("model.gradient_checkpointing", "model.freeze_vision_tower", "model.tuning", "model.lora")
+
+
 class ModelKind(Protocol):
     """A component of the config group ``model``."""
 
@@ -101,8 +105,8 @@ class ServerModel:
     settings: ClassVar[type[ModelConfig]] = ServerConfig
     is_trainable: ClassVar[bool] = False
     ignores: ClassVar[tuple[str, ...]] = (  # what only a model that is loaded here has
-        *("model.dtype", "model.attn_implementation", "model.gradient_checkpointing", "model.freeze_vision_tower"),
-        *("model.tuning", "model.lora", "model.recipe", "evaluation.batch_size", "rollout"),
+        *("model.dtype", "model.attn_implementation", *TRAINED_MODEL),
+        *("model.recipe", "evaluation.batch_size", "rollout"),
     )
 
     def check(self, model: ServerConfig) -> None:

@@ -29,7 +29,7 @@ from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
-from medr1.workflows.components import check_environment, checked, explain, ignored
+from medr1.workflows.components import check_environment, check_typed, checked, explain
 from medr1.workflows.sweep_job import print_progress, quoted, run_environment
 
 if TYPE_CHECKING:
@@ -215,11 +215,9 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
     values, varied = _parse(config)
     title = config.sweep.name or "-".join(["multirun", *varied])
     runs = list(_compose_runs(config, values))
-    typed = [key for key in values if key not in (config.hydra.sweeper.get("params") or {})]
-    unread = [ignored(settings, typed) for *_, settings in runs]
-    for key in typed:  # what one of the runs has no use for, another may need
-        if all(key in found for found in unread) and not is_below(key, ("sweep",)):
-            raise ConfigError(f"{key}= has no effect with {unread[0][key]}; leave it out")
+    of_file = config.hydra.sweeper.get("params") or {}
+    typed = [key for key in values if key not in of_file and not is_below(key, ("sweep",))]
+    check_typed([settings for *_, settings in runs], typed)
     unhashed = {key for *_, settings in runs for key in marked_keys(settings, "is_hashed", False)}
     places = (*_UNNAMED_GROUPS, *unhashed)
     unnamed = [k for k, v in values.items() if v == [title] or any(k == p or k.startswith(f"{p}.") for p in places)]

@@ -19,6 +19,7 @@ from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
 from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
 from medr1.errors import ConfigError, Medr1Error, StorageError
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import compare, metric_items, summarise
@@ -40,11 +41,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A run that has been opened: locked, with its data loaded, its config stored and its MLflow run started."""
+    """A run that has been opened: locked, with its data loaded, its config stored and its MLflow run started.
+
+    ``tested``: the test records that are evaluated, those of ``evaluation.limit``.
+    """
 
     cfg: CommonConfig
     run: RunDirectory
     data: Dataset
+    tested: list[Record]
     tracker: AnyTracker
     is_resumed: bool
 
@@ -79,8 +84,9 @@ def open_session(
         data = load_data(cfg)
         if isinstance(cfg, TrainConfig):
             set_max_steps(cfg, len(data.train))
+        tested = limit_cells(data.test, cfg.evaluation.limit)
         if not is_first:
-            yield Session(cfg, run, data, NullTracker(), is_resumed)
+            yield Session(cfg, run, data, tested, NullTracker(), is_resumed)
             return
         for message in data.messages:
             log.info(message)
@@ -92,13 +98,13 @@ def open_session(
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
         else:
             _check_model(cfg, run, facts)
-            run.replace_config(OmegaConf.structured(replace(cfg, resume=None)))
+            run.store_config(OmegaConf.structured(replace(cfg, resume=None)))
 
         log_to(run.log)
-        log.info(_description(cfg, run, data, str(facts["device"]), is_resumed))
+        log.info(_description(cfg, run, data, len(tested), str(facts["device"]), is_resumed))
         with _start_tracker(cfg, run, is_resumed) as tracker:
             _log_start(tracker, cfg, run, data)
-            yield Session(cfg, run, data, tracker, is_resumed)
+            yield Session(cfg, run, data, tested, tracker, is_resumed)
         # Written last, when MLflow has everything or it is queued in the run directory.
         write_json(run.finished, {"summary": run.summary.name})
 
@@ -149,9 +155,10 @@ def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]
         ) from error
 
 
-def _description(cfg: CommonConfig, run: RunDirectory, data: Dataset, device: str, is_resumed: bool) -> str:
+def _description(
+    cfg: CommonConfig, run: RunDirectory, data: Dataset, tested: int, device: str, is_resumed: bool
+) -> str:
     """What a run does, in one line."""
-    tested = len(limit_cells(data.test, cfg.evaluation.limit))
     steps = ""
     if isinstance(cfg, TrainConfig):
         trainer = cfg.trainer
@@ -191,7 +198,7 @@ def prediction_settings(session: Session) -> dict[str, Any]:
     """Constructor arguments of a ``PredictionStore`` over the test records of a run."""
     cfg = session.cfg
     return {
-        "records": limit_cells(session.data.test, cfg.evaluation.limit),
+        "records": session.tested,
         "mode": ReasoningMode(cfg.reasoning.mode),
         "load": cached_image_loader(cfg.data.image_size),
         "file": session.run.predictions,

@@ -12,22 +12,24 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from medr1.config.registry import STORED
 from medr1.config.schema import groups
 from medr1.config.settings import CommonConfig
 
 # What a command has of its own, whatever run it starts from.
 _OF_THE_COMMAND = ("output_dir", "plugins", "resume", "run", "sweep", "audit", "export", "merge", "plan", "plan_memory")
 
+STORED = "stored"  # the option of a group that holds the settings of a stored run
 
-def stored_options(settings: CommonConfig, typed: Collection[str], own: Collection[str] = ()) -> list[str]:
-    """The overrides with which a command starts from ``settings``, but for the keys in ``typed``.
 
-    Registers the option ``stored`` of each group. ``own``: groups that the command does not take from the run.
+def stored_options(settings: CommonConfig, schema: type[CommonConfig], typed: Collection[str]) -> list[str]:
+    """The overrides with which a command of ``schema`` starts from ``settings``, but for the keys in ``typed``.
+
+    Registers the option ``stored`` of each group. A run of the other command is tracked on its own.
     """
-    words, in_groups = [], groups(type(settings))
-    for item in fields(settings):
-        if item.name in (*_OF_THE_COMMAND, *own):
+    words, in_groups = [], groups(schema)
+    for item in fields(schema):
+        is_own = item.name in _OF_THE_COMMAND or (item.name == "tracking" and not isinstance(settings, schema))
+        if is_own or not hasattr(settings, item.name):
             continue
         value = getattr(settings, item.name)
         if item.name in in_groups:

@@ -75,7 +75,7 @@ def test_every_command_composes_and_passes_the_checks(
     if not {"resume", "run"} & {override.partition("=")[0] for override in single}:  # they start from a stored run
         settings = check(cfg)
         if not any("," in override or override.startswith(("sweep", "experiment")) for override in overrides):
-            check_typed(settings, [override.partition("=")[0] for override in overrides])
+            check_typed([settings], [override.partition("=")[0] for override in overrides])
 
 
 def _anchors(page: str) -> set[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medr1.ask import Model, ask, load, main
 from medr1.cli.ask import letter_options
-from medr1.data.images import read_image
+from medr1.data.images import decode_image
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError, DataError
@@ -245,7 +245,7 @@ def test_a_dicom_header_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: 
 def test_a_dicom_file_gives_the_same_answer_as_its_image(tmp_path: Path) -> None:
     values = (np.random.default_rng(0).random((96, 96)) * 2000).astype(np.int16)
     path = write_dicom(tmp_path / "ct.dcm", values, **RESCALED, WindowCenter=40, WindowWidth=400)
-    read_image(path).save(tmp_path / "ct.png")
+    decode_image(path).image.save(tmp_path / "ct.png")
     model = load("tiny", reasoning="think_after")
     options = ["lung", "liver", "heart", "knee"]
     answer = ask(model, path, QUESTION, options)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medr1.data.dicom import read_numbers
 from medr1.data.image_index import check_images, group_by_content
-from medr1.data.images import FileImage, decode, read_image
+from medr1.data.images import FileImage, decode, decode_image
 from medr1.domain.records import BadRecord, Reason
 from medr1.errors import DataError
 from tests.dicom_files import RESCALED, item, raw, write_dicom
@@ -21,7 +21,7 @@ pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra [dicom]")
 
 
 def greys(path: Path, **arguments: object) -> list[int]:
-    return [int(v) for v in np.asarray(read_image(path, **arguments))[..., 0].ravel()]  # type: ignore[arg-type]
+    return [int(v) for v in np.asarray(decode_image(path, **arguments).image)[..., 0].ravel()]  # type: ignore[arg-type]
 
 
 CT = np.array([[0, 824, 1064, 1304], [2000, 3000, 1023, 1025]], dtype=np.int16)  # -1024 to 1976 HU
@@ -51,7 +51,7 @@ def test_the_window_of_the_file_or_the_given_one(tmp_path: Path) -> None:
 def test_colour_and_frames(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     colour = write_dicom(tmp_path / "c.dcm", rgb, "RGB")
-    assert np.array_equal(np.asarray(read_image(colour)), rgb)
+    assert np.array_equal(np.asarray(decode_image(colour).image), rgb)
     film = write_dicom(tmp_path / "f.dcm", np.stack([CT, CT[::-1]]), **RESCALED)
     assert greys(film, frame=0) != greys(film, frame=1)
     (tmp_path / "text.dcm").write_text("no DICOM")
@@ -64,7 +64,7 @@ def test_colour_and_frames(tmp_path: Path) -> None:
         (tmp_path / "text.dcm", {}, "cannot be read as DICOM"),
     ):
         with pytest.raises(DataError) as error:
-            read_image(path, **arguments)  # type: ignore[arg-type]
+            decode_image(path, **arguments)  # type: ignore[arg-type]
         assert words in str(error.value)
 
 
@@ -141,7 +141,7 @@ def test_numbers_are_read_as_devices_write_them(tmp_path: Path, spelling: bytes,
 def test_an_unusable_number_is_named_by_tag_and_file(tmp_path: Path, keyword: str, tag: str, spelling: bytes) -> None:
     path = write_dicom(tmp_path / "x.dcm", CT, **{"WindowCenter": b"40", "WindowWidth": b"400", keyword: spelling})
     with pytest.raises(DataError) as error:
-        read_image(path)
+        decode_image(path)
     assert all(word in str(error.value) for word in (keyword, tag, str(path)))
     with pytest.raises(BadRecord) as bad:
         decode(tmp_path, "x.dcm", 10_000)
@@ -168,7 +168,7 @@ def test_impossible_counts_are_named(tmp_path: Path, keyword: str, value: bytes)
     raw(header, keyword, value, "IS")
     header.save_as(path)
     with pytest.raises(DataError, match=keyword):
-        read_image(path)
+        decode_image(path)
 
 
 @given(
@@ -267,7 +267,7 @@ def test_colour_is_scaled_by_the_bits_stored(tmp_path: Path, dtype: type, bits: 
     values = np.random.default_rng(0).integers(0, 2**bits, (3, 4, 3)).astype(dtype)
     values[0, 0] = 2**bits - 1
     path = write_dicom(tmp_path / "x.dcm", values, "RGB", BitsStored=bits, HighBit=bits - 1)
-    assert np.array_equal(np.asarray(read_image(path)), np.rint(values / (2**bits - 1) * 255))
+    assert np.array_equal(np.asarray(decode_image(path).image), np.rint(values / (2**bits - 1) * 255))
 
 
 def lut(table: list[int], first: int, bits: int, packed: bool = False) -> object:
@@ -364,7 +364,7 @@ def test_no_broken_file_gives_a_traceback(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "x.dcm"
     BROKEN[broken](path)
     with pytest.raises(DataError, match=r"x\.dcm"):
-        read_image(path)
+        decode_image(path)
     with pytest.raises(BadRecord, match=r"x\.dcm") as bad:
         decode(tmp_path, path.name, 10_000)
     assert bad.value.reason is Reason.UNDECODABLE_IMAGE
@@ -390,7 +390,7 @@ def test_no_damaged_file_gives_anything_but_an_image_or_a_named_error(
 def test_a_dicom_file_is_an_image_of_a_dataset(tmp_path: Path) -> None:
     write_dicom(tmp_path / "one.dcm", CT, WindowCenter=b"900", WindowWidth=b"900")
     write_dicom(tmp_path / "film.dcm", np.stack([CT, CT[::-1]]))
-    read_image(tmp_path / "one.dcm").save(tmp_path / "one.png")
+    decode_image(tmp_path / "one.dcm").image.save(tmp_path / "one.png")
     names = ["one.dcm", "film.dcm", "one.png"]
     facts = check_images(tmp_path, names, tmp_path / "cache", max_pixels=100)
     assert [facts[name].reason for name in names] == [None] * 3

@@ -18,7 +18,6 @@ from medr1.data.images import (
     FileImage,
     decode,
     decode_image,
-    read_image,
     read_rgb,
     resolve_inside,
     to_rgb,
@@ -169,10 +168,10 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         ("grey.png", {"frame": 0}, "remove frame"),
     ):
         with pytest.raises(DataError) as error:
-            read_image(tmp_path / name, **arguments)  # type: ignore[arg-type]
+            decode_image(tmp_path / name, **arguments)  # type: ignore[arg-type]
         assert words in str(error.value) and name in str(error.value)
     (tmp_path / "link.png").symlink_to(tmp_path / "grey.png")
-    assert read_image(tmp_path / "link.png").size == (30, 20)
+    assert decode_image(tmp_path / "link.png").image.size == (30, 20)
 
 
 UPRIGHT = Image.fromarray(noise(8)).resize((48, 32), Image.Resampling.BICUBIC)
@@ -203,7 +202,7 @@ def test_images_are_turned_as_their_exif_data_says(tmp_path: Path, suffix: str, 
     path = save_turned(tmp_path / f"x.{suffix}", orientation, **lossless)
     tolerance = 12 if suffix == "jpg" else 0
     expected = np.asarray(UPRIGHT, int)
-    for image in (read_rgb(tmp_path, path.name, LIMIT), read_image(path)):
+    for image in (read_rgb(tmp_path, path.name, LIMIT), decode_image(path).image):
         assert image.size == UPRIGHT.size
         assert np.abs(np.asarray(image, int) - expected).max() <= tolerance
     loaded = np.asarray(FileImage(tmp_path, path.name).load(16), int)

@@ -349,7 +349,8 @@ LONG = 50_000
 def test_parsing_time_is_linear(text: str, mode: ReasoningMode) -> None:
     start = time.process_time()
     read(text, mode)
-    assert time.process_time() - start < 1.0
+    # Quadratic time is minutes at this length; linear time is about a second on a busy machine.
+    assert time.process_time() - start < 15
 
 
 @pytest.mark.parametrize("mode", ReasoningMode)
