@@ -60,6 +60,7 @@ HELP = {
                                                         the same model on other data
   python evaluate.py run=RUN_DIR export=DIR             export its model for transformers
   python evaluate.py sweep=SWEEP_DIR                    write the report of a sweep again
+  python evaluate.py compare=[RUN_A,RUN_B]              a paired test of two runs
   python evaluate.py audit=DIR                          leaks and shortcuts in question files
   python evaluate.py reasoning=no_think                 the base model, without training (zero-shot)
   python evaluate.py model=server model.url=http://127.0.0.1:8000/v1 model.path=NAME
@@ -125,7 +126,7 @@ def _run(job: Callable[[DictConfig], None], command: str) -> None:
 def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:
     """The overrides with which a command begins that starts from a stored run (``resume=``, ``run=``)."""
     given = {override.get_key_element(): override.value() for override in typed}
-    commands = ("resume", "run", "sweep", "audit") if command == "evaluate" else ("resume",)
+    commands = ("resume", "run", "sweep", "audit", "compare") if command == "evaluate" else ("resume",)
     if len(chosen := [key for key in commands if given.get(key) is not None]) > 1:
         raise ConfigError(f"{'=, '.join(chosen)}= are different commands; give one of them")
     if command == "evaluate" and given.get("sweep") is not None:
@@ -176,6 +177,11 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             from medr1.workflows.audit import audit_files
 
             audit_files(components.checked(cfg, EvaluateConfig), run_directory())
+        elif cfg.compare is not None:
+            refuse_others(typed, ("compare", "output_dir", "tracking"), "compare= reads finished runs as they are")
+            from medr1.workflows.compare_runs import compare_runs
+
+            compare_runs(components.checked(cfg, EvaluateConfig), run_directory())
         elif cfg.export is not None:
             refuse_others(typed, ("run", "export", "merge", "model.path"), "export= writes the model of a run as it is")
             from medr1.workflows.export import export_run

@@ -49,6 +49,7 @@ def evaluate_directory(
     resume: str | None,
     sweep: str | None,
     audit: str | None,
+    compare: list[str] | None,
     export: str | None,
     run: str | None,
     *parts: Any,
@@ -57,7 +58,9 @@ def evaluate_directory(
     own = resume or sweep or (run if export else None)
     if own:
         return str(Path(own).absolute())
-    return _new_directory(output_dir, *(("audit", Path(audit).name) if audit else ("evaluate", *parts)))
+    if audit:
+        return _new_directory(output_dir, "audit", Path(audit).name)
+    return _new_directory(output_dir, *(["compare"] if compare else ["evaluate", *parts]))
 
 
 def job_name(cfg: DictConfig) -> str:

@@ -464,8 +464,8 @@ class TrainConfig(CommonConfig):
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    """Settings of ``evaluate.py``. Without ``resume``, ``run``, ``sweep`` and ``audit`` the model itself is evaluated
-    (zero-shot)."""
+    """Settings of ``evaluate.py``. Without ``resume``, ``run``, ``sweep``, ``audit`` and ``compare`` the model itself
+    is evaluated (zero-shot)."""
 
     run: str | None = None
     """Run directory of a finished training run to evaluate again."""
@@ -473,6 +473,8 @@ class EvaluateConfig(CommonConfig):
     """Directory of a sweep whose tables and report are made again."""
     audit: str | None = None
     """Directory of question files to audit for leaks and answer cues."""
+    compare: list[str] | None = None
+    """Two run directories, ``[RUN_A,RUN_B]``, to compare on the records that both answered."""
     export: str | None = None
     """New directory into which the model of ``run`` is exported."""
     merge: bool = True

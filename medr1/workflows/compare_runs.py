@@ -1,0 +1,109 @@
+"""``evaluate.py compare=[RUN_A,RUN_B]``: a paired test of two runs on the records that both answered. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from medr1.atomic_write import write_json, write_text
+from medr1.config.settings import EvaluateConfig
+from medr1.errors import ConfigError, DataError
+from medr1.evaluation.metrics import compare, summarise
+from medr1.evaluation.predictions import Condition, Prediction, read_predictions
+from medr1.reporting.comparison_table import render_comparison
+from medr1.runs.run_directory import RunDirectory
+from medr1.tracking.tracker import Tracker
+
+_CONTROLS = (Condition.BLANK_IMAGE, Condition.OPTION_PRIOR)
+
+
+def compare_runs(cfg: EvaluateConfig, directory: Path) -> None:
+    """Compares the models of the two runs ``cfg.compare`` and writes the result into ``directory``.
+
+    The model of a training is compared after training, that of an evaluation as it was evaluated. Only records that
+    both runs answered are compared; how many of each run are left out is part of the result.
+
+    Raises:
+        ConfigError: not two run directories. DataError: a run without predictions, no record in common, or a record
+            that is another question in the other run.
+    """
+    assert cfg.compare is not None
+    if len(cfg.compare) != 2 or cfg.compare[0] == cfg.compare[1]:
+        raise ConfigError(f"compare={cfg.compare}: compares two different runs; give compare=[RUN_A,RUN_B]")
+    runs = [RunDirectory(Path(path).absolute()) for path in cfg.compare]
+    conditions = [_condition(run) for run in runs]
+    predictions = [_predictions(run, condition) for run, condition in zip(runs, conditions, strict=True)]
+    common = predictions[0].keys() & predictions[1].keys()
+    if not common:
+        raise DataError(
+            f"{runs[0].path} and {runs[1].path} have no test record in common; evaluate both on the same data: "
+            f"evaluate.py run={runs[1].path} with the data of the other one"
+        )
+    a, b = ([line for record, line in of_run.items() if record in common] for of_run in predictions)
+    comparison = replace(compare(a, b), a=runs[0].path.name, b=runs[1].path.name)
+    summaries = summarise(a), summarise(b)
+    controls = [
+        {condition: summarise(lines) for condition in _CONTROLS if (lines := _control(run, condition, common))}
+        for run in runs
+    ]
+    left_out = [len(of_run) - len(common) for of_run in predictions]
+    table = render_comparison(summaries, controls, comparison, left_out)
+    sides = [
+        {
+            "run": str(run.path),
+            "condition": str(condition),
+            "records_left_out": missing,
+            "summary": summary.to_dict(),
+            "controls": {name: control.to_dict() for name, control in of_run.items()},
+        }
+        for run, condition, missing, summary, of_run in zip(
+            runs, conditions, left_out, summaries, controls, strict=True
+        )
+    ]
+    write_json(directory / "comparison.json", {"a": sides[0], "b": sides[1], "comparison": comparison.to_dict()})
+    write_text(directory / "results.md", table.to_markdown())
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"comparison: {directory}", soft_wrap=True, highlight=False)
+    if not cfg.tracking.enabled:
+        return
+    tags = {"compare": f"{runs[0].path} {runs[1].path}"}
+    with Tracker.start(cfg.tracking.uri, cfg.tracking.experiment, directory.name, directory, tags=tags) as tracker:
+        overall = comparison.overall
+        tracker.log_metrics(
+            {
+                "compare/difference": overall.difference.value,
+                "compare/p": overall.p,
+                "compare/records": overall.n,
+                "compare/a/accuracy": summaries[0].overall.accuracy.value,
+                "compare/b/accuracy": summaries[1].overall.accuracy.value,
+            },
+            0,
+        )
+        for name in ("comparison.json", "results.md"):
+            tracker.log_artifact(directory / name)
+        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+
+
+def _condition(run: RunDirectory) -> Condition:
+    """``trained`` of a training or of the evaluation of one, ``base`` of a model that was evaluated as it is."""
+    if not run.config.is_file():
+        raise ConfigError(f"compare: {run.path} is no run directory: it has no config.yaml")
+    found = [c for c in (Condition.TRAINED, Condition.BASE) if run.predictions(c).is_file()]
+    if not found or not run.finished.is_file():
+        raise DataError(f"compare: {run.path} is not finished; continue it with resume={run.path}")
+    return found[0]
+
+
+def _predictions(run: RunDirectory, condition: Condition) -> dict[str, Prediction]:
+    return {line.record: line for line in read_predictions(run.predictions(condition))}
+
+
+def _control(run: RunDirectory, condition: Condition, records: Sequence[str] | set[str]) -> list[Prediction]:
+    """The predictions of a control for these records; none if the run does not have it."""
+    if not run.predictions(condition).is_file():
+        return []
+    return [line for record, line in _predictions(run, condition).items() if record in records]
