@@ -58,6 +58,7 @@ class Record:
     ``options`` maps letters to texts in the order in which the prompt lists them; in real data the letters are not
     always in alphabetical order. ``rationale`` is empty if the data has none. ``origin`` names the file and the
     position in it, ``dataset`` the data set that the record was collected from, empty if there is only one.
+    ``benchmark`` is the set of ``data=benchmarks``, empty with other data.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Record:
     rationale: str = ""
     origin: str = ""
     dataset: str = field(default="", repr=False)  # fingerprints are made of repr
+    benchmark: str = field(default="", repr=False)
 
     @property
     def answer_text(self) -> str:

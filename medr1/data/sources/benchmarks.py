@@ -1,0 +1,132 @@
+"""Several data sources as one: a model is tested on all of them, and trained on one or on all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medr1.config.settings import DataConfig
+from medr1.data.dataset import Dataset, Selection
+from medr1.data.sources import SOURCES
+from medr1.data.sources.source import Source
+from medr1.domain.records import Record
+from medr1.errors import ConfigError, DataError
+
+
+@dataclass
+class BenchmarksConfig(DataConfig):
+    """Several data sources as one."""
+
+    kind: str = "benchmarks"
+    sets: dict[str, Any] = field(default_factory=dict)
+    """The data sets, by the names of their files in ``conf/data``, each with its own settings:
+    ``data.sets=[slake,vqa_rad] data.sets.slake.root=DIR``."""
+    train: str | None = None
+    """The set whose training records are used. null: those of all sets."""
+
+
+class Benchmarks(Source[BenchmarksConfig]):
+    """Several data sources as one. A record's id begins with the name of its set, as in ``slake/12``."""
+
+    kind = "benchmarks"
+    settings = BenchmarksConfig
+
+    def check(self, settings: BenchmarksConfig) -> None:
+        if not settings.sets:
+            raise ConfigError("data=benchmarks needs data.sets=[NAME,...], names of files in conf/data")
+        if settings.train is not None and settings.train not in settings.sets:
+            raise ConfigError(f"data.train={settings.train}: use one of data.sets, {', '.join(settings.sets)}")
+        for name, of_set in _typed(settings).items():
+            if of_set.kind == self.kind:
+                raise ConfigError(f"data.sets.{name}: is several sets itself; name these sets instead")
+            if of_set.image_size != settings.image_size:
+                raise ConfigError(
+                    f"data.sets.{name}.image_size={of_set.image_size} differs from data.image_size="
+                    f"{settings.image_size}, the size for all sets; leave it out"
+                )
+            with _named(name):
+                SOURCES[of_set.kind].check(of_set)
+
+    def check_training(self, settings: BenchmarksConfig) -> None:
+        for name in _trained(settings):
+            of_set = _typed(settings)[name]
+            with _named(name):
+                SOURCES[of_set.kind].check_training(of_set)
+
+    def without_effect(self, settings: BenchmarksConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        for name, of_set in _typed(settings).items():
+            for choice, keys in SOURCES[of_set.kind].without_effect(of_set):
+                yield _in_set(name, choice), [_in_set(name, key) for key in keys]
+
+    def load(self, settings: BenchmarksConfig, selection: Selection) -> Dataset:
+        train: list[Record] = []
+        test: list[Record] = []
+        fingerprints: dict[str, str] = {}
+        facts: dict[str, Any] = {}
+        messages: list[str] = []
+        for name, of_set in _typed(settings).items():
+            with _named(name):
+                dataset = SOURCES[of_set.kind].load(of_set, selection)
+            train += _of_set(name, dataset.train) if name in _trained(settings) else []
+            test += _of_set(name, dataset.test)
+            fingerprints[name] = dataset.fingerprint
+            facts[name] = dataset.facts
+            messages += [f"{name}: {message}" for message in dataset.messages]
+            if not dataset.test:
+                raise DataError(f"data.sets.{name}: there is no test record; choose another split, or leave it out")
+        text = json.dumps([sorted(fingerprints.items()), settings.train])
+        return Dataset(train, test, hashlib.sha256(text.encode()).hexdigest(), {"sets": facts}, messages)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors of a set name its settings: ``data.root=`` is ``data.sets.NAME.root=``."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(_in_set(name, str(error))) from error
+    except DataError as error:
+        raise DataError(_in_set(name, str(error))) from error
+
+
+def _in_set(name: str, text: str) -> str:
+    """A message or a key with the settings of a set under their own names."""
+    return re.sub(r"\bdata\.(?=[a-z_]+(?:=|$))", f"data.sets.{name}.", text)
+
+
+def _typed(settings: BenchmarksConfig) -> dict[str, DataConfig]:
+    """The settings of each set. Those of a stored run have lost their types, which ``kind`` gives back."""
+    found: dict[str, DataConfig] = {}
+    for name, values in settings.sets.items():
+        plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values
+        if not isinstance(plain, Mapping) or "kind" not in plain:
+            raise ConfigError(f"data.sets.{name}={values}: must be a file of conf/data; give data.sets=[{name}]")
+        try:
+            typed = OmegaConf.merge(OmegaConf.structured(SOURCES[plain["kind"]].settings), plain)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"data.sets.{name}: {str(error).splitlines()[0]}") from error
+        of_set = OmegaConf.to_object(typed)
+        assert isinstance(of_set, DataConfig)
+        found[name] = of_set
+    return found
+
+
+def _trained(settings: BenchmarksConfig) -> list[str]:
+    """The sets whose training records are used."""
+    return list(settings.sets) if settings.train is None else [settings.train]
+
+
+def _of_set(name: str, records: Iterable[Record]) -> list[Record]:
+    return [dataclasses.replace(record, id=f"{name}/{record.id}", benchmark=name) for record in records]
+
+
+SOURCES.register(Benchmarks())
