@@ -60,14 +60,13 @@ class FileImage:
         """The content id, or the path if the content was not compared."""
         return self.content_id or self.path
 
-    def load(self, size: int) -> Image.Image:
-        """The image in RGB, resized to ``size`` x ``size`` pixels without keeping its aspect ratio.
+    def load(self, side: int) -> Image.Image:
+        """The image in RGB and its own size; ``side`` is not needed.
 
         Raises:
             BadRecord: see ``read_rgb``.
         """
-        image = read_rgb(self.root, self.path, self.max_pixels)
-        return image.resize((size, size), Image.Resampling.BICUBIC)
+        return read_rgb(self.root, self.path, self.max_pixels)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

@@ -116,21 +116,22 @@ def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, An
 
 
 def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
-    paths, contents = {_path(record) for record in train}, {record.image.key for record in train}
-    images = {_path(record): record.image.key for record in test}
+    paths, contents = {_path(record) for record in train}, {record.image_key for record in train}
+    images = {_path(record): record.image_key for record in test}
     return {
         "test_records": len(test),
         "test_images": len(images),
         "records_by_path": sum(_path(record) in paths for record in test),
         "images_by_path": len(images.keys() & paths),
-        "records_by_content": sum(record.image.key in contents for record in test),
+        "records_by_content": sum(record.image_key in contents for record in test),
         "images_by_content": sum(content in contents for content in images.values()),
     }
 
 
 def _path(record: Record) -> str:
-    assert isinstance(record.image, FileImage)
-    return record.image.path
+    (image,) = record.images
+    assert isinstance(image, FileImage)
+    return image.path
 
 
 def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int, test: int) -> list[str]:
@@ -243,7 +244,7 @@ def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str
         records.append(
             Record(
                 id=identity,
-                image=image,
+                images=(image,),
                 modality=q.modality,
                 question_type=q.question_type,
                 question=q.question,
@@ -263,7 +264,7 @@ def _parts(records: Sequence[Record], questions: Sequence[Question], settings: O
     if settings.split is Split.test_only:
         return ["test"] * len(records)
     test = _test_contents(records, settings.test_fraction, settings.seed)
-    return ["test" if record.image.key in test else "train" for record in records]
+    return ["test" if record.image_key in test else "train" for record in records]
 
 
 def _test_contents(records: Sequence[Record], test_fraction: float, seed: int) -> set[str]:
@@ -273,10 +274,10 @@ def _test_contents(records: Sequence[Record], test_fraction: float, seed: int) -
     A content that records of several modalities share counts for the modality of its first record. A modality with two
     or more contents has at least one in the test part.
     """
-    sizes = Counter(record.image.key for record in records)
+    sizes = Counter(record.image_key for record in records)
     strata: dict[Modality, list[str]] = defaultdict(list)
-    for record in {record.image.key: record for record in reversed(records)}.values():
-        strata[record.modality].append(record.image.key)
+    for record in {record.image_key: record for record in reversed(records)}.values():
+        strata[record.modality].append(record.image_key)
     chosen: set[str] = set()
     for contents in strata.values():
         contents.sort(key=lambda content: hashlib.sha256(f"{seed}:{content}".encode()).digest())
