@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.cli.overrides import read_overrides, refuse_others
+from medr1.cli.overrides import expand_sets, read_overrides, refuse_others
 from medr1.cli.process import prepare_process
 from medr1.config.paths import CONF
 from medr1.config.processes import check_processes
@@ -99,6 +99,7 @@ def entry_point(command: str) -> None:
             if {"--help", "-h"} & set(sys.argv[1:]):
                 print(help_text(command))
                 return
+            sys.argv[1:] = expand_sets(sys.argv[1:])
             typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *_OTHER_GROUPS))
             sys.argv[1:1] = _of_stored_run(command, typed)
     job = partial({"train": _train, "evaluate": _evaluate}[command], typed=typed)

@@ -34,6 +34,28 @@ def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Overrid
     return overrides
 
 
+def expand_sets(words: Sequence[str]) -> list[str]:
+    """``data.sets=[slake,vqa_rad]`` as Hydra composes it: ``data=benchmarks``, with a file of ``data`` for each name.
+
+    Raises:
+        ConfigError: no list of names, or a name twice.
+    """
+    expanded: list[str] = []
+    for word in words:
+        if not word.lstrip("+").startswith("data.sets="):
+            expanded.append(word)
+            continue
+        names = _parse(word).value()
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{word}: give the names of files in conf/data, such as data.sets=[slake,vqa_rad]")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"{word}: {twice} occurs twice")
+        expanded += [f"+data@data.sets.{name}={name}" for name in names]
+        if not any(other.startswith("data=") for other in words):
+            expanded.append("data=benchmarks")
+    return expanded
+
+
 def _parse(word: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(word)

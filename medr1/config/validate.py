@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,9 +62,19 @@ def _check_keys(cfg: DictConfig, prefix: str = "") -> None:
             if path in RENAMED:
                 raise ConfigError(f"+{path} is called {RENAMED[path]}")
             raise ConfigError(f"+{path}: no such setting; {prefix.rstrip('.') or 'the config'} has {', '.join(known)}")
-        computed = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
-        if not computed and isinstance(cfg[key], DictConfig) and is_dataclass(OmegaConf.get_type(cfg[key])):
-            _check_keys(cfg[key], f"{path}.")
+        if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key):
+            continue
+        for place, value in _structured(cfg[key], path):
+            _check_keys(value, f"{place}.")
+
+
+def _structured(value: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Configs with a schema: the value itself, or those in a plain mapping, with their dotted keys."""
+    if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
+        yield path, value
+    elif isinstance(value, DictConfig):
+        for name in map(str, value):
+            yield from _structured(value[name], f"{path}.{name}")
 
 
 def _check_names(cfg: DictConfig) -> None:
@@ -121,10 +133,19 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _check_ranges(cfg: DictConfig) -> None:
-    for key, (low, high) in _RANGES.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not low <= value <= high:
-            raise ConfigError(f"{key}={value}: must lie between {low:g} and {high:g}")
+    for key in _RANGES:
+        check_range(key, OmegaConf.select(cfg, key))
+
+
+def check_range(key: str, value: float | None, name: str | None = None) -> None:
+    """Checks a value against the range of the setting ``key``, if it has one. Messages call it ``name``.
+
+    Raises:
+        ConfigError: the value is outside the range.
+    """
+    low, high = _RANGES.get(key, (-math.inf, math.inf))
+    if key in _RANGES and value is not None and not low <= value <= high:
+        raise ConfigError(f"{name or key}={value}: must lie between {low:g} and {high:g}")
 
 
 def _check_images(cfg: CommonConfig) -> None:

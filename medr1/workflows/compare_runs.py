@@ -1,4 +1,4 @@
-"""``evaluate.py compare=[RUN_A,RUN_B]``: a paired test of two runs on the records that both answered. Loads no torch."""
+"""``evaluate.py compare=[A,B]``: a paired test of two runs on the records that both answered. Loads no torch."""
 
 from __future__ import annotations
 

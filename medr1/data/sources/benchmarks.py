@@ -13,12 +13,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from medr1.config.settings import DataConfig
+from medr1.config.validate import check_range
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
-from medr1.domain.records import Record
+from medr1.domain.records import ImageSource, Record
 from medr1.errors import ConfigError, DataError
 
 
@@ -32,6 +34,25 @@ class BenchmarksConfig(DataConfig):
     ``data.sets=[slake,vqa_rad] data.sets.slake.root=DIR``."""
     train: str | None = None
     """The set whose training records are used. null: those of all sets."""
+
+
+# How images are shown to the model is the same for all sets.
+_SHARED = tuple(item.name for item in dataclasses.fields(DataConfig) if item.name not in ("name", "kind"))
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageOfSet:
+    """An image of a set. Two sets may have the same keys for different images."""
+
+    benchmark: str
+    image: ImageSource
+
+    @property
+    def key(self) -> str:
+        return f"{self.benchmark}/{self.image.key}"
+
+    def load(self, side: int) -> Image.Image:
+        return self.image.load(side)
 
 
 class Benchmarks(Source[BenchmarksConfig]):
@@ -48,11 +69,8 @@ class Benchmarks(Source[BenchmarksConfig]):
         for name, of_set in _typed(settings).items():
             if of_set.kind == self.kind:
                 raise ConfigError(f"data.sets.{name}: is several sets itself; name these sets instead")
-            if of_set.image_size != settings.image_size:
-                raise ConfigError(
-                    f"data.sets.{name}.image_size={of_set.image_size} differs from data.image_size="
-                    f"{settings.image_size}, the size for all sets; leave it out"
-                )
+            for item in dataclasses.fields(of_set):
+                check_range(f"data.{item.name}", getattr(of_set, item.name), f"data.sets.{name}.{item.name}")
             with _named(name):
                 SOURCES[of_set.kind].check(of_set)
 
@@ -64,6 +82,7 @@ class Benchmarks(Source[BenchmarksConfig]):
 
     def without_effect(self, settings: BenchmarksConfig) -> Iterator[tuple[str, Sequence[str]]]:
         for name, of_set in _typed(settings).items():
+            yield "data=benchmarks, whose own value is that of all sets", [f"data.sets.{name}.{key}" for key in _SHARED]
             for choice, keys in SOURCES[of_set.kind].without_effect(of_set):
                 yield _in_set(name, choice), [_in_set(name, key) for key in keys]
 
@@ -116,7 +135,7 @@ def _typed(settings: BenchmarksConfig) -> dict[str, DataConfig]:
             raise ConfigError(f"data.sets.{name}: {str(error).splitlines()[0]}") from error
         of_set = OmegaConf.to_object(typed)
         assert isinstance(of_set, DataConfig)
-        found[name] = of_set
+        found[name] = dataclasses.replace(of_set, **{key: getattr(settings, key) for key in _SHARED})
     return found
 
 
@@ -126,7 +145,15 @@ def _trained(settings: BenchmarksConfig) -> list[str]:
 
 
 def _of_set(name: str, records: Iterable[Record]) -> list[Record]:
-    return [dataclasses.replace(record, id=f"{name}/{record.id}", benchmark=name) for record in records]
+    return [
+        dataclasses.replace(
+            record,
+            id=f"{name}/{record.id}",
+            images=tuple(_ImageOfSet(name, image) for image in record.images),
+            benchmark=name,
+        )
+        for record in records
+    ]
 
 
 SOURCES.register(Benchmarks())
