@@ -274,7 +274,7 @@ def _test_contents(records: Sequence[Record], test_fraction: float, seed: int) -
     or more contents has at least one in the test part.
     """
     sizes = Counter(record.image.key for record in records)
-    strata: dict[Modality, list[str]] = defaultdict(list)
+    strata: dict[str, list[str]] = defaultdict(list)
     for record in {record.image.key: record for record in reversed(records)}.values():
         strata[record.modality].append(record.image.key)
     chosen: set[str] = set()
