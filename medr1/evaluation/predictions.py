@@ -7,7 +7,7 @@ Every number of a table or figure can be recomputed from these files:
 
     base, trained = (read_predictions(run / "predictions" / f"{name}.jsonl") for name in ("base", "trained"))
     summarise(trained).overall.accuracy  # value and 95 % interval
-    compare(base, trained).by_modality[Modality.MRI].difference
+    compare(base, trained).by_modality["mri"].difference
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol, get_args, get_type_hints
 
 from medr1.atomic_write import atomic_write
 from medr1.domain.reasoning import ReasoningMode, parse, target_text
-from medr1.domain.records import Modality, QuestionType, Record
+from medr1.domain.records import Record
 from medr1.errors import DataError
 
 
@@ -66,8 +66,8 @@ class Prediction:
 
     record: str
     image: str
-    modality: Modality
-    question_type: QuestionType
+    modality: str
+    question_type: str
     condition: str
     reasoning: ReasoningMode
     text: str
@@ -81,8 +81,9 @@ class Prediction:
     options: int
 
     def __post_init__(self) -> None:
-        if not self.record or not self.condition:
-            raise DataError(f"record {self.record!r}, condition {self.condition!r}: must not be empty")
+        for name in ("record", "condition", "modality", "question_type"):
+            if not getattr(self, name):
+                raise DataError(f"record {self.record!r}, condition {self.condition!r}: {name} must not be empty")
         if self.correct != (self.parsed == self.answer):
             raise DataError(
                 f"record {self.record}: correct is {self.correct}, parsed {self.parsed!r}, answer {self.answer!r}"
