@@ -61,7 +61,7 @@ class Workload:
         return make_records(World.TRAIN, 0, self.prompts)[::5][: self.prompts]
 
     def images(self) -> list[Image.Image]:
-        return [record.image.load(self.image_size) for record in self.records()]
+        return [record.images[0].load(self.image_size) for record in self.records()]
 
     def contents(self) -> list[str]:
         return [question_text(r.question, r.options, ReasoningMode.THINK_AFTER) for r in self.records()]

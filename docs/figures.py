@@ -45,7 +45,7 @@ def phantoms() -> None:
 def question() -> None:
     """The image of one test record at three times the size that the model sees."""
     record = next(record for record in make_records(World.TEST, 0, 80) if record.id == QUESTION)
-    record.image.load(84).resize((252, 252), Image.Resampling.NEAREST).save(IMAGES / "question.png", optimize=True)
+    record.images[0].load(84).resize((252, 252), Image.Resampling.NEAREST).save(IMAGES / "question.png", optimize=True)
 
 
 def curve(run: Path) -> None:

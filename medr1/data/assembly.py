@@ -169,11 +169,8 @@ def _to_records(drafts: Iterable[Draft], contents: Mapping[str, str]) -> list[Re
     for record in (draft.record for draft in drafts):
         seen[record.id] += 1
         identity = record.id if seen[record.id] == 1 else f"{record.id}~{seen[record.id]}"
-        (image,) = (
-            dataclasses.replace(image, content_id=contents[image.path])  # type: ignore[type-var]
-            for image in stored_images(record)
-        )
-        records.append(dataclasses.replace(record, id=identity, image=image))  # type: ignore[arg-type]
+        images = tuple(image.with_content_id(contents[image.path]) for image in stored_images(record))
+        records.append(dataclasses.replace(record, id=identity, images=images))
     return records
 
 

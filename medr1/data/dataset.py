@@ -126,7 +126,7 @@ _SAMPLE = "evaluation.limit, sample 0"
 
 
 def _hash(record: Record) -> bytes:
-    content = [_SAMPLE, record.dataset, record.image.key, record.question, list(record.options.items()), record.answer]
+    content = [_SAMPLE, record.dataset, record.image_key, record.question, list(record.options.items()), record.answer]
     return hashlib.sha256(json.dumps(content).encode()).digest()
 
 
@@ -135,7 +135,7 @@ def _spread(records: list[Record], members: list[int]) -> list[int]:
     per_image: Counter[str] = Counter()
     datasets: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for rank, i in enumerate(members):
-        image = records[i].image.key
+        image = records[i].image_key
         datasets[records[i].dataset].append((per_image[image], rank, i))
         per_image[image] += 1
     # The k-th of n records of a data set has its turn at k / n.

@@ -37,7 +37,7 @@ from scipy.spatial import cKDTree
 from medr1.atomic_write import write_text
 from medr1.data.image_paths import ImagePaths
 from medr1.data.images import DecodedImage, FileImage, can_read_dicom
-from medr1.domain.records import BadRecord, Reason
+from medr1.domain.records import BadRecord, ImageSource, Reason
 from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ _FORMAT = 2  # 1: without EXIF orientation
 _PROGRESS_FROM = 500
 
 
-class StoredImage(Protocol):
+class StoredImage(ImageSource, Protocol):
     """An image in a file of its own, or in a file with many."""
 
     @property
@@ -67,6 +67,9 @@ class StoredImage(Protocol):
 
     def decoded(self) -> DecodedImage:
         """The image in its own size. BadRecord if it cannot be decoded."""
+
+    def with_content_id(self, content_id: str) -> StoredImage:
+        """This image with the id of its content, see ``group_by_content``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,15 @@ def cached_image_loader(size: int) -> ImageLoader:
 
     @lru_cache(maxsize=max(16, _CACHE_BYTES // (3 * size * size)))
     def load(image: ImageSource) -> Image.Image:
-        return image.load(size)
+        return resized(image.load(size), size)
 
-    return lambda record: load(record.image)
+    def load_only(record: Record) -> Image.Image:
+        (image,) = record.images
+        return load(image)
+
+    return load_only
+
+
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """The image in ``size`` x ``size`` pixels, without keeping its aspect ratio."""
+    return image.resize((size, size), Image.Resampling.BICUBIC)

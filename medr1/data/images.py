@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -60,13 +61,13 @@ class FileImage:
         """The content id, or the path if the content was not compared."""
         return self.content_id or self.path
 
-    def load(self, size: int) -> Image.Image:
-        """The image in RGB, resized to ``size`` x ``size`` pixels without keeping its aspect ratio.
+    def load(self, side: int) -> Image.Image:
+        """The image in RGB and its own size; ``side`` is not needed.
 
         Raises:
             BadRecord: see ``read_rgb``.
         """
-        return self.decoded().image.resize((size, size), Image.Resampling.BICUBIC)
+        return self.decoded().image
 
     def state(self) -> tuple[int, int]:
         """Size in bytes and modification time in nanoseconds: a file whose state is the same has not changed."""
@@ -80,6 +81,10 @@ class FileImage:
     def decoded(self) -> DecodedImage:
         """The image in its own size. Raises BadRecord, see ``decode``."""
         return decode(self.root, self.path, self.max_pixels)
+
+    def with_content_id(self, content_id: str) -> FileImage:
+        """This image with the id of its content."""
+        return dataclasses.replace(self, content_id=content_id)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from medr1.data.image_index import StoredImage
-from medr1.domain.records import Modality, Record
+from medr1.domain.records import Record, in_order
 
 
 def stored_images(record: Record) -> tuple[StoredImage, ...]:
     """The images of a record that were read from files."""
-    return (record.image,)  # type: ignore[return-value]
+    return cast(tuple[StoredImage, ...], record.images)
 
 
 def image_grouped_parts(records: Sequence[Record], test_fraction: float, seed: int) -> list[str]:
@@ -63,11 +63,9 @@ def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, An
 
     ``by_modality`` has the same counts for each modality, with training records of this modality only.
     """
-    present = {str(record.modality) for record in test}
-    order = [*(value for value in map(str, Modality) if value in present), *sorted(present - set(map(str, Modality)))]
     by_modality = {
-        modality: _leaks([r for r in train if r.modality == modality], [r for r in test if r.modality == modality])
-        for modality in order
+        str(modality): _leaks([r for r in train if r.modality == modality], [r for r in test if r.modality == modality])
+        for modality in in_order(record.modality for record in test)
     }
     return {**_leaks(train, test), "by_modality": by_modality}
 
@@ -88,4 +86,4 @@ def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
 
 def _keys(record: Record) -> tuple[str, ...]:
     """The content ids of the images of a record."""
-    return (record.image.key,)
+    return tuple(image.key for image in record.images)

@@ -1,7 +1,8 @@
-"""The record: one multiple-choice question about one medical image, validated and typed."""
+"""The record: one multiple-choice question about medical images, validated and typed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -57,14 +58,18 @@ class ImageSource(Protocol):
     def key(self) -> str:
         """Identifies the content of the image: records with the same key show the same image."""
 
-    def load(self, size: int) -> Image.Image:
-        """The image in RGB, ``size`` x ``size`` pixels."""
+    def load(self, side: int) -> Image.Image:
+        """The image in RGB and its own size. A source that draws its images draws ``side`` x ``side`` pixels.
+
+        ``medr1.data.image_loader`` resizes it afterwards.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question about one image, whatever data source it comes from.
+    """One question about one or more images, whatever data source it comes from.
 
+    ``images`` are in the order in which the prompt shows them, or in which the question numbers them.
     ``options`` maps letters to texts in the order in which the prompt lists them; in real data the letters are not
     always in alphabetical order. ``rationale`` is empty if the data has none. ``origin`` names the file and the
     position in it, ``dataset`` the data set that the record was collected from, empty if there is only one.
@@ -72,7 +77,7 @@ class Record:
     """
 
     id: str
-    image: ImageSource
+    images: tuple[ImageSource, ...]
     modality: str
     question_type: str
     question: str
@@ -81,6 +86,16 @@ class Record:
     rationale: str = ""
     origin: str = ""
     dataset: str = field(default="", repr=False)  # fingerprints are made of repr
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise BadRecord(Reason.NO_IMAGE, "has no image", self.origin, self.id)
+
+    @property
+    def image_key(self) -> str:
+        """Identifies the images: records with the same key show the same images. That of the only image is its own."""
+        keys = sorted(image.key for image in self.images)
+        return keys[0] if len(keys) == 1 else json.dumps(keys)
 
     @property
     def answer_text(self) -> str:

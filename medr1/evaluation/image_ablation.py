@@ -40,11 +40,11 @@ def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
     """
     by_modality: dict[str, dict[str, Record]] = {}  # a record for each image
     for record in records:
-        by_modality.setdefault(record.modality, {}).setdefault(record.image.key, record)
+        by_modality.setdefault(record.modality, {}).setdefault(record.image_key, record)
     donors: dict[tuple[str, str], Record] = {}
     for modality, of_image in by_modality.items():
         order = sorted(of_image)
         random.Random(f"{seed} {modality}").shuffle(order)
         for key, donor in zip(order, order[1:] + order[:1], strict=True):
             donors[modality, key] = of_image[donor]
-    return [donors[record.modality, record.image.key] for record in records]
+    return [donors[record.modality, record.image_key] for record in records]

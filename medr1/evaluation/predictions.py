@@ -99,7 +99,7 @@ def prediction(
     parsed = parse(text, reasoning, record.options)
     return Prediction(
         record=record.id,
-        image=record.image.key,
+        image=record.image_key,
         modality=record.modality,
         question_type=record.question_type,
         condition=str(condition),

@@ -182,10 +182,10 @@ def check_rationales(predictions: Iterable[Prediction], records: Mapping[str, Re
         record = records.get(line.record)
         if record is None:
             raise DataError(f"record {line.record} of the predictions is none of the test records; pass its own data")
-        truth = record.image
-        if not isinstance(truth, Phantom):
+        truth, *others = record.images
+        if others or not isinstance(truth, Phantom):
             raise DataError(
-                f"record {line.record}: image {truth.key} is not a phantom; rationales can only be checked with "
+                f"record {line.record}: image {record.image_key} is not a phantom; rationales can only be checked with "
                 "data=phantoms"
             )
         expected, found = (truth.key, record.answer, len(record.options)), (line.image, line.answer, line.options)
@@ -299,7 +299,7 @@ def select_examples(
 
 def _diversity_keys(checked: CheckedRationale) -> tuple[str, str, str]:
     record = checked.record
-    return record.image.key, f"modality {record.modality}", f"question type {record.question_type}"
+    return record.image_key, f"modality {record.modality}", f"question type {record.question_type}"
 
 
 def _false(part: Sequence[Claim]) -> int:

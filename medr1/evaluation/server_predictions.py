@@ -82,7 +82,7 @@ class ServerPredictionStore(PredictionStore):
             return []
         drop_torn_line(partial)
         lines = read_predictions(partial)
-        expected = {(r.id, r.image.key, r.answer, condition, self.mode) for r in self.records}
+        expected = {(r.id, r.image_key, r.answer, condition, self.mode) for r in self.records}
         for line in lines:
             if (line.record, line.image, line.answer, line.condition, line.reasoning) not in expected:
                 raise DataError(f"{partial}: record {line.record} is not one of this evaluation; remove the file")

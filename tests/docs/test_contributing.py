@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.writeheader()
         for number, record in enumerate(make_records(World.TRAIN, 0, 1)):
             image = f"{number // 5}.png"
-            record.image.load(84).save(folder / image)
+            record.images[0].load(84).save(folder / image)
             fixed = {"image": image, "modality": record.modality, "question_type": record.question_type}
             text = {"question": record.question, **record.options, "answer": record.answer}
             rows.writerow(fixed | text | {"split": "test" if number % 5 == 0 else "train"})

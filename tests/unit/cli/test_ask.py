@@ -48,7 +48,7 @@ def test_the_answer_is_that_of_the_evaluation_and_its_letter_the_most_probable(
         records,
         model.choice.mode,
         "base",
-        load=lambda r: r.image.load(84),
+        load=lambda r: r.images[0].load(84),
         batch_size=len(records),
         max_completion_length=32,
         engine=LocalEngine(),
@@ -57,7 +57,7 @@ def test_the_answer_is_that_of_the_evaluation_and_its_letter_the_most_probable(
     for record, line in zip(records, expected, strict=True):
         if list(record.options) != sorted(record.options):
             continue
-        record.image.load(84).save(tmp_path / "x.png")
+        record.images[0].load(84).save(tmp_path / "x.png")
         answer = ask(model, tmp_path / "x.png", record.question, list(record.options.values()))
         assert (answer.completion, answer.letter, answer.format) == (line.text, line.parsed, line.format)
         if answer.letter is None:
@@ -83,7 +83,7 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
     model = load("tiny", reasoning="think_before")
     checked = 0
     for record in records[:6]:
-        record.image.load(84).save(tmp_path / "x.png")
+        record.images[0].load(84).save(tmp_path / "x.png")
         options = dict(zip("ABCDEFGHIJ", record.options.values(), strict=False))
         answer = ask(model, tmp_path / "x.png", record.question, list(options.values()))
         if answer.letter is None:
@@ -186,7 +186,7 @@ def test_images_have_the_size_of_the_checkpoint(build, tmp_path: Path) -> None:
 
 
 def test_a_cut_off_completion_says_so(records, tmp_path: Path) -> None:
-    records[0].image.load(84).save(tmp_path / "x.png")
+    records[0].images[0].load(84).save(tmp_path / "x.png")
     answer = ask(load("tiny", max_completion_length=2), tmp_path / "x.png", QUESTION, OPTIONS)
     assert (answer.letter, answer.truncated) == (None, True)
     assert "cut off after 2 tokens" in answer.note
@@ -195,7 +195,7 @@ def test_a_cut_off_completion_says_so(records, tmp_path: Path) -> None:
 def test_the_command_line(records, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = records[0]
     options = list(record.options.values())
-    record.image.load(84).save(tmp_path / "x.tif")
+    record.images[0].load(84).save(tmp_path / "x.tif")
     words = [str(tmp_path / "x.tif"), record.question, "--reasoning", "no_think", *options]
     assert main([*words, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -95,7 +95,7 @@ def collected(*parts: tuple[str, int, int], modality: Modality = Modality.CT) ->
     return [
         Record(
             id=f"{dataset}/{image}/{question}",
-            image=FileImage(Path("root"), f"Images/{dataset}/{image}.png"),
+            images=(FileImage(Path("root"), f"Images/{dataset}/{image}.png"),),
             modality=modality,
             question_type=QuestionType.DISEASE,
             question=f"Question {question}?",
@@ -145,7 +145,7 @@ def test_the_sample_does_not_depend_on_the_order_of_the_files(order: str) -> Non
         other = [replace(r, id=f"D~{n}") for n, r in enumerate(other)]
 
     def content(sample: list[Record]) -> set[tuple[str, str]]:
-        return {(record.image.key, record.question) for record in sample}
+        return {(record.image_key, record.question) for record in sample}
 
     for limit in (1, 4, 20, 60):
         assert content(limit_cells(other, limit)) == content(limit_cells(records, limit))
@@ -178,7 +178,7 @@ def test_fewer_places_than_data_sets_go_to_different_ones() -> None:
 
 @pytest.mark.parametrize(("images", "questions", "limit"), [(10, 7, 10), (10, 7, 25), (3, 50, 2), (1, 9, 4)])
 def test_the_sample_is_spread_over_images(images: int, questions: int, limit: int) -> None:
-    per_image = Counter(r.image.key for r in limit_cells(collected(("D", images, questions)), limit))
+    per_image = Counter(r.image_key for r in limit_cells(collected(("D", images, questions)), limit))
     assert len(per_image) == min(images, limit) and max(per_image.values()) - min(per_image.values()) <= 1
 
 
@@ -192,7 +192,7 @@ def test_the_sample_of_real_data_has_every_data_set_of_a_modality(
     for cell in {(r.modality, r.question_type) for r in test}:
         whole, part = ([r for r in of if (r.modality, r.question_type) == cell] for of in (test, sample))
         assert len(part) == min(limit, len(whole)) and counts(part).keys() == counts(whole).keys()
-        assert len({r.image.key for r in part}) >= min(limit, len({r.image.key for r in whole})) - 1
+        assert len({r.image_key for r in part}) >= min(limit, len({r.image_key for r in whole})) - 1
     assert len(counts(sample)) == 17
     assert {r.id for r in limit_cells(test[::-1], limit)} == {r.id for r in sample}
 
@@ -216,6 +216,17 @@ def test_the_fingerprint_changes_with_the_data(changes: dict[str, Any]) -> None:
     assert load(phantoms(**changes)).fingerprint != FINGERPRINT
 
 
+@pytest.mark.parametrize(
+    ("shortcut", "fingerprint"),
+    [
+        (0.0, "67e863819f2d99973486293bfbe1b6a3e7d6b007282ee9cb99573e0166c75f90"),
+        (0.6, "295200e530af23f673cc7d436c529c7e99afb39c8241b9b28e77b409ecf588e4"),
+    ],
+)
+def test_the_fingerprint_of_phantoms_is_that_of_earlier_versions(shortcut: float, fingerprint: str) -> None:
+    assert load(phantoms(shortcut=shortcut)).fingerprint == fingerprint
+
+
 def test_the_fingerprint_changes_with_the_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     from medr1.data.sources.phantoms import drawing as phantom_images
 
@@ -225,7 +236,7 @@ def test_the_fingerprint_changes_with_the_drawing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_fingerprint_does_not_depend_on_earlier_calls() -> None:
-    load(phantoms(seed=5)).test[0].image.load(84)
+    load(phantoms(seed=5)).test[0].images[0].load(84)
     np.random.default_rng().random(3)
     np.random.seed(4)
     assert load(phantoms(), "mri", "disease").fingerprint == load(phantoms()).fingerprint == FINGERPRINT

@@ -102,7 +102,7 @@ def test_a_release_record_becomes_a_record(root: Path) -> None:
     assert first.answer == second.answer == "B"
     assert second.modality is Modality.XRAY
     assert first.origin.endswith("D.json #0 (D_0000)")
-    assert first.image.load(28).size == (28, 28)
+    assert first.images[0].load(28).size == (60, 60)
 
 
 def test_an_answer_is_the_option_that_means_the_same_and_there_is_only_one(root: Path) -> None:
@@ -288,7 +288,7 @@ def test_image_paths_in_another_spelling_are_found_and_counted(root: Path, layou
     write_split(root / "Splits", "X-Ray_train", [spelled[1]])
     loaded = load(root, split=layout)
     assert sorted(r.id for r in (*loaded.train, *loaded.test)) == ["D_0000", "D_0001", "D_0002"]
-    assert sorted(r.image.path for r in (*loaded.train, *loaded.test)) == [f"Images/D/{n}.png" for n in range(3)]
+    assert sorted(r.images[0].path for r in (*loaded.train, *loaded.test)) == [f"Images/D/{n}.png" for n in range(3)]
     assert loaded.facts["counts"]["images_respelled"] == 2 and loaded.facts["counts"]["images_used"] == 3
     assert any("2 image paths are spelled differently" in message for message in loaded.messages)
     write_qa(root, records)
@@ -399,7 +399,7 @@ def loads_or_names(root: Path, path: Path, split: Split, records: int | None) ->
     "".join(bad).encode()
     for record in loaded.test:
         question_text(record.question, record.options, ReasoningMode.NO_THINK).encode()
-        assert record.answer in record.options and record.image.load(28).size == (28, 28)
+        assert record.answer in record.options and record.images[0].load(28).size == (60, 60)
 
 
 @given(st.lists(_RELEASE | _RELEASE.map(lambda changes: qa(0) | changes) | _JSON, min_size=1, max_size=3))
@@ -750,7 +750,7 @@ def test_real_layouts_agree(tmp_path: Path) -> None:
 
     def content(records: list[Any]) -> set[tuple[Any, ...]]:
         return {
-            (r.id, r.image.key, r.modality, r.question_type, r.question, tuple(r.options.items()), r.answer)
+            (r.id, r.image_key, r.modality, r.question_type, r.question, tuple(r.options.items()), r.answer)
             for r in records
         }
 

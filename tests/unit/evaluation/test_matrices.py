@@ -298,12 +298,12 @@ def test_scanner_columns() -> None:
 def test_scanner_columns_of_real_phantoms() -> None:
     records = make_records(World.TEST, 0, 4)
     lines = [
-        replace(predictions("11")[1], record=r.id, image=r.image.key, modality=r.modality, options=len(r.options))
+        replace(predictions("11")[1], record=r.id, image=r.image_key, modality=r.modality, options=len(r.options))
         for r in records
     ]
     only = SweepRun("x", {"algorithm": "grpo"}, {"trained": lines})
     cells = tabulate([only], "algorithm", "scanner", resamples=10).matrices[0].cells["grpo"]
-    held_out = sum(r.image.key.endswith("scanner-E") for r in records)
+    held_out = sum(r.image_key.endswith("scanner-E") for r in records)
     assert 0 < held_out < len(records)
     assert cells["held-out scanner"].n == held_out
 

@@ -24,12 +24,12 @@ class Unseen:
 
     key: str = "image"
 
-    def load(self, size: int) -> Image.Image:
+    def load(self, side: int) -> Image.Image:
         raise AssertionError("the option prior must not load the image")
 
 
 def record(options: dict[str, str], answer: str, id: str = "1") -> Record:
-    return Record(id, Unseen(), Modality.CT, QuestionType.DISEASE, "What is it?", options, answer)
+    return Record(id, (Unseen(),), Modality.CT, QuestionType.DISEASE, "What is it?", options, answer)
 
 
 def test_the_rate_decides_not_the_count() -> None:

@@ -41,7 +41,7 @@ UNREAD = replace(LINE, record="ct/2", text="", parsed=None, lenient=None, correc
 class UnreadImage:
     key: str
 
-    def load(self, size: int) -> Image.Image:
+    def load(self, side: int) -> Image.Image:
         raise AssertionError("a prediction line must not decode the image")
 
 
@@ -157,7 +157,9 @@ def test_fields_may_not_contradict_each_other(change: dict[str, object]) -> None
 
 
 def test_a_line_from_a_record_and_its_completion() -> None:
-    record = Record("us/3", UnreadImage("u.png"), Modality.US, QuestionType.ANATOMY, "What?", {"A": "x", "C": "y"}, "C")
+    record = Record(
+        "us/3", (UnreadImage("u.png"),), Modality.US, QuestionType.ANATOMY, "What?", {"A": "x", "C": "y"}, "C"
+    )
     line = prediction(record, "base", ReasoningMode.THINK_BEFORE, "<answer>C</answer>", length=5, truncated=False)
     # The letter is read although the think block is missing, which only costs the format.
     assert (line.record, line.image, line.options, line.answer) == ("us/3", "u.png", 2, "C")

@@ -244,8 +244,8 @@ def test_errors_put_in_are_found_again() -> None:
     records = make_records(World.TEST, 0, 10)
     lines, wrong, affected, contradictions = [], Counter[Attribute](), 0, 0
     for record in records:
-        assert isinstance(record.image, Phantom)
-        words = dict(zip(Attribute, record.image.rationale.split(), strict=True))
+        assert isinstance(record.images[0], Phantom)
+        words = dict(zip(Attribute, record.images[0].rationale.split(), strict=True))
         changed = [a for a in Attribute if rng.random() < chance[a]]
         for attribute in changed:
             words[attribute] = str(rng.choice(sorted(VALUES[attribute] - {words[attribute]})))
@@ -276,10 +276,10 @@ def test_the_interval_is_that_of_a_bootstrap_over_images() -> None:
     records = questions(15)
     lines, counts = [], dict[str, list[tuple[int, int]]]()
     for record in records:
-        assert isinstance(record.image, Phantom)
-        words = [w if rng.random() < 0.7 else "CT" for w in record.image.rationale.split()]
+        assert isinstance(record.images[0], Phantom)
+        words = [w if rng.random() < 0.7 else "CT" for w in record.images[0].rationale.split()]
         lines.append(line(record, record.answer_text, " ".join(words)))
-        counts.setdefault(record.image.key, []).append(("CT" in words, len(set(words))))
+        counts.setdefault(record.image_key, []).append(("CT" in words, len(set(words))))
     images = list(counts.values())
     ratios = []
     for _ in range(8000):
@@ -292,8 +292,8 @@ def test_the_interval_is_that_of_a_bootstrap_over_images() -> None:
 
 def test_the_same_rationale_five_times_on_an_image_has_the_interval_of_one() -> None:
     records = questions(40)
-    words = {r.image.key: "CT" if i % 3 else "MRI" for i, r in enumerate(records[::5])}
-    lines = [line(r, r.answer_text, words[r.image.key]) for r in records]
+    words = {r.image_key: "CT" if i % 3 else "MRI" for i, r in enumerate(records[::5])}
+    lines = [line(r, r.answer_text, words[r.image_key]) for r in records]
     five, one = (rationale_rates(part, by_id(*records)) for part in (lines, lines[::5]))
     assert (five.n, one.n, five.images) == (200, 40, 40)
     assert five.any_false == one.any_false
@@ -339,12 +339,12 @@ class Photograph:
 
     key = "images/1.png"
 
-    def load(self, size: int) -> None:
+    def load(self, side: int) -> None:
         raise AssertionError("must not be loaded")
 
 
 def test_an_image_with_unknown_content_is_refused() -> None:
-    record = replace(WHERE, image=Photograph())  # type: ignore[arg-type]
+    record = replace(WHERE, images=(Photograph(),))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"images/1.png is not a phantom"):
         rationale_rates([line(record, "left", "left")], by_id(record))
 
@@ -369,7 +369,7 @@ def corner(reading: CheckedRationale) -> tuple[bool, bool]:
 def test_the_gallery_shows_all_four_kinds_and_many_modalities() -> None:
     shown = select_examples(mixed(), by_id(*RECORDS), n=8)
     assert [corner(r) for r in shown] == [(a, b) for a in (True, False) for b in (True, False) for _ in range(2)]
-    assert len({r.record.modality for r in shown}) == 8 == len({r.record.image.key for r in shown})
+    assert len({r.record.modality for r in shown}) == 8 == len({r.record.image_key for r in shown})
     assert all(r.comparable and r.claims and r.prediction.record == r.record.id for r in shown)
     assert {r.record.question_type for r in select_examples(mixed(), by_id(*RECORDS), n=16)} == set(QuestionType)
 
@@ -379,7 +379,7 @@ def test_the_gallery_repeats_no_image_or_question_type_before_it_must(seed: int)
     records = questions(4)
     lines = [line(r, r.answer_text, r.rationale) for r in records]
     shown = [r.record for r in select_examples(lines, by_id(*records), n=4, seed=seed)]
-    assert len({r.image.key for r in shown}) == len({r.question_type for r in shown}) == 4
+    assert len({r.image_key for r in shown}) == len({r.question_type for r in shown}) == 4
 
 
 def test_the_gallery_depends_on_its_seed_alone() -> None:

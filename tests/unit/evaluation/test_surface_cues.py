@@ -29,12 +29,12 @@ class Unseen:
 
     key: str = "image"
 
-    def load(self, size: int) -> Image.Image:
+    def load(self, side: int) -> Image.Image:
         raise AssertionError("surface cues must not load the image")
 
 
 def record(options: Options, answer: str = "A", id: str = "1") -> Record:
-    return Record(id, Unseen(), Modality.CT, QuestionType.DISEASE, "What is it?", options, answer)
+    return Record(id, (Unseen(),), Modality.CT, QuestionType.DISEASE, "What is it?", options, answer)
 
 
 @pytest.mark.parametrize(

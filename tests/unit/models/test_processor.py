@@ -28,7 +28,7 @@ TEXTS = st.text(max_size=60).filter(lambda text: not any(token in text for token
 class NoImage:
     key = "none"
 
-    def load(self, size: int) -> Image.Image:
+    def load(self, side: int) -> Image.Image:
         raise AssertionError("not to be read")
 
 
@@ -106,7 +106,7 @@ def test_a_prompt_is_encoded_alike_alone_and_in_a_batch(pair, make_prompts) -> N
 @pytest.mark.parametrize("mode", ReasoningMode)
 def test_a_record_becomes_one_user_turn_with_one_image_token(mode: ReasoningMode) -> None:
     record = Record(
-        "r", NoImage(), Modality.CT, QuestionType.ANATOMY, "Which organ?", {"B": "lung", "A": "CT, PET"}, "A"
+        "r", (NoImage(),), Modality.CT, QuestionType.ANATOMY, "Which organ?", {"B": "lung", "A": "CT, PET"}, "A"
     )
     image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
     prompt = PROCESSOR.prompt(record, mode, image)

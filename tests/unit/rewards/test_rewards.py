@@ -33,13 +33,13 @@ EVEN = config(accuracy={"weight": 1.0}, format={"weight": 1.0})
 class NoImage:
     key = "none"
 
-    def load(self, size: int) -> Image.Image:
+    def load(self, side: int) -> Image.Image:
         raise AssertionError("rewards do not load images")
 
 
 def record(answer: str = "C", letters: str = "ABCD", id: str = "r") -> Record:
     options = {letter: f"option {letter}" for letter in letters}
-    return Record(id, NoImage(), Modality.CT, QuestionType.ANATOMY, "Which?", options, answer)
+    return Record(id, (NoImage(),), Modality.CT, QuestionType.ANATOMY, "Which?", options, answer)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_images_and_modes_are_added_gradually() -> None:
 
 
 def test_its_images_are_used_in_no_experiment() -> None:
-    phantoms = [example.record.image for example in (*DESCRIBED, *MATCHING, *WORDS, *MIXED)]
+    phantoms = [example.record.images[0] for example in (*DESCRIBED, *MATCHING, *WORDS, *MIXED)]
     assert all(isinstance(p, Phantom) and p.world is World.BASE and p.index < 50 for p in phantoms)
     # Nearly all of the 8 x 50 images occur.
     assert len({p.key for p in phantoms}) > 350

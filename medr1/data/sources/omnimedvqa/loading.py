@@ -163,7 +163,7 @@ def _draft(root: Path, question: Question, part: str, max_pixels: int) -> Draft:
     assert question.modality is not None and question.question_type is not None  # see _unknown_axis
     record = Record(
         id=question.id,
-        image=FileImage(root, question.image, max_pixels=max_pixels),
+        images=(FileImage(root, question.image, max_pixels=max_pixels),),
         modality=question.modality,
         question_type=question.question_type,
         question=question.question,

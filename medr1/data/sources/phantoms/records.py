@@ -92,8 +92,8 @@ class Phantom:
         """The attribute that a question type asks for."""
         return str(getattr(self, _ATTRIBUTE[question_type]))
 
-    def load(self, size: int) -> Image.Image:
-        return draw(size, _stream(self.world, self.seed, self.modality, self.index, "pixels"), self)
+    def load(self, side: int) -> Image.Image:
+        return draw(side, _stream(self.world, self.seed, self.modality, self.index, "pixels"), self)
 
 
 def choices(question_type: QuestionType, modality: Modality) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def make_record(
             correct = scanner
     return Record(
         id=f"{phantom.world.value}/{phantom.modality.value}/{phantom.index:05d}/{question_type.value}",
-        image=phantom,
+        images=(phantom,),
         modality=phantom.modality,
         question_type=question_type,
         question=wording,
@@ -177,15 +177,21 @@ def make_records(world: World, seed: int, images_per_modality: int, shortcut: fl
     return records
 
 
+def fingerprinted(record: Record) -> str:
+    """The text of a record in the fingerprint: its repr when records had one image, so that fingerprints stay."""
+    (phantom,) = record.images
+    return repr(record).replace(f"images=({phantom!r},)", f"image={phantom!r}")
+
+
 def load_phantoms(settings: PhantomsConfig) -> Dataset:
     """Training and test records. The fingerprint covers all records and one drawn image of each modality."""
     train = make_records(World.TRAIN, settings.seed, settings.train_images_per_modality, settings.shortcut)
     test = make_records(World.TEST, settings.seed, settings.test_images_per_modality)
     digest = hashlib.sha256()
     for record in (*train, *test):
-        digest.update(repr(record).encode())
+        digest.update(fingerprinted(record).encode())
     questions = len(QuestionType)
     for record in test[:: questions * settings.test_images_per_modality or 1]:
-        digest.update(record.image.load(settings.image_size).tobytes())
+        digest.update(record.images[0].load(settings.image_size).tobytes())
     counts = {"questions_train": len(train), "questions_test": len(test), "images_test": len(test) // questions}
     return Dataset(train, test, digest.hexdigest(), {"counts": counts}, [])
