@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medr1.config.settings import ALL, DataConfig
-from medr1.domain.records import BadRecord, Modality, QuestionType, Record, check_text
+from medr1.domain.records import BadRecord, Record, check_text
 from medr1.errors import DataError
 
 
@@ -86,14 +86,14 @@ def load_dataset(
 
 def _listing(part: str, records: Iterable[Record]) -> str:
     """How many records of each modality and question type there are."""
-    cells = Counter(f"modality={r.modality.value} question_type={r.question_type.value}" for r in records)
+    cells = Counter(f"modality={r.modality} question_type={r.question_type}" for r in records)
     listing = "".join(f"\n  {cell}: {count}" for cell, count in sorted(cells.items()))
     return f"The {part} records are:{listing}" if cells else f"There are no {part} records."
 
 
 def select(records: Iterable[Record], modality: str, question_type: str) -> list[Record]:
     """The records of one modality (or "all") and one question type (or "all")."""
-    return [r for r in records if modality in (ALL, r.modality.value) and question_type in (ALL, r.question_type.value)]
+    return [r for r in records if modality in (ALL, r.modality) and question_type in (ALL, r.question_type)]
 
 
 def limit_cells(records: Iterable[Record], limit: int | None) -> list[Record]:
@@ -113,7 +113,7 @@ def limit_cells(records: Iterable[Record], limit: int | None) -> list[Record]:
     records = list(records)
     if limit is None:
         return records
-    cells: dict[tuple[Modality, QuestionType], list[int]] = defaultdict(list)
+    cells: dict[tuple[str, str], list[int]] = defaultdict(list)
     # Equal contents are told apart by their ids; of two equal records it does not matter which one is taken.
     rank = [(_hash(record), record.id) for record in records]
     for i in sorted(range(len(records)), key=rank.__getitem__):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,26 @@ _GEOMETRY = (
 )
 
 
-def is_dicom(path: Path) -> bool:
+def is_dicom(source: Path | bytes) -> bool:
     """Whether ``DICM`` follows the preamble of 128 bytes, the file begins with an element, or its suffix is DICOM's."""
-    with path.open("rb") as file:
-        head = file.read(132)
-    suffix = path.suffix.lower() in (".dcm", ".dicom")
+    if isinstance(source, bytes):
+        head, suffix = source[:132], False
+    else:
+        with source.open("rb") as file:
+            head = file.read(132)
+        suffix = source.suffix.lower() in (".dcm", ".dicom")
     return head[128:] == b"DICM" or _FIRST_ELEMENT.match(head) is not None or suffix
 
 
+def opened(source: Path | bytes) -> Path | BytesIO:
+    """What a decoder reads: the path of a file, or the content of one as a stream."""
+    return BytesIO(source) if isinstance(source, bytes) else source
+
+
 def read_dicom(
-    path: Path, *, window: tuple[float, float] | None, frame: int | None, max_pixels: int, limit: str
+    source: Path | bytes, *, window: tuple[float, float] | None, frame: int | None, max_pixels: int, limit: str
 ) -> tuple[Image.Image, int]:
-    """Reads one frame in RGB and its own size. Returns it with the number of frames.
+    """Reads one frame of a file, or of the content of one, in RGB and its own size, and counts the frames.
 
     Stored grey values are rescaled as the file defines for the frame (CT: to Hounsfield units), by a modality lookup
     table or slope and intercept. They are mapped to 0-255 by ``window`` (center and width in those units), else by the
@@ -68,7 +77,7 @@ def read_dicom(
     if window is not None and window[1] < 1:
         raise _undecodable(f"cannot have a window {window[0]:g} {window[1]:g}: the width must be at least 1")
     try:
-        return _read(path, window, frame, max_pixels, limit)
+        return _read(source, window, frame, max_pixels, limit)
     except BadRecord:
         raise
     # pydicom parses an element when it is first used, so that each access to a damaged file may fail, and neither
@@ -126,12 +135,12 @@ def _number(data: Any, keyword: str) -> float | None:
 
 
 def _read(
-    path: Path, window: tuple[float, float] | None, frame: int | None, max_pixels: int, limit: str
+    source: Path | bytes, window: tuple[float, float] | None, frame: int | None, max_pixels: int, limit: str
 ) -> tuple[Image.Image, int]:
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    header = _header(path)
+    header = _header(source)
     for keyword in _GEOMETRY:
         _make_integer(header, keyword)
     if missing := [k for k in ("Rows", "Columns", "PhotometricInterpretation") if not header.get(k)]:
@@ -166,15 +175,15 @@ def _read(
     return Image.fromarray(np.rint(255 * scaled).astype(np.uint8), "RGB"), frames
 
 
-def _header(path: Path) -> Any:
+def _header(source: Path | bytes) -> Any:
     """The dataset of a file, with a transfer syntax also if the file has no preamble."""
     import pydicom
     from pydicom import uid
 
     try:
-        header: Any = pydicom.dcmread(path)
+        header: Any = pydicom.dcmread(opened(source))
     except pydicom.errors.InvalidDicomError:
-        header = pydicom.dcmread(path, force=True)
+        header = pydicom.dcmread(opened(source), force=True)
         if not any(keyword in header for keyword in _PIXELS):
             raise _undecodable("cannot be read as DICOM: it has neither a preamble nor an image") from None
     if not any(keyword in header for keyword in _PIXELS):

@@ -1,6 +1,6 @@
-"""Validates image files, caches the results, and groups files with the same image content.
+"""Validates stored images, caches the results, and groups images with the same content.
 
-Two files have the same content if their thumbnails (16 x 16, grey, zero mean, unit variance) differ by at most
+Two images have the same content if their thumbnails (16 x 16, grey, zero mean, unit variance) differ by at most
 ``MAX_CONTENT_DISTANCE`` root mean square. The normalisation ignores brightness and contrast; the square shape ignores
 a changed aspect ratio.
 
@@ -18,12 +18,11 @@ import base64
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +36,8 @@ from scipy.spatial import cKDTree
 
 from medr1.atomic_write import write_text
 from medr1.data.image_paths import ImagePaths
-from medr1.data.images import can_read_dicom, decode
-from medr1.domain.records import BadRecord, Reason
+from medr1.data.images import DecodedImage, FileImage, can_read_dicom
+from medr1.domain.records import BadRecord, ImageSource, Reason
 from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -53,11 +52,31 @@ _FORMAT = 2  # 1: without EXIF orientation
 _PROGRESS_FROM = 500
 
 
+class StoredImage(ImageSource, Protocol):
+    """An image in a file of its own, or in a file with many."""
+
+    @property
+    def path(self) -> str:
+        """Names the image below its data root."""
+
+    def state(self) -> tuple[int, int]:
+        """Size and modification time (ns) of the file. OSError if there is none any more."""
+
+    def content(self) -> bytes:
+        """The bytes of the image file, not decoded."""
+
+    def decoded(self) -> DecodedImage:
+        """The image in its own size. BadRecord if it cannot be decoded."""
+
+    def with_content_id(self, content_id: str) -> StoredImage:
+        """This image with the id of its content, see ``group_by_content``."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """One image file: its size and modification time, and either SHA-256 and thumbnail or the reason for rejection.
+    """One stored image: state of its file, and either SHA-256 and thumbnail or the reason for rejection.
 
-    ``path`` is that of the file, or as a record names it if there is no such file.
+    ``path`` is that of the image, or as a record names it if there is no such file.
     ``notes``: see ``DecodedImage``.
     """
 
@@ -74,11 +93,33 @@ class ImageFacts:
 def check_images(
     root: Path, paths: Iterable[str], cache_dir: Path, *, max_pixels: int, workers: int = 4
 ) -> dict[str, ImageFacts]:
-    """Checks each path below ``root``. Decodes only files that are new or have changed since they were cached.
+    """Checks the image file that each path below ``root`` names, see ``ImagePaths.find`` and ``index_images``.
 
-    Returns the facts of the file that each path names, see ``ImagePaths.find``. The cache is one JSON Lines file per
-    root in ``cache_dir``. Its first line has the format, ``max_pixels`` and whether DICOM can be read. A damaged cache,
-    or one with another first line, is rebuilt.
+    Returns the facts of the files by the paths as they are given.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    places = ImagePaths(root)
+    found: dict[str, str] = {}
+    rejected: dict[str, ImageFacts] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            found[path] = places.find(path)
+        except BadRecord as bad:
+            rejected[path] = ImageFacts(path, 0, 0, reason=bad.reason, detail=bad.detail)
+    images = (FileImage(root, file, max_pixels=max_pixels) for file in found.values())
+    facts = index_images(images, root, cache_dir, max_pixels=max_pixels, workers=workers)
+    return rejected | {path: facts[file] for path, file in found.items()}
+
+
+def index_images(
+    images: Iterable[StoredImage], root: Path, cache_dir: Path, *, max_pixels: int, workers: int = 4
+) -> dict[str, ImageFacts]:
+    """The facts of images below ``root``, by path. Decodes only those whose files are new or have changed.
+
+    The cache is one JSON Lines file per root in ``cache_dir``. Its first line has the format, ``max_pixels`` and
+    whether DICOM can be read. A damaged cache, or one with another first line, is rebuilt.
 
     Raises:
         DataError: the cache cannot be written.
@@ -88,49 +129,42 @@ def check_images(
     # With DICOM, so that files that were rejected for lack of pydicom are read once it is there.
     header = {"format": _FORMAT, "max_pixels": max_pixels, "dicom": int(can_read_dicom())}
     cached = _read_cache(cache, header)
-    places = ImagePaths(root)
-    found: dict[str, str] = {}
-    rejected: dict[str, ImageFacts] = {}
     facts: dict[str, ImageFacts] = {}
-    todo: dict[str, os.stat_result] = {}
-    for path in dict.fromkeys(paths):
+    todo: list[tuple[StoredImage, tuple[int, int]]] = []
+    for path, image in {image.path: image for image in images}.items():
         try:
-            file = places.find(path)
-            state = (root / file).stat()
-        except BadRecord as bad:
-            rejected[path] = ImageFacts(path, 0, 0, reason=bad.reason, detail=bad.detail)
-            continue
+            state = image.state()
         except OSError as error:  # removed since it was found
             detail = f"image {path!r} cannot be read: {error}"
-            rejected[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
+            facts[path] = ImageFacts(path, 0, 0, reason=Reason.NO_IMAGE, detail=detail)
             continue
-        found[path], previous = file, cached.get(file)
-        if previous is not None and (previous.size, previous.mtime_ns) == (state.st_size, state.st_mtime_ns):
-            facts[file] = previous
+        previous = cached.get(path)
+        if previous is not None and (previous.size, previous.mtime_ns) == state:
+            facts[path] = previous
         else:
-            todo[file] = state
+            todo.append((image, state))
     if todo:
         decoded: dict[str, ImageFacts] = {}
         try:
             with ThreadPoolExecutor(workers) as pool:
-                results = pool.map(lambda file: _decode(root, file, todo[file], max_pixels), todo)
+                results = pool.map(lambda item: _decode(*item), todo)
                 console, hide = Console(stderr=True), len(todo) < _PROGRESS_FROM
                 for fact in track(results, "Checking images", total=len(todo), console=console, disable=hide):
                     decoded[fact.path] = fact
         finally:  # also after an interrupt, because decoding a large release takes hours
             _write_cache(cache, header, cached | decoded)
         facts |= decoded
-    return rejected | {path: facts[file] for path, file in found.items()}
+    return facts
 
 
-def _decode(root: Path, path: str, state: os.stat_result, max_pixels: int) -> ImageFacts:
+def _decode(image: StoredImage, state: tuple[int, int]) -> ImageFacts:
     try:
-        decoded = decode(root, path, max_pixels)
-        content = (root / path).read_bytes()
+        decoded = image.decoded()
+        content = image.content()
     except BadRecord as bad:
-        return ImageFacts(path, state.st_size, state.st_mtime_ns, reason=bad.reason, detail=bad.detail)
+        return ImageFacts(image.path, *state, reason=bad.reason, detail=bad.detail)
     sha256, thumbnail = hashlib.sha256(content).hexdigest(), make_thumbnail(decoded.image)
-    return ImageFacts(path, state.st_size, state.st_mtime_ns, sha256, thumbnail, notes=decoded.notes)
+    return ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes)
 
 
 def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:

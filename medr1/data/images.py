@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image
 
-from medr1.data.dicom import is_dicom, read_dicom
+from medr1.data.dicom import is_dicom, opened, read_dicom
 from medr1.domain.records import BadRecord, Reason
 from medr1.domain.texts import UNENCODABLE
 from medr1.errors import DataError
@@ -66,7 +67,24 @@ class FileImage:
         Raises:
             BadRecord: see ``read_rgb``.
         """
-        return read_rgb(self.root, self.path, self.max_pixels)
+        return self.decoded().image
+
+    def state(self) -> tuple[int, int]:
+        """Size in bytes and modification time in nanoseconds: a file whose state is the same has not changed."""
+        status = (self.root / self.path).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        return (self.root / self.path).read_bytes()
+
+    def decoded(self) -> DecodedImage:
+        """The image in its own size. Raises BadRecord, see ``decode``."""
+        return decode(self.root, self.path, self.max_pixels)
+
+    def with_content_id(self, content_id: str) -> FileImage:
+        """This image with the id of its content."""
+        return dataclasses.replace(self, content_id=content_id)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
@@ -111,6 +129,18 @@ def decode(root: Path, relative: str, max_pixels: int, limit: str = "data.max_im
         raise _rejected(root, relative, bad.reason, bad.detail) from bad
 
 
+def decode_content(content: bytes, name: str, max_pixels: int, limit: str = "data.max_image_pixels") -> DecodedImage:
+    """Decodes the content of an image file completely. ``name`` is what an error calls the image.
+
+    Raises:
+        BadRecord: as ``decode``.
+    """
+    try:
+        return _decode(content, max_pixels, limit, default_frame=0)
+    except BadRecord as bad:
+        raise BadRecord(bad.reason, f"image {name!r} {bad.detail}") from bad
+
+
 def decode_image(
     path: Path,
     *,
@@ -142,25 +172,29 @@ def can_read_dicom() -> bool:
 
 
 def _decode(
-    path: Path,
+    source: Path | bytes,
     max_pixels: int,
     limit: str,
     window: tuple[float, float] | None = None,
     frame: int | None = None,
     default_frame: int | None = None,
 ) -> DecodedImage:
-    """Decodes a file. ``default_frame`` is for DICOM files with several. Raises BadRecord without the path in it."""
+    """Decodes a file, or the content of one. ``default_frame`` is for DICOM files with several.
+
+    Raises:
+        BadRecord: without the path in it.
+    """
     try:
-        if path.stat().st_size == 0:
+        if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
             raise BadRecord(Reason.UNDECODABLE_IMAGE, "has 0 bytes")
-        if is_dicom(path):
+        if is_dicom(source):
             # A frame that the user chose needs no note.
             chosen = default_frame if frame is None else frame
-            rgb, frames = read_dicom(path, window=window, frame=chosen, max_pixels=max_pixels, limit=limit)
+            rgb, frames = read_dicom(source, window=window, frame=chosen, max_pixels=max_pixels, limit=limit)
             return DecodedImage(rgb, _frame_notes(frames, frame))
         if window is not None:
             raise BadRecord(Reason.UNDECODABLE_IMAGE, "is not a DICOM file; remove window, which applies to DICOM only")
-        with Image.open(path) as image:
+        with Image.open(opened(source)) as image:
             return _decode_opened(image, frame, max_pixels, limit)
     except BadRecord:
         raise

@@ -14,10 +14,12 @@ from medr1.domain.texts import CONTROL_TOKEN, UNENCODABLE, is_blank, option_mean
 from medr1.errors import DataError
 
 LETTERS = tuple("ABCDEFGHIJ")
+AXES = ("modality", "question_type")  # the fields of a record that split a data set, each with values of the data
+UNSPECIFIED = "unspecified"  # the value of an axis that the data does not have
 
 
 class Modality(StrEnum):
-    """The eight imaging modalities of OmniMedVQA. The values are the options of the config group ``modality``."""
+    """The eight imaging modalities of OmniMedVQA and of the phantoms. Other data have values of their own."""
 
     CT = "ct"
     MRI = "mri"
@@ -30,13 +32,21 @@ class Modality(StrEnum):
 
 
 class QuestionType(StrEnum):
-    """The five question types of OmniMedVQA. The values are the options of the config group ``question_type``."""
+    """The five question types of OmniMedVQA and of the phantoms. Other data have values of their own."""
 
     ANATOMY = "anatomy"
     DISEASE = "disease"
     LESION = "lesion"
     MODALITY = "modality"
     ATTRIBUTES = "attributes"
+
+
+_PLACES = {str(value): place for place, value in enumerate((*Modality, *QuestionType))}
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """The different values of an axis as tables list them: those of OmniMedVQA in its order, then all others sorted."""
+    return sorted(set(values), key=lambda value: (_PLACES.get(value, len(_PLACES)), value.casefold(), value))
 
 
 class ImageSource(Protocol):
@@ -63,20 +73,21 @@ class Record:
     ``options`` maps letters to texts in the order in which the prompt lists them; in real data the letters are not
     always in alphabetical order. ``rationale`` is empty if the data has none. ``origin`` names the file and the
     position in it, ``dataset`` the data set that the record was collected from, empty if there is only one.
-    ``benchmark`` is the set of ``data=benchmarks``, empty with other data.
+    ``modality`` and ``question_type`` have the values of the data, or are ``UNSPECIFIED``. ``benchmark`` is the set of
+    ``data=benchmarks``.
     """
 
     id: str
     images: tuple[ImageSource, ...]
-    modality: Modality
-    question_type: QuestionType
+    modality: str
+    question_type: str
     question: str
     options: Mapping[str, str]
     answer: str
     rationale: str = ""
     origin: str = ""
     dataset: str = field(default="", repr=False)  # fingerprints are made of repr
-    benchmark: str = field(default="", repr=False)
+    benchmark: str = field(default=UNSPECIFIED, repr=False)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -109,8 +120,10 @@ class Reason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     PATH_LEAVES_ROOT = "path_leaves_root"
     NO_OPTIONS = "no_options"
+    TOO_MANY_OPTIONS = "too_many_options"
     DUPLICATE_OPTION = "duplicate_option"
     ANSWER_NOT_AMONG_OPTIONS = "answer_not_among_options"
+    AMBIGUOUS_ANSWER = "ambiguous_answer"
     CONTROL_TOKEN = "control_token"
     UNENCODABLE_TEXT = "unencodable_text"
     UNKNOWN_MODALITY = "unknown_modality"

@@ -28,19 +28,13 @@ from medr1.data.sources.omnimedvqa.files import (
     respell_images,
     skipped_files,
 )
-from medr1.domain.records import BadRecord, Modality, QuestionType, Reason
+from medr1.domain.records import BadRecord, Reason, in_order
 from medr1.domain.texts import option_meaning
 from medr1.errors import DataError
 from medr1.evaluation.option_prior import OptionPrior
 from medr1.evaluation.surface_cues import CueCounts, count_cues, expected_accuracy
 
 log = logging.getLogger(__name__)
-
-Value = Modality | QuestionType  # a cell of a split family
-_AXES: dict[SplitAxis, type[Modality] | type[QuestionType]] = {
-    SplitAxis.MODALITY: Modality,
-    SplitAxis.QUESTION_TYPE: QuestionType,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +96,8 @@ class Family:
     """
 
     axis: SplitAxis
-    cells: Mapping[Value, CellAudit]
-    option_prior: Mapping[Value, Mapping[Value, float]]
+    cells: Mapping[str, CellAudit]
+    option_prior: Mapping[str, Mapping[str, float]]
     off_diagonal: float | None
     off_diagonal_chance: float | None
     leak: Leak | None
@@ -111,7 +105,7 @@ class Family:
     @property
     def pairs(self) -> int:
         """Number of pairs of different trained and tested cells."""
-        return sum(trained is not tested for trained, row in self.option_prior.items() for tested in row)
+        return sum(trained != tested for trained, row in self.option_prior.items() for tested in row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +237,13 @@ def _source(files: _Files) -> Source:
 
 def _family(axis: SplitAxis, questions: Sequence[Question], contents: Mapping[str, str]) -> Family:
     train, test = _by_value(axis, questions, True), _by_value(axis, questions, False)
-    values: list[Value] = [value for value in _AXES[axis] if value in train or value in test]
-    prior: dict[Value, dict[Value, float]] = {}
+    values: list[str] = in_order(value for value in {**train, **test} if value is not None)
+    prior: dict[str, dict[str, float]] = {}
     for trained in (value for value in values if value in train):
         fitted = OptionPrior.fit(train[trained])
         prior[trained] = {value: fitted.expected_accuracy(test[value]) for value in values if value in test}
     chance = {value: fmean(1 / len(q.options) for q in test[value]) for value in values if value in test}
-    pairs = [(trained, tested) for trained, row in prior.items() for tested in row if trained is not tested]
+    pairs = [(trained, tested) for trained, row in prior.items() for tested in row if trained != tested]
     cells = {
         value: CellAudit(
             train=len(train[value]) if value in train else None,
@@ -272,16 +266,16 @@ def _family(axis: SplitAxis, questions: Sequence[Question], contents: Mapping[st
     )
 
 
-def _by_value(axis: SplitAxis, questions: Iterable[Question], train: bool) -> dict[Value | None, list[Question]]:
+def _by_value(axis: SplitAxis, questions: Iterable[Question], train: bool) -> dict[str | None, list[Question]]:
     """Training questions, or all others, by cell; those without a cell are None. Without a split, all are tests."""
-    by_value: dict[Value | None, list[Question]] = defaultdict(list)
+    by_value: dict[str | None, list[Question]] = defaultdict(list)
     for question in questions:
         if (question.part == "train") is train:
             by_value[getattr(question, axis)].append(question)
     return dict(by_value)
 
 
-def _all(questions: Mapping[Value | None, list[Question]]) -> list[Question]:
+def _all(questions: Mapping[str | None, list[Question]]) -> list[Question]:
     return [question for of_value in questions.values() for question in of_value]
 
 

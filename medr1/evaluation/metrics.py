@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from statistics import fmean
 from typing import Any, TypeVar
 
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import UNSPECIFIED, in_order
 from medr1.errors import DataError
 from medr1.evaluation.bootstrap import paired_difference
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnemar_exact, wilson
 
-K = TypeVar("K", Modality, QuestionType)
 T = TypeVar("T")
 C = TypeVar("C")
 _QUESTION = attrgetter("image", "modality", "question_type", "answer", "options")
@@ -59,17 +59,19 @@ class Contrast(PairedDifference):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The cells of one condition; keys only for modalities and question types that are present, in enum order."""
+    """The cells of one condition; keys only for modalities and question types that are present, in the order of
+    ``in_order``. No keys for an axis that the data lacks."""
 
     condition: str
     overall: Cell
-    by_modality: dict[Modality, Cell]
-    by_question_type: dict[QuestionType, Cell]
+    by_modality: dict[str, Cell]
+    by_question_type: dict[str, Cell]
+    by_benchmark: dict[str, Cell] = field(default_factory=dict)
 
     @property
-    def modality_mean(self) -> float:
-        """Accuracy averaged over modalities with equal weight, as Med-R1 reports it."""
-        return fmean(cell.accuracy.value for cell in self.by_modality.values())
+    def modality_mean(self) -> float | None:
+        """Accuracy averaged over modalities with equal weight, as Med-R1 reports it. None without modalities."""
+        return fmean(cell.accuracy.value for cell in self.by_modality.values()) if self.by_modality else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable types only."""
@@ -83,8 +85,9 @@ class Comparison:
     a: str
     b: str
     overall: Contrast
-    by_modality: dict[Modality, Contrast]
-    by_question_type: dict[QuestionType, Contrast]
+    by_modality: dict[str, Contrast]
+    by_question_type: dict[str, Contrast]
+    by_benchmark: dict[str, Contrast] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable types only."""
@@ -102,8 +105,9 @@ def summarise(predictions: Sequence[Prediction]) -> Summary:
     return Summary(
         condition=condition,
         overall=_cell(predictions),
-        by_modality=_by(Modality, predictions, lambda p: p.modality, _cell),
-        by_question_type=_by(QuestionType, predictions, lambda p: p.question_type, _cell),
+        by_modality=_by(predictions, lambda p: p.modality, _cell),
+        by_question_type=_by(predictions, lambda p: p.question_type, _cell),
+        by_benchmark=_by(predictions, lambda p: p.benchmark, _cell),
     )
 
 
@@ -139,8 +143,9 @@ def compare(
         a=name_a,
         b=name_b,
         overall=contrast(pairs),
-        by_modality=_with_holm(_by(Modality, pairs, lambda pair: pair[0].modality, contrast)),
-        by_question_type=_with_holm(_by(QuestionType, pairs, lambda pair: pair[0].question_type, contrast)),
+        by_modality=_with_holm(_by(pairs, lambda pair: pair[0].modality, contrast)),
+        by_question_type=_with_holm(_by(pairs, lambda pair: pair[0].question_type, contrast)),
+        by_benchmark=_with_holm(_by(pairs, lambda pair: pair[0].benchmark, contrast)),
     )
 
 
@@ -165,9 +170,11 @@ def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
     cell = summary.overall
     yield f"{prefix}/accuracy", cell.accuracy.value
     for modality, part in summary.by_modality.items():
-        yield f"{prefix}/accuracy/modality/{modality.value}", part.accuracy.value
+        yield f"{prefix}/accuracy/modality/{modality}", part.accuracy.value
     for question_type, part in summary.by_question_type.items():
-        yield f"{prefix}/accuracy/question_type/{question_type.value}", part.accuracy.value
+        yield f"{prefix}/accuracy/question_type/{question_type}", part.accuracy.value
+    for benchmark, part in summary.by_benchmark.items():
+        yield f"{prefix}/accuracy/benchmark/{benchmark}", part.accuracy.value
     yield f"{prefix}/format_rate", cell.format_rate
     yield f"{prefix}/unparsed_rate", cell.unparsed_rate
     yield f"{prefix}/completions/mean_length", cell.mean_length
@@ -175,9 +182,12 @@ def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
     yield f"{prefix}/lenient_accuracy", cell.lenient_accuracy
 
 
-def _by(kinds: type[K], items: Sequence[T], kind_of: Callable[[T], K], metric: Callable[[list[T]], C]) -> dict[K, C]:
-    """Groups items by kind and applies ``metric`` to each group."""
-    return {kind: metric(part) for kind in kinds if (part := [item for item in items if kind_of(item) == kind])}
+def _by(items: Sequence[T], value_of: Callable[[T], str], metric: Callable[[list[T]], C]) -> dict[str, C]:
+    """Groups items by their value on an axis and applies ``metric`` to each group. Empty if the data lacks the axis."""
+    groups: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        groups[value_of(item)].append(item)
+    return {} if groups.keys() == {UNSPECIFIED} else {value: metric(groups[value]) for value in in_order(groups)}
 
 
 def _cell(part: Sequence[Prediction]) -> Cell:
@@ -210,6 +220,6 @@ def _index(predictions: Iterable[Prediction]) -> tuple[str, dict[str, Prediction
     return conditions.pop(), index
 
 
-def _with_holm(family: dict[K, Contrast]) -> dict[K, Contrast]:
+def _with_holm(family: dict[str, Contrast]) -> dict[str, Contrast]:
     adjusted = holm([contrast.p for contrast in family.values()])
     return {key: replace(contrast, p_holm=p) for (key, contrast), p in zip(family.items(), adjusted, strict=True)}

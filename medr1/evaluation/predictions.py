@@ -7,7 +7,7 @@ Every number of a table or figure can be recomputed from these files:
 
     base, trained = (read_predictions(run / "predictions" / f"{name}.jsonl") for name in ("base", "trained"))
     summarise(trained).overall.accuracy  # value and 95 % interval
-    compare(base, trained).by_modality[Modality.MRI].difference
+    compare(base, trained).by_modality["mri"].difference
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol, get_args, get_type_hints
 
 from medr1.atomic_write import atomic_write
 from medr1.domain.reasoning import ReasoningMode, parse, target_text
-from medr1.domain.records import Modality, QuestionType, Record
+from medr1.domain.records import UNSPECIFIED, Record
 from medr1.errors import DataError
 
 
@@ -58,7 +58,7 @@ class Prediction:
     ``record`` and ``image`` are keys. ``answer`` is the correct letter, ``parsed`` the one read from ``text`` by the
     grammar, ``lenient`` the one read by the lenient parser (both None if there is none). ``format``: the whole text
     matches the grammar of ``reasoning``. ``length``: number of completion tokens. ``truncated``: the completion reached
-    the token limit. ``options``: number of options.
+    the token limit. ``options``: number of options. ``benchmark``: that of the record.
 
     Raises:
         DataError: fields that contradict each other, such as ``correct`` with a wrong letter.
@@ -66,8 +66,8 @@ class Prediction:
 
     record: str
     image: str
-    modality: Modality
-    question_type: QuestionType
+    modality: str
+    question_type: str
     condition: str
     reasoning: ReasoningMode
     text: str
@@ -79,10 +79,12 @@ class Prediction:
     length: int
     truncated: bool
     options: int
+    benchmark: str = UNSPECIFIED
 
     def __post_init__(self) -> None:
-        if not self.record or not self.condition:
-            raise DataError(f"record {self.record!r}, condition {self.condition!r}: must not be empty")
+        for name in ("record", "condition", "modality", "question_type"):
+            if not getattr(self, name):
+                raise DataError(f"record {self.record!r}, condition {self.condition!r}: {name} must not be empty")
         if self.correct != (self.parsed == self.answer):
             raise DataError(
                 f"record {self.record}: correct is {self.correct}, parsed {self.parsed!r}, answer {self.answer!r}"
@@ -112,6 +114,7 @@ def prediction(
         length=length,
         truncated=truncated,
         options=len(record.options),
+        benchmark=record.benchmark,
     )
 
 
@@ -169,6 +172,7 @@ def _from_json(line: str) -> Prediction:
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
     hints = get_type_hints(Prediction)
+    value = {"benchmark": UNSPECIFIED} | value  # files before version 0.3 do not have it
     if missing := hints.keys() - value.keys():
         raise DataError(f"missing field(s): {', '.join(sorted(missing))}")
     if unknown := value.keys() - hints.keys():

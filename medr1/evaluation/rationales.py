@@ -86,7 +86,8 @@ class CheckedRationale:
     @property
     def named(self) -> frozenset[str]:
         """The values that the rationale names for the attribute in question."""
-        return frozenset(c.text for c in self.claims if c.attribute is QUESTION_ATTRIBUTE[self.record.question_type])
+        asked = QUESTION_ATTRIBUTE[QuestionType(self.record.question_type)]
+        return frozenset(c.text for c in self.claims if c.attribute is asked)
 
     @property
     def comparable(self) -> bool:

@@ -82,8 +82,8 @@ def metric_items(audit: Audit) -> Iterator[tuple[str, float]]:
         for value, cell in family.cells.items():
             for metric in ("chance", "surface_cues", "option_prior"):
                 if (number := getattr(cell, metric)) is not None:
-                    yield f"audit/{metric}/{value.value}", number
-            yield from _leak_items(value.value, cell.leak)
+                    yield f"audit/{metric}/{value}", number
+            yield from _leak_items(value, cell.leak)
         yield from _leak_items(f"all_{family.axis.value}_splits", family.leak)
         if family.off_diagonal is not None:
             yield f"audit/option_prior_off_diagonal/{family.axis.value}", family.off_diagonal

@@ -50,6 +50,7 @@ def render_comparison(
     for title, kind, family in (
         ("By modality", "by_modality", comparison.by_modality),
         ("By type", "by_question_type", comparison.by_question_type),
+        ("By benchmark", "by_benchmark", comparison.by_benchmark),
     ):
         if family:
             rows.append((title,))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.statistics import Estimate, PairedDifference
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix
 
-MODALITY_NAMES = {
+_AXIS_NAMES: dict[str, str] = {
     Modality.CT: "CT",
     Modality.MRI: "MRI",
     Modality.XRAY: "X-Ray",
@@ -17,8 +18,6 @@ MODALITY_NAMES = {
     Modality.FP: "Fundus",
     Modality.OCT: "OCT",
     Modality.MICRO: "Microscopy",
-}
-QUESTION_TYPE_NAMES = {
     QuestionType.ANATOMY: "Anatomy",
     QuestionType.DISEASE: "Disease",
     QuestionType.LESION: "Lesion grading",
@@ -27,8 +26,7 @@ QUESTION_TYPE_NAMES = {
 }
 MEAN = "mean"  # the column of the mean over the columns with equal weight
 _NAMES = {
-    **{key.value: name for key, name in MODALITY_NAMES.items()},
-    **{key.value: name for key, name in QUESTION_TYPE_NAMES.items()},
+    **_AXIS_NAMES,
     **{"grpo": "GRPO", "sft": "SFT", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "gspo": "GSPO", "cispo": "CISPO"},
     **{"zero_shot": "Zero-shot", "medr1_legacy": "Med-R1 as released"},
     **{"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"},
@@ -41,6 +39,17 @@ _NAMES = {
 def label(value: str) -> str:
     """The display name of an axis value, word by word, such as GRPO No-Think for ``grpo no_think``."""
     return re.sub(r"[^\s:,]+", lambda word: _NAMES.get(word[0], word[0]), value)
+
+
+def value_labels(values: Collection[str]) -> dict[str, str]:
+    """The display name of each value of an axis. A value keeps its own name if its display name is another value."""
+    labels = ((value, _AXIS_NAMES.get(value, value)) for value in values)
+    return {value: value if name in values else name for value, name in labels}
+
+
+def markdown(text: str) -> str:
+    """The text with Markdown's characters escaped, for a cell of a table or a paragraph."""
+    return re.sub(r"[\\`*<|]|\](?=[(\[])", r"\\\g<0>", text)
 
 
 def axis_label(axis: str) -> str:

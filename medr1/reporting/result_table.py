@@ -10,13 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import QuestionType, in_order
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
-from medr1.reporting.formatting import MODALITY_NAMES, QUESTION_TYPE_NAMES, p_value
+from medr1.reporting.formatting import markdown, p_value, value_labels
 
 TRAINED_MARK = "\N{DAGGER}"
 _ABSENT = "-"
+_SHORT: dict[str, str] = {QuestionType.LESION: "Lesion"}
 # In the order of their columns. Shuffled image and surface cues do not fit into 100 columns; summary.json has them.
 _TITLES = {
     Condition.OPTION_PRIOR: "option\nprior",
@@ -50,9 +51,9 @@ class ResultTable:
         return Group(table, *(Text(note, style="dim") for note in self.notes))
 
     def to_markdown(self) -> str:
-        lines = [self.titles, ("---", *["---:"] * (len(self.titles) - 1))]
-        for row in self.rows:
-            lines.append((f"**{row[0]}**", *[""] * (len(self.titles) - 1)) if len(row) == 1 else row)
+        lines = [tuple(map(markdown, self.titles)), ("---", *["---:"] * (len(self.titles) - 1))]
+        for name, *cells in self.rows:
+            lines.append((markdown(name), *cells) if cells else (f"**{name}**", *[""] * (len(self.titles) - 1)))
         table = "\n".join(
             "| " + " | ".join(value.replace("\n", " ").strip() for value in line) + " |" for line in lines
         )
@@ -62,15 +63,16 @@ class ResultTable:
 def render_results(
     summaries: Mapping[str, Summary],
     comparison: Comparison | None = None,
-    trained_modalities: Collection[Modality] = (),
-    trained_question_types: Collection[QuestionType] = (),
+    trained_modalities: Collection[str] = (),
+    trained_question_types: Collection[str] = (),
+    trained_benchmarks: Collection[str] = (),
 ) -> ResultTable:
     """All conditions side by side, at most 100 columns wide.
 
     Args:
         summaries: by condition. The last one of the columns is shown with interval, chance and format rates.
         comparison: adds the columns difference and p; normally trained against base.
-        trained_modalities, trained_question_types: rows to mark as seen in training.
+        trained_modalities, trained_question_types, trained_benchmarks: rows to mark as seen in training.
 
     Raises:
         ValueError: no condition, or an unknown one.
@@ -86,19 +88,21 @@ def render_results(
     rows: list[tuple[str, ...]] = []
 
     def add(name: str, cells: Mapping[str, Cell], contrast: Contrast | None) -> None:
-        if cells:
-            rows.append((name, *_numbers(conditions, cells, comparison is not None, contrast)))
+        rows.append((name, *_numbers(conditions, cells, comparison is not None, contrast)))
 
-    rows.append(("By modality",))
-    for m, name in MODALITY_NAMES.items():
-        cells = {c: s.by_modality[m] for c, s in summaries.items() if m in s.by_modality}
-        mark = TRAINED_MARK if m in trained_modalities else ""
-        add(name + mark, cells, comparison.by_modality.get(m) if comparison else None)
-    rows.append(("By type",))
-    for t, name in QUESTION_TYPE_NAMES.items():
-        cells = {c: s.by_question_type[t] for c, s in summaries.items() if t in s.by_question_type}
-        mark = TRAINED_MARK if t in trained_question_types else ""
-        add(name.removesuffix(" grading") + mark, cells, comparison.by_question_type.get(t) if comparison else None)
+    for title, axis, trained in (
+        ("By modality", "by_modality", trained_modalities),
+        ("By type", "by_question_type", trained_question_types),
+        ("By benchmark", "by_benchmark", trained_benchmarks),
+    ):
+        by_value: dict[str, Mapping[str, Cell]] = {c: getattr(s, axis) for c, s in summaries.items()}
+        contrasts: Mapping[str, Contrast] = getattr(comparison, axis, {})
+        values = in_order(value for cells in by_value.values() for value in cells)
+        if values:
+            rows.append((title,))
+        for value, name in value_labels(values).items():
+            of_value = {c: cells[value] for c, cells in by_value.items() if value in cells}
+            add(_SHORT.get(value, name) + TRAINED_MARK * (value in trained), of_value, contrasts.get(value))
     rows.append(("Overall",))
     add("All questions", {c: s.overall for c, s in summaries.items()}, comparison.overall if comparison else None)
     return ResultTable(tuple(titles), tuple(rows), tuple(_notes(summaries, conditions, comparison, rows)))
@@ -144,7 +148,7 @@ def _notes(
 ) -> Iterator[str]:
     names = {c: c.value.replace("_", " ") for c in conditions}
     yield f"In %. fmt: {names[conditions[-1]]} completions in the requested format; not read: unparsed completions."
-    means = [f"{names[c]} {_percent(summaries[c].modality_mean)}" for c in conditions if summaries[c].by_modality]
+    means = [f"{names[c]} {_percent(m)}" for c in conditions if (m := summaries[c].modality_mean) is not None]
     if means:
         yield f"Mean over modalities (equal weight): {', '.join(means)}."
     yield from (note for condition, note in _CONTROL_NOTES.items() if condition in conditions)

@@ -25,6 +25,7 @@ from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
 from medr1.evaluation.predictions import Condition, Prediction
+from medr1.reporting.benchmark_table import render_benchmarks
 from medr1.reporting.result_table import render_results
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
@@ -228,8 +229,17 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
         tracker.log_metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
         tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
-    trained = {r.modality for r in data.train}, {r.question_type for r in data.train}
-    table = render_results(summaries, comparison, trained_modalities=trained[0], trained_question_types=trained[1])
+    tables = [
+        render_results(
+            summaries,
+            comparison,
+            trained_modalities={r.modality for r in data.train},
+            trained_question_types={r.question_type for r in data.train},
+            trained_benchmarks={r.benchmark for r in data.train},
+        )
+    ]
+    if any(summary.by_benchmark for summary in summaries.values()):
+        tables.append(render_benchmarks(summaries))
     write_json(
         run.summary,
         {
@@ -240,13 +250,14 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
             "mlflow_run_id": tracker.run_id,
         },
     )
-    write_text(run.results, table.to_markdown())
+    write_text(run.results, "\n".join(table.to_markdown() for table in tables))
     for path in (run.summary, run.results):
         tracker.log_artifact(path)
     for name in conditions:
         tracker.log_artifact(run.predictions(name), "predictions")
     console = Console(width=100)
-    console.print(table)
+    for table in tables:
+        console.print(table)
     console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
     if tracker.ui_command():
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)

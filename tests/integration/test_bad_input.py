@@ -23,7 +23,8 @@ from PIL import Image
 
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
-from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, Split
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
+from medr1.data.stored_data import OnBadRecord, Split
 from medr1.errors import Medr1Error
 from medr1.evaluation.predictions import read_predictions
 from medr1.models.export import save_policy

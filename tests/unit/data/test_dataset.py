@@ -22,9 +22,10 @@ from medr1.config.settings import DataConfig
 from medr1.data.dataset import Dataset, Selection, limit_cells, load_dataset, select
 from medr1.data.images import FileImage
 from medr1.data.sources import SOURCES
-from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, Split
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.source import Source
+from medr1.data.stored_data import Split
 from medr1.domain.records import BadRecord, Modality, QuestionType, Record
 from medr1.errors import ConfigError, DataError
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import medr1.data.image_index as image_index
+import medr1.data.images as images
 from medr1.data.image_index import ImageFacts, check_images, group_by_content, make_thumbnail
 from medr1.data.images import DecodedImage
 from medr1.domain.records import Reason
@@ -34,13 +35,13 @@ def check(root: Path, names: list[str], limit: int = LIMIT) -> dict[str, ImageFa
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The decoded paths, in order of decoding."""
     paths: list[str] = []
-    real = image_index.decode
+    real = images.decode
 
     def spy(root: Path, relative: str, max_pixels: int) -> DecodedImage:
         paths.append(relative)
         return real(root, relative, max_pixels)
 
-    monkeypatch.setattr(image_index, "decode", spy)
+    monkeypatch.setattr(images, "decode", spy)
     return paths
 
 

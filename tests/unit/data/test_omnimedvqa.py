@@ -15,9 +15,10 @@ from PIL import Image
 
 from medr1.config.settings import ALL
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, ReleasedAxis
 from medr1.data.sources.omnimedvqa.files import parse_modality, parse_question_type
 from medr1.data.sources.omnimedvqa.loading import load_omnimedvqa
+from medr1.data.stored_data import OnBadRecord, Split
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import DataError

@@ -58,11 +58,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     write_predictions(path, lines)
     back = read_predictions(path)
     assert back == lines
-    assert [type(back[0].modality), type(back[0].question_type), type(back[0].reasoning)] == [
-        Modality,
-        QuestionType,
-        ReasoningMode,
-    ]
+    assert [type(back[0].modality), type(back[0].question_type), type(back[0].reasoning)] == [str, str, ReasoningMode]
     assert path.read_bytes().count(b"\n") == 3
     first = path.read_bytes()
     write_predictions(path, back)
@@ -123,7 +119,9 @@ def test_a_duplicate_is_never_written(tmp_path: Path) -> None:
         (edited(record="ct/2", length=True), "field length: True is not int"),
         (edited(record="ct/2", correct=1), "field correct: 1 is not bool"),
         (edited(record="ct/2", answer=None), "field answer: None is not str"),
-        (edited(record="ct/2", modality="pet"), "field modality: 'pet' is none of ct, mri"),
+        (edited(record="ct/2", modality=""), "record 'ct/2', condition 'base': modality must not be empty"),
+        (edited(record="ct/2", modality=None), "field modality: None is not str"),
+        (edited(record="ct/2", reasoning="loud"), "field reasoning: 'loud' is none of think_before"),
         (edited(record="ct/2", correct=False), "record ct/2: correct is False"),
         (edited(), "record ct/1 occurs twice in condition base"),
     ],

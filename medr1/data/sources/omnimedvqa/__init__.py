@@ -9,19 +9,12 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from medr1.config.settings import NEUTRAL, DataConfig
+from medr1.config.settings import NEUTRAL
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
+from medr1.data.stored_data import Split, StoredDataConfig
 from medr1.errors import ConfigError
-
-
-class Split(StrEnum):
-    """How the records are divided into training and test."""
-
-    released = "released"
-    image_grouped = "image_grouped"
-    test_only = "test_only"
 
 
 class ReleasedAxis(StrEnum):
@@ -32,15 +25,8 @@ class ReleasedAxis(StrEnum):
     question_type = "question_type"
 
 
-class OnBadRecord(StrEnum):
-    """Whether records that cannot be used stop the run or are skipped and counted."""
-
-    error = "error"
-    skip = "skip"
-
-
 @dataclass
-class OmniMedVQAConfig(DataConfig):
+class OmniMedVQAConfig(StoredDataConfig):
     """OmniMedVQA on disk."""
 
     kind: str = "omnimedvqa"
@@ -52,16 +38,6 @@ class OmniMedVQAConfig(DataConfig):
     """released: Med-R1's split files; image_grouped: no image content in both parts; test_only: no training records."""
     axis: ReleasedAxis = ReleasedAxis.auto
     """Family of released splits: by modality or by question type. auto: the axis that the run restricts."""
-    on_bad_record: OnBadRecord = OnBadRecord.skip
-    """Stop with an error at records that cannot be used, or skip them. Both report all of them."""
-    test_fraction: float = 0.2
-    """Fraction of the records in the test part, for split=image_grouped."""
-    seed: int = 0
-    """Seed of the division into training and test, for split=image_grouped."""
-    max_image_pixels: int = 50_000_000
-    """Largest image that is decoded, in pixels. Larger ones are rejected as decompression bombs."""
-    cache_dir: str = field(default=MISSING, metadata=NEUTRAL)
-    """Folder of the cache of image hashes and thumbnails."""
 
 
 class OmniMedVQA(Source[OmniMedVQAConfig]):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medr1.config.settings import ALL
+from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.image_index import ImageFacts, check_images, group_by_content
 from medr1.data.images import FileImage
-from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
+from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, ReleasedAxis
 from medr1.data.sources.omnimedvqa.axes import complete_axes
 from medr1.data.sources.omnimedvqa.files import (
     Question,
@@ -25,12 +22,12 @@ from medr1.data.sources.omnimedvqa.files import (
     respell_images,
     skipped_files,
 )
-from medr1.domain.records import BadRecord, Modality, Reason, Record, check_text
+from medr1.data.splitting import count_leaks
+from medr1.data.stored_data import Split
+from medr1.domain.records import Reason, Record
 from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
-
-_EXAMPLES = 10
 
 
 def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset:
@@ -42,100 +39,62 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
 
     ``facts`` has ``counts`` (``files_skipped``: files beside the data; ``images_respelled``: paths that are spelled
     differently from their files; ``image_contents_used``: different images among the files used; ``by_exclusion``: see
-    ``axes.complete_axes``; ``bad``: rejected records by reason; ``image_notes``), ``leaks`` (see ``count_leaks``),
-    ``bad_records``, ``image_notes`` (see ``DecodedImage``) and ``released_axis``.
+    ``axes.complete_axes``; ``bad``: rejected records by reason; ``image_notes``), ``leaks`` (see
+    ``splitting.count_leaks``), ``bad_records``, ``image_notes`` (see ``DecodedImage``) and ``released_axis``.
 
     Raises:
         DataError: a folder or file that cannot be used, no usable record, or with ``on_bad_record=error`` any bad
             record; one message then reports all of them.
     """
     root = Path(settings.root)
-    if settings.split is Split.image_grouped and not 0.0 < settings.test_fraction < 1.0:
-        raise DataError(f"data.test_fraction={settings.test_fraction}. Remedy: a value between 0 and 1, such as 0.2")
     axis = settings.axis
     if axis is ReleasedAxis.auto:
         only_type = selection.modality == ALL and selection.question_type != ALL
         axis = ReleasedAxis.question_type if only_type else ReleasedAxis.modality
     reading, by_exclusion, respelled = _read(root, settings, SplitAxis(axis.value))
-    bad, complete = list(reading.bad), list[Question]()
+    bad, drafts = list(reading.bad), list[Draft]()
     for question in reading.questions:
-        if fault := _unknown_axis(question) or _control(question, selection.control_tokens):
+        if fault := _unknown_axis(question):
             bad.append(question.rejected(*fault))
         else:
-            complete.append(question)
-    paths = (question.image for question in complete)
-    images = check_images(root, paths, Path(settings.cache_dir), max_pixels=settings.max_image_pixels)
-    usable = [question for question in complete if images[question.image].reason is None]
-    bad += [q.rejected(reason, images[q.image].detail) for q in complete if (reason := images[q.image].reason)]
-    bad_counts = dict(sorted(Counter(record.reason.value for record in bad).items()))
-    if bad:
-        _report_bad(root, bad, bad_counts, settings.on_bad_record, empty=not usable)
-    if not usable:
-        raise DataError(f"{root}: the files hold no record. Remedy: correct data.root or data.splits")
-    contents = group_by_content(images.values())
-    records = _to_records(root, usable, contents, settings.max_image_pixels)
-    parts = _parts(records, usable, settings)
-    train, test = ([r for r, of in zip(records, parts, strict=True) if of == part] for part in ("train", "test"))
-    used = {question.image for question in usable}
-    notes = [f"image {path!r} {note}" for path in sorted(used) for note in images[path].notes]
+            part = "test" if settings.split is Split.test_only else question.part
+            drafts.append(_draft(root, question, part, settings.max_image_pixels))
+    data = assemble(
+        drafts,
+        bad,
+        root,
+        settings,
+        place=str(root),
+        remedy="correct data.root" if bad else "correct data.root or data.splits",
+        control_tokens=selection.control_tokens,
+        image_grouped=settings.split is Split.image_grouped,
+    )
+    train, test = data.of_part("train"), data.of_part("test")
     counts = {
         "files": reading.files,
         "files_skipped": len(skipped_files([root / "QA_information", _split_place(root, settings)])),
         "questions_read": len(reading.questions) + len(reading.bad),
-        "questions_used": len(records),
+        "questions_used": len(data.records),
         "images_read": len(reading.images),
         "images_respelled": len(respelled),
-        "images_used": len(used),
-        "image_contents_used": len({contents[image] for image in used}),
+        "images_used": data.paths,
+        "image_contents_used": data.contents,
         "by_exclusion": by_exclusion,
-        "bad": bad_counts,
-        "image_notes": len(notes),
+        "bad": count_reasons(data.bad),
+        "image_notes": len(data.notes),
     }
     facts = {
         "counts": counts,
         "leaks": count_leaks(train, test),
-        "bad_records": [str(record) for record in bad],
-        "image_notes": notes,
+        "bad_records": [str(record) for record in data.bad],
+        "image_notes": data.notes,
         "released_axis": axis.value,
     }
-    fingerprint = _fingerprint(zip(parts, records, strict=True), images)
-    return Dataset(train, test, fingerprint, facts, _messages(facts, respelled, len(train), len(test)))
-
-
-def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, Any]:
-    """Counts test records and test images (paths) that also occur in training, by path and by image content.
-
-    ``by_modality`` has the same counts for each modality, with training records of this modality only.
-    """
-    by_modality = {
-        modality.value: _leaks([r for r in train if r.modality is modality], of_modality)
-        for modality in Modality
-        if (of_modality := [r for r in test if r.modality is modality])
-    }
-    return {**_leaks(train, test), "by_modality": by_modality}
-
-
-def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
-    paths, contents = {_path(record) for record in train}, {record.image_key for record in train}
-    images = {_path(record): record.image_key for record in test}
-    return {
-        "test_records": len(test),
-        "test_images": len(images),
-        "records_by_path": sum(_path(record) in paths for record in test),
-        "images_by_path": len(images.keys() & paths),
-        "records_by_content": sum(record.image_key in contents for record in test),
-        "images_by_content": sum(content in contents for content in images.values()),
-    }
-
-
-def _path(record: Record) -> str:
-    (image,) = record.images
-    assert isinstance(image, FileImage)
-    return image.path
+    return Dataset(train, test, data.fingerprint, facts, _messages(facts, respelled, len(train), len(test)))
 
 
 def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int, test: int) -> list[str]:
-    counts, leaks = facts["counts"], facts["leaks"]
+    counts = facts["counts"]
     lines = [
         f"{counts['questions_read']} questions on {counts['images_read']} images read; {counts['questions_used']} "
         f"questions on {counts['images_used']} images ({counts['image_contents_used']} different ones) used: {train} "
@@ -149,15 +108,7 @@ def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int
             f"{len(respelled)} image paths are spelled differently from their files, which are used nevertheless: "
             f"{written!r} is {file!r}"
         )
-    if leaks["records_by_content"]:
-        lines.append(
-            f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
-            f"in training ({leaks['records_by_path']} by path); data.split=image_grouped avoids this"
-        )
-    if notes := facts["image_notes"]:
-        more = f"\n  … and {len(notes) - _EXAMPLES} more" if len(notes) > _EXAMPLES else ""
-        lines.append("\n  ".join([f"{len(notes)} note(s) on images:", *notes[:_EXAMPLES]]) + more)
-    return lines
+    return [*lines, *leak_messages(facts["leaks"]), *note_messages(facts["image_notes"])]
 
 
 def _split_place(root: Path, settings: OmniMedVQAConfig) -> Path:
@@ -208,98 +159,17 @@ def _unknown_axis(question: Question) -> tuple[Reason, str] | None:
     return None
 
 
-def _control(question: Question, control_tokens: Collection[str]) -> tuple[Reason, str] | None:
-    try:
-        check_text((question.question, *question.options.values()), control_tokens)
-    except BadRecord as bad:
-        return bad.reason, bad.detail
-    return None
-
-
-def _report_bad(root: Path, bad: list[BadRecord], counts: dict[str, int], on_bad: OnBadRecord, empty: bool) -> None:
-    """Raises one error about all bad records, or logs it as a warning if they are skipped and other records remain."""
-    summary = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    first = {record.reason: record for record in reversed(bad)}.values()  # each reason gets an example
-    examples = [str(record) for record in [*first, *(record for record in bad if record not in first)][:_EXAMPLES]]
-    more = [f"… and {len(bad) - _EXAMPLES} more"] if len(bad) > _EXAMPLES else []
-    listing = "\n  ".join([summary, *examples, *more])
-    if on_bad is OnBadRecord.skip and not empty:
-        log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), listing)
-        return
-    remedy = "correct data.root" if empty else "correct the data, or skip these records with data.on_bad_record=skip"
-    head = f"{root}: {f'none of the {len(bad)} records read can' if empty else f'{len(bad)} record(s) cannot'} be used"
-    raise DataError(f"{head}: {listing}\nRemedy: {remedy}")
-
-
-def _to_records(root: Path, questions: Iterable[Question], contents: Mapping[str, str], limit: int) -> list[Record]:
-    records: list[Record] = []
-    seen: Counter[str] = Counter()
-    for q in questions:
-        assert q.modality is not None and q.question_type is not None  # see _unknown_axis
-        seen[q.id] += 1
-        # Predictions are stored by record id, so repeated ids are numbered.
-        identity = q.id if seen[q.id] == 1 else f"{q.id}~{seen[q.id]}"
-        image = FileImage(root, q.image, contents[q.image], limit)
-        origin = f"{q.file} {q.position}"
-        records.append(
-            Record(
-                id=identity,
-                images=(image,),
-                modality=q.modality,
-                question_type=q.question_type,
-                question=q.question,
-                options=q.options,
-                answer=q.answer,
-                origin=origin,
-                dataset=q.dataset,
-            )
-        )
-    return records
-
-
-def _parts(records: Sequence[Record], questions: Sequence[Question], settings: OmniMedVQAConfig) -> list[str]:
-    """The part of each record, train or test."""
-    if settings.split is Split.released:
-        return [question.part for question in questions]
-    if settings.split is Split.test_only:
-        return ["test"] * len(records)
-    test = _test_contents(records, settings.test_fraction, settings.seed)
-    return ["test" if record.image_key in test else "train" for record in records]
-
-
-def _test_contents(records: Sequence[Record], test_fraction: float, seed: int) -> set[str]:
-    """Chooses the image contents of the test part.
-
-    Contents of each modality are taken in the order of a seeded hash, as long as the records stay within the fraction.
-    A content that records of several modalities share counts for the modality of its first record. A modality with two
-    or more contents has at least one in the test part.
-    """
-    sizes = Counter(record.image_key for record in records)
-    strata: dict[Modality, list[str]] = defaultdict(list)
-    for record in {record.image_key: record for record in reversed(records)}.values():
-        strata[record.modality].append(record.image_key)
-    chosen: set[str] = set()
-    for contents in strata.values():
-        contents.sort(key=lambda content: hashlib.sha256(f"{seed}:{content}".encode()).digest())
-        target, taken = test_fraction * sum(sizes[content] for content in contents), 0
-        for content in contents:
-            if taken + sizes[content] <= target:
-                chosen.add(content)
-                taken += sizes[content]
-        if taken == 0 and len(contents) > 1:
-            chosen.add(contents[0])
-    return chosen
-
-
-def _fingerprint(records: Iterable[tuple[str, Record]], images: Mapping[str, ImageFacts]) -> str:
-    """SHA-256 of parts, records and image bytes. The order of the records in the files does not matter."""
-    lines = sorted(
-        json.dumps(
-            [
-                *(part, r.id, _path(r), images[_path(r)].sha256, r.modality, r.question_type),
-                *(r.question, list(r.options.items()), r.answer),
-            ]
-        )
-        for part, r in records
+def _draft(root: Path, question: Question, part: str, max_pixels: int) -> Draft:
+    assert question.modality is not None and question.question_type is not None  # see _unknown_axis
+    record = Record(
+        id=question.id,
+        images=(FileImage(root, question.image, max_pixels=max_pixels),),
+        modality=question.modality,
+        question_type=question.question_type,
+        question=question.question,
+        options=question.options,
+        answer=question.answer,
+        origin=f"{question.file} {question.position}",
+        dataset=question.dataset,
     )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return Draft(record, part, question.file, question.position)

@@ -30,7 +30,7 @@ class World(StrEnum):
     BASE = "base"
 
 
-NAMES: dict[Modality, str] = {
+NAMES: dict[str, str] = {
     Modality.CT: "CT",
     Modality.MRI: "MRI",
     Modality.XRAY: "radiograph",

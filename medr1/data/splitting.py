@@ -1,0 +1,89 @@
+"""Divides records into training and test so that they share no image, and counts the images that they share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from medr1.data.image_index import StoredImage
+from medr1.domain.records import Record, in_order
+
+
+def stored_images(record: Record) -> tuple[StoredImage, ...]:
+    """The images of a record that were read from files."""
+    return cast(tuple[StoredImage, ...], record.images)
+
+
+def image_grouped_parts(records: Sequence[Record], test_fraction: float, seed: int) -> list[str]:
+    """The part of each record, "train" or "test". No image content is in both.
+
+    Contents of each modality are taken in the order of a seeded hash, as long as the records stay within the fraction.
+    A content that records of several modalities share counts for the modality of its first record. A modality with two
+    or more contents has at least one in the test part. Contents that one record shows together stay together.
+    """
+    groups = _groups(records)
+    sizes = Counter(groups)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for group, record in {group: record for group, record in reversed([*zip(groups, records, strict=True)])}.items():
+        strata[record.modality].append(group)
+    chosen: set[str] = set()
+    for contents in strata.values():
+        contents.sort(key=lambda content: hashlib.sha256(f"{seed}:{content}".encode()).digest())
+        target, taken = test_fraction * sum(sizes[content] for content in contents), 0
+        for content in contents:
+            if taken + sizes[content] <= target:
+                chosen.add(content)
+                taken += sizes[content]
+        if taken == 0 and len(contents) > 1:
+            chosen.add(contents[0])
+    return ["test" if group in chosen else "train" for group in groups]
+
+
+def _groups(records: Iterable[Record]) -> list[str]:
+    """For each record the first of the image contents that it is connected with, by records that show several."""
+    parent: dict[str, str] = {}
+
+    def root(content: str) -> str:
+        while parent.setdefault(content, content) != content:
+            parent[content] = content = parent[parent[content]]
+        return content
+
+    contents = [_keys(record) for record in records]
+    for first, *others in contents:
+        for other in others:
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low
+    return [root(keys[0]) for keys in contents]
+
+
+def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, Any]:
+    """Counts test records and test images (paths) that also occur in training, by path and by image content.
+
+    ``by_modality`` has the same counts for each modality, with training records of this modality only.
+    """
+    by_modality = {
+        str(modality): _leaks([r for r in train if r.modality == modality], [r for r in test if r.modality == modality])
+        for modality in in_order(record.modality for record in test)
+    }
+    return {**_leaks(train, test), "by_modality": by_modality}
+
+
+def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
+    paths = {image.path for record in train for image in stored_images(record)}
+    contents = {key for record in train for key in _keys(record)}
+    images = {i.path: key for r in test for i, key in zip(stored_images(r), _keys(r), strict=True)}
+    return {
+        "test_records": len(test),
+        "test_images": len(images),
+        "records_by_path": sum(any(image.path in paths for image in stored_images(record)) for record in test),
+        "images_by_path": len(images.keys() & paths),
+        "records_by_content": sum(not contents.isdisjoint(_keys(record)) for record in test),
+        "images_by_content": sum(content in contents for content in images.values()),
+    }
+
+
+def _keys(record: Record) -> tuple[str, ...]:
+    """The content ids of the images of a record."""
+    return tuple(image.key for image in record.images)
