@@ -91,8 +91,9 @@ class LoraTargets(StrEnum):
 
 
 class TableAxis(StrEnum):
-    """What the columns of a sweep's table are: the test records by modality, by question type, or by scanner."""
+    """What the columns of a sweep's table are: the test records by modality, question type, scanner or benchmark."""
 
     modality = "modality"
     question_type = "question_type"
     scanner = "scanner"
+    benchmark = "benchmark"

@@ -387,7 +387,7 @@ class EvaluationConfig:
     shuffled_image: bool = True
     """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
     limit: int | None = None
-    """Evaluate a sample of at most so many records of each pair of modality and question type. null: all.
+    """Evaluate a sample of at most so many records of each benchmark, modality and question type. null: all.
 
     The sample is the same for all seeds and models. It is spread over data sets and images.
 

@@ -97,7 +97,7 @@ def select(records: Iterable[Record], modality: str, question_type: str) -> list
 
 
 def limit_cells(records: Iterable[Record], limit: int | None) -> list[Record]:
-    """A sample of at most ``limit`` records of each combination of modality and question type. None: all records.
+    """A sample of at most ``limit`` records of each combination of benchmark, modality and question type. None: all.
 
     The sample depends on the contents of the records alone, neither on their order nor on a run's seed, so that runs
     that are compared are tested on the same records. A smaller sample is part of a larger one. Within a cell the
@@ -113,11 +113,11 @@ def limit_cells(records: Iterable[Record], limit: int | None) -> list[Record]:
     records = list(records)
     if limit is None:
         return records
-    cells: dict[tuple[str, str], list[int]] = defaultdict(list)
+    cells: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     # Equal contents are told apart by their ids; of two equal records it does not matter which one is taken.
     rank = [(_hash(record), record.id) for record in records]
     for i in sorted(range(len(records)), key=rank.__getitem__):
-        cells[records[i].modality, records[i].question_type].append(i)
+        cells[records[i].benchmark, records[i].modality, records[i].question_type].append(i)
     chosen = {i for members in cells.values() for i in _spread(records, members)[:limit]}
     return [record for i, record in enumerate(records) if i in chosen]
 

@@ -235,7 +235,8 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
             comparison,
             trained_modalities={r.modality for r in data.train},
             trained_question_types={r.question_type for r in data.train},
-            trained_benchmarks={r.benchmark for r in data.train},
+            # The benchmarks of an evaluation need not be those that its model was trained on.
+            trained_benchmarks={r.benchmark for r in data.train} if isinstance(session.cfg, TrainConfig) else (),
         )
     ]
     if any(summary.by_benchmark for summary in summaries.values()):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from medr1.data.dataset import load_dataset
+from medr1.data.dataset import limit_cells, load_dataset
 from medr1.data.sources.benchmarks import BenchmarksConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.errors import ConfigError
@@ -83,3 +83,10 @@ def test_a_set_that_is_not_trained_on_needs_no_training_records() -> None:
     words = "+data@data.sets.omnimedvqa=omnimedvqa data.sets.omnimedvqa.root=. data.sets.omnimedvqa.split=test_only"
     words += " +data@data.sets.phantoms=phantoms data.train=phantoms"
     assert composed("train", "data=benchmarks", *words.split()).data.train == "phantoms"
+
+
+def test_a_limited_sample_has_records_of_every_set() -> None:
+    both = load_dataset(settings(a=phantoms(0), b=phantoms(1)), "all", "all")
+    sample = limit_cells(both.test, 1)
+    assert len(sample) == 2 * 8 * 5
+    assert len({(r.benchmark, r.modality, r.question_type) for r in sample}) == len(sample)
