@@ -61,7 +61,9 @@ HELP = {
   python evaluate.py run=RUN_DIR export=DIR             export its model for transformers
   python evaluate.py sweep=SWEEP_DIR                    write the report of a sweep again
   python evaluate.py compare=[RUN_A,RUN_B]              a paired test of two runs
-  python evaluate.py audit=DIR                          leaks and shortcuts in question files
+  python evaluate.py audit=data data=omnimedvqa data.root=DIR
+                                                        leaks, shortcuts and shared images of data
+  python evaluate.py audit=DIR                          the same for question files of OmniMedVQA
   python evaluate.py reasoning=no_think                 the base model, without training (zero-shot)
   python evaluate.py model=server model.url=http://127.0.0.1:8000/v1 model.path=NAME
                                                         a model behind a chat server
@@ -170,14 +172,15 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
 
             report_sweep(Path(cfg.sweep))
         elif cfg.audit is not None:
+            from medr1.workflows.audit import DATA, audit_files, audit_records
+
+            is_data = cfg.audit == DATA
             refuse_others(
                 typed,
-                ("audit", "output_dir", "tracking"),
-                "audit= reads the files as they are and has no other settings",
+                ("audit", "output_dir", "tracking", "plugins", *(("data", "data@data") if is_data else ())),
+                "audit=data audits data= as it is" if is_data else "audit=DIR reads question files as they are",
             )
-            from medr1.workflows.audit import audit_files
-
-            audit_files(components.checked(cfg, EvaluateConfig), run_directory())
+            (audit_records if is_data else audit_files)(components.checked(cfg, EvaluateConfig), run_directory())
         elif cfg.compare is not None:
             refuse_others(typed, ("compare", "output_dir", "tracking"), "compare= reads finished runs as they are")
             from medr1.workflows.compare_runs import compare_runs

@@ -472,7 +472,7 @@ class EvaluateConfig(CommonConfig):
     sweep: str | None = None
     """Directory of a sweep whose tables and report are made again."""
     audit: str | None = None
-    """Directory of question files to audit for leaks and answer cues."""
+    """``data``: audit the data of this command. A directory: audit OmniMedVQA's question files in it."""
     compare: list[str] | None = None
     """Two run directories, ``[RUN_A,RUN_B]``, to compare on the records that both answered."""
     export: str | None = None
