@@ -30,10 +30,12 @@ def render_data_audit(audit: DataAudit) -> list[ResultTable]:
     )
     notes = (
         "train, test: records. Accuracies in %, without image and question:",
-        "letter prior: always the letter that is most often correct; option prior: the option text that is most often",
-        "correct in training; surface cues: the option that stands out by case or full stop.",
+        "letter prior: always the letter that is most often correct; option prior: the option text that is",
+        "most often correct in training; surface cues: the option that stands out by case or full stop.",
         "leaked: test images whose content is also in training, and the test records that show one.",
     )
+    if len(audit.sets) > 1 and not any(o.in_training or o.in_test for o in audit.overlaps):
+        notes += ("No benchmark shows a test image of another one.",)
     tables = [ResultTable(titles, rows, notes)]
     if len(audit.sets) > 1:
         shared = tuple(
@@ -41,9 +43,9 @@ def render_data_audit(audit: DataAudit) -> list[ResultTable]:
             for o in audit.overlaps
             if o.in_training or o.in_test
         )
-        none = ("No benchmark shows a test image of another one.",)
         titles = ("", "images", "found in", "training\nimages", "test\nimages")
-        tables.append(ResultTable(titles, shared, () if shared else none))
+        if shared:
+            tables.append(ResultTable(titles, shared, ()))
     return tables
 
 
