@@ -36,6 +36,8 @@ class _Embedded:
 
 EMBEDDED: Final = _Embedded()
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_LIST = ", ".join(SUFFIXES)
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy")
 _BATCH = 256  # rows
 _MAX_FIELD = 2**31 - 1  # characters of a CSV field: base64 images are long
 HUB_TIMEOUT = 5.0  # seconds
@@ -200,23 +202,19 @@ class _Lines:
 
 @dataclass(frozen=True)
 class ArrowTable(Table):
-    """A table in an Arrow file, which is mapped into memory. ``source`` is the file that it was made from."""
+    """A table whose copy in Arrow's format is mapped into memory."""
 
-    source: Path
+    copy: Path
 
     def rows(self) -> Iterator[Row | BadRecord]:
         number = 0
-        for batch in _map(self.file).to_batches(max_chunksize=_BATCH):
+        for batch in _map(self.copy).to_batches(max_chunksize=_BATCH):
             for values in zip(*map(_values, batch.columns), strict=True):
                 yield Row(number, number, dict(zip(batch.schema.names, values, strict=True)))
                 number += 1
 
     def value(self, position: int, column: str) -> Any:
-        return _map(self.file).column(column)[position].as_py()
-
-    def state(self) -> tuple[int, int]:
-        status = self.source.stat()
-        return status.st_size, status.st_mtime_ns
+        return _map(self.copy).column(column)[position].as_py()
 
 
 @lru_cache(maxsize=64)
@@ -262,10 +260,20 @@ def open_file(file: Path, name: str, cache_dir: Path) -> Table:
         case ".tsv":
             return DelimitedTable(file, name, "\t")
         case ".parquet":
-            return ArrowTable(_to_arrow(file, cache_dir), name, file)
-    pickled = file.suffix.lower() in (".pkl", ".pickle", ".pt", ".pth")
-    why = "pickles are never loaded, because they can run any code" if pickled else "its suffix is not known"
-    raise DataError(f"{file}: {why}. Remedy: save it as one of {', '.join(SUFFIXES)}")
+            return ArrowTable(file, name, _to_arrow(file, cache_dir))
+    raise DataError(refusal(file))
+
+
+def refusal(file: Path) -> str:
+    """Why a file is not read, if its suffix is none of ``SUFFIXES``."""
+    pickled = file.suffix.lower() in _PICKLES
+    why = "pickles are never loaded, because they can run any code" if pickled else f"has no suffix of {_LIST}"
+    return f"{file}: {why}. Remedy: save it as one of {_LIST}"
+
+
+def pickles(folder: Path) -> list[Path]:
+    """The pickles below a folder, for messages."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICKLES)
 
 
 def _to_arrow(file: Path, cache_dir: Path) -> Path:
@@ -291,11 +299,11 @@ def _to_arrow(file: Path, cache_dir: Path) -> Path:
     return copy
 
 
-def open_hub(identity: str, part: str | None) -> dict[str, list[Table]]:
-    """The tables of a data set of the Hugging Face hub, by its splits; ``part``: only this split.
+def open_hub(identity: str) -> dict[str, list[Table]]:
+    """The tables of a data set of the Hugging Face hub, by its splits.
 
     Raises:
-        DataError: ``datasets`` is not installed, the hub cannot be reached within seconds, or there is no such data set.
+        DataError: ``datasets`` is not installed, the hub cannot be reached, or it has no such data set.
     """
     if find_spec("datasets") is None:
         raise DataError(f'data.path={identity} is read with datasets. Remedy: pip install "medr1[data]"')
@@ -313,11 +321,7 @@ def open_hub(identity: str, part: str | None) -> dict[str, list[Table]]:
             "Remedy: correct the id or the path, or download the data set and give its folder. HF_HUB_OFFLINE=1 reads "
             "what an earlier run has downloaded"
         ) from error
-    files = {
-        str(name): [Path(entry["filename"]) for entry in split.cache_files]
-        for name, split in loaded.items()
-        if part in (None, str(name))
-    }
+    files = {str(name): [Path(entry["filename"]) for entry in split.cache_files] for name, split in loaded.items()}
     return {
         name: [ArrowTable(file, f"{identity}/{name}" + (f"-{i}" if i else ""), file) for i, file in enumerate(of_split)]
         for name, of_split in files.items()

@@ -1,92 +1,144 @@
-"""``data=benchmarks``: several sources as one."""
+"""Each benchmark, read from a miniature in its released layout: counts, records, images, and what is missing."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from medr1.data.dataset import limit_cells, load_dataset
-from medr1.data.sources.benchmarks import BenchmarksConfig
-from medr1.data.sources.phantoms import PhantomsConfig
-from medr1.errors import ConfigError
+from medr1.data.dataset import Dataset, load_dataset
+from medr1.data.sources import SOURCES
+from medr1.domain.records import UNSPECIFIED, Record
+from medr1.errors import DataError
 from tests.composing import composed
-
-SMALL = {"train_images_per_modality": 2, "test_images_per_modality": 2, "image_size": 56}
-
-
-def settings(train: str | None = None, **sets: Any) -> BenchmarksConfig:
-    return BenchmarksConfig(name="benchmarks", image_size=56, sets=sets, train=train)
+from tests.miniatures import MINIATURES, write_path_vqa, write_slake
 
 
-def phantoms(seed: int) -> PhantomsConfig:
-    return PhantomsConfig(name="phantoms", seed=seed, **SMALL)
+def load(words: str, root: Path, *overrides: str) -> Dataset:
+    """The dataset as a command line would load it."""
+    cache = f"data.cache_dir={root.parent / 'cache'}"
+    cfg = composed("evaluate", *f"data={words}".split(), f"data.root={root}", cache, *overrides)
+    SOURCES[cfg.data.kind].check(cfg.data)
+    return load_dataset(cfg.data, "all", "all")
 
 
-def test_records_images_and_ids_of_equal_sets_stay_apart() -> None:
-    one = load_dataset(phantoms(0), "all", "all")
-    both = load_dataset(settings(a=phantoms(0), b=phantoms(0)), "all", "all")
-    assert [r.id for r in both.test] == [f"{name}/{r.id}" for name in "ab" for r in one.test]
-    assert [r.benchmark for r in both.test] == ["a"] * len(one.test) + ["b"] * len(one.test)
-    keys = [{r.image_key for r in both.test if r.benchmark == name} for name in "ab"]
-    assert not keys[0] & keys[1] and len(keys[0]) == len({r.image_key for r in one.test})
-    assert both.test[0].images[0].load(56).tobytes() == one.test[0].images[0].load(56).tobytes()
-    assert both.facts["sets"].keys() == {"a", "b"}
+def by_id(dataset: Dataset) -> dict[str, Record]:
+    return {record.id: record for record in (*dataset.train, *dataset.test)}
 
 
-def test_training_records_are_those_of_one_set_or_of_all() -> None:
-    sets = {"a": phantoms(0), "b": phantoms(1)}
-    of_all, of_b = (load_dataset(settings(train, **sets), "ct", "lesion") for train in (None, "b"))
-    assert {r.benchmark for r in of_all.train} == {"a", "b"} and {r.benchmark for r in of_b.train} == {"b"}
-    assert [r.id for r in of_all.test] == [r.id for r in of_b.test]
-    assert {r.modality for r in of_b.train} == {"ct"}
+@pytest.mark.parametrize("words", MINIATURES)
+def test_counts_are_those_of_the_written_rows(words: str, tmp_path: Path) -> None:
+    expected = Counter(MINIATURES[words][1](tmp_path / "data"))
+    dataset = load(words, tmp_path / "data")
+    counts = dataset.facts["counts"]
+    found = Counter({"train": len(dataset.train), "test": len(dataset.test)}) + Counter(counts["left_out"])
+    assert found + Counter(counts["bad"]) == expected
+    assert counts["questions_read"] == expected.total()
+    for record in (*dataset.train, *dataset.test):
+        assert record.answer in record.options and all(image.load(28).size[0] >= 40 for image in record.images)
+    again = load(words, tmp_path / "data")
+    assert (again.fingerprint, again.facts) == (dataset.fingerprint, dataset.facts)
 
 
-def test_the_fingerprint_tells_data_and_the_trained_set_apart() -> None:
-    found = [
-        load_dataset(settings(train, **sets), "all", "all").fingerprint
-        for train, sets in (
-            (None, {"a": phantoms(0), "b": phantoms(1)}),
-            (None, {"b": phantoms(1), "a": phantoms(0)}),
-            (None, {"a": phantoms(1), "b": phantoms(0)}),
-            (None, {"a": phantoms(0)}),
-            ("a", {"a": phantoms(0), "b": phantoms(1)}),
-        )
+@pytest.mark.parametrize("words", MINIATURES)
+def test_open_questions_are_no_defects_and_bad_records_are(words: str, tmp_path: Path) -> None:
+    MINIATURES[words][1](tmp_path / "data")
+    if words in ("pmc_vqa", "medvlthinker_eval"):
+        with pytest.raises(DataError, match="duplicate_option|answer_not_among_options"):
+            load(words, tmp_path / "data", "data.on_bad_record=error")
+    else:
+        load(words, tmp_path / "data", "data.on_bad_record=error")
+
+
+@pytest.mark.parametrize("words", MINIATURES)
+def test_a_missing_file_is_named(words: str, tmp_path: Path) -> None:
+    MINIATURES[words][1](tmp_path / "data")
+    dataset = load(words, tmp_path / "data")
+    gone = Path(dataset.test[0].origin.partition(" #")[0])
+    gone.unlink()
+    with pytest.raises(DataError, match="has no .*Remedy"):
+        load(words, tmp_path / "data")
+
+
+def test_vqa_rad(tmp_path: Path) -> None:
+    MINIATURES["vqa_rad"][1](tmp_path / "data")
+    records = by_id(load("vqa_rad", tmp_path / "data"))
+    assert [(records[i].options, records[i].answer) for i in ("1", "2", "5")] == [
+        ({"A": "Yes", "B": "No"}, "B"),
+        ({"A": "left", "B": "right"}, "B"),
+        ({"A": "Yes", "B": "No"}, "B"),
     ]
-    assert found[0] == found[1] and len(set(found)) == 4
+    assert {(r.modality, r.question_type) for r in records.values()} == {(UNSPECIFIED, "PRES")}
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("data=benchmarks", "data.sets=[NAME"),
-        ("+data@data.sets.phantoms=phantoms data.train=ct", "data.train=ct: use one of data.sets, phantoms"),
-        ("+data@data.sets.phantoms=phantoms data.sets.phantoms.shortcut=5", "data.sets.phantoms.shortcut=5"),
-        ("+data@data.sets.phantoms=phantoms +data.sets.phantoms.sed=5", "data.sets.phantoms"),
-        ("+data.sets.x=5", "data.sets.x=5"),
-        ("+data@data.sets.benchmarks=benchmarks", "data.sets.benchmarks"),
-        ("+data@data.sets.omnimedvqa=omnimedvqa", "data.sets.omnimedvqa.root"),
-        ("+data@data.sets.omnimedvqa=omnimedvqa data.sets.omnimedvqa.root=no", "data.sets.omnimedvqa.root=no: no such"),
-        (
-            "+data@data.sets.omnimedvqa=omnimedvqa data.sets.omnimedvqa.root=. data.sets.omnimedvqa.split=test_only",
-            "data.sets.omnimedvqa.split=test_only has no training",
-        ),
-    ],
-)
-def test_what_is_wrong_with_a_set_is_named_by_its_own_key(words: str, said: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        composed("train", "data=benchmarks", *words.split())
-    assert said in str(error.value)
+@pytest.mark.parametrize("validation", ["validation.json", "validate.json"])
+def test_slake_has_the_modalities_of_omnimedvqa_and_either_name_of_its_validation_part(
+    validation: str, tmp_path: Path
+) -> None:
+    write_slake(tmp_path / "data", validation)
+    dataset = load("slake", tmp_path / "data", "data.test_part=validation")
+    assert [(r.modality, r.question_type, r.answer_text) for r in dataset.test] == [("mri", "Organ", "Yes")]
+    assert [r.modality for r in dataset.train] == ["ct", "ct", "xray"]
+    assert dataset.train[1].options == {"A": "kidney", "B": "liver"} and dataset.train[1].answer == "B"
 
 
-def test_a_set_that_is_not_trained_on_needs_no_training_records() -> None:
-    words = "+data@data.sets.omnimedvqa=omnimedvqa data.sets.omnimedvqa.root=. data.sets.omnimedvqa.split=test_only"
-    words += " +data@data.sets.phantoms=phantoms data.train=phantoms"
-    assert composed("train", "data=benchmarks", *words.split()).data.train == "phantoms"
+def test_splits_of_a_benchmark(tmp_path: Path) -> None:
+    write_slake(tmp_path / "data")
+    alone = load("slake", tmp_path / "data", "data.split=test_only")
+    assert (len(alone.train), len(alone.test)) == (0, 2)
+    grouped = load("slake", tmp_path / "data", "data.split=image_grouped", "data.test_fraction=0.4")
+    assert len(grouped.train) + len(grouped.test) == 5 and grouped.facts["leaks"]["records_by_content"] == 0
+    with pytest.raises(DataError, match=r"data\.test_part=val: .* train, validation, test"):
+        load("slake", tmp_path / "data", "data.test_part=val")
 
 
-def test_a_limited_sample_has_records_of_every_set() -> None:
-    both = load_dataset(settings(a=phantoms(0), b=phantoms(1)), "all", "all")
-    sample = limit_cells(both.test, 1)
-    assert len(sample) == 2 * 8 * 5
-    assert len({(r.benchmark, r.modality, r.question_type) for r in sample}) == len(sample)
+def test_pickles_are_not_loaded(tmp_path: Path) -> None:
+    write_path_vqa(tmp_path / "data")
+    for file in (tmp_path / "data" / "data").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="pickles are never loaded"):
+        load("path_vqa", tmp_path / "data")
+
+
+def test_another_layout_is_named(tmp_path: Path) -> None:
+    write_slake(tmp_path / "data")
+    file = tmp_path / "data" / "test.json"
+    file.write_text(file.read_text().replace('"q_lang"', '"language"'))
+    with pytest.raises(DataError, match="has no column 'q_lang'.*release of slake"):
+        load("slake", tmp_path / "data")
+
+
+def test_pmc_vqa_prefixes_and_its_cleaned_part(tmp_path: Path) -> None:
+    MINIATURES["pmc_vqa"][1](tmp_path / "data")
+    dataset = load("pmc_vqa", tmp_path / "data", "data.test_part=test_clean")
+    assert len(dataset.test) == 1
+    assert dataset.train[1].options == {"A": "Axial", "B": "Sagittal", "C": "Coronal", "D": "Oblique"}
+    assert [record.answer for record in dataset.train] == ["A", "B", "A"]
+
+
+def test_several_images(tmp_path: Path) -> None:
+    found = {}
+    for words in ("medxpertqa_mm", "mmmu_med", "medframeqa", "medvlthinker_eval"):
+        MINIATURES[words][1](tmp_path / words)
+        found[words] = [len(record.images) for record in load(words, tmp_path / words).test]
+    assert found == {
+        "medxpertqa_mm": [1, 2, 1],
+        "mmmu_med": [1, 2, 1, 1, 1],
+        "medframeqa": [2, 3, 4],
+        "medvlthinker_eval": [1, 1, 1, 2],
+    }
+
+
+def test_medxpertqa_questions_end_before_their_options(tmp_path: Path) -> None:
+    MINIATURES["medxpertqa_mm"][1](tmp_path / "data")
+    first = load("medxpertqa_mm", tmp_path / "data").test[0]
+    assert (first.question, first.question_type, len(first.options)) == ("A man of 61?", "Reasoning", 5)
+
+
+def test_mmmu_options_and_data_sets(tmp_path: Path) -> None:
+    MINIATURES["mmmu_med"][1](tmp_path / "data")
+    records = load("mmmu_med", tmp_path / "data").test
+    assert records[0].options == {"A": "the patient's skin", "B": "bone", "C": "a, b"}
+    assert [r.dataset for r in records][:2] == ["Basic_Medical_Science", "Clinical_Medicine"]
+    assert all(record.id.startswith("validation_") for record in records)

@@ -24,8 +24,8 @@ class AnswerFormat(StrEnum):
     auto = "auto"
     letter = "letter"
     text = "text"
-    index = "index"
-    index_from_1 = "index_from_1"
+    zero_based = "zero_based"
+    one_based = "one_based"
 
 
 def text_or_none(value: Any, name: str) -> str | None:
@@ -123,8 +123,8 @@ def parse_answer(value: Any, options: Mapping[str, str], form: AnswerFormat = An
         found |= {match[1].upper()} & set(options) if match else set()
     if form in (AnswerFormat.auto, AnswerFormat.text):
         found |= {letter for letter, option in options.items() if option_meaning(option) == option_meaning(text)}
-    if form in (AnswerFormat.index, AnswerFormat.index_from_1) and re.fullmatch(r"\d{1,4}", text):
-        index = int(text) - (form is AnswerFormat.index_from_1)
+    if form in (AnswerFormat.zero_based, AnswerFormat.one_based) and re.fullmatch(r"\d{1,4}", text):
+        index = int(text) - (form is AnswerFormat.one_based)
         found |= {letter for i, letter in enumerate(options) if i == index}
     if len(found) == 1:
         return found.pop()
@@ -135,7 +135,7 @@ def parse_answer(value: Any, options: Mapping[str, str], form: AnswerFormat = An
             Reason.AMBIGUOUS_ANSWER, f"{detail}. Remedy: data.answer_format=letter or data.answer_format=text"
         )
     if form is AnswerFormat.auto and re.fullmatch(r"\d{1,4}", text):
-        detail += ". Remedy: if it is a position, data.answer_format=index (from 0) or data.answer_format=index_from_1"
+        detail += ". Remedy: if it is a position, data.answer_format=zero_based or data.answer_format=one_based"
         raise BadRecord(Reason.AMBIGUOUS_ANSWER, detail)
     raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, detail)
 

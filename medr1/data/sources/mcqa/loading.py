@@ -1,0 +1,240 @@
+"""Makes a dataset of tables: converts each row by a layout, and counts what is left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
+from medr1.data.dataset import Dataset, Selection
+from medr1.data.image_index import StoredImage
+from medr1.data.image_paths import ImagePaths
+from medr1.data.images import FileImage
+from medr1.data.sources.mcqa.layout import Cells, LeftOut, LeftOutReason, RawQuestion, nearest
+from medr1.data.sources.mcqa.settings import TableConfig
+from medr1.data.splitting import count_leaks
+from medr1.data.tables import Table
+from medr1.domain.records import UNSPECIFIED, BadRecord, Reason, Record, check_choices
+from medr1.domain.texts import one_line
+from medr1.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A table, the part of its records if the file gives it, and the folder below the root that paths start from."""
+
+    table: Table
+    part: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How the records are divided: by image content, or by their parts.
+
+    ``all_test``: all are for test. ``test_part_only``: training records are left out.
+    """
+
+    image_grouped: bool = False
+    all_test: bool = False
+    test_part_only: bool = False
+
+
+def load_tables(
+    inputs: Iterable[Input],
+    convert: Callable[[Cells], RawQuestion],
+    columns: Mapping[str, str],
+    root: Path,
+    settings: TableConfig,
+    selection: Selection,
+    division: Division,
+    *,
+    place: str,
+) -> Dataset:
+    """Reads all tables. ``columns`` must exist, each with the remedy for one that does not.
+
+    ``facts`` has ``counts`` (``left_out`` and ``bad`` by reason, ``image_notes``), ``leaks`` (see
+    ``splitting.count_leaks``), ``bad_records`` and ``image_notes`` (see ``DecodedImage``).
+
+    Raises:
+        DataError: a file that cannot be read, a missing column, no usable record, or with ``on_bad_record=error`` any
+            bad record; one message then reports all of them.
+    """
+    drafts, bad = list[Draft](), list[BadRecord]()
+    left_out: Counter[LeftOutReason] = Counter()
+    other_parts: Counter[str] = Counter()
+    images = _Images(root, settings.max_image_pixels)
+    axes = _Axes(settings)
+    files = read = 0
+    for item in inputs:
+        files += 1
+        seen: dict[str, None] = {}
+        for row in item.table.rows():
+            read += 1
+            if isinstance(row, BadRecord):
+                bad.append(row)
+                continue
+            seen.update(dict.fromkeys(row.values))
+            position = f"#{row.number}"
+            try:
+                raw = convert(Cells(item.table, row, settings.max_image_pixels))
+                position += f" ({one_line(raw.id)})" if raw.id else ""
+                part = _part(raw.part or item.part, settings, division)
+                if part is None:
+                    other_parts[raw.part or item.part] += 1
+                    raise LeftOut(LeftOutReason.OTHER_PART)
+                record = _record(raw, item, position, images, axes)
+            except LeftOut as reason:
+                left_out[reason.reason] += 1
+            except BadRecord as fault:
+                bad.append(BadRecord(fault.reason, fault.detail, str(item.table.file), position))
+            else:
+                drafts.append(Draft(record, part, str(item.table.file), position))
+        _check_columns(item.table, seen, columns)
+    axes.check()
+    if not drafts and not bad and left_out:
+        raise DataError(f"{place}: all {read} records are left out: {_listing(left_out)}{_part_remedy(other_parts)}")
+    data = assemble(
+        drafts,
+        bad,
+        root,
+        settings,
+        place=place,
+        remedy="correct the path or the columns of the data",
+        control_tokens=selection.control_tokens,
+        image_grouped=division.image_grouped,
+    )
+    train, test = data.of_part("train"), data.of_part("test")
+    leaks = count_leaks(train, test)
+    facts = {
+        "counts": {
+            "files": files,
+            "questions_read": read,
+            "questions_used": len(data.records),
+            "images_used": data.paths,
+            "image_contents_used": data.contents,
+            "left_out": {reason.value: count for reason, count in sorted(left_out.items())},
+            "bad": count_reasons(data.bad),
+            "image_notes": len(data.notes),
+        },
+        "leaks": leaks,
+        "bad_records": [str(record) for record in data.bad],
+        "image_notes": data.notes,
+    }
+    messages = [
+        f"{read} questions read; {len(data.records)} questions on {data.paths} images ({data.contents} different ones) "
+        f"used: {len(train)} for training, {len(test)} for test"
+    ]
+    if left_out:
+        messages.append(f"{left_out.total()} questions are left out: {_listing(left_out)}{_part_remedy(other_parts)}")
+    return Dataset(train, test, data.fingerprint, facts, [*messages, *leak_messages(leaks), *note_messages(data.notes)])
+
+
+def _listing(left_out: Mapping[LeftOutReason, int]) -> str:
+    return ", ".join(f"{count} {reason.value}" for reason, count in sorted(left_out.items()))
+
+
+def _part_remedy(parts: Mapping[str, int]) -> str:
+    """The parts that are neither for training nor for test, and how to choose them."""
+    listing = ", ".join(f"{count} in part {part!r}" for part, count in sorted(parts.items()))
+    return f" ({listing}; data.train_part and data.test_part choose the parts)" if parts else ""
+
+
+def _part(part: str, settings: TableConfig, division: Division) -> str | None:
+    """ "train", "test", "" if the data does not say, or None for a part that is neither."""
+    if division.all_test:
+        return "test"
+    if not part:
+        return ""
+    known = {settings.test_part.casefold(): "test"}
+    if not division.test_part_only:
+        known = {settings.train_part.casefold(): "train"} | known
+    return known.get(part.casefold())
+
+
+class _Images:
+    """The images of records below a root."""
+
+    def __init__(self, root: Path, max_pixels: int) -> None:
+        self.root, self.max_pixels = root, max_pixels
+        self._paths = ImagePaths(root)
+        self._found: dict[str, str] = {}
+
+    def of(self, raw: RawQuestion, folder: str) -> tuple[StoredImage, ...]:
+        """Raises BadRecord: no image, or a path without a file below the root."""
+        if not raw.images:
+            raise BadRecord(Reason.NO_IMAGE, "the record names no image")
+        return tuple(self._file(image, folder) if isinstance(image, str) else image for image in raw.images)
+
+    def _file(self, path: str, folder: str) -> FileImage:
+        written = f"{folder}/{path}" if folder and not os.path.isabs(path) else path
+        if written not in self._found:
+            self._found[written] = self._paths.find(written)
+        return FileImage(self.root, self._found[written], max_pixels=self.max_pixels)
+
+
+class _Axes:
+    """Modality and question type as the settings group them."""
+
+    def __init__(self, settings: TableConfig) -> None:
+        self.maps = {"modality": settings.modality_map, "question_type": settings.question_type_map}
+        self.check_maps = settings.kind == "mcqa"  # the maps of the benchmarks are for all their parts
+        self.seen: dict[str, set[str]] = {axis: set() for axis in self.maps}
+
+    def value(self, axis: str, written: str | None) -> str:
+        if written is None:
+            return UNSPECIFIED
+        value = one_line(written)
+        self.seen[axis].add(value)
+        return self.maps[axis].get(value, value)
+
+    def check(self) -> None:
+        for axis, groups in self.maps.items() if self.check_maps else ():
+            if unused := [value for value in groups if value not in self.seen[axis]]:
+                values = sorted(self.seen[axis])
+                listing = ", ".join(map(repr, values[:20])) + (", …" if len(values) > 20 else "")
+                raise DataError(
+                    f"data.{axis}_map: no record has the value {unused[0]!r}{nearest(unused[0], values)} "
+                    f"The values are {listing or 'absent'}. Remedy: correct it or leave it out"
+                )
+
+
+def _record(raw: RawQuestion, item: Input, position: str, images: _Images, axes: _Axes) -> Record:
+    check_choices(raw.question, raw.options, raw.answer)
+    return Record(
+        id=raw.id or f"{item.table.name}{position}",
+        images=images.of(raw, item.folder),
+        modality=axes.value("modality", raw.modality),
+        question_type=axes.value("question_type", raw.question_type),
+        question=raw.question,
+        options=raw.options,
+        answer=raw.answer,
+        rationale=raw.rationale,
+        origin=f"{item.table.file} {position}",
+        dataset=raw.dataset,
+    )
+
+
+def _check_columns(table: Table, seen: Collection[str], columns: Mapping[str, str]) -> None:
+    """Refuses a table without one of the columns. A table without rows has none."""
+    for column, remedy in columns.items() if seen else ():
+        if column not in seen:
+            known = list(seen)
+            raise DataError(
+                f"{table.file} has no column {column!r}{nearest(column, known)} It has {', '.join(map(repr, known))}. "
+                f"Remedy: {remedy}"
+            )
+
+
+def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files below a folder with one of the suffixes, sorted. Hidden files and folders are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    )

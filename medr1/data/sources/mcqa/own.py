@@ -1,0 +1,145 @@
+"""Loads ``data=mcqa``: finds the files and how they divide the records, and reads the columns of the user."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from medr1.data.dataset import Dataset, Selection
+from medr1.data.sources.mcqa.choices import parse_answer, parse_options
+from medr1.data.sources.mcqa.layout import Cells, RawQuestion
+from medr1.data.sources.mcqa.loading import Division, Input, data_files, load_tables
+from medr1.data.sources.mcqa.settings import ColumnsConfig, McqaConfig, OwnSplit
+from medr1.data.tables import SUFFIXES, open_file, open_hub, pickles
+from medr1.domain.records import LETTERS, check_choices
+from medr1.domain.texts import one_line
+from medr1.errors import DataError
+
+_OTHER_PARTS = {"val", "valid", "validation", "dev"}
+
+
+def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
+    """Loads the questions at ``settings.path``.
+
+    Raises:
+        DataError: files, columns or records that cannot be used.
+    """
+    path = Path(settings.path)
+    folder = path if path.is_dir() else path.parent
+    inputs = _inputs(settings, path, folder)
+    columns = settings.columns
+    if settings.split is not OwnSplit.auto:
+        inputs = [Input(item.table, "", item.folder) for item in inputs]
+    by_file = any(item.part for item in inputs)
+    split = None if by_file or settings.split is not OwnSplit.auto else _split_column(inputs, columns)
+    division = Division(
+        image_grouped=not by_file and split is None and settings.split is not OwnSplit.test_only,
+        all_test=settings.split is OwnSplit.test_only,
+    )
+    dataset = load_tables(
+        inputs,
+        lambda cells: _question(cells, settings, split),
+        _needed(columns, split),
+        Path(settings.root) if settings.root is not None else folder if path.exists() else Path(settings.cache_dir),
+        settings,
+        selection,
+        division,
+        place=settings.path,
+    )
+    how = "by files" if by_file else f"by column {split!r}" if split else "by image content"
+    if not division.all_test:
+        dataset.messages.append(f"training and test are divided {how}")
+    return dataset
+
+
+def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
+    if not path.exists():
+        tables = open_hub(settings.path)
+        by_part = settings.test_part in tables
+        return [Input(table, part if by_part else "") for part, of_part in tables.items() for table in of_part]
+    chosen = [
+        *((settings.train_part, path / name) for name in settings.files.train),
+        *((settings.test_part, path / name) for name in settings.files.test),
+    ]
+    if not chosen:
+        files = data_files(path, SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            pickled = "; pickles are never loaded, because they can run any code" if pickles(path) else ""
+            raise DataError(f"data.path={path} has no file with one of the suffixes {', '.join(SUFFIXES)}{pickled}")
+        parts = [_part_of(file, settings) for file in files]
+        named = len(files) > 1 and all(parts) and settings.test_part in parts
+        chosen = [(part if named else "", file) for part, file in zip(parts, files, strict=True)]
+    return [
+        Input(
+            open_file(file, file.relative_to(folder).as_posix(), Path(settings.cache_dir)),
+            part,
+            "" if settings.root is not None else _folder(file, folder),
+        )
+        for part, file in chosen
+    ]
+
+
+def _folder(file: Path, folder: Path) -> str:
+    below = os.path.relpath(file.parent, folder)
+    return "" if below == "." else below
+
+
+def _part_of(file: Path, settings: McqaConfig) -> str:
+    """The part that a file name begins with, as "test" in test-00000-of-00001.parquet; empty if it is none."""
+    first = re.split(r"[-_. ]", file.stem.casefold())[0]
+    known = {settings.train_part.casefold(): settings.train_part, settings.test_part.casefold(): settings.test_part}
+    return known.get(first, first if first in _OTHER_PARTS else "")
+
+
+def _split_column(inputs: list[Input], columns: ColumnsConfig) -> str | None:
+    """The column that divides the records: the chosen one, else ``split`` if the first row has it."""
+    if columns.split is not None:
+        return columns.split
+    for item in inputs:
+        for row in item.table.rows():
+            values = getattr(row, "values", {})
+            return "split" if "split" in values else None
+    return None
+
+
+def _needed(columns: ColumnsConfig, split: str | None) -> dict[str, str]:
+    """The columns that must exist, each with the remedy if it does not."""
+    needed: dict[str, str] = {}
+    for key, name in _named(columns):
+        remedy = f"data.columns.{key}=NAME"
+        needed[name] = remedy + (", or data.columns.options=[A,B,C,D] for options in columns" * (key == "options"))
+    return needed | ({split: "data.columns.split=NAME"} if split else {})
+
+
+def _named(columns: ColumnsConfig) -> Iterator[tuple[str, str]]:
+    for key in ("image", "question", "options", "answer", "id", "modality", "question_type", "rationale", "dataset"):
+        value = getattr(columns, key)
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None:
+                yield key, name
+
+
+def _question(cells: Cells, settings: McqaConfig, split: str | None) -> RawQuestion:
+    columns = settings.columns
+    question = cells.text(columns.question)
+    if isinstance(columns.options, list):
+        texts = dict(zip(LETTERS, map(cells.text_or_none, columns.options), strict=False))
+        options = {letter: one_line(text) for letter, text in texts.items() if text is not None}
+    else:
+        options = parse_options(cells.value(columns.options))
+    # Faulty options explain why no option is the answer, so they are checked first, with any letter.
+    check_choices(question, options, next(iter(options), ""))
+    return RawQuestion(
+        question=question,
+        options=options,
+        answer=parse_answer(cells.value(columns.answer), options, settings.answer_format),
+        images=cells.images(*(columns.image if isinstance(columns.image, list) else [columns.image])),
+        id=cells.text_or_none(columns.id or "id") or "",
+        modality=cells.text_or_none(columns.modality or "modality"),
+        question_type=cells.text_or_none(columns.question_type or "question_type"),
+        dataset=cells.text_or_none(columns.dataset or "dataset") or "",
+        rationale=cells.text_or_none(columns.rationale or "rationale") or "",
+        part=(cells.text(split) if split else ""),
+    )
