@@ -41,7 +41,7 @@ def is_other_process() -> bool:
 
 def _new_directory(output_dir: str, *parts: Any) -> str:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))}")
+    return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))[:150]}")
 
 
 def evaluate_directory(
@@ -68,7 +68,7 @@ def job_name(cfg: DictConfig) -> str:
     # The shipped base has the same hash wherever medr1 is installed.
     text = json.dumps(_hashed(cfg), sort_keys=True, default=str).replace(_PACKAGE, "")
     words = [cfg.algorithm.name, cfg.modality.name, cfg.question_type.name, cfg.reasoning.mode, f"seed{cfg.seed}"]
-    return f"{_safe('_'.join(map(str, words)))}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{_safe('_'.join(map(str, words)))[:150]}-{short_hash(text)}"
 
 
 def _hashed(cfg: DictConfig) -> dict[str, Any]:
@@ -90,9 +90,17 @@ def _hashed(cfg: DictConfig) -> dict[str, Any]:
 
 def sweep_name(title: str, fixed: Iterable[str]) -> str:
     """The directory of a sweep: its title and the overrides that all its runs share."""
-    parts = [title, *(text.replace("=", "-", 1) for text in fixed)]
-    name = _safe("_".join(parts))
-    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe_name("_".join([title, *(text.replace("=", "-", 1) for text in fixed)]))
+
+
+def safe_name(text: str, longest: int = 100) -> str:
+    """The text as the name of a file or directory. A changed text gets a hash, so that no two are equal."""
+    name = _safe(text)
+    return name if name == text and len(name) <= longest else f"{name[: longest - 10]}-{short_hash(text)}"
+
+
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def _safe(text: str) -> str:
