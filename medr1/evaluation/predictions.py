@@ -172,7 +172,7 @@ def _from_json(line: str) -> Prediction:
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
     hints = get_type_hints(Prediction)
-    value = {"benchmark": UNSPECIFIED} | value  # files before version 0.3 do not have it
+    value.setdefault("benchmark", UNSPECIFIED)  # files before version 0.3 do not have it
     if missing := hints.keys() - value.keys():
         raise DataError(f"missing field(s): {', '.join(sorted(missing))}")
     if unknown := value.keys() - hints.keys():

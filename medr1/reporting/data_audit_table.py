@@ -28,7 +28,7 @@ def render_data_audit(audit: DataAudit) -> list[ResultTable]:
         *("", "train", "test", "test\nimages", "chance", "letter\nprior", "option\nprior", "surface\ncues"),
         *("leaked\nimages", "leaked\nrecords"),
     )
-    notes = (
+    notes: tuple[str, ...] = (
         "train, test: records. Accuracies in %, without image and question:",
         "letter prior: always the letter that is most often correct; option prior: the option text that is",
         "most often correct in training; surface cues: the option that stands out by case or full stop.",
@@ -43,9 +43,9 @@ def render_data_audit(audit: DataAudit) -> list[ResultTable]:
             for o in audit.overlaps
             if o.in_training or o.in_test
         )
-        titles = ("", "images", "found in", "training\nimages", "test\nimages")
         if shared:
-            tables.append(ResultTable(titles, shared, ()))
+            titles_of_pairs = ("", "images", "found in", "training\nimages", "test\nimages")
+            tables.append(ResultTable(titles_of_pairs, shared, ()))
     return tables
 
 

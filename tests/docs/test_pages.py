@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medr1.cli.main import CONF
+from medr1.cli.overrides import expand_sets
 from medr1.config.schema import register, register_sweeps
 from medr1.workflows.components import check_typed
 from tests.composing import check
@@ -52,7 +53,7 @@ def test_every_command_composes_and_passes_the_checks(
         pytest.skip("hydra-ray-launcher is not installed")
     script, *words = shlex.split(command.removeprefix("python "))
     name = "train" if "train" in script else "evaluate"
-    overrides = [word for word in words if "=" in word]
+    overrides = expand_sets([word for word in words if "=" in word])
     assert all("=" in word or word in ("-m", "--help", "--cfg", "job") for word in words)
     single = []
     for override in OverridesParser.create().parse_overrides(overrides):
@@ -67,7 +68,7 @@ def test_every_command_composes_and_passes_the_checks(
     monkeypatch.chdir(tmp_path)
     for number, override in enumerate(single):  # folders that the page leaves to the reader
         key, _, value = override.partition("=")
-        if key in ("data.root", "data.splits"):
+        if re.fullmatch(r"data\.(sets\.\w+\.)?(root|splits)", key):
             Path(value.strip("/")).mkdir(parents=True, exist_ok=True)
             single[number] = f"{key}={value.strip('/')}"
     with initialize_config_dir(str(CONF), version_base=None):

@@ -126,7 +126,7 @@ def _typed(settings: BenchmarksConfig) -> dict[str, DataConfig]:
     """The settings of each set. Those of a stored run have lost their types, which ``kind`` gives back."""
     found: dict[str, DataConfig] = {}
     for name, values in settings.sets.items():
-        plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values
+        plain = dataclasses.asdict(values) if isinstance(values, DataConfig) else values
         if not isinstance(plain, Mapping) or "kind" not in plain:
             raise ConfigError(f"data.sets.{name}={values}: must be a file of conf/data; give data.sets=[{name}]")
         try:
