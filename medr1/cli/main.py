@@ -225,8 +225,8 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     """
     settings = RunDirectory(run_directory()).stored_config(schema)
     allowed: list[str] = list(marked_keys(settings, "may_change"))
-    same = [f"{group}={getattr(getattr(settings, group), 'name', None)}" for group in groups(schema)]
-    changes = [o for o in typed if str(o.input_line) not in same]
+    same = [(group, getattr(getattr(settings, group), "name", None)) for group in groups(schema)]
+    changes = [o for o in typed if (o.get_key_element(), o.value()) not in same]
     refuse_others(
         changes,
         ("resume", *allowed),

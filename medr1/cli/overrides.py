@@ -19,18 +19,27 @@ def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Overrid
     ``groups``: the config groups, which take one option in each run.
 
     Raises:
-        ConfigError: a word that Hydra cannot read, with the same override in quotes; a list for a group.
+        ConfigError: a word that Hydra cannot read, with the same override in quotes; a list, a number or null for a
+            group.
     """
     overrides = [_parse(word) for word in words if not word.startswith("-") and ("=" in word or word[:1] in "~+")]
     for override in overrides:
         key, text = override.get_key_element(), str(override.input_line)
         value = override.value()
-        if override.key_or_group in groups and isinstance(value, list | dict):
+        if override.key_or_group not in groups or override.is_delete():
+            continue
+        if isinstance(value, list | dict):
             options = ",".join(map(str, value))
             raise ConfigError(
                 f"{text}: a run has one {override.key_or_group}, not a list of them; one run for each of them: "
                 f"-m {key}={options}"
             )
+        for option in override.sweep_iterator() if override.is_discrete_sweep() else [value]:
+            if option is None or isinstance(option, bool | int | float):
+                raise ConfigError(
+                    f"{text}: an option is a text, and Hydra reads {option} as none; put it in quotes, which the shell "
+                    f"must not remove: {_quoted(key, 'null' if option is None else str(option))}"
+                )
     return overrides
 
 

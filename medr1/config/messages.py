@@ -33,7 +33,7 @@ def explain(error: Exception, schema: type) -> str:
         )
     if isinstance(error, MissingConfigException) and error.options:
         wrong = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
-        return f"{message.splitlines()[0]}\n{_nearest(wrong, [o for o in error.options if 'schema' not in o])}"
+        return f"{message.splitlines()[0]}\n{nearest(wrong, [o for o in error.options if 'schema' not in o])}"
     if isinstance(error, InterpolationKeyError) and (found := re.search(r"Interpolation key '([^']+)'", message)):
         taker = f"{error.full_key}=" if error.full_key else ""
         remedy = f"Give {error.full_key or 'the setting'} a value of its own, without ${{...}}."
@@ -41,7 +41,7 @@ def explain(error: Exception, schema: type) -> str:
     if (key := refused_key(error)) is not None:
         return _unknown(key, schema)
     if found := re.search(r"Invalid value '([^']*)', expected one of \[([^\]]*)\]", message):
-        return f"{message.splitlines()[0]}\n{found[0]}. {_nearest(found[1], found[2].split(', '))}"
+        return f"{message.splitlines()[0]}\n{found[0]}. {nearest(found[1], found[2].split(', '))}"
     return message
 
 
@@ -60,7 +60,7 @@ def _unknown(key: str, schema: type) -> str:
         return f"{key} is a setting of {' and '.join(owners)}, which is not chosen here"
     if schema is TrainConfig:
         valid |= {"debug": None, "experiment": None}
-    return f"There is no setting {key!r}. {_nearest(key, valid, shown=3) or '--cfg job shows all.'}"
+    return f"There is no setting {key!r}. {nearest(key, valid, shown=3) or '--cfg job shows all.'}"
 
 
 def _owners(key: str) -> Iterator[str]:
@@ -70,9 +70,11 @@ def _owners(key: str) -> Iterator[str]:
             yield f"{group}={name.removesuffix('_schema')}"
 
 
-def _nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:
-    valid = list(valid)
-    near = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.4)
+def nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:
+    """The ``valid`` names that are most like ``wrong``, and with ``shown=None`` all of them, in a sentence."""
+    valid = list(map(str, valid))
+    by_fold = {name.casefold(): name for name in valid}
+    near = [by_fold[fold] for fold in difflib.get_close_matches(wrong.casefold(), by_fold, n=3, cutoff=0.4)]
     guess = f"Did you mean {' or '.join(repr(n) for n in near[:shown])}?" if near else ""
     rest = "" if shown else f" Valid: {', '.join(sorted(valid))}."
     return f"{guess}{rest}".strip()

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,7 +42,7 @@ def is_other_process() -> bool:
 
 def _new_directory(output_dir: str, *parts: Any) -> str:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))}")
+    return str(Path(output_dir).absolute() / f"{stamp}_{_safe('_'.join(map(str, parts)))[:150]}")
 
 
 def evaluate_directory(
@@ -65,7 +66,7 @@ def job_name(cfg: DictConfig) -> str:
     # The shipped base has the same hash wherever medr1 is installed.
     text = json.dumps(_hashed(cfg), sort_keys=True, default=str).replace(_PACKAGE, "")
     words = [cfg.algorithm.name, cfg.modality.name, cfg.question_type.name, cfg.reasoning.mode, f"seed{cfg.seed}"]
-    return f"{_safe('_'.join(map(str, words)))}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{_safe('_'.join(map(str, words)))[:150]}-{short_hash(text)}"
 
 
 def _hashed(cfg: DictConfig) -> dict[str, Any]:
@@ -87,9 +88,31 @@ def _hashed(cfg: DictConfig) -> dict[str, Any]:
 
 def sweep_name(title: str, fixed: Iterable[str]) -> str:
     """The directory of a sweep: its title and the overrides that all its runs share."""
-    parts = [title, *(text.replace("=", "-", 1) for text in fixed)]
-    name = _safe("_".join(parts))
-    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe_name("_".join([title, *(text.replace("=", "-", 1) for text in fixed)]))
+
+
+def safe_name(text: str, longest: int = 100) -> str:
+    """The text as the name of a file or directory. A changed text gets a hash, so that no two are equal."""
+    name = _safe(text)
+    return name if name == text and len(name) <= longest else f"{name[: longest - 10]}-{short_hash(text)}"
+
+
+def distinct_names(texts: Iterable[str], name: Callable[[str], str]) -> dict[str, str]:
+    """The ``name`` of each text. Texts with the same one, in upper or lower case, get a hash each."""
+    names = {text: name(text) for text in texts}
+    count = Counter(name.lower() for name in names.values())
+    return {text: n if count[n.lower()] == 1 else f"{n}-{short_hash(text)}" for text, n in names.items()}
+
+
+def metric_part(value: str) -> str:
+    """A value as a part of a metric's name, for which MLflow takes few characters. A changed value gets a hash."""
+    if re.fullmatch(r"[A-Za-z0-9_. -]+", value) and value.strip(". ") == value:
+        return value
+    return f"{_safe(value)}-{short_hash(value)}"
+
+
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def _safe(text: str) -> str:

@@ -15,9 +15,9 @@ from medr1.config.enums import Attention, LoraTargets, Precision, Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.messages import explain
 from medr1.config.renamed import RENAMED
-from medr1.config.settings import ALL, LOOPBACK, CommonConfig, ServerConfig, TrainConfig
+from medr1.config.settings import LOOPBACK, CommonConfig, ServerConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import AXES, axis_problem
 from medr1.errors import ConfigError
 
 T = TypeVar("T", bound=CommonConfig)
@@ -66,14 +66,11 @@ def _check_keys(cfg: DictConfig, prefix: str = "") -> None:
 
 
 def _check_names(cfg: DictConfig) -> None:
-    for key, allowed in (
-        ("modality.name", [*Modality, ALL]),
-        ("question_type.name", [*QuestionType, ALL]),
-        ("reasoning.mode", list(ReasoningMode)),
-    ):
-        value = OmegaConf.select(cfg, key)
-        if value not in allowed:
-            raise ConfigError(f"{key}={value}: use one of {', '.join(map(str, allowed))}")
+    for axis in AXES:
+        if problem := axis_problem(cfg[axis].name):
+            raise ConfigError(f"{axis}.name={cfg[axis].name!r}: {problem}")
+    if cfg.reasoning.mode not in list(ReasoningMode):
+        raise ConfigError(f"reasoning.mode={cfg.reasoning.mode}: use one of {', '.join(ReasoningMode)}")
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -10,9 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from medr1.config.messages import nearest
 from medr1.config.settings import ALL, DataConfig
-from medr1.domain.records import BadRecord, Record, check_text
+from medr1.domain.records import AXES, BadRecord, Reason, Record, axis_problem, check_text, in_order
 from medr1.errors import DataError
+
+_NOT_A_VALUE = (ALL, "mean")  # "all" selects all records; tables have columns "all" and "mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,13 @@ def load_dataset(
     *,
     control_tokens: frozenset[str] = frozenset(),
     is_trained: bool = False,
+    is_other_data: bool = False,
 ) -> Dataset:
     """Loads the data of ``settings`` and selects the training records.
 
     ``control_tokens`` are those of the model's tokenizer. ``is_trained``: there must be training records.
+    ``is_other_data``: the selection is that of a run on perhaps other data, which need not have the values; without
+    them, there are no training records.
 
     Raises:
         DataError: files or records that cannot be used, no test record, no training record in the selection, or with
@@ -63,9 +69,12 @@ def load_dataset(
 
     dataset = SOURCES[settings.kind].load(settings, Selection(modality, question_type, control_tokens))
     train = select(dataset.train, modality, question_type)
-    if not train and (dataset.train or is_trained):
+    for record in (*dataset.train, *dataset.test):
+        _check_axes(record)
+    if not train and (is_trained or (dataset.train and not is_other_data)):
         raise DataError(
-            f"data={settings.name}: no training record has modality={modality} and question_type={question_type}.\n"
+            f"data={settings.name}: no training record has modality={modality} and question_type={question_type}."
+            f"{_nearest_values(dataset.train, modality=modality, question_type=question_type)}\n"
             f"{_listing('training', dataset.train)}\n{_listing('test', dataset.test)}\n"
             "Remedy: choose from the training records, or add some"
         )
@@ -82,6 +91,28 @@ def load_dataset(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
             ) from bad
     return dataclasses.replace(dataset, train=train)
+
+
+def _check_axes(record: Record) -> None:
+    for axis in AXES:
+        value = getattr(record, axis)
+        problem = axis_problem(value)
+        if value in _NOT_A_VALUE:
+            problem = "this word stands for all records in commands and tables"
+        if problem:
+            raise BadRecord(
+                Reason.MALFORMED, f"{axis} {value!r}: {problem}. Remedy: give it another name", record.origin, record.id
+            )
+
+
+def _nearest_values(records: Iterable[Record], **selected: str) -> str:
+    """For each selected value that the records do not have: the values that are most like it."""
+    records, text = list(records), ""
+    for axis, value in selected.items():
+        values = in_order(getattr(record, axis) for record in records)
+        if value not in (ALL, *values) and (guess := nearest(value, values, shown=3)):
+            text += f"\n{axis}={value}: {guess}"
+    return text
 
 
 def _listing(part: str, records: Iterable[Record]) -> str:

@@ -15,6 +15,7 @@ from medr1.errors import DataError
 
 LETTERS = tuple("ABCDEFGHIJ")
 AXES = ("modality", "question_type")  # the fields of a record that split a data set, each with values of the data
+_LONGEST_VALUE = 100
 UNSPECIFIED = "unspecified"  # the value of an axis that the data does not have
 
 
@@ -42,6 +43,15 @@ class QuestionType(StrEnum):
 
 
 _PLACES = {str(value): place for place, value in enumerate((*Modality, *QuestionType))}
+
+
+def axis_problem(value: str) -> str:
+    """Why a text cannot be a value of an axis, empty if it can: values are shown in tables and typed in commands."""
+    if is_blank(value) or value != value.strip():
+        return "a value must not be blank, and must not begin or end with a blank"
+    if not value.isprintable() or len(value) > _LONGEST_VALUE:
+        return f"a value has at most {_LONGEST_VALUE} characters, all of them printable"
+    return ""
 
 
 def in_order(values: Iterable[str]) -> list[str]:

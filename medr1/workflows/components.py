@@ -18,16 +18,17 @@ from yaml import YAMLError
 
 import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
-from medr1.config import messages
+from medr1.config import axis_values, messages
 from medr1.config.enums import Tuning
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
 from medr1.config.schema import register
-from medr1.config.settings import CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
+from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
+from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
@@ -38,6 +39,7 @@ PLUGINS_VARIABLE = "MEDR1_PLUGINS"
 T = TypeVar("T", bound=CommonConfig)
 
 register()
+axis_values.register()
 
 
 class PluginSearchPath(SearchPathPlugin):
@@ -159,6 +161,7 @@ def check_components(cfg: CommonConfig) -> None:
         if settings is not None and not isinstance(settings, registry[settings.kind].settings):
             raise ConfigError(f"{group}.kind={settings.kind} is set by {group}=; leave it out, and choose {group}=")
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
+    _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
         if cfg.plan:
@@ -172,6 +175,18 @@ def check_components(cfg: CommonConfig) -> None:
         SOURCES[cfg.data.kind].check_training(cfg.data)
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
+
+
+def _check_axes(cfg: CommonConfig) -> None:
+    """Checks the selection of training records where the source knows all its values before it is loaded."""
+    if isinstance(cfg, EvaluateConfig) and cfg.run is not None:
+        return  # the selection is that of the run, which other data need not have
+    source = SOURCES[cfg.data.kind]
+    for axis, known in zip(AXES, (source.modalities, source.question_types), strict=True):
+        value = getattr(cfg, axis).name
+        if known is not None and value not in (*known, ALL):
+            valid = messages.nearest(value, [*known, ALL])
+            raise ConfigError(f"{axis}={value}: data={cfg.data.name} has no such value\n{valid}")
 
 
 def check_typed(runs: Sequence[CommonConfig], typed: Iterable[str]) -> None:

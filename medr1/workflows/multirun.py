@@ -25,6 +25,7 @@ from medr1.config.naming import is_below, job_name, sweep_name
 from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
+from medr1.domain.records import AXES
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
@@ -213,7 +214,7 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
         ConfigError: a run of it is misconfigured; names the run's overrides.
     """
     values, varied = _parse(config)
-    title = config.sweep.name or "-".join(["multirun", *varied])
+    title = config.sweep.name or "-".join(["multirun", *map(_axis, varied)])
     runs = list(_compose_runs(config, values))
     of_file = config.hydra.sweeper.get("params") or {}
     typed = [key for key in values if key not in of_file and not is_below(key, ("sweep",))]
@@ -225,7 +226,7 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, fixed))
     # The seed is always an axis, so that a later command can add seeds to the same tables.
     jobs = [
-        Job(job_name(cfg), {key: chosen[key] for key in varied} | {"seed": str(cfg.seed)}, overrides)
+        Job(job_name(cfg), _axes(cfg, varied, chosen) | {"seed": str(cfg.seed)}, overrides)
         for chosen, overrides, cfg, _ in runs
     ]
     by_name = {job.name: job for job in jobs}
@@ -236,7 +237,7 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
                 f"{' '.join(job.overrides)} and {' '.join(other.overrides)} are the same run, because they differ "
                 "only in settings that cannot change an answer; start a sweep for each, with an output_dir of its own"
             )
-    rows = config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed")
+    rows = _axis(config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed"))
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
     directory.add(Manifest(title, rows, columns, list(config.hydra.overrides.task), list(by_name), by_name))
     with read_write(config), open_dict(config):
@@ -246,6 +247,16 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
     finished, interrupted_runs = states.count(State.FINISHED), states.count(State.INTERRUPTED)
     print(f"{len(jobs)} runs in {directory.path}: {finished} finished, {interrupted_runs} to be continued")
     return directory
+
+
+def _axis(key: str) -> str:
+    """The axis of the tables that a key varies: ``modality.name`` is that of ``modality``."""
+    return next((axis for axis in AXES if key == f"{axis}.name"), key)
+
+
+def _axes(cfg: DictConfig, varied: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The values of a run on the axes of the tables. Those of the data have no quotes, which the command may need."""
+    return {_axis(key): str(cfg[_axis(key)].name) if _axis(key) in AXES else chosen[key] for key in varied}
 
 
 def _on_other_machines(launcher: DictConfig) -> bool:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from medr1.atomic_write import read_json, write_json, write_text
-from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
 from medr1.domain.reasoning import ReasoningMode
@@ -131,6 +131,7 @@ def load_data(cfg: CommonConfig) -> Dataset:
         cfg.question_type.name,
         control_tokens=MODEL_KINDS[cfg.model.kind].control_tokens(cfg.model),
         is_trained=isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains,
+        is_other_data=isinstance(cfg, EvaluateConfig) and cfg.run is not None,
     )
 
 

@@ -17,10 +17,14 @@ class Source(ABC, Generic[S]):
     """A data source, registered in ``medr1.data.sources.SOURCES``.
 
     ``kind`` is the value of ``data.kind``; ``settings`` is the dataclass of the source's files in conf/data.
+    ``modalities`` and ``question_types`` are all values that the records of the source can have, so that others are
+    refused before anything is loaded. None: any value, known when the data is loaded.
     """
 
     kind: ClassVar[str]
     settings: type[S]
+    modalities: ClassVar[Sequence[str] | None] = None
+    question_types: ClassVar[Sequence[str] | None] = None
 
     def check(self, settings: S) -> None:
         """Checks the settings before anything is loaded.

@@ -14,6 +14,7 @@ from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
 from medr1.data.stored_data import Split, StoredDataConfig
+from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
 
 
@@ -45,6 +46,8 @@ class OmniMedVQA(Source[OmniMedVQAConfig]):
 
     kind = "omnimedvqa"
     settings = OmniMedVQAConfig
+    modalities = tuple(Modality)
+    question_types = tuple(QuestionType)
 
     def check(self, settings: OmniMedVQAConfig) -> None:
         for key, value in (("root", settings.root), ("splits", settings.splits)):

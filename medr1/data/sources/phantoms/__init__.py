@@ -8,7 +8,7 @@ from medr1.config.settings import DataConfig
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
-from medr1.domain.records import Record
+from medr1.domain.records import Modality, QuestionType, Record
 
 
 @dataclass
@@ -33,6 +33,8 @@ class Phantoms(Source[PhantomsConfig]):
 
     kind = "phantoms"
     settings = PhantomsConfig
+    modalities = tuple(Modality)
+    question_types = tuple(QuestionType)
 
     def load(self, settings: PhantomsConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.phantoms.records import load_phantoms
