@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from medr1.config.settings import ALL, DataConfig
-from medr1.domain.records import BadRecord, Modality, QuestionType, Record, check_text
+from medr1.domain.reasoning import missing_placeholder
+from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, Record, check_text
 from medr1.errors import DataError
 
 
@@ -77,11 +78,24 @@ def load_dataset(
     for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
+            check_images(record.question, record.options, len(record.images), settings.max_images)
         except BadRecord as bad:
             raise BadRecord(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
             ) from bad
     return dataclasses.replace(dataset, train=train)
+
+
+def check_images(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
+    """Checks the number of images of a question, and that its placeholders stand for images that it has.
+
+    Raises:
+        BadRecord: more than ``max_images`` images, or a placeholder such as ``<image 3>`` in a question with two.
+    """
+    if images > max_images:
+        raise BadRecord(Reason.TOO_MANY_IMAGES, f"{images} images; data.max_images={max_images}")
+    if placeholder := missing_placeholder((question, *options.values()), images):
+        raise BadRecord(Reason.MALFORMED, f"the text has {placeholder}, and there are {images} image(s)")
 
 
 def _listing(part: str, records: Iterable[Record]) -> str:
