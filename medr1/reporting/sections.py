@@ -154,4 +154,5 @@ def _gallery_item(example: CheckedRationale, name: str, size: int) -> GalleryIte
     record = example.record
     judged = "correct" if example.prediction.correct else f"wrong, the correct answer is {record.answer_text}"
     caption = f"{name}. {record.question} Answer: {example.predicted_text} ({judged})."
-    return GalleryItem(record.images[0].load(size), spans, caption)
+    (image,) = record.images  # rationales are checked of phantoms only
+    return GalleryItem(image.load(size), spans, caption)

@@ -14,6 +14,7 @@ from rich.console import Console
 from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.naming import distinct_names, metric_part, safe_name
 from medr1.config.settings import TrainConfig
+from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
 from medr1.errors import DataError
@@ -144,7 +145,7 @@ def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], r
         if not annotated:
             return None
         records |= {record.id: record for record in annotated}
-        image_size = data.image_size
+        image_size = drawn_side(data.resize, data.image_size, data.max_pixels)
     return rationale_section(runs, records, image_size, row_axis)
 
 

@@ -133,5 +133,6 @@ def test_a_file_that_uses_nobody_is_no_file() -> None:
             "algorithms",
             "engines",
             "rewards",
+            "sources",
         ):  # imported by registries
             assert any(name == dotted or name.startswith(f"{dotted}.") for name in used), dotted

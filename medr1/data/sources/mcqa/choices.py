@@ -78,16 +78,22 @@ def parse_options(value: Any) -> dict[str, str]:
     return {letter: one_line(text) for letter, text in options.items()}
 
 
+def first_of(text: str | None) -> str | None:
+    """The first of a list that is written as a text, or None. Raises BadRecord for another text."""
+    items = None if text is None else _parse_text(text)
+    return text_or_none(items[0], f"the first of {text!r:.80}") if isinstance(items, list) and items else None
+
+
 def _parse_text(text: str) -> Any:
     if len(text) > _MAX_LITERAL:
-        raise BadRecord(Reason.NO_OPTIONS, f"the options are a text of {len(text)} characters: {text!r:.80}")
+        raise BadRecord(Reason.NO_OPTIONS, f"a list is a text of {len(text)} characters: {text!r:.80}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         try:
             return ast.literal_eval(text.strip())  # MMMU writes "['left', 'right']"
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            detail = f"the options do not parse: {text!r:.120} is a list or mapping neither in JSON nor in Python"
+            detail = f"{text!r:.120} does not parse: it is a list or mapping neither in JSON nor in Python"
             raise BadRecord(Reason.NO_OPTIONS, detail) from error
 
 
