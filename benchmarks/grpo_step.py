@@ -55,7 +55,7 @@ class Ours:
         self.policy, self.processor = load_policy(ModelSpec(str(checkpoint), dtype))
         self.reference = make_reference(self.policy)
         images = zip(work.contents(), work.images(), strict=True)
-        self.prompts = [Prompt(self.processor.chat(content), image) for content, image in images]
+        self.prompts = [Prompt(self.processor.chat(content), (image,)) for content, image in images]
         self.objective = ObjectiveConfig(
             loss_agg_mode=LossAggMode.seq_mean_token_mean,
             scale_rewards=ScaleRewards.group,

@@ -126,19 +126,23 @@ def tiny(build: Build) -> Callable[[str], tuple[Policy, Processor]]:
 
 @pytest.fixture(scope="session")
 def make_prompts() -> MakePrompts:
-    """(processor, sizes) -> one prompt for each image size (width, height) in image tokens, without image for None."""
+    """(processor, sizes) -> one prompt for each image size (width, height) in image tokens.
 
-    def make(processor: Processor, sizes: Sequence[tuple[int, int] | None], seed: int = 0) -> list[Prompt]:
+    Without image for None, with several images for a list.
+    """
+
+    def make(
+        processor: Processor, sizes: Sequence[tuple[int, int] | list[tuple[int, int]] | None], seed: int = 0
+    ) -> list[Prompt]:
         rng = np.random.default_rng(seed)
         prompts = []
         for i, size in enumerate(sizes):
             text = "lung knee " * int(rng.integers(1, 6)) + f"number {i}?"
-            image = None
-            if size is not None:
-                side = processor.image_token_size
-                pixel_values = rng.integers(0, 256, (size[1] * side, size[0] * side, 3), dtype=np.uint8)
-                image = Image.fromarray(pixel_values)
-            prompts.append(Prompt(processor.chat(text, with_image=size is not None), image))
+            images, side = [], processor.image_token_size
+            for width, height in size if isinstance(size, list) else [size] if size else []:
+                pixel_values = rng.integers(0, 256, (height * side, width * side, 3), dtype=np.uint8)
+                images.append(Image.fromarray(pixel_values))
+            prompts.append(Prompt(processor.chat(text, len(images)), tuple(images)))
         return prompts
 
     return make

@@ -141,15 +141,16 @@ def _load(choice: ModelChoice) -> Model:
 
 
 def _ask(model: Model, path: Path, image: DecodedImage, question: str, options: Mapping[str, str]) -> Answer:
-    from PIL import Image
-
     from medr1.evaluation.option_probabilities import generate_with_option_probabilities
-    from medr1.models.processor import Prompt, control_tokens_of
+    from medr1.models.processor import control_tokens_of
 
     check_text((question, *options.values()), control_tokens_of(model.processor.tokenizer))
-    side, mode = model.choice.image_size, model.choice.mode
-    resized = image.image.resize((side, side), Image.Resampling.BICUBIC)
-    prompt = Prompt(model.processor.chat(question_text(question, options, mode)), resized)
+    mode = model.choice.mode
+    try:
+        resized = model.choice.size.apply(image.image)
+    except BadRecord as bad:
+        raise DataError(f"{path} {bad.detail}") from bad
+    prompt = model.processor.user_prompt(question_text(question, options, mode), (resized,))
     completion = generate_with_option_probabilities(
         model.policy, model.processor, prompt, options, model.choice.max_completion_length
     )

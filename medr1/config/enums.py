@@ -27,6 +27,13 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Resize(StrEnum):
+    """Images are resized to one square size, or keep their aspect ratio as in the families' processors."""
+
+    square = "square"
+    native = "native"
+
+
 class Attention(StrEnum):
     """Attention implementation of transformers; ``auto`` is the fastest that machine and precision allow."""
 

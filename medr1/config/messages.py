@@ -73,7 +73,8 @@ def _owners(key: str) -> Iterator[str]:
 def nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:
     """The ``valid`` names that are most like ``wrong``, and with ``shown=None`` all of them, in a sentence."""
     valid = list(map(str, valid))
-    near = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.4)
+    by_fold = {name.casefold(): name for name in valid}
+    near = [by_fold[fold] for fold in difflib.get_close_matches(wrong.casefold(), by_fold, n=3, cutoff=0.4)]
     guess = f"Did you mean {' or '.join(repr(n) for n in near[:shown])}?" if near else ""
     rest = "" if shown else f" Valid: {', '.join(sorted(valid))}."
     return f"{guess}{rest}".strip()

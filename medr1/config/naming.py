@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -97,6 +98,20 @@ def safe_name(text: str, longest: int = 100) -> str:
     """The text as the name of a file or directory. A changed text gets a hash, so that no two are equal."""
     name = _safe(text)
     return name if name == text and len(name) <= longest else f"{name[: longest - 10]}-{short_hash(text)}"
+
+
+def distinct_names(texts: Iterable[str], name: Callable[[str], str]) -> dict[str, str]:
+    """The ``name`` of each text. Texts with the same one, in upper or lower case, get a hash each."""
+    names = {text: name(text) for text in texts}
+    count = Counter(name.lower() for name in names.values())
+    return {text: n if count[n.lower()] == 1 else f"{n}-{short_hash(text)}" for text, n in names.items()}
+
+
+def metric_part(value: str) -> str:
+    """A value as a part of a metric's name, for which MLflow takes few characters. A changed value gets a hash."""
+    if re.fullmatch(r"[A-Za-z0-9_. -]+", value) and value.strip(". ") == value:
+        return value
+    return f"{_safe(value)}-{short_hash(value)}"
 
 
 def short_hash(text: str) -> str:

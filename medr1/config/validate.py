@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from medr1.config.enums import Attention, LoraTargets, Precision, Tuning
+from medr1.config.enums import Attention, LoraTargets, Precision, Resize, Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.messages import explain
 from medr1.config.renamed import RENAMED
@@ -92,6 +92,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.test_images_per_modality": (1, 1e6),
     "data.test_fraction": (0.01, 0.99),
     "data.max_image_pixels": (1, 1e10),
+    "data.min_pixels": (1, 1e10),
+    "data.max_pixels": (1, 1e10),
+    "data.max_images": (1, 1000),
     "algorithm.learning_rate": (0, 1),
     "algorithm.warmup_ratio": (0, 1),
     "algorithm.max_grad_norm": (1e-9, 1e9),
@@ -146,8 +149,19 @@ def check_range(key: str, value: float | None, name: str | None = None) -> None:
 
 
 def _check_images(cfg: CommonConfig) -> None:
-    size, token = cfg.data.image_size, cfg.model.image_token_size
-    if size % token or size <= 0:
+    size, token, data = cfg.data.image_size, cfg.model.image_token_size, cfg.data
+    if data.resize == Resize.native:
+        if data.min_pixels > data.max_pixels:
+            raise ConfigError(
+                f"data.min_pixels={data.min_pixels} is more than data.max_pixels={data.max_pixels}; use "
+                f"data.min_pixels={data.max_pixels} or less"
+            )
+        if data.max_pixels < token**2:
+            raise ConfigError(
+                f"data.max_pixels={data.max_pixels} is less than one image token of {token} x {token} pixels; use "
+                f"data.max_pixels={token**2} or more"
+            )
+    elif size % token or size <= 0:
         raise ConfigError(
             f"data.image_size={size} is no multiple of model.image_token_size={token}, the side of an image token in "
             f"pixels; use data.image_size={fitting(size, token)}"

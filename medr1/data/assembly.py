@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medr1.data.dataset import check_axes, check_images
 from medr1.data.image_index import ImageFacts, group_by_content, index_images
 from medr1.data.splitting import image_grouped_parts, stored_images
 from medr1.data.stored_data import OnBadRecord, StoredDataConfig
@@ -81,8 +82,11 @@ def assemble(
         raise DataError(f"data.test_fraction={settings.test_fraction}. Remedy: a value between 0 and 1, such as 0.2")
     bad, readable = list(bad), list[Draft]()
     for draft in drafts:
+        record = draft.record
         try:
-            check_text((draft.record.question, *draft.record.options.values(), draft.record.rationale), control_tokens)
+            check_text((record.question, *record.options.values(), record.rationale), control_tokens)
+            check_images(record.question, record.options, len(record.images), settings.max_images)
+            check_axes(record)
             readable.append(draft)
         except BadRecord as fault:
             bad.append(draft.rejected(fault.reason, fault.detail))

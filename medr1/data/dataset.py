@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from medr1.config.messages import nearest
 from medr1.config.settings import ALL, DataConfig
+from medr1.domain.reasoning import missing_placeholder
 from medr1.domain.records import AXES, BadRecord, Reason, Record, axis_problem, check_text, in_order
 from medr1.errors import DataError
 
@@ -70,7 +71,7 @@ def load_dataset(
     dataset = SOURCES[settings.kind].load(settings, Selection(modality, question_type, control_tokens))
     train = select(dataset.train, modality, question_type)
     for record in (*dataset.train, *dataset.test):
-        _check_axes(record)
+        check_axes(record)
     if not train and (is_trained or (dataset.train and not is_other_data)):
         raise DataError(
             f"data={settings.name}: no training record has modality={modality} and question_type={question_type}."
@@ -86,6 +87,7 @@ def load_dataset(
     for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
+            check_images(record.question, record.options, len(record.images), settings.max_images)
         except BadRecord as bad:
             raise BadRecord(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
@@ -93,7 +95,8 @@ def load_dataset(
     return dataclasses.replace(dataset, train=train)
 
 
-def _check_axes(record: Record) -> None:
+def check_axes(record: Record) -> None:
+    """Checks that modality and question type can be shown in tables and typed in commands. Raises BadRecord."""
     for axis in AXES:
         value = getattr(record, axis)
         problem = axis_problem(value)
@@ -113,6 +116,18 @@ def _nearest_values(records: Iterable[Record], **selected: str) -> str:
         if value not in (ALL, *values) and (guess := nearest(value, values, shown=3)):
             text += f"\n{axis}={value}: {guess}"
     return text
+
+
+def check_images(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
+    """Checks the number of images of a question, and that its placeholders stand for images that it has.
+
+    Raises:
+        BadRecord: more than ``max_images`` images, or a placeholder such as ``<image 3>`` in a question with two.
+    """
+    if images > max_images:
+        raise BadRecord(Reason.TOO_MANY_IMAGES, f"{images} images; data.max_images={max_images}")
+    if placeholder := missing_placeholder((question, *options.values()), images):
+        raise BadRecord(Reason.MALFORMED, f"the text has {placeholder}, and there are {images} image(s)")
 
 
 def _listing(part: str, records: Iterable[Record]) -> str:

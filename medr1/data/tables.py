@@ -288,7 +288,7 @@ def _to_arrow(file: Path, cache_dir: Path) -> Path:
         return copy
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir) as folder, ParquetFile(file) as parquet:
+        with tempfile.TemporaryDirectory(dir=cache_dir) as folder, ParquetFile(file, memory_map=True) as parquet:
             part = Path(folder) / copy.name
             with pa.ipc.new_stream(str(part), parquet.schema_arrow) as stream:
                 for batch in parquet.iter_batches(_BATCH):

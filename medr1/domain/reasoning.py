@@ -92,6 +92,34 @@ def question_text(question: str, options: Mapping[str, str], mode: ReasoningMode
     return "\n".join(lines)
 
 
+_PLACEHOLDER = re.compile(r"<image (\d+)>")
+
+
+def content_parts(text: str, images: int) -> list[str | int]:
+    """The parts of a user message in order: texts, and the indices of ``images`` images.
+
+    An image stands where the text first has its placeholder, ``<image 1>`` for the first image. The images without one
+    stand before the text.
+    """
+    placed: list[int] = []
+    parts: list[str | int] = []
+    end = 0
+    for place in _PLACEHOLDER.finditer(text):
+        index = int(place[1]) - 1
+        if index in range(images) and index not in placed:
+            placed.append(index)
+            parts += [text[end : place.start()], index]
+            end = place.end()
+    parts.append(text[end:])
+    return [*(index for index in range(images) if index not in placed), *(part for part in parts if part != "")]
+
+
+def missing_placeholder(texts: Iterable[str], images: int) -> str | None:
+    """The first placeholder of the texts that stands for none of ``images`` images."""
+    found = (place for text in texts for place in _PLACEHOLDER.finditer(text))
+    return next((place[0] for place in found if int(place[1]) not in range(1, images + 1)), None)
+
+
 def target_text(mode: ReasoningMode, answer: str, rationale: str = "") -> str:
     """The target completion of supervised fine-tuning. Without a rationale the think block is empty."""
     answer_block, think_block = f"<answer>{answer}</answer>", f"<think>{rationale}</think>"

@@ -128,6 +128,8 @@ class Reason(StrEnum):
     AMBIGUOUS_IMAGE = "ambiguous_image"
     UNDECODABLE_IMAGE = "undecodable_image"
     IMAGE_TOO_LARGE = "image_too_large"
+    ASPECT_RATIO = "aspect_ratio"
+    TOO_MANY_IMAGES = "too_many_images"
     PATH_LEAVES_ROOT = "path_leaves_root"
     NO_OPTIONS = "no_options"
     TOO_MANY_OPTIONS = "too_many_options"

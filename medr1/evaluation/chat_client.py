@@ -1,4 +1,4 @@
-"""Client of an OpenAI-compatible chat server (vLLM, ``transformers serve``): one question about one image a request."""
+"""Client of an OpenAI-compatible chat server (vLLM, ``transformers serve``): one question with its images a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,16 +64,15 @@ class ChatClient:
             ),
         )
 
-    def complete(self, text: str, png: bytes, max_completion_length: int, *, record: str) -> ChatCompletion:
-        """The greedy completion of one user turn, image first. ``record`` is named in error messages.
+    def complete(self, parts: Sequence[str | bytes], max_completion_length: int, *, record: str) -> ChatCompletion:
+        """The greedy completion of one user turn: texts and PNG images in order. ``record`` is named in error messages.
 
         Raises:
             ServerError: no usable completion after all retries; names URL, record and the server's reply.
         """
         from openai import APIConnectionError, APIStatusError
 
-        image_url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        content: Any = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": text}]
+        content: Any = [{"type": "text", "text": p} if isinstance(p, str) else _image_part(p) for p in parts]
         retries: str | None = None
         try:
             response = self._client.chat.completions.with_raw_response.create(
@@ -102,6 +102,10 @@ class ChatClient:
     def close(self) -> None:
         """Closes the connections. Threads that wait for a retry send nothing more."""
         self._client.close()
+
+
+def _image_part(png: bytes) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}}
 
 
 def _parse(body: bytes) -> ChatCompletion:

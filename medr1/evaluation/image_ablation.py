@@ -1,4 +1,4 @@
-"""Image ablations: the model is evaluated with a blank image or with another record's image. Loads no torch."""
+"""Image ablations: the model is evaluated with blank images or with another record's images. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MID_GREY = (128, 128, 128)
 
 
 class ImageAblation(StrEnum):
-    """The image that the model sees: the record's own, a blank one, or that of another record."""
+    """The images that the model sees: the record's own, blank ones, or those of another record."""
 
     NONE = "none"
     BLANK = "blank"
@@ -23,28 +23,32 @@ class ImageAblation(StrEnum):
 
 
 def ablated_loader(records: Sequence[Record], ablation: ImageAblation, load: ImageLoader) -> ImageLoader:
-    """A loader that returns the ablated image of each of the ``records``."""
+    """A loader that returns the ablated images of each of the ``records``."""
     if ablation is ImageAblation.SHUFFLED:
         donors = {record.id: donor for record, donor in zip(records, shuffled_images(records), strict=True)}
         return lambda record: load(donors[record.id])
     if ablation is ImageAblation.BLANK:
-        return lambda record: Image.new("RGB", load(record).size, MID_GREY)
+        return lambda record: tuple(Image.new("RGB", image.size, MID_GREY) for image in load(record))
     return load
 
 
 def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """For each record, a record with another image of the same modality.
+    """For each record, a record with as many, but other, images of the same modality.
 
-    The images of a modality are permuted in one random cycle, so that their distribution stays the same. The only
-    image of a modality keeps its place.
+    The images of a modality and a number are permuted in one random cycle, so that their distribution stays the same.
+    The only images of a modality and a number keep their place.
     """
-    by_modality: dict[str, dict[str, Record]] = {}  # a record for each image
+    groups: dict[tuple[str, int], dict[str, Record]] = {}  # in each group, a record for each choice of images
     for record in records:
-        by_modality.setdefault(record.modality, {}).setdefault(record.image_key, record)
-    donors: dict[tuple[str, str], Record] = {}
-    for modality, of_image in by_modality.items():
-        order = sorted(of_image)
-        random.Random(f"{seed} {modality}").shuffle(order)
+        groups.setdefault(_group(record), {}).setdefault(record.image_key, record)
+    donors: dict[tuple[tuple[str, int], str], Record] = {}
+    for group, of_images in groups.items():
+        order, (modality, images) = sorted(of_images), group
+        random.Random(f"{seed} {modality}" if images == 1 else f"{seed} {modality} {images}").shuffle(order)
         for key, donor in zip(order, order[1:] + order[:1], strict=True):
-            donors[modality, key] = of_image[donor]
-    return [donors[record.modality, record.image_key] for record in records]
+            donors[group, key] = of_images[donor]
+    return [donors[_group(record), record.image_key] for record in records]
+
+
+def _group(record: Record) -> tuple[str, int]:
+    return record.modality, len(record.images)

@@ -6,13 +6,14 @@ Legend: V vectors of outcomes (one per run and condition), n records, C columns,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
 from medr1.data.sources.phantoms.drawing import SCANNERS
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import AXES, UNSPECIFIED, in_order
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.bootstrap import BoolArray, FloatArray, IntArray, Scores, column_means, estimate, score
 from medr1.evaluation.metrics import check_same_questions
@@ -31,11 +32,11 @@ from medr1.evaluation.sweep_tables import (
 
 SEED_AXIS = "seed"
 SCANNER_COLUMNS = ("seen scanners", "held-out scanner")
-_DATA_AXES: dict[str, tuple[str, ...]] = {"modality": tuple(Modality), "question_type": tuple(QuestionType)}
-_COLUMNS = {**_DATA_AXES, "scanner": SCANNER_COLUMNS}
+_COLUMNS = (*AXES, "scanner")
 _REFERENCES = ("zero_shot", "sft")  # always side a of a contrast; the first one also against the second
 _ALL_PAIRS = 6  # up to so many methods are all compared with each other; more, each with the first only
 
+T = TypeVar("T")
 Seeds = Mapping[str, int]  # number of the run by seed
 
 
@@ -62,12 +63,15 @@ def tabulate(
         _contrast(sweep, a, b, {row: (methods[a][row], methods[b][row]) for row in methods[a] if row in methods[b]})
         for a, b in _pairs(list(methods))
     ]
-    if row_axis not in _DATA_AXES:  # rows are ways of training, which are compared as well
+    if row_axis not in AXES:  # rows are ways of training, which are compared as well
         contrasts += [
             _contrast(sweep, f"{method}: {a}", f"{method}: {b}", {method: (of_method[a], of_method[b])})
             for method, of_method in methods.items()
             for a, b in _pairs(list(of_method))
         ]
+    if sweep.columns == (UNSPECIFIED,):  # it would repeat the column of all records
+        matrices = [replace(m, columns=(), cells=_only_all(m.cells)) for m in matrices]
+        contrasts = [c and replace(c, columns=(), cells=_only_all(c.cells)) for c in contrasts]
     return SweepTables(
         row_axis=row_axis,
         column_axis=column_axis,
@@ -75,6 +79,10 @@ def tabulate(
         matrices=tuple(matrices),
         contrasts=tuple(contrast for contrast in contrasts if contrast),
     )
+
+
+def _only_all(cells: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
+    return {row: {ALL: of_row[ALL]} for row, of_row in cells.items()}
 
 
 def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, Seeds]]:
@@ -96,10 +104,10 @@ def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, See
         earlier = seeds.setdefault(run.axes.get(SEED_AXIS, ""), number)
         if earlier != number:
             raise DataError(f"runs {runs[earlier].name} and {run.name} have the same axes ({dict(run.axes)})")
-    order = {value: place for place, value in enumerate(_DATA_AXES.get(row_axis, ()))}
-    for run in runs:
-        order.setdefault(run.axes[row_axis], len(order))
-    return {method: dict(sorted(rows.items(), key=lambda row: order[row[0]])) for method, rows in methods.items()}
+    values = list(dict.fromkeys(run.axes[row_axis] for run in runs))
+    if row_axis in AXES:  # a run that is trained on all records comes last
+        values = sorted(in_order(values), key=ALL.__eq__)
+    return {method: {v: rows[v] for v in values if v in rows} for method, rows in methods.items()}
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -144,7 +152,9 @@ class _Sweep:
         if not lines:
             raise DataError(f"run {runs[0].name} has no predictions; evaluate it on test records")
         names = [_column(line, column_axis) for line in lines]
-        columns = tuple(str(name) for name in _COLUMNS[column_axis] if name in names)
+        columns = tuple(name for name in SCANNER_COLUMNS if name in names)
+        if column_axis in AXES:
+            columns = tuple(in_order(names))
         column = np.asarray([columns.index(name) for name in names], dtype=np.intp)
         image = np.unique([line.image for line in lines], return_inverse=True)[1].astype(np.intp)
         images = [image[column == c] for c in range(len(columns))] + [image]

@@ -10,6 +10,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any, TypeVar
 
+from medr1.config.naming import metric_part
 from medr1.domain.records import UNSPECIFIED, in_order
 from medr1.errors import DataError
 from medr1.evaluation.bootstrap import paired_difference
@@ -170,11 +171,11 @@ def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
     cell = summary.overall
     yield f"{prefix}/accuracy", cell.accuracy.value
     for modality, part in summary.by_modality.items():
-        yield f"{prefix}/accuracy/modality/{modality}", part.accuracy.value
+        yield f"{prefix}/accuracy/modality/{metric_part(modality)}", part.accuracy.value
     for question_type, part in summary.by_question_type.items():
-        yield f"{prefix}/accuracy/question_type/{question_type}", part.accuracy.value
+        yield f"{prefix}/accuracy/question_type/{metric_part(question_type)}", part.accuracy.value
     for benchmark, part in summary.by_benchmark.items():
-        yield f"{prefix}/accuracy/benchmark/{benchmark}", part.accuracy.value
+        yield f"{prefix}/accuracy/benchmark/{metric_part(benchmark)}", part.accuracy.value
     yield f"{prefix}/format_rate", cell.format_rate
     yield f"{prefix}/unparsed_rate", cell.unparsed_rate
     yield f"{prefix}/completions/mean_length", cell.mean_length

@@ -12,11 +12,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from medr1.atomic_write import drop_torn_line
-from medr1.domain.reasoning import question_text
+from medr1.domain.reasoning import content_parts, question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.chat_client import ChatClient
@@ -52,9 +53,9 @@ class ServerPredictionStore(PredictionStore):
         load = ablated_loader(self.records, ablation, self.load)
 
         def generate_one(record: Record) -> Prediction:
-            text, png = question_text(record.question, record.options, self.mode), BytesIO()
-            load(record).save(png, "PNG")
-            done = client.complete(text, png.getvalue(), self.max_completion_length, record=record.id)
+            images, text = load(record), question_text(record.question, record.options, self.mode)
+            parts = [_png(images[part]) if isinstance(part, int) else part for part in content_parts(text, len(images))]
+            done = client.complete(parts, self.max_completion_length, record=record.id)
             return prediction(record, condition, self.mode, done.text, done.length, done.truncated)
 
         predictions = {line.record: line for line in self._read_partial(partial, condition)}
@@ -87,6 +88,13 @@ class ServerPredictionStore(PredictionStore):
             if (line.record, line.image, line.answer, line.condition, line.reasoning) not in expected:
                 raise DataError(f"{partial}: record {line.record} is not one of this evaluation; remove the file")
         return lines
+
+
+def _png(image: Image.Image) -> bytes:
+    """The image without loss."""
+    stored = BytesIO()
+    image.save(stored, "PNG")
+    return stored.getvalue()
 
 
 def partial_file(file: Path) -> Path:

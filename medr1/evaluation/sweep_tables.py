@@ -60,7 +60,8 @@ class Generalization:
 class Matrix:
     """The table of one method: ``cells[row][column]``, where every row also has the column ``all``.
 
-    ``means``: by row, the mean over the columns with equal weight. ``generalization`` is None unless at least two rows
+    ``columns`` is empty if the data lacks the column axis. ``means``: by row, the mean over the columns with equal
+    weight. ``generalization`` is None unless at least two rows
     are columns as well.
     """
 

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from medr1.config.enums import Tuning
+from medr1.config.enums import Resize, Tuning
 from medr1.config.image_tokens import fitting
-from medr1.config.settings import LoraConfig, ModelConfig
+from medr1.config.settings import DataConfig, LoraConfig, ModelConfig
 from medr1.domain.reasoning import TAGS, ReasoningMode, target_text
 from medr1.errors import CheckpointError
 from medr1.models.adapters import load_adapter
@@ -33,8 +33,9 @@ class ModelSpec:
     """A checkpoint, how it is loaded, and which of its weights are trained.
 
     path: checkpoint directory or hub id. attn_implementation: as ``resolve_attn_implementation`` returns it.
-    image_size: side of the images in pixels, checked against the model's image tokens if given. adapter: directory of
-    a trained PEFT adapter. freeze_vision_tower, lora: see ``medr1.models.adapters.set_trainable``.
+    image_size: side of square images in pixels, image_token_size: that of images in their own aspect ratio; each is
+    checked against the model's image tokens if given. adapter: directory of a trained PEFT adapter.
+    freeze_vision_tower, lora: see ``medr1.models.adapters.set_trainable``.
     """
 
     path: str
@@ -42,19 +43,21 @@ class ModelSpec:
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     image_size: int | None = None
+    image_token_size: int | None = None
     adapter: Path | None = None
     freeze_vision_tower: bool = False
     lora: LoraConfig | None = None
 
     @classmethod
-    def from_config(cls, model: ModelConfig, device: torch.device, image_size: int) -> ModelSpec:
+    def from_config(cls, model: ModelConfig, data: DataConfig, device: torch.device) -> ModelSpec:
         """The model of a config, on a device that decides what ``attn_implementation=auto`` means."""
         return cls(
             path=model.path,
             dtype=str(model.dtype),
             attn_implementation=resolve_attn_implementation(str(model.attn_implementation), str(model.dtype), device),
             gradient_checkpointing=model.gradient_checkpointing,
-            image_size=image_size,
+            image_size=data.image_size if data.resize == Resize.square else None,
+            image_token_size=model.image_token_size if data.resize == Resize.native else None,
             freeze_vision_tower=model.freeze_vision_tower,
             lora=model.lora if model.tuning == Tuning.lora else None,
         )
@@ -85,7 +88,13 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
     """
     path, config = spec.path, _read_config(spec.path)
     patch_size, merge_size = config.vision_config.patch_size, config.vision_config.spatial_merge_size
-    if spec.image_size is not None and spec.image_size % (token := patch_size * merge_size):
+    token = patch_size * merge_size
+    if spec.image_token_size not in (None, token):
+        raise CheckpointError(
+            f"model.path={path}: model.image_token_size={spec.image_token_size}, and its image tokens have {token} x "
+            f"{token} pixels; use model.image_token_size={token}"
+        )
+    if spec.image_size is not None and spec.image_size % token:
         raise CheckpointError(
             f"model.path={path}: image_size={spec.image_size} is no multiple of its image token size of {token} "
             f"pixels; use image_size={fitting(spec.image_size, token)} and model.image_token_size={token}"

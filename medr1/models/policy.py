@@ -55,7 +55,7 @@ class Policy(nn.Module):
         if prompts.pixel_values is None:
             return {"inputs_embeds": embeddings}
         features = prompts.image_features or self._image_features(prompts)
-        rows = [features[i] for i in prompts.image_index if i is not None for _ in range(num_generations)]
+        rows = [features[i] for images in prompts.image_index for _ in range(num_generations) for i in images]
         first, *deeper = torch.cat(rows, dim=1).to(embeddings.dtype)
         is_image = ids == self.core.config.image_token_id
         inputs = {"inputs_embeds": embeddings.masked_scatter(is_image.unsqueeze(-1), first)}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medr1.domain.reasoning import TAGS, ReasoningMode, question_text
+from medr1.domain.reasoning import TAGS, ReasoningMode, content_parts, question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.models.tensors import PromptBatch, unpadded
@@ -26,10 +26,10 @@ RopeIndex = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as chat text, and its image. The text has one image token if there is an image, else none."""
+    """A prompt as chat text, and its images in the order of the text, which has one image token for each."""
 
     text: str
-    image: Image.Image | None
+    images: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,28 @@ class Processor:
         """Side of an image token in pixels."""
         return int(self.image_processor.patch_size) * int(self.image_processor.merge_size)
 
-    def chat(self, content: str, with_image: bool = True) -> str:
-        """The chat text of one user turn, up to the beginning of the assistant's turn."""
-        parts: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        parts.append({"type": "text", "text": content})
+    def chat(self, content: str, images: int = 1) -> str:
+        """The chat text of one user turn with images, up to the beginning of the assistant's turn.
+
+        The images stand where ``content_parts`` puts them.
+        """
+        parts = [
+            {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
+            for part in content_parts(content, images)
+        ]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
         return str(text)
 
-    def prompt(self, record: Record, mode: ReasoningMode, image: Image.Image) -> Prompt:
-        return Prompt(self.chat(question_text(record.question, record.options, mode)), image)
+    def prompt(self, record: Record, mode: ReasoningMode, images: Sequence[Image.Image]) -> Prompt:
+        """The prompt of a record with its images, which are given in the order of the record."""
+        return self.user_prompt(question_text(record.question, record.options, mode), images)
+
+    def user_prompt(self, content: str, images: Sequence[Image.Image]) -> Prompt:
+        """The prompt of one user turn."""
+        order = [part for part in content_parts(content, len(images)) if isinstance(part, int)]
+        return Prompt(self.chat(content, len(images)), tuple(images[i] for i in order))
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Tokenizes prompts, padded on the left, and cuts their images into patches.
@@ -68,12 +79,12 @@ class Processor:
         patches.
 
         Raises:
-            DataError: a text without exactly one image token for its image (the image of one prompt would silently be
-                used for the next), or an image whose sides are no multiple of ``image_token_size``.
+            DataError: a text without exactly one image token for each of its images (the images of one prompt would
+                silently be used for the next), or an image whose sides are no multiple of ``image_token_size``.
         """
-        images = {id(p.image): p.image for p in prompts if p.image is not None}
+        images = {id(image): image for prompt in prompts for image in prompt.images}
         index = {key: i for i, key in enumerate(images)}
-        image_index = tuple(None if p.image is None else index[id(p.image)] for p in prompts)
+        image_index = tuple(tuple(index[id(image)] for image in prompt.images) for prompt in prompts)
         pixel_values: Tensor | None = None
         image_grid_thw: Tensor | None = None
         size, merge = self.image_token_size, self.image_processor.merge_size
@@ -88,21 +99,25 @@ class Processor:
             features = self.image_processor(images=list(images.values()), do_resize=False, return_tensors="pt")
             pixel_values, image_grid_thw = features["pixel_values"], features["image_grid_thw"]
         texts = []
-        for prompt, i in zip(prompts, image_index, strict=True):
-            if prompt.text.count(IMAGE_TOKEN) != int(prompt.image is not None):
+        tokens = [] if image_grid_thw is None else (image_grid_thw.prod(1) // merge**2).tolist()
+        for prompt, of_prompt in zip(prompts, image_index, strict=True):
+            first, *others = prompt.text.split(IMAGE_TOKEN)
+            if len(others) != len(of_prompt):
                 raise DataError(
-                    f"a prompt with {'no' if prompt.image is None else 'one'} image has "
-                    f"{prompt.text.count(IMAGE_TOKEN)} times {IMAGE_TOKEN} in its text: {prompt.text[:300]!r}"
+                    f"a prompt with {len(of_prompt)} image(s) has {len(others)} times {IMAGE_TOKEN} in its text: "
+                    f"{prompt.text[:300]!r}"
                 )
-            tokens = 0 if i is None or image_grid_thw is None else int(image_grid_thw[i].prod()) // merge**2
-            texts.append(prompt.text.replace(IMAGE_TOKEN, IMAGE_TOKEN * tokens))
+            expanded = (IMAGE_TOKEN * tokens[i] + text for i, text in zip(of_prompt, others, strict=True))
+            texts.append(first + "".join(expanded))
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         types = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).int()
-        grid_thw = None if image_grid_thw is None else image_grid_thw[[i for i in image_index if i is not None]]
+        grid_thw = (
+            None if image_grid_thw is None else image_grid_thw[[i for of_prompt in image_index for i in of_prompt]]
+        )
         positions, _ = self.rope_index(ids, types, image_grid_thw=grid_thw, attention_mask=mask)
         return PromptBatch(
             ids,
@@ -113,7 +128,7 @@ class Processor:
             image_grid_thw,
             image_index,
             texts=tuple(p.text for p in prompts),
-            images=tuple(p.image for p in prompts),
+            images=tuple(p.images for p in prompts),
         )
 
     def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

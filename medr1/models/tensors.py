@@ -37,11 +37,11 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """B encoded prompts with at most one image each.
+    """B encoded prompts, each with any number of images.
 
     ids, mask [B, P]. positions [3, B, P]: explicit M-RoPE positions. next_position [B]: that of the first completion
     token. pixel_values [patches, patch size]: the patches of all images, or None. image_grid_thw [images, 3].
-    image_index: for each prompt the index of its image, or None; prompts may share an image.
+    image_index: for each prompt the indices of its images, in the order of the prompt; prompts may share images.
     image_features: [levels, image tokens, H] for each image. If set, the vision tower is skipped. The first level
     replaces embeddings, the others are added in the first layers (DeepStack).
     texts, images: the prompts before encoding, for engines that encode them elsewhere.
@@ -53,10 +53,10 @@ class PromptBatch:
     next_position: Tensor
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
-    image_index: tuple[int | None, ...]
+    image_index: tuple[tuple[int, ...], ...]
     image_features: tuple[Tensor, ...] | None = None
     texts: tuple[str, ...] = ()
-    images: tuple[Image.Image | None, ...] = ()
+    images: tuple[tuple[Image.Image, ...], ...] = ()
 
     def to(self, device: torch.device) -> PromptBatch:
         return map_tensors(lambda x: x.to(device), self)
@@ -71,7 +71,7 @@ class PromptBatch:
             return self
         mask = self.mask[rows]
         start = int(mask.any(0).int().argmax())
-        images = sorted({image for row in rows if (image := self.image_index[row]) is not None})
+        images = sorted({image for row in rows for image in self.image_index[row]})
         pixel_values = image_grid_thw = None
         if self.pixel_values is not None and self.image_grid_thw is not None and images:
             patches = torch.split(self.pixel_values, self.image_grid_thw.prod(-1).tolist())
@@ -84,7 +84,7 @@ class PromptBatch:
             self.next_position[rows],
             pixel_values,
             image_grid_thw,
-            tuple(None if (image := self.image_index[row]) is None else images.index(image) for row in rows),
+            tuple(tuple(images.index(image) for image in self.image_index[row]) for row in rows),
             None if self.image_features is None else tuple(self.image_features[image] for image in images),
             tuple(self.texts[row] for row in rows if self.texts),
             tuple(self.images[row] for row in rows if self.images),

@@ -37,11 +37,12 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of the longest prompt and completion, and the sides of an image in patches."""
+    """Tokens of the longest prompt and completion, the sides of an image in patches, and the images of a prompt."""
 
     prompt: int
     completion: int
     image_grid: tuple[int, int]
+    images: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,21 +224,23 @@ def _name_caches(policy: Policy, tracer: MetaTracer) -> None:
 
 
 def _prompts(policy: Policy, rows: int, lengths: Lengths) -> PromptBatch:
-    """Prompts of the given lengths, each with its own image. All but the first have one token of padding, so that masks
-    are needed."""
+    """Prompts of the given lengths, each with its own images. All but the first have one token of padding, so that
+    masks are needed."""
     height, width = lengths.image_grid
     vision = policy.core.config.vision_config
-    image_tokens = height * width // vision.spatial_merge_size**2
+    image_tokens = lengths.images * height * width // vision.spatial_merge_size**2
     ids = torch.zeros(rows, lengths.prompt, dtype=torch.long)
     ids[:, 1 : 1 + image_tokens] = policy.core.config.image_token_id
     mask = torch.ones(rows, lengths.prompt, dtype=torch.bool)
     mask[1:, 0] = False
     positions = torch.arange(lengths.prompt).expand(3, rows, -1).contiguous()
     patch = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-    pixel_values = torch.empty(rows * height * width, patch, device="meta")
-    image_grid_thw = torch.tensor([[1, height, width]] * rows)
+    count = rows * lengths.images
+    pixel_values = torch.empty(count * height * width, patch, device="meta")
+    image_grid_thw = torch.tensor([[1, height, width]] * count)
+    image_index = tuple(tuple(range(i, i + lengths.images)) for i in range(0, count, lengths.images))
     next_position = positions.amax(dim=(0, 2)) + 1
-    return PromptBatch(ids, mask, positions, next_position, pixel_values, image_grid_thw, tuple(range(rows)))
+    return PromptBatch(ids, mask, positions, next_position, pixel_values, image_grid_thw, image_index)
 
 
 def _idle_prompts(policy: Policy, micro_batches: list[list[int]], work: Workload) -> Iterator[PromptBatch]:

@@ -58,9 +58,9 @@ _Rows = Sequence[tuple[str, Mapping[str, _Tile]]]  # row names, and tiles by col
 
 def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_title: str = "Trained on") -> Figure:
     """Accuracy with its interval; the diagonal is outlined, the references are rows beneath."""
-    rows = []
+    columns, rows = matrix.columns or (ALL,), []
     for row in matrix.rows:
-        estimates = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in matrix.columns}
+        estimates = {c: cell.accuracy for c, cell in matrix.cells.get(row, {}).items() if c in columns}
         if row in matrix.means:
             estimates[MEAN] = matrix.means[row]
         tiles = {
@@ -68,7 +68,7 @@ def accuracy_heatmap(matrix: Matrix, references: Sequence[Reference] = (), row_t
         }
         rows.append((label(row), tiles))
     beneath = [(r.name, {c: _Tile(v, percent(v)) for c, v in r.values.items()}) for r in references]
-    groups = [matrix.columns, (MEAN,)] if len(matrix.columns) > 1 else [matrix.columns]
+    groups = [columns, (MEAN,)] if len(columns) > 1 else [columns]
     values = [t.value for _, tiles in [*rows, *beneath] for c, t in tiles.items() if any(c in g for g in groups)]
     low, high = np.floor(10 * min(values, default=0)) / 10, np.ceil(10 * max(values, default=1)) / 10
     limits = (low, max(high, low + 0.1))
@@ -103,7 +103,8 @@ def _differences(
             for c, d in ((c, cell.difference) for c, cell in cells.get(row, {}).items())
         }
         rows.append((label(row), tiles))
-    groups = [table.columns, (ALL,)] if any(ALL in tiles for _, tiles in rows) else [table.columns]
+    groups = [table.columns] if table.columns else []
+    groups += [(ALL,)] if any(ALL in tiles for _, tiles in rows) else []
     # Symmetric around zero, rounded up to 5 points.
     largest = max((abs(tile.value) for _, tiles in rows for tile in tiles.values()), default=0.0)
     limit = max(np.ceil(20 * largest) / 20, 0.05)

@@ -139,7 +139,7 @@ def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
 
 
 def _gain_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
-    cells = [(row, column, matrix.cells[row][column]) for row in matrix.rows for column in matrix.columns]
+    cells = [(row, column, matrix.cells[row][column]) for row in matrix.rows for column in matrix.columns or (ALL,)]
     gains = [cell.gain_over_base for _, _, cell in cells if cell.gain_over_base]
     if not gains:
         return
@@ -165,7 +165,7 @@ def _contrast_findings(contrasts: Sequence[ContrastMatrix]) -> Iterator[str]:
     for contrast in contrasts:
         if not contrast.overall.contains_zero:
             a, b = _side(contrast.a), _side(contrast.b)
-            cells = [contrast.cells[row][column] for row in contrast.rows for column in contrast.columns]
+            cells = [contrast.cells[row][column] for row in contrast.rows for column in contrast.columns or (ALL,)]
             yield (
                 f"Over all cells {b} scores {_points(contrast.overall, 'more', 'less')} than {a}; it is "
                 f"{_significant(cells, a)}."

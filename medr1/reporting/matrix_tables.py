@@ -32,7 +32,8 @@ def render_matrices(tables: SweepTables) -> Iterator[tuple[str, ResultTable]]:
             for reference in references(matrix)
         ]
         notes = [
-            f"In %. Rows: {tables.row_axis}. Columns: {tables.column_axis} of the test records.",
+            f"In %. Rows: {tables.row_axis}."
+            + (f" Columns: {tables.column_axis} of the test records." if matrix.columns else ""),
             "*, -: above, below the base (McNemar test, p below .05 after Holm's correction over the matrix).",
             f"Seeds: {', '.join(tables.seeds) or 'one'}.",
         ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode, question_text
 
 
@@ -18,7 +19,7 @@ def model_card(
     recipe: Mapping[str, str],
     results: str,
     mode: ReasoningMode,
-    image_size: int,
+    size: ImageSize,
     max_completion_length: int,
     adapter: bool,
 ) -> str:
@@ -44,7 +45,7 @@ def model_card(
         recipe=recipe,
         results=results.strip(),
         question=repr(question_text("Which modality is this?", {"A": "ct", "B": "mri"}, mode)),
-        image_size=image_size,
+        size=size,
         max_completion_length=max_completion_length,
         adapter=adapter,
     )

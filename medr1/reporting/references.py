@@ -56,7 +56,7 @@ def references(matrix: Matrix) -> list[Reference]:
             ]
             if numbers:
                 values[column] = fmean(numbers)
-        if values.keys() >= set(matrix.columns):
+        if matrix.columns and values.keys() >= set(matrix.columns):
             values[MEAN] = fmean(values[column] for column in matrix.columns)
         if values:
             found.append(Reference(key, name, values))

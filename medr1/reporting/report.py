@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medr1.atomic_write import write_text
+from medr1.config.naming import distinct_names
+from medr1.domain.records import AXES
 from medr1.errors import DataError
 from medr1.evaluation.statistics import Estimate, wilson
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, SweepTables
@@ -26,7 +28,6 @@ from medr1.reporting.references import CONTROL_DESCRIPTIONS, references
 from medr1.reporting.result_table import ResultTable
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
-_DATA_AXES = ("modality", "question_type")  # rows that are training data, in contrast to training settings
 _STRUCK = "Struck through: the interval contains zero. Blue is better, red is worse."
 
 
@@ -184,6 +185,8 @@ def slug(name: str) -> str:
 
 def _figures(tables: SweepTables) -> list[SectionFigure]:
     figures = [_overview(tables)] if tables.matrices else []
+    sides = [side for contrast in tables.contrasts for side in (contrast.a, contrast.b)]
+    file_name = distinct_names([*(matrix.method for matrix in tables.matrices), *sides], slug)
     for matrix in tables.matrices:
         name, beneath, row_title = formatting.label(matrix.method), references(matrix), _row_title(tables)
         caption = (
@@ -196,16 +199,18 @@ def _figures(tables: SweepTables) -> list[SectionFigure]:
             if any(reference.key.startswith(control) for reference in beneath):
                 caption += f" {formatting.label(control)}: {description}."
         heatmap = draw.accuracy_heatmap(matrix, beneath, row_title)
-        figures.append(SectionFigure(f"accuracy-{slug(matrix.method)}", heatmap, caption))
+        figures.append(SectionFigure(f"accuracy-{file_name[matrix.method]}", heatmap, caption))
         if any(cell.gain_over_base for row in matrix.cells.values() for cell in row.values()):
             caption = f"{name}: gain over the base in percentage points, with its 95 % interval. {_STRUCK}"
-            figures.append(SectionFigure(f"gain-{slug(matrix.method)}", draw.gain_heatmap(matrix, row_title), caption))
+            figures.append(
+                SectionFigure(f"gain-{file_name[matrix.method]}", draw.gain_heatmap(matrix, row_title), caption)
+            )
     for contrast in tables.contrasts:
         caption = (
             f"{formatting.contrast_label(contrast)}: difference in percentage points on the same records. {_STRUCK}"
         )
         heatmap = draw.contrast_heatmap(contrast, _row_title(tables, contrast))
-        figures.append(SectionFigure(f"contrast-{slug(contrast.b)}-{slug(contrast.a)}", heatmap, caption))
+        figures.append(SectionFigure(f"contrast-{file_name[contrast.b]}-{file_name[contrast.a]}", heatmap, caption))
     return figures
 
 
@@ -213,7 +218,7 @@ def _row_title(tables: SweepTables, contrast: ContrastMatrix | None = None) -> s
     """The title of the rows of a matrix or contrast."""
     if contrast and contrast.a.startswith(f"{contrast.rows[0]}: "):
         return "Method"
-    return "Trained on" if tables.row_axis in _DATA_AXES else formatting.axis_label(tables.row_axis).capitalize()
+    return "Trained on" if tables.row_axis in AXES else formatting.axis_label(tables.row_axis).capitalize()
 
 
 def _is_square(matrix: Matrix) -> bool:
@@ -232,7 +237,7 @@ def _overview(tables: SweepTables) -> SectionFigure:
     for matrix in tables.matrices:
         for row, cells in matrix.cells.items():
             name = row if len(tables.matrices) == 1 else f"{matrix.method}, {row}"
-            of_name = bars.setdefault(matrix.method if tables.row_axis in _DATA_AXES else name, {})
+            of_name = bars.setdefault(matrix.method if tables.row_axis in AXES else name, {})
             for column in (c for c in (*matrix.columns, ALL) if c in cells):
                 cell = cells[column]
                 chance[column] = cell.chance

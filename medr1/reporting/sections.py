@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from medr1.domain.reasoning import ReasoningMode
-from medr1.domain.records import Record
+from medr1.domain.records import AXES, Record
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import CheckedRationale, RationaleRates, rationale_rates, select_examples
 from medr1.evaluation.statistics import Estimate
@@ -35,11 +35,12 @@ Groups = Mapping[tuple[str, str], list[Prediction]]  # by row and method
 
 def trend_section(tables: SweepTables) -> Section | None:
     """Accuracy against the row axis, with a line for each method and column. None unless rows are numbers."""
-    if len({row for matrix in tables.matrices for row in matrix.rows if _is_number(row)}) < 2:
+    numbers = {row for matrix in tables.matrices for row in matrix.rows if _is_number(row)}
+    if tables.row_axis in AXES or len(numbers) < 2:
         return None
     series: dict[str, list[tuple[str | float, Estimate]]] = {}
     for matrix in tables.matrices:
-        for column in matrix.columns if len(matrix.columns) <= _MAX_COLUMNS else (ALL,):
+        for column in matrix.columns if 0 < len(matrix.columns) <= _MAX_COLUMNS else (ALL,):
             series[f"{label(matrix.method)}, {label(column)}"] = [
                 (float(row), matrix.cells[row][column].accuracy)
                 for row in sorted(filter(_is_number, matrix.rows), key=float)
@@ -153,4 +154,5 @@ def _gallery_item(example: CheckedRationale, name: str, size: int) -> GalleryIte
     record = example.record
     judged = "correct" if example.prediction.correct else f"wrong, the correct answer is {record.answer_text}"
     caption = f"{name}. {record.question} Answer: {example.predicted_text} ({judged})."
-    return GalleryItem(record.images[0].load(size), spans, caption)
+    (image,) = record.images  # rationales are checked of phantoms only
+    return GalleryItem(image.load(size), spans, caption)

@@ -28,7 +28,7 @@ _PREVIEW_PIXELS = 256  # the size of MLflow's own previews
 
 
 class CompletionsTable:
-    """The table of one run, with the columns ``step``, ``image`` and those of the rows."""
+    """The table of one run, with the columns ``step``, ``image`` (``image 2``, ...) and those of the rows."""
 
     def __init__(self, queue: OfflineQueue, rows: Sequence[dict[str, Any]], tables: str) -> None:
         """``rows`` and ``tables`` (the value of ``TABLES_TAG``) are those of a resumed run."""
@@ -36,22 +36,23 @@ class CompletionsTable:
         self._logged_steps = {int(row["step"]) for row in rows}
         self._images: set[str] = set()
 
-    def append(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], step: int) -> None:
-        """Adds the rows with one image each and stores the table. Steps that a resumed run has logged are dropped.
+    def append(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Image.Image]], step: int) -> None:
+        """Adds the rows with the images of each and stores the table. Steps that a resumed run has logged are dropped.
 
         Raises:
-            ValueError: the numbers of rows and images differ.
+            ValueError: there are not images for each row.
         """
         if len(rows) != len(images):
-            raise ValueError(f"{len(rows)} rows and {len(images)} images")
+            raise ValueError(f"{len(rows)} rows and images of {len(images)}")
         table = {"path": COMPLETIONS_FILE, "type": "table"}
         if table not in self._tables:
             self._tables.append(table)
             self._queue.set_tags({TABLES_TAG: json.dumps(self._tables)})
         if step in self._logged_steps:
             return
-        for row, image in zip(rows, images, strict=True):
-            self._rows.append({"step": step, "image": self._log_image(image), **row})
+        for row, of_row in zip(rows, images, strict=True):
+            cells = {_column(i): self._log_image(image) for i, image in enumerate(of_row)}
+            self._rows.append({"step": step, **cells, **row})
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
         content = {"columns": columns, "data": [[row.get(key) for key in columns] for row in self._rows]}
         self._queue.log_text(json.dumps(content, ensure_ascii=False), COMPLETIONS_FILE)
@@ -67,6 +68,10 @@ class CompletionsTable:
             self._queue.log_new_file(f"{path}.webp", preview.save)
             self._images.add(digest)
         return {"type": "image", "filepath": f"{path}.png", "compressed_filepath": f"{path}.webp"}
+
+
+def _column(index: int) -> str:
+    return "image" if index == 0 else f"image {index + 1}"
 
 
 def stored_rows(client: MlflowClient, run_id: str) -> list[dict[str, Any]]:

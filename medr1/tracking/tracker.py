@@ -200,7 +200,9 @@ class Tracker:
     def log_text(self, content: str, path: str) -> None:
         self._queue.log_text(content, path)
 
-    def log_completions(self, rows: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], step: int) -> None:
+    def log_completions(
+        self, rows: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Image.Image]], step: int
+    ) -> None:
         """Appends completions with one image each to the table completions.json, except for steps logged before."""
         self._completions.append(rows, images, step)
 

@@ -11,6 +11,7 @@ import torch
 
 from medr1.config.settings import TrainConfig
 from medr1.data.image_loader import ImageLoader, cached_image_loader
+from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode, target_text
 from medr1.domain.records import Record
 from medr1.models.processor import Processor
@@ -67,7 +68,7 @@ class RecordBatches:
     def from_config(
         cls, cfg: TrainConfig, records: Sequence[Record], processor: Processor, *, rationale: bool = False
     ) -> RecordBatches:
-        mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(cfg.data.image_size)
+        mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(ImageSize.from_config(cfg.data, cfg.model))
         return cls(records, processor, mode, load, cfg.trainer.train_batch_size, cfg.seed, rationale)
 
     def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:

@@ -19,7 +19,7 @@ from yaml import YAMLError
 import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
 from medr1.config import axis_values, messages
-from medr1.config.enums import Tuning
+from medr1.config.enums import Resize, Tuning
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
@@ -220,6 +220,10 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
     """A choice, and the keys at and below which it makes settings useless; ``KEY=`` stands for the key alone."""
     yield f"model={cfg.model.name}", MODEL_KINDS[cfg.model.kind].ignores
     yield from SOURCES[cfg.data.kind].without_effect(cfg.data)
+    if cfg.data.resize == Resize.native:
+        yield "data.resize=native", ("data.image_size", "model.image_size")
+    else:
+        yield "data.resize=square", ("data.min_pixels", "data.max_pixels")
     if not cfg.tracking.enabled:
         yield "tracking.enabled=false", ("tracking.uri", "tracking.experiment", *_COMPLETIONS_TABLE)
     if isinstance(cfg, TrainConfig):

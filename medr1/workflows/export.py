@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
+from medr1.config.enums import Resize
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.export import export_policy
@@ -60,6 +61,9 @@ def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool)
     # The path of a local checkpoint means nothing on another machine.
     local = Path(path).is_absolute() or path.startswith(".") or Path(path).is_dir()
     name = "medr1's tiny base" if shipped else f"{Path(path).name} (a local checkpoint)" if local else path
+    image = f"{choice.image_size} x {choice.image_size} pixels"
+    if choice.resize == Resize.native:
+        image = f"own aspect ratio, {choice.min_pixels} to {choice.max_pixels} pixels"
     recipe = {
         "algorithm": cfg.algorithm.name,
         "trained on": f"data {cfg.data.name}, modality {cfg.modality.name}, question type {cfg.question_type.name}",
@@ -70,7 +74,7 @@ def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool)
         "num_generations": str(getattr(cfg.algorithm, "num_generations", "-")),
         "dtype": choice.dtype,
         "seed": str(cfg.seed),
-        "image": f"{choice.image_size} x {choice.image_size} pixels",
+        "image": image,
         "max_completion_length": str(choice.max_completion_length),
         "medr1 commit": str(read_json(run.path / "environment.json").get("git_commit") or "unknown"),
         "data fingerprint": str(read_json(run.summary)["data_fingerprint"]),
@@ -83,7 +87,7 @@ def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool)
         recipe=recipe,
         results=run.results.read_text(encoding="utf-8"),
         mode=choice.mode,
-        image_size=choice.image_size,
+        size=choice.size,
         max_completion_length=choice.max_completion_length,
         adapter=not merge,
     )

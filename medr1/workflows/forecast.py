@@ -11,6 +11,7 @@ import torch
 from medr1.config.enums import Attention
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import Dataset, limit_cells
+from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
@@ -27,6 +28,7 @@ from medr1.workflows.session import load_data
 _TOKENIZED_TEXTS = 32  # only the longest texts in characters are tokenized
 _CHARACTERS_PER_TOKEN = 3  # without a tokenizer; English has more, so that lengths are overestimated
 _CHAT_TEMPLATE_TOKENS = 30
+_TOKENS_AROUND_IMAGE = 3  # where it begins and ends, and its token in the chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,39 +93,47 @@ def num_parameters(model: ModelSpec) -> int:
 
 def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     """The run that is planned, and a description of its lengths."""
-    model = ModelSpec.from_config(cfg.model, torch.device("cpu"), cfg.data.image_size)
+    model = ModelSpec.from_config(cfg.model, cfg.data, torch.device("cpu"))
     if model.attn_implementation != Attention.eager:  # FlashAttention may not be installed; it keeps what sdpa keeps
         model = replace(model, attn_implementation=str(Attention.sdpa))
     count, origin = _token_counter(model.path)
-    grid, image_tokens = _image_grid(model, cfg.data.image_size)
+    grid, image_tokens = _image_grid(model, ImageSize.from_config(cfg.data, cfg.model))
     mode, test = ReasoningMode(cfg.reasoning.mode), limit_cells(data.test, cfg.evaluation.limit)
-    prompt = image_tokens + count(_questions(data.train, mode)) if data.train else 0
-    eval_prompt = image_tokens + count(_questions(test, mode))
+    images, eval_images = (max((len(r.images) for r in records), default=1) for records in (data.train, test))
+
+    def longest(records: list[Record], images: int) -> int:
+        others = (images - 1) * _TOKENS_AROUND_IMAGE  # ``count`` includes those of one image
+        return images * image_tokens + others + count(_questions(records, mode))
+
+    prompt = longest(data.train, images) if data.train else 0
+    eval_prompt = longest(test, eval_images)
     algorithm, completion = ALGORITHMS[cfg.algorithm.kind], 0
     if algorithm.trains:
         completion = algorithm.completion_length(cfg, data.train, count)
     work = Workload(
         settings=cfg.algorithm,
         train_batch_size=cfg.trainer.train_batch_size,
-        lengths=Lengths(prompt, completion, grid),
+        lengths=Lengths(prompt, completion, grid, images),
         max_tokens_per_device=cfg.trainer.max_tokens_per_device,
         eval_batch_size=min(cfg.evaluation.batch_size, len(test)),
-        eval_lengths=Lengths(eval_prompt, cfg.evaluation.max_completion_length, grid),
+        eval_lengths=Lengths(eval_prompt, cfg.evaluation.max_completion_length, grid, eval_images),
         on_gpu=device.on_gpu,
     )
+    most = max(images, eval_images)
+    shown = f"{image_tokens} of them the image" if most == 1 else f"{most * image_tokens} of them {most} images"
     lengths = (
-        f"prompts of at most {max(prompt, eval_prompt)} tokens, {image_tokens} of them the image; completions of "
+        f"prompts of at most {max(prompt, eval_prompt)} tokens, {shown}; completions of "
         f"at most {completion or cfg.evaluation.max_completion_length}; {origin}"
     )
     return Run(model, work, cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.strategy), lengths
 
 
-def _image_grid(model: ModelSpec, image_size: int) -> tuple[tuple[int, int], int]:
-    """The sides of an image in patches, and its tokens."""
+def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:
+    """The sides of the largest image in patches, and its tokens."""
     vision = load_on_meta(model).core.config.vision_config
     merge_size = int(vision.spatial_merge_size)
-    side = max(1, round(image_size / (vision.patch_size * merge_size)))
-    return (side * merge_size, side * merge_size), side * side
+    columns, rows = (max(1, round(side / (vision.patch_size * merge_size))) for side in size.largest)
+    return (rows * merge_size, columns * merge_size), rows * columns
 
 
 def _questions(records: Iterable[Record], mode: ReasoningMode) -> list[str]:

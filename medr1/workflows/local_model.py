@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from medr1.config.enums import Resize
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.local_predictions import LocalPredictionStore
@@ -23,7 +24,7 @@ from medr1.workflows.session import Session, prediction_settings, run_controls
 
 def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
     """The model of a config, for this machine. ``is_trained``: gradient checkpointing applies."""
-    spec = ModelSpec.from_config(cfg.model, device_of(cfg), cfg.data.image_size)
+    spec = ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg))
     return spec if is_trained else replace(spec, gradient_checkpointing=False)
 
 
@@ -75,6 +76,7 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
     if sweep is None:
         store.generate(policy, processor, Condition.BASE)
         return
+    square = cfg.data.resize == Resize.square
     inputs = {
         "path": cfg.model.path,
         "dtype": str(cfg.model.dtype),
@@ -82,7 +84,7 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
         "max_completion_length": cfg.evaluation.max_completion_length,
         "limit": cfg.evaluation.limit,
         "mode": cfg.reasoning.mode,
-        "image_size": cfg.data.image_size,
+        "image_size": cfg.data.image_size if square else [cfg.data.min_pixels, cfg.data.max_pixels],
         "data": session.data.fingerprint,
         "records": [record.id for record in store.records],  # which ones evaluation.limit takes may change
     }

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medr1.atomic_write import read_json
+from medr1.config.enums import Resize
 from medr1.config.image_tokens import fitting, known_image_token_size
-from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
+from medr1.config.settings import CommonConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from medr1.config.validate import typed
+from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import CheckpointError, ConfigError
 from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory
@@ -30,7 +32,7 @@ PROMPT_SETTINGS = "medr1.json"  # in an export, beside the weights: mode, image 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
     """A model to load. ``path``: checkpoint or hub id; ``adapter``: PEFT adapter. The rest are the settings of its
-    training: reasoning mode, side of the square image in pixels, maximum completion length in tokens."""
+    training: reasoning mode, size of the images, maximum completion length in tokens."""
 
     path: str
     adapter: Path | None
@@ -39,6 +41,11 @@ class ModelChoice:
     mode: ReasoningMode
     image_size: int
     max_completion_length: int
+    # Exports of earlier versions do not have these.
+    resize: Resize = Resize.square
+    min_pixels: int = DataConfig.min_pixels
+    max_pixels: int = DataConfig.max_pixels
+    image_token_size: int = ModelConfig.image_token_size
 
     @classmethod
     def of_run(cls, run: RunDirectory) -> ModelChoice:
@@ -56,7 +63,20 @@ class ModelChoice:
         from medr1.models.loading import ModelSpec, resolve_attn_implementation
 
         attention = resolve_attn_implementation(self.attn_implementation, self.dtype, device)
-        return ModelSpec(self.path, self.dtype, attention, image_size=self.image_size, adapter=self.adapter)
+        square = self.resize == Resize.square
+        return ModelSpec(
+            self.path,
+            self.dtype,
+            attention,
+            image_size=self.image_size if square else None,
+            image_token_size=None if square else self.image_token_size,
+            adapter=self.adapter,
+        )
+
+    @property
+    def size(self) -> ImageSize:
+        """The size to which images are resized."""
+        return ImageSize(Resize(self.resize), self.image_size, self.min_pixels, self.max_pixels, self.image_token_size)
 
     def prompt_settings(self) -> dict[str, Any]:
         """What an export stores in medr1.json, for ``choose``."""
@@ -80,6 +100,8 @@ def choose(
             raise ConfigError(f"reasoning {mode!r}: use one of {', '.join(ReasoningMode)}")
         choice = replace(choice, mode=ReasoningMode(mode))
     if image_size is not None:
+        if choice.resize == Resize.native:
+            raise ConfigError("image_size has no effect with the model's resize=native; leave it out")
         token = known_image_token_size(choice.path) or 1  # 1: unknown; checked when the model is loaded
         if image_size <= 0 or image_size % token:
             near = fitting(image_size, token)
@@ -140,4 +162,8 @@ def _of_config(cfg: CommonConfig) -> ModelChoice:
         mode=ReasoningMode(cfg.reasoning.mode),
         image_size=cfg.data.image_size,
         max_completion_length=cfg.evaluation.max_completion_length,
+        resize=Resize(cfg.data.resize),
+        min_pixels=cfg.data.min_pixels,
+        max_pixels=cfg.data.max_pixels,
+        image_token_size=cfg.model.image_token_size,
     )

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.data.image_loader import cached_image_loader
+from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import ConfigError
 from medr1.evaluation.local_predictions import predict
@@ -162,7 +163,7 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
         questions,
         ReasoningMode(cfg.reasoning.mode),
         "probe",
-        load=cached_image_loader(cfg.data.image_size),
+        load=cached_image_loader(ImageSize.from_config(cfg.data, cfg.model)),
         batch_size=run.work.eval_batch_size,
         max_completion_length=cfg.evaluation.max_completion_length,
         engine=ENGINES[cfg.rollout.kind](cfg.rollout),

@@ -18,6 +18,7 @@ from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
+from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError, Medr1Error, StorageError
@@ -202,7 +203,7 @@ def prediction_settings(session: Session) -> dict[str, Any]:
     return {
         "records": session.tested,
         "mode": ReasoningMode(cfg.reasoning.mode),
-        "load": cached_image_loader(cfg.data.image_size),
+        "load": cached_image_loader(ImageSize.from_config(cfg.data, cfg.model)),
         "file": session.run.predictions,
         "max_completion_length": cfg.evaluation.max_completion_length,
     }

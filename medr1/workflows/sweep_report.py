@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from medr1.atomic_write import read_json, write_json, write_text
+from medr1.config.naming import distinct_names, metric_part, safe_name
 from medr1.config.settings import TrainConfig
+from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
 from medr1.errors import DataError
@@ -20,6 +22,7 @@ from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.evaluation.sweep_tables import SweepRun, SweepTables
 from medr1.reporting.findings import findings
+from medr1.reporting.formatting import markdown
 from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
 from medr1.reporting.sections import rationale_section, trend_section
@@ -67,17 +70,18 @@ def report_sweep(place: Path) -> None:
         facts=_facts(directory, finished),
     )
     write_json(directory.report / "matrices.json", {**asdict(tables), "findings": sentences})
-    text = ["\n".join(f"- {sentence}" for sentence in sentences) + "\n"]
+    text = ["\n".join(f"- {markdown(sentence)}" for sentence in sentences) + "\n"]
     console = Console(width=100)
     for method, table in render_matrices(tables):
-        text.append(f"## {method}\n\n{table.to_markdown()}")
-        console.print(f"\n{method}", style="bold")
+        text.append(f"## {markdown(method)}\n\n{table.to_markdown()}")
+        console.print(f"\n{method}", style="bold", markup=False)
         console.print(table)
+    names = distinct_names((m.method for m in tables.matrices), lambda method: safe_name(method.replace(" ", "_")))
     for matrix in tables.matrices:
-        write_text(directory.report / f"{matrix.method.replace(' ', '_').replace('/', '-')}.csv", to_csv(matrix))
+        write_text(directory.report / f"{names[matrix.method]}.csv", to_csv(matrix))
     write_text(directory.report / "results.md", "\n".join(text))
     for sentence in sentences:
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
     _track(directory, states, tables, console)
 
@@ -141,7 +145,7 @@ def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], r
         if not annotated:
             return None
         records |= {record.id: record for record in annotated}
-        image_size = data.image_size
+        image_size = drawn_side(data.resize, data.image_size, data.max_pixels)
     return rationale_section(runs, records, image_size, row_axis)
 
 
@@ -173,9 +177,9 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
     ) as tracker:
         numbers: dict[str, float] = {"finished": list(states.values()).count(State.FINISHED), "runs": len(states)}
         for matrix in tables.matrices:
-            method = matrix.method.replace(" ", "_")
+            method = metric_part(matrix.method.replace(" ", "_"))
             for row, mean in matrix.means.items():
-                numbers[f"mean/{method}/{row}"] = mean.value
+                numbers[f"mean/{method}/{metric_part(row)}"] = mean.value
             if g := matrix.generalization:
                 parts = {"diagonal": g.diagonal, "off_diagonal": g.off_diagonal, "gap": g.gap}
                 numbers |= {f"{name}/{method}": estimate.value for name, estimate in parts.items()}

@@ -36,7 +36,10 @@ NEEDED = {
     ("model", "hf"): ["model.path=somewhere"],
     ("model", "hf_lora"): ["model.path=somewhere"],
     ("model", "server"): SERVER,
-    ("data", "omnimedvqa"): [f"data.root={CONF}"],
+    **{
+        ("data", name): [f"data.root={CONF}"] for of, name in FILES if of == "data" and name not in ("phantoms", "mcqa")
+    },
+    ("data", "mcqa"): [f"data.path={CONF}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
 }
 PLUGINS = {"local": "joblib", "slurm": "submitit", "ray": "ray"}
@@ -56,7 +59,8 @@ def choose(group: str, name: str) -> list[str]:
 def is_typed(cfg: DictConfig) -> bool:
     """Every mapping in it belongs to a dataclass, so that every key and type was checked."""
     return OmegaConf.get_type(cfg) is not dict and all(
-        key == "functions" or is_typed(cfg[key])  # settings of reward functions are checked against their signatures
+        # Settings of reward functions are checked against their signatures; maps have the values of the data as keys.
+        key in ("functions", "modality_map", "question_type_map") or is_typed(cfg[key])
         for key in cfg
         if not OmegaConf.is_missing(cfg, key) and isinstance(cfg[key], DictConfig)
     )

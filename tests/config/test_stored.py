@@ -17,7 +17,12 @@ NEEDS = {
     "model=hf": ("model.path=somebody/model",),
     "model=hf_lora": ("model.path=somebody/model",),
     "model=server": ("model.url=http://127.0.0.1:1/v1", "model.path=name", "model.image_size=84"),
-    "data=omnimedvqa": (f"data.root={CONF}",),
+    **{
+        f"data={path.stem}": (f"data.root={CONF}",)
+        for path in (CONF / "data").glob("*.yaml")
+        if path.stem != "phantoms"
+    },
+    "data=mcqa": (f"data.path={CONF}",),
     "experiment=": (f"data.root={CONF}", "reasoning=no_think"),
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))

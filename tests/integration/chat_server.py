@@ -38,16 +38,25 @@ class ChatServer(ThreadingHTTPServer):
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         (turn,) = request["messages"]
-        image_part, text_part = turn["content"]
-        kind, _, data = image_part["image_url"]["url"].partition(",")
-        assert kind == "data:image/png;base64" and request["temperature"] == 0 and request["model"] == "tiny"
-        image = Image.open(BytesIO(base64.b64decode(data))).convert("RGB")
-        prompts = self.processor.encode([Prompt(self.processor.chat(text_part["text"]), image)])
+        assert request["temperature"] == 0 and request["model"] == "tiny"
+        images, parts = [], []
+        for part in turn["content"]:
+            if part["type"] == "text":
+                parts.append(part)
+                continue
+            kind, _, data = part["image_url"]["url"].partition(",")
+            assert kind == "data:image/png;base64"
+            images.append(Image.open(BytesIO(base64.b64decode(data))).convert("RGB"))
+            parts.append({"type": "image"})
+        text = self.processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+        )
+        prompts = self.processor.encode([Prompt(text, tuple(images))])
         sampling = Sampling.greedy(request["max_tokens"], self.processor)
         with self.lock, torch.no_grad():
             done = rollout(self.policy, self.policy.prefill(prompts), sampling)
             with self.log.open("a") as file:
-                file.write(text_part["text"].splitlines()[0] + "\n")
+                file.write(next(part["text"] for part in parts if "text" in part).splitlines()[0] + "\n")
         return {
             "object": "chat.completion",
             "model": "tiny",

@@ -47,7 +47,7 @@ def greedy_with_medr1(path: str | Path, image: Path) -> list[int]:
     side = model.choice.image_size
     resized = Image.open(image).resize((side, side), Image.Resampling.BICUBIC)
     with torch.no_grad():
-        prefix = model.policy.prefill(model.processor.encode([Prompt(text, resized)]))
+        prefix = model.policy.prefill(model.processor.encode([Prompt(text, (resized,))]))
         return rollout(model.policy, prefix, Sampling.greedy(32, model.processor)).ids[0].tolist()
 
 

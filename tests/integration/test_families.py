@@ -53,7 +53,7 @@ def greedy_with_medr1(path: Path, image: Path) -> list[int]:
     model = load(path)
     side = model.choice.image_size
     resized = Image.open(image).resize((side, side), Image.Resampling.BICUBIC)
-    prompt = Prompt(model.processor.chat(question_text(QUESTION, OPTIONS, model.choice.mode)), resized)
+    prompt = Prompt(model.processor.chat(question_text(QUESTION, OPTIONS, model.choice.mode)), (resized,))
     with torch.no_grad():
         prefix = model.policy.prefill(model.processor.encode([prompt]))
         return rollout(model.policy, prefix, Sampling.greedy(8, model.processor)).ids[0].tolist()

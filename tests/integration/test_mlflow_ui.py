@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tracker, Path]:
             tracker.log_metrics({"reward/total": 1 - math.exp(-step / 20), "completion/length": 60.0 + step % 7}, step)
         for step in (0, 50):
             rows = [{"completion": f"sampled text {step} {letter}", "correct": letter == "A"} for letter in "AB"]
-            tracker.log_completions(rows, [Image.radial_gradient("L").resize((84, 84))] * 2, step)
+            tracker.log_completions(rows, [[Image.radial_gradient("L").resize((84, 84))]] * 2, step)
         tracker.log_text("seed: 1\n", "config/resolved.yaml")
     return tracker, folder
 

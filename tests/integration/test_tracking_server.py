@@ -114,8 +114,8 @@ def test_a_server_that_restarts_gets_the_queued_calls(
         tracker.log_params({"x": 1})
         tracker.set_tags({"t": "1"})
         tracker.log_artifact(tmp_path / "file.txt", "folder")
-        tracker.log_completions([{"text": "A"}], [image], 1)
-        tracker.log_completions([{"text": "B"}], [image], 2)
+        tracker.log_completions([{"text": "A"}], [[image]], 1)
+        tracker.log_completions([{"text": "B"}], [[image]], 2)
         (tmp_path / "file.txt").write_text("new")
         assert has_pending_calls(tmp_path, stored_run(tmp_path)) and len(caplog.messages) == 1
         assert "refused" in caplog.text and "the run goes on" in caplog.text

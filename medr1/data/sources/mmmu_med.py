@@ -34,7 +34,7 @@ class MmmuMedConfig(BenchmarkConfig):
 
 
 class MmmuMed(Benchmark[MmmuMedConfig]):
-    """Options are a list written as a text. The question type is the subfield, the data set the subject."""
+    """Lists are written as texts. The modality is the first image type, the question type is the subfield, the data set the subject."""
 
     kind = "mmmu_med"
     settings = MmmuMedConfig
@@ -46,7 +46,7 @@ class MmmuMed(Benchmark[MmmuMedConfig]):
                 yield part, f"{subject}/{part}-*.parquet"
 
     def question(self, cells: Cells, settings: MmmuMedConfig) -> RawQuestion:
-        from medr1.data.sources.mcqa.choices import AnswerFormat, parse_answer, parse_options
+        from medr1.data.sources.mcqa.choices import AnswerFormat, first_of, parse_answer, parse_options
         from medr1.data.sources.mcqa.layout import LeftOut, LeftOutReason, RawQuestion
 
         if cells.text("question_type") != "multiple-choice":
@@ -58,7 +58,7 @@ class MmmuMed(Benchmark[MmmuMedConfig]):
             answer=parse_answer(cells.value("answer"), options, AnswerFormat.letter),
             images=cells.images(*(f"image_{i}" for i in range(1, 8))),
             id=cells.text("id"),
-            modality=cells.text_or_none("img_type"),
+            modality=first_of(cells.text_or_none("img_type")),
             question_type=cells.text_or_none("subfield"),
             dataset=cells.table.name.partition("/")[0],
         )

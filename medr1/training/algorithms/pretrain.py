@@ -82,13 +82,14 @@ class Pretrain(Algorithm[PretrainConfig]):
         import torch
 
         from medr1.data.image_loader import cached_image_loader
+        from medr1.data.image_size import ImageSize
         from medr1.models.processor import IMAGE_TOKEN, Prompt
         from medr1.models.tensors import Targets
         from medr1.training.base_mixture import BaseMixture
         from medr1.training.batches import SupervisedBatch
         from medr1.training.sft import SFTModule
 
-        settings, load = self.settings_of(cfg), cached_image_loader(cfg.data.image_size)
+        settings, load = self.settings_of(cfg), cached_image_loader(ImageSize.from_config(cfg.data, cfg.model))
         mixture = BaseMixture(settings=settings, seed=cfg.seed)
 
         def make_batch(step: int, rank: int, world_size: int) -> SupervisedBatch:
@@ -98,7 +99,7 @@ class Pretrain(Algorithm[PretrainConfig]):
                 if example.words is None:
                     prompts.append(Prompt(text, load(example.record)))
                 else:
-                    prompts.append(Prompt(text.replace(IMAGE_TOKEN, example.words), None))
+                    prompts.append(Prompt(text.replace(IMAGE_TOKEN, example.words)))
             ids, mask = processor.completion_ids([example.target for example in examples])
             letters = torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(LETTERS)))
             weights = 1 + (settings.letter_weight - 1) * torch.isin(ids, letters)

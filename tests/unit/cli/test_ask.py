@@ -48,7 +48,7 @@ def test_the_answer_is_that_of_the_evaluation_and_its_letter_the_most_probable(
         records,
         model.choice.mode,
         "base",
-        load=lambda r: r.images[0].load(84),
+        load=lambda r: (r.images[0].load(84),),
         batch_size=len(records),
         max_completion_length=32,
         engine=LocalEngine(),
@@ -91,7 +91,7 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
         text = question_text(record.question, options, ReasoningMode.THINK_BEFORE)
         before = answer.completion.split("<answer>")[0] + "<answer>"
         shown = Image.open(tmp_path / "x.png").convert("RGB")
-        batch = model.processor.encode([Prompt(model.processor.chat(text) + before, shown)])
+        batch = model.processor.encode([Prompt(model.processor.chat(text) + before, (shown,))])
         with torch.no_grad():
             logits = model.policy.logits(model.policy.prefill(batch).hidden)[0]
         ids = [model.processor.tokenizer.convert_tokens_to_ids(letter) for letter in options]

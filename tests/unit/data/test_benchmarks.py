@@ -45,7 +45,7 @@ def test_counts_are_those_of_the_written_rows(words: str, tmp_path: Path) -> Non
 def test_open_questions_are_no_defects_and_bad_records_are(words: str, tmp_path: Path) -> None:
     MINIATURES[words][1](tmp_path / "data")
     if words in ("pmc_vqa", "medvlthinker_eval"):
-        with pytest.raises(DataError, match="duplicate_option|answer_not_among_options"):
+        with pytest.raises(DataError, match=r"duplicate_option|answer_not_among_options"):
             load(words, tmp_path / "data", "data.on_bad_record=error")
     else:
         load(words, tmp_path / "data", "data.on_bad_record=error")
@@ -57,7 +57,7 @@ def test_a_missing_file_is_named(words: str, tmp_path: Path) -> None:
     dataset = load(words, tmp_path / "data")
     gone = Path(dataset.test[0].origin.partition(" #")[0])
     gone.unlink()
-    with pytest.raises(DataError, match="has no .*Remedy"):
+    with pytest.raises(DataError, match=r"has no .*Remedy"):
         load(words, tmp_path / "data")
 
 
@@ -105,7 +105,7 @@ def test_another_layout_is_named(tmp_path: Path) -> None:
     write_slake(tmp_path / "data")
     file = tmp_path / "data" / "test.json"
     file.write_text(file.read_text().replace('"q_lang"', '"language"'))
-    with pytest.raises(DataError, match="has no column 'q_lang'.*release of slake"):
+    with pytest.raises(DataError, match=r"has no column 'q_lang'.*release of slake"):
         load("slake", tmp_path / "data")
 
 

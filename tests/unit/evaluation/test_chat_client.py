@@ -43,7 +43,7 @@ def short_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(url: str, **settings: Any) -> ChatCompletion:
     client = ChatClient(url, "name", **{"timeout": 5.0, "max_retries": 2, **settings})
-    return client.complete("What?", b"PNG", 9, record="r1")
+    return client.complete([b"PNG", "What?"], 9, record="r1")
 
 
 def test_a_request_is_greedy_with_its_image_first_and_the_key_in_its_header(

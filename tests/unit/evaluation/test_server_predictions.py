@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from medr1.config.enums import Resize
 from medr1.data.image_loader import cached_image_loader
+from medr1.data.image_size import ImageSize
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
 from medr1.errors import DataError, ServerError
@@ -23,6 +26,7 @@ from tests.scripted_server import Step, completion, scripted_server
 
 RECORDS = make_records(World.TEST, 0, 1)
 MODE = ReasoningMode.NO_THINK
+SIZE = ImageSize(Resize.square, 28, 1, 1, 28)
 
 
 class StubClient:
@@ -31,7 +35,7 @@ class StubClient:
     def __init__(self, fails: str = "") -> None:
         self.fails, self.requests = fails, list[str]()
 
-    def complete(self, text: str, png: bytes, max_completion_length: int, *, record: str) -> ChatCompletion:
+    def complete(self, parts: Sequence[str | bytes], max_completion_length: int, *, record: str) -> ChatCompletion:
         self.requests.append(record)
         if record == self.fails:
             raise ServerError(f"record {record}")
@@ -42,7 +46,7 @@ def generate(folder: Path, client: Any, concurrency: int = 3) -> Path:
     store = ServerPredictionStore(
         records=RECORDS,
         mode=MODE,
-        load=cached_image_loader(28),
+        load=cached_image_loader(SIZE),
         file=lambda condition: folder / f"{condition}.jsonl",
         concurrency=concurrency,
         max_completion_length=8,

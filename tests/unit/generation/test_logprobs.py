@@ -20,7 +20,7 @@ from medr1.models.tensors import PromptBatch
 from medr1.models.transformers_compat import set_gradient_checkpointing
 from tests.conftest import FAMILIES
 
-SIZES = [(2, 2), None, (5, 3), (1, 3)]
+SIZES = [(2, 2), None, [(5, 3), (1, 2), (2, 2)], (1, 3)]
 GROUP = 3
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # float32 rounds differently on different machines
 
@@ -46,7 +46,7 @@ def completions(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Pixels and grid of each prompt."""
+    """Pixels and grids of each prompt."""
     has = (prompts.ids == image_token).any(1).tolist()
     if prompts.pixel_values is None or prompts.image_grid_thw is None:
         return [(None, None) for _ in has]
@@ -57,8 +57,9 @@ def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | No
             strict=True,
         )
     )
-    assert [index is not None for index in prompts.image_index] == has
-    return [(None, None) if index is None else images[index] for index in prompts.image_index]
+    assert [bool(index) for index in prompts.image_index] == has
+    together = [tuple(map(torch.cat, zip(*(images[i] for i in index)))) for index in prompts.image_index]
+    return [found or (None, None) for found in together]
 
 
 def separately(
@@ -204,7 +205,7 @@ def test_every_image_is_scored_with_its_own_prompt(pair, make_prompts) -> None:
     policy, processor = pair
     one, two, three = make_prompts(processor, [(3, 2)] * 3)
     ids, mask = completions(3 * GROUP, 4)
-    exchanged = [replace(one, image=two.image), replace(two, image=three.image), replace(three, image=one.image)]
+    exchanged = [replace(one, images=two.images), replace(two, images=three.images), replace(three, images=one.images)]
     straight, moved = (
         score(policy, shared(policy, prompts, ids, mask), ids, mask).logprobs
         for prompts in (processor.encode([one, two, three]), processor.encode(exchanged))
@@ -220,13 +221,13 @@ def test_every_image_is_scored_with_its_own_prompt(pair, make_prompts) -> None:
 def test_prompts_that_share_an_image_encode_it_once_and_add_up_gradients(build, make_prompts, family: str) -> None:
     policy, processor = build(family)
     prompts = make_prompts(processor, [(3, 2), (2, 2), None, (3, 2), (1, 3)])
-    prompts[3] = replace(prompts[3], image=prompts[0].image)
+    prompts[3] = replace(prompts[3], images=prompts[0].images)
     ids, mask = completions(len(prompts) * GROUP, 4)
     together = processor.encode(prompts)
-    apart = processor.encode([replace(p, image=None if p.image is None else p.image.copy()) for p in prompts])
+    apart = processor.encode([replace(p, images=tuple(image.copy() for image in p.images)) for p in prompts])
     assert together.image_grid_thw is not None and apart.image_grid_thw is not None
-    assert (len(together.image_grid_thw), together.image_index) == (3, (0, 1, None, 0, 2))
-    assert (len(apart.image_grid_thw), apart.image_index) == (4, (0, 1, None, 2, 3))
+    assert (len(together.image_grid_thw), together.image_index) == (3, ((0,), (1,), (), (0,), (2,)))
+    assert (len(apart.image_grid_thw), apart.image_index) == (4, ((0,), (1,), (), (2,), (3,)))
     assert torch.equal(together.positions, apart.positions)
     scores = [score(policy, shared(policy, batch, ids, mask), ids, mask).logprobs for batch in (together, apart)]
     torch.testing.assert_close(scores[0], scores[1], **TOLERANCE)
@@ -237,8 +238,8 @@ def test_prompts_that_share_an_image_encode_it_once_and_add_up_gradients(build, 
 @pytest.mark.parametrize("rows", [[0], [1], [3, 4], [4, 0, 3], [0, 1, 2, 3, 4]])
 def test_some_prompts_of_a_batch_are_those_prompts_alone(pair, make_prompts, rows: list[int]) -> None:
     policy, processor = pair
-    prompts = make_prompts(processor, [(3, 2), None, (2, 2), (5, 3), (1, 3)])
-    prompts[3] = replace(prompts[3], image=prompts[0].image)
+    prompts = make_prompts(processor, [(3, 2), None, (2, 2), [(5, 3), (2, 2)], (1, 3)])
+    prompts[3] = replace(prompts[3], images=(prompts[2].images[0], prompts[0].images[0]))
     found, alone = processor.encode(prompts).select(rows), processor.encode([prompts[row] for row in rows])
     assert torch.equal(found.ids, alone.ids) and torch.equal(found.mask, alone.mask)
     assert torch.equal(found.positions[:, found.mask], alone.positions[:, alone.mask])

@@ -109,24 +109,24 @@ def test_a_record_becomes_one_user_turn_with_one_image_token(mode: ReasoningMode
         "r", (NoImage(),), Modality.CT, QuestionType.ANATOMY, "Which organ?", {"B": "lung", "A": "CT, PET"}, "A"
     )
     image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
-    prompt = PROCESSOR.prompt(record, mode, image)
-    assert prompt.image is image
+    prompt = PROCESSOR.prompt(record, mode, [image])
+    assert prompt.images == (image,) and prompt.images[0] is image
     assert prompt.text == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         f"Which organ?\nB) lung\nA) CT, PET\n{instruction(mode)}<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert IMAGE_TOKEN not in PROCESSOR.chat("Which organ?", with_image=False)
+    assert IMAGE_TOKEN not in PROCESSOR.chat("Which organ?", images=0)
 
 
 def test_an_image_without_exactly_one_image_token_is_refused(tiny) -> None:
     """Otherwise the features of one image would silently be used for the next prompt."""
     _, processor = tiny("qwen2_vl")
     image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
-    for text in (processor.chat("none", with_image=False), processor.chat(f"two {IMAGE_TOKEN}")):
+    for text in (processor.chat("none", images=0), processor.chat(f"two {IMAGE_TOKEN}")):
         with pytest.raises(DataError, match="image_pad"):
-            processor.encode([Prompt(text, image), Prompt(processor.chat("one"), image)])
+            processor.encode([Prompt(text, (image,)), Prompt(processor.chat("one"), (image,))])
     with pytest.raises(DataError, match="image_pad"):
-        processor.encode([Prompt(processor.chat("one"), None)])
+        processor.encode([Prompt(processor.chat("one"))])
 
 
 @given(TEXTS)

@@ -123,7 +123,7 @@ def test_a_resumed_run_does_not_repeat_points_or_rows(start: Callable[..., Track
         first.log_params({"seed": 1, "trainer": {"max_steps": 4}, "long": "x" * 9000})
         for step in range(5):
             first.log_metrics({"loss": float(step)} | ({"accuracy": 0.1} if step % 2 == 0 else {}), step)
-        first.log_completions([{"text": "A"}], [image], step=4)
+        first.log_completions([{"text": "A"}], [[image]], step=4)
         raise RuntimeError
     stored = stored_run(tmp_path / "run")
     assert stored is not None
@@ -132,8 +132,8 @@ def test_a_resumed_run_does_not_repeat_points_or_rows(start: Callable[..., Track
         second.log_params({"seed": 1, "trainer": {"max_steps": 8}, "long": "x" * 9000, "new": None})
         for step in range(2, 8):
             second.log_metrics({"loss": float(step)} | ({"accuracy": 0.1} if step % 2 == 0 else {}) | {"kl": 0.0}, step)
-        second.log_completions([{"text": "A"}], [image], step=4)
-        second.log_completions([{"text": "B", "correct": True}], [image], step=6)
+        second.log_completions([{"text": "A"}], [[image]], step=4)
+        second.log_completions([{"text": "B", "correct": True}], [[image]], step=6)
     assert second.run_id == first.run_id
     run = client(uri).get_run(first.run_id)
     assert run.info.status == "FINISHED" and run.data.tags["resumed"] == "yes"
@@ -219,8 +219,8 @@ def test_completions_are_stored_with_their_images(start: Callable[..., Tracker],
     with start() as tracker:
         for step in (10, 20):
             rows = [{"text": f"<answer>{x}</answer>", "parsed": "1", "correct": x == "A"} for x in "AB"]
-            tracker.log_completions(rows + rows, [images[0]] * 2 + [images[1]] * 2, step)
-        with pytest.raises(ValueError, match="1 rows and 0 images"):
+            tracker.log_completions(rows + rows, [images[:1]] * 2 + [images[1:]] * 2, step)
+        with pytest.raises(ValueError, match="1 rows and images of 0"):
             tracker.log_completions([{}], [], 30)
     table = load_table(uri, tracker.run_id)
     assert list(table.columns) == ["step", "image", "text", "parsed", "correct"]
@@ -342,7 +342,7 @@ def test_no_tracking_has_the_same_interface() -> None:
     assert public <= set(dir(NullTracker)) and "__enter__" in vars(NullTracker)
     with NullTracker() as tracker:
         tracker.log_metrics({"a": 1.0}, 0)
-        tracker.log_completions([{}], [Image.new("L", (1, 1))], 0)
+        tracker.log_completions([{}], [[Image.new("L", (1, 1))]], 0)
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:

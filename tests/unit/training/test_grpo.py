@@ -19,7 +19,7 @@ def test_selected_prompts_keep_their_completions() -> None:
         next_position=torch.tensor([3, 4, 5]),
         pixel_values=None,
         image_grid_thw=None,
-        image_index=(None, None, None),
+        image_index=((), (), ()),
     )
     completions = Completions(ids, mask, ids.float(), torch.zeros(6, dtype=torch.bool))
     loss_mask = mask & (ids % 3 > 0)

@@ -78,16 +78,22 @@ def parse_options(value: Any) -> dict[str, str]:
     return {letter: one_line(text) for letter, text in options.items()}
 
 
+def first_of(text: str | None) -> str | None:
+    """The first of a list that is written as a text, or None. Raises BadRecord for another text."""
+    items = None if text is None else _parse_text(text)
+    return text_or_none(items[0], f"the first of {text!r:.80}") if isinstance(items, list) and items else None
+
+
 def _parse_text(text: str) -> Any:
     if len(text) > _MAX_LITERAL:
-        raise BadRecord(Reason.NO_OPTIONS, f"the options are a text of {len(text)} characters: {text!r:.80}")
+        raise BadRecord(Reason.NO_OPTIONS, f"a list is a text of {len(text)} characters: {text!r:.80}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         try:
             return ast.literal_eval(text.strip())  # MMMU writes "['left', 'right']"
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            detail = f"the options do not parse: {text!r:.120} is a list or mapping neither in JSON nor in Python"
+            detail = f"{text!r:.120} does not parse: it is a list or mapping neither in JSON nor in Python"
             raise BadRecord(Reason.NO_OPTIONS, detail) from error
 
 
@@ -148,9 +154,9 @@ def yes_or_no(answer: str) -> str | None:
 def named_choices(question: str, answer: str) -> list[str] | None:
     """The choices that a question names, of which one is the answer: "Is this a CT or an MRI image?" -> CT, MRI.
 
-    The choices stand around the only "or". Those before it are separated by commas, or have as many words as the
-    answer. They are spelled as in the question, so that the spelling does not show which one is correct. None if the
-    answer is not exactly one of them.
+    The choices stand around the only "or". Those before it are separated by commas; without a comma each choice has as
+    many words as the answer, or fewer. They are spelled as in the question, so that the spelling does not show which
+    one is correct. None if the answer is not exactly one of them.
     """
     sides = re.split(r"\bor\b", one_line(question).rstrip(" ?.!"), flags=re.IGNORECASE)
     if len(sides) != 2:
@@ -161,7 +167,6 @@ def named_choices(question: str, answer: str) -> list[str] | None:
     for choices in (
         [*listed[1:], right],  # "Which organ is larger, kidney, heart or small bowel?"
         [_last(sides[0].strip(" ,"), words), " ".join(right.split()[:words])],  # "in the left or right lung"
-        [_last(sides[0].strip(" ,"), words), right],  # "Is it benign or highly malignant?"
     ):
         meanings = [option_meaning(choice) for choice in choices]
         fitting = meanings.count(option_meaning(_without_article(answer)))
@@ -170,10 +175,15 @@ def named_choices(question: str, answer: str) -> list[str] | None:
     return None
 
 
+# What stands before a choice and is no part of it.
+_LEADING = re.compile(
+    r"^(?:(?:an?|the|is|are|was|were|be|it|this|that|there|in|on|at|of|from|to|with|by|as)\s+)+", re.IGNORECASE
+)
+
+
 def _last(text: str, words: int) -> str:
-    return _without_article(" ".join(text.split()[-words:]))
+    return _LEADING.sub("", " ".join(text.split()[-words:]))
 
 
 def _without_article(text: str) -> str:
-    text = text.strip()
-    return re.sub(r"^(?:an?|the)\s+", "", text, flags=re.IGNORECASE)
+    return re.sub(r"^(?:an?|the)\s+", "", text.strip(), flags=re.IGNORECASE)

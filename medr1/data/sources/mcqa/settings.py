@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from medr1.config.settings import NEUTRAL
 from medr1.data.sources.mcqa.choices import AnswerFormat
@@ -57,6 +57,11 @@ class FilesConfig:
     """Files with test records."""
 
 
+def _open_map() -> dict[str, str]:
+    """An empty mapping whose keys a command line may add; Hydra closes all others."""
+    return OmegaConf.create({}, flags={"struct": False})  # type: ignore[return-value]
+
+
 @dataclass
 class TableConfig(StoredDataConfig):
     """Questions in tables: JSON, JSON Lines, CSV, TSV or Parquet."""
@@ -65,9 +70,9 @@ class TableConfig(StoredDataConfig):
     """The part of the data that is for training, as the data calls it."""
     test_part: str = "test"
     """The part of the data that is for test, as the data calls it."""
-    modality_map: dict[str, str] = field(default_factory=dict)
+    modality_map: dict[str, str] = field(default_factory=_open_map)
     """Groups values of the modality: {value in the data: value in medr1}. Other values stay as they are."""
-    question_type_map: dict[str, str] = field(default_factory=dict)
+    question_type_map: dict[str, str] = field(default_factory=_open_map)
     """Groups values of the question type, as ``modality_map``."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from medr1.data.dataset import Dataset
+from medr1.data.image_size import drawn_side
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.phantoms.drawing import ANATOMIES, FINDINGS, GRADES, LOCATIONS, SCANNERS, draw
 from medr1.data.sources.phantoms.techniques import TECHNIQUES
@@ -190,8 +191,8 @@ def load_phantoms(settings: PhantomsConfig) -> Dataset:
     digest = hashlib.sha256()
     for record in (*train, *test):
         digest.update(fingerprinted(record).encode())
-    questions = len(QuestionType)
+    questions, side = len(QuestionType), drawn_side(settings.resize, settings.image_size, settings.max_pixels)
     for record in test[:: questions * settings.test_images_per_modality or 1]:
-        digest.update(record.images[0].load(settings.image_size).tobytes())
+        digest.update(record.images[0].load(side).tobytes())
     counts = {"questions_train": len(train), "questions_test": len(test), "images_test": len(test) // questions}
     return Dataset(train, test, digest.hexdigest(), {"counts": counts}, [])

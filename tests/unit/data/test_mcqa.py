@@ -1,0 +1,383 @@
+"""Own data: every format of file, options, answers and images, how records are divided, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medr1.cli.main import CONF
+from medr1.config.schema import register
+from medr1.data import images
+from medr1.data.dataset import Dataset, load_dataset
+from medr1.data.sources import SOURCES
+from medr1.domain.records import UNSPECIFIED
+from medr1.errors import ConfigError, DataError
+from tests.composing import composed
+from tests.dicom_files import write_dicom
+from tests.miniatures import png, save_png, write_csv, write_json, write_parquet
+
+assert CONF.is_dir()
+register()
+
+
+def load(path: Path, *overrides: str) -> Dataset:
+    """The dataset as a command line would load it."""
+    cache = f"data.cache_dir={path.parent / 'cache'}"
+    cfg = composed("evaluate", "data=mcqa", f"data.path={path}", cache, *overrides)
+    return load_dataset(cfg.data, "all", "all")
+
+
+def rows(count: int = 6, **changes: Any) -> list[dict[str, Any]]:
+    """Rows with paths of images; a change to None removes the column."""
+    made = []
+    for n in range(count):
+        row = {"image": f"img/{n}.png", "question": f"Which side is {n}?", "options": ["left", "right"]}
+        row |= {"answer": "AB"[n % 2], "modality": ("PET", "ECG")[n % 2]} | changes
+        made.append({key: value for key, value in row.items() if value is not None})
+    return made
+
+
+def save_images(folder: Path, count: int = 6) -> None:
+    for n in range(count):
+        save_png(folder / "img" / f"{n}.png", n)
+
+
+def write_json_lines(path: Path, records: list[Any]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def write_tsv(path: Path, records: list[dict[str, Any]]) -> None:
+    write_csv(path, records, "\t")
+
+
+WRITERS: dict[str, Callable[[Path, Any], None]] = {
+    "q.json": write_json,
+    "q.jsonl": write_json_lines,
+    "q.csv": write_csv,
+    "q.tsv": write_tsv,
+    "q.parquet": write_parquet,
+}
+TEXT_OPTIONS = {"q.csv": '["left", "right"]', "q.tsv": "{'A': 'left', 'B': 'right'}"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("form", ["path", "bytes", "base64", "data_url", "mapping", "list"])
+def test_every_file_holds_every_form_of_image(name: str, form: str, tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = rows(options=TEXT_OPTIONS.get(name, ["left", "right"]))
+    text = name in TEXT_OPTIONS or name.startswith("q.json")
+    for n, row in enumerate(made):
+        content: Any = base64.b64encode(png(n)).decode() if text else png(n)
+        forms: dict[str, Any] = {"path": f"img/{n}.png", "bytes": content, "mapping": {"bytes": content, "path": None}}
+        forms |= {"base64": base64.b64encode(png(n)).decode(), "list": [f"img/{n}.png", f"img/{(n + 1) % 6}.png"]}
+        row["image"] = forms["path"] if form == "data_url" else forms[form]
+        if form == "data_url":
+            row["image"] = f"data:image/png;base64,{forms['base64']}"
+        if name in TEXT_OPTIONS and form in ("list", "mapping"):
+            row["image"] = json.dumps(forms["list"]) if form == "list" else content
+    WRITERS[name](tmp_path / name, made)
+    dataset = load(tmp_path / name, "data.split=test_only", "data.on_bad_record=error")
+    assert [(r.question, r.options, r.answer, r.modality) for r in dataset.test] == [
+        (f"Which side is {n}?", {"A": "left", "B": "right"}, "AB"[n % 2], ("PET", "ECG")[n % 2]) for n in range(6)
+    ]
+    for n, record in enumerate(dataset.test):
+        expected = [n, (n + 1) % 6] if form == "list" else [n]
+        for image, seed in zip(record.images, expected, strict=True):
+            save_png(tmp_path / "expected.png", seed)
+            copy = pickle.loads(pickle.dumps(image))  # as it goes to another process
+            shown = images.read_rgb(tmp_path, "expected.png", 10_000)
+            assert copy == image and hash(copy) == hash(image) and copy.load(28).tobytes() == shown.tobytes()
+
+
+def test_all_files_of_the_same_records_have_the_same_contents(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    found = []
+    for name, write in WRITERS.items():
+        write(tmp_path / name, rows(options=TEXT_OPTIONS.get(name, ["left", "right"])))
+        dataset = load(tmp_path / name, "data.split=test_only")
+        found.append([dataclasses.replace(r, id="", origin="") for r in dataset.test])
+    assert all(records == found[0] for records in found)
+
+
+def test_a_second_start_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "q.parquet", [row | {"image": png(n)} for n, row in enumerate(rows())])
+    first = load(tmp_path / "q.parquet")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(images, "_decode", refuse)
+    again = load(tmp_path / "q.parquet")
+    assert (again.fingerprint, again.facts, again.test) == (first.fingerprint, first.facts, first.test)
+    write_parquet(tmp_path / "q.parquet", [row | {"image": png(n + 50)} for n, row in enumerate(rows())])
+    with pytest.raises(AssertionError, match="decoded"):
+        load(tmp_path / "q.parquet")
+
+
+def test_image_bytes_are_not_read_with_the_rows(tmp_path: Path) -> None:
+    """Peak memory of Arrow while 64 MB of image bytes are in the table: one batch of them while copied, none after."""
+    noise = png(0) + bytes(1_000_000)
+    table = pa.Table.from_pylist([row | {"image": noise} for row in rows(64)])
+    pq.write_table(table, tmp_path / "q.parquet", row_group_size=8, compression="none")
+    del table
+    load(tmp_path / "q.parquet", "data.split=test_only")
+    before = pa.total_allocated_bytes()
+    dataset = load(tmp_path / "q.parquet", "data.split=test_only")
+    assert len(dataset.test) == 64 and pa.total_allocated_bytes() - before < 2_000_000
+
+
+def test_options_in_columns_and_positions_as_answers(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = [
+        row | {"opa": "left", "opb": "right", "opc": "" if n else "both"} for n, row in enumerate(rows(options=None))
+    ]
+    for n, row in enumerate(made):
+        row["answer"] = 1 + n % 2
+    write_csv(tmp_path / "q.csv", made)
+    words = ["data.columns.options=[opa,opb,opc]", "data.split=test_only"]
+    with pytest.raises(DataError, match=r"data\.answer_format=zero_based or data\.answer_format=one_based"):
+        load(tmp_path / "q.csv", *words)
+    records = load(tmp_path / "q.csv", *words, "data.answer_format=one_based").test
+    assert [len(record.options) for record in records] == [3, 2, 2, 2, 2, 2]
+    assert [record.answer for record in records] == ["A", "B"] * 3
+
+
+def test_columns_are_mapped_and_optional_ones_are_found_by_name(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = [
+        {"pic": r["image"], "q": r["question"], "c": r["options"], "a": r["answer"], "id": f"r{n}", "rationale": "why"}
+        for n, r in enumerate(rows())
+    ]
+    write_json_lines(tmp_path / "q.jsonl", made)
+    columns = "data.columns={image: pic, question: q, options: c, answer: a, dataset: q}"
+    record = load(tmp_path / "q.jsonl", columns, "data.split=test_only").test[1]
+    assert (record.id, record.rationale, record.dataset) == ("r1", "why", "Which side is 1?")
+    assert (record.modality, record.question_type) == (UNSPECIFIED, UNSPECIFIED)
+
+
+def test_several_image_columns(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = [row | {"image_2": "img/0.png" if n == 3 else None} for n, row in enumerate(rows())]
+    write_json(tmp_path / "q.json", made)
+    records = load(tmp_path / "q.json", "data.columns.image=[image,image_2]", "data.split=test_only").test
+    assert [len(record.images) for record in records] == [1, 1, 1, 2, 1, 1]
+
+
+def test_values_of_an_axis_are_grouped_and_others_stay(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    write_json(tmp_path / "q.json", [row | {"question_type": "Chest X-Ray"} for row in rows()])
+    words = ["data.split=test_only", "data.question_type_map={Chest X-Ray: xray}"]
+    records = load(tmp_path / "q.json", *words).test
+    assert {(r.modality, r.question_type) for r in records} == {("PET", "xray"), ("ECG", "xray")}
+    with pytest.raises(DataError, match=r"data\.modality_map: no record has the value 'PTE'; did you mean 'PET'\?"):
+        load(tmp_path / "q.json", "data.modality_map={PTE: x}")
+
+
+@pytest.mark.parametrize("by", ["column", "named column", "names", "files", "images"])
+def test_how_records_are_divided(by: str, tmp_path: Path) -> None:
+    data, words = tmp_path / "data", list[str]()
+    save_images(data)
+    made = rows()
+    parts = ["train", "train", "train", "Test", "test", "val"]
+    if by in ("column", "named column"):
+        column = "split" if by == "column" else "part"
+        write_json(data / "q.json", [row | {column: part} for row, part in zip(made, parts, strict=True)])
+        words = ["data.columns.split=part"] if by == "named column" else []
+    elif by == "images":
+        write_json(data / "q.json", [*made, *({**row, "question": "And this?"} for row in made)])
+        words = ["data.test_fraction=0.34"]
+    else:
+        names = ("train-0.jsonl", "test-0.jsonl", "val-0.jsonl") if by == "names" else ("a.jsonl", "b.jsonl", "c.jsonl")
+        for name, taken in zip(names, (made[:3], made[3:5], made[5:]), strict=True):
+            write_json_lines(data / name, taken)
+        words = ["data.files.train=[a.jsonl]", "data.files.test=[b.jsonl]"] if by == "files" else []
+    dataset = load(data, *words)
+    assert dataset.facts["leaks"]["records_by_content"] == 0
+    assert (len(dataset.train), len(dataset.test)) == ((8, 4) if by == "images" else (3, 2))
+    assert dataset.facts["counts"]["left_out"] == ({} if by in ("images", "files") else {"other_part": 1})
+
+
+def test_another_part_for_test(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    write_json(tmp_path / "q.json", [r | {"split": "val" if n > 3 else "train"} for n, r in enumerate(rows())])
+    assert len(load(tmp_path / "q.json", "data.test_part=val").test) == 2
+    with pytest.raises(DataError, match="no test record"):
+        load(tmp_path / "q.json")
+
+
+def test_leaks_by_content_between_bytes_and_files(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = rows(4)
+    made[3]["image"] = base64.b64encode(png(0)).decode()
+    write_json_lines(tmp_path / "q.jsonl", [r | {"split": "test" if n == 3 else "train"} for n, r in enumerate(made)])
+    leaks = load(tmp_path / "q.jsonl").facts["leaks"]
+    assert (leaks["records_by_path"], leaks["records_by_content"]) == (0, 1)
+
+
+def test_records_with_common_images_stay_together(tmp_path: Path) -> None:
+    """0-1, 1-2 and 2-3 are shown together, so that all four are in one part."""
+    save_images(tmp_path, 20)
+    made = rows(20)
+    for n in range(3):
+        made[n]["image"] = [f"img/{n}.png", f"img/{n + 1}.png"]
+    write_json(tmp_path / "q.json", made)
+    for seed in range(4):
+        dataset = load(tmp_path / "q.json", f"data.seed={seed}")
+        parts = [{image.path for record in part for image in record.images} for part in (dataset.train, dataset.test)]
+        assert not parts[0] & parts[1] and dataset.test
+
+
+def test_paths_are_below_the_folder_of_the_file_or_below_the_root(tmp_path: Path) -> None:
+    save_images(tmp_path / "data" / "sub")
+    write_json(tmp_path / "data" / "sub" / "q.json", rows())
+    assert load(tmp_path / "data").test[0].images[0].key.startswith("sub/img/")
+    root = f"data.root={tmp_path / 'data'}"
+    with pytest.raises(DataError, match="does not exist below"):
+        load(tmp_path / "data", root)
+    write_json(tmp_path / "data" / "sub" / "q.json", [{**r, "image": f"sub/{r['image']}"} for r in rows()])
+    assert load(tmp_path / "data" / "sub" / "q.json", root).test
+
+
+def test_dicom_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    write_dicom(tmp_path / "a.dcm", np.arange(64, dtype=np.int16).reshape(8, 8))
+    made = rows(1, image={"bytes": (tmp_path / "a.dcm").read_bytes(), "path": "a.dcm"})
+    write_parquet(tmp_path / "q.parquet", made)
+    (record,) = load(tmp_path / "q.parquet", "data.split=test_only").test
+    assert record.images[0].load(28).tobytes() == images.read_rgb(tmp_path, "a.dcm", 10**6).tobytes()
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no image file": ({"image": "img/9.png"}, "no_image"),
+    "no image": ({"image": ""}, "no_image"),
+    "path out of the root": ({"image": "../secret.png"}, "path_leaves_root"),
+    "absolute path": ({"image": "/etc/passwd"}, "path_leaves_root"),
+    "absolute path on Windows": ({"image": "C:\\secret.png"}, "path_leaves_root"),
+    "image number": ({"image": 7}, "malformed"),
+    "damaged base64": ({"image": "data:image/png;base64,iVBORw0K"}, "undecodable_image"),
+    "base64 of no image": ({"image": {"bytes": "AAAA"}}, "undecodable_image"),
+    "no base64": ({"image": {"bytes": "%%%"}}, "undecodable_image"),
+    "no question": ({"question": " "}, "malformed"),
+    "options that do not parse": ({"options": "['left', "}, "no_options"),
+    "one option": ({"options": ["left"]}, "no_options"),
+    "27 options": ({"options": [f"option {n}" for n in range(27)]}, "too_many_options"),
+    "repeated option": ({"options": ["left", "Left."]}, "duplicate_option"),
+    "answer that is no option": ({"answer": "both"}, "answer_not_among_options"),
+    "no answer": ({"answer": None}, "answer_not_among_options"),
+    "position": ({"answer": 0}, "ambiguous_answer"),
+    "control token": ({"question": "What <|im_end|>?"}, "control_token"),
+    "half a surrogate pair": ({"question": "What \ud800?"}, "unencodable_text"),
+    "list as modality": ({"modality": ["CT"]}, "malformed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_record_is_skipped_and_named_or_stops(case: str, tmp_path: Path) -> None:
+    changes, reason = BAD[case]
+    save_images(tmp_path)
+    made = rows()
+    made[2] |= changes
+    write_json_lines(tmp_path / "q.jsonl", made)
+    dataset = load(tmp_path / "q.jsonl", "data.split=test_only")
+    assert len(dataset.test) == 5 and dataset.facts["counts"]["bad"] == {reason: 1}
+    with pytest.raises(DataError, match=rf"q\.jsonl, record #2.*{reason}") as error:
+        load(tmp_path / "q.jsonl", "data.split=test_only", "data.on_bad_record=error")
+    assert "Remedy" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.json", "{", r"q\.json cannot be read"),
+        ("q.json", '{"a": 1}', "must hold a list of records"),
+        ("q.json", "[1]", "none of the 1 records"),
+        ("q.jsonl", "[]\nx\n", "none of the 2 records"),
+        ("q.jsonl", "", "hold no record"),
+        ("q.csv", "image,image\n1,2\n", "'image' occurs twice"),
+        ("q.csv", b"image,question\n\xff,b\n", "save it as UTF-8"),
+        ("q.csv", "image,question,options,answer\n1,2,3,4,5\n", "5 fields for the 4 columns"),
+        ("q.parquet", "PAR1", r"q\.parquet cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read(name: str, content: str | bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / name, "data.split=test_only")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_missing_column_is_named_with_the_nearest_one(name: str, tmp_path: Path) -> None:
+    save_images(tmp_path)
+    WRITERS[name](tmp_path / name, [{**row, "Questions": "?"} for row in rows(question=None)])
+    with pytest.raises(DataError, match=r"no column 'question'; did you mean 'Questions'\?.*data\.columns\.question="):
+        load(tmp_path / name)
+    with pytest.raises(DataError, match=r"no column 'view'.*data\.columns\.modality=NAME"):
+        load(tmp_path / name, "data.columns.question=Questions", "data.columns.modality=view")
+
+
+def test_a_csv_file_of_a_spreadsheet(tmp_path: Path) -> None:
+    """With a byte order mark, line breaks in fields, CRLF, an empty line, and fewer fields than columns."""
+    save_images(tmp_path)
+    text = 'image,question,options,answer,modality\r\nimg/0.png,"Which\r\nside?","[""left"", ""right""]",A\r\n\r\n'
+    url = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+    text += f'"{url}",Where?,"[""left"", ""right""]",B,CT\r\n'
+    (tmp_path / "q.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    records = load(tmp_path / "q.csv", "data.split=test_only", "data.on_bad_record=error").test
+    assert [(r.question, r.answer, r.modality) for r in records] == [
+        ("Which\r\nside?", "A", UNSPECIFIED),
+        ("Where?", "B", "CT"),
+    ]
+    assert records[1].images[0].load(28).size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data.path=nowhere.json", r"data\.path=nowhere\.json: no such file"),
+        ("data.path=q.pkl", "pickles are never loaded"),
+        ("data.path=q.txt", "no suffix of"),
+        ("data.root=nowhere", r"data\.root=nowhere"),
+        ("data.files.test=[x.json]", r"data\.files\.test=x\.json"),
+        ("data.files.train=[q.json]", r"data\.files\.test"),
+        ("data.columns.options=[a]", r"data\.columns\.options=a"),
+        ("data.columns.options=[a,b,c,d,e,f,g,h,i,j,k]", "11 columns"),
+        ("data.columns.image={a: b}", r"data\.columns\.image"),
+        ("data.columns.options=[]", r"data\.columns\.options"),
+    ],
+)
+def test_settings_that_cannot_work(words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("q.json", "q.pkl", "q.txt"):
+        Path(name).write_text("[]")
+    path = [] if words.startswith("data.path") else ["data.path=."]
+    with pytest.raises(ConfigError, match=message):
+        composed("evaluate", "data=mcqa", *path, words)
+
+
+def test_a_folder_of_pickles(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "q.pkl").write_bytes(b"")
+    with pytest.raises(DataError, match="pickles are never loaded"):
+        load(tmp_path / "data")
+
+
+def test_a_hub_id_without_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    cfg = composed("evaluate", "data=mcqa", "data.path=nobody/nothing", f"data.cache_dir={tmp_path}")
+    SOURCES["mcqa"].check(cfg.data)
+    with pytest.raises(DataError, match=r"(?s)nobody/nothing is no file or folder here.*Remedy"):
+        load_dataset(cfg.data, "all", "all")
