@@ -32,7 +32,7 @@ from medr1.evaluation.sweep_tables import (
 
 SEED_AXIS = "seed"
 SCANNER_COLUMNS = ("seen scanners", "held-out scanner")
-_COLUMNS = (*AXES, "scanner")
+_COLUMNS = (*AXES, "benchmark", "scanner")
 _REFERENCES = ("zero_shot", "sft")  # always side a of a contrast; the first one also against the second
 _ALL_PAIRS = 6  # up to so many methods are all compared with each other; more, each with the first only
 
@@ -47,7 +47,7 @@ def tabulate(
 
     Args:
         row_axis: the axis whose values are the rows, such as "modality".
-        column_axis: "modality", "question_type" or "scanner".
+        column_axis: "modality", "question_type", "benchmark" or "scanner".
         resamples, seed: of the bootstrap. The numbers depend on these, the predictions and the order of runs only.
 
     Raises:
@@ -152,9 +152,8 @@ class _Sweep:
         if not lines:
             raise DataError(f"run {runs[0].name} has no predictions; evaluate it on test records")
         names = [_column(line, column_axis) for line in lines]
-        columns = tuple(name for name in SCANNER_COLUMNS if name in names)
-        if column_axis in AXES:
-            columns = tuple(in_order(names))
+        of_scanners = column_axis == "scanner"
+        columns = tuple(name for name in SCANNER_COLUMNS if name in names) if of_scanners else tuple(in_order(names))
         column = np.asarray([columns.index(name) for name in names], dtype=np.intp)
         image = np.unique([line.image for line in lines], return_inverse=True)[1].astype(np.intp)
         images = [image[column == c] for c in range(len(columns))] + [image]
