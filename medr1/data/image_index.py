@@ -21,7 +21,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ class ImageFacts:
     reason: Reason | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
+    # In pixels. 0 in a cache of an earlier version, and for a rejected file.
+    width: int = 0
+    height: int = 0
 
 
 def check_images(
@@ -130,7 +133,9 @@ def _decode(root: Path, path: str, state: os.stat_result, max_pixels: int) -> Im
     except BadRecord as bad:
         return ImageFacts(path, state.st_size, state.st_mtime_ns, reason=bad.reason, detail=bad.detail)
     sha256, thumbnail = hashlib.sha256(content).hexdigest(), make_thumbnail(decoded.image)
-    return ImageFacts(path, state.st_size, state.st_mtime_ns, sha256, thumbnail, notes=decoded.notes)
+    width, height = decoded.image.size
+    facts = ImageFacts(path, state.st_size, state.st_mtime_ns, sha256, thumbnail, notes=decoded.notes)
+    return replace(facts, width=width, height=height)
 
 
 def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:

@@ -10,9 +10,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medr1.config.enums import Resize
 from medr1.config.settings import ALL
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.image_index import ImageFacts, check_images, group_by_content
+from medr1.data.image_size import check_aspect_ratio
 from medr1.data.images import FileImage
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, OnBadRecord, ReleasedAxis, Split
 from medr1.data.sources.omnimedvqa.axes import complete_axes
@@ -65,8 +67,9 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
             complete.append(question)
     paths = (question.image for question in complete)
     images = check_images(root, paths, Path(settings.cache_dir), max_pixels=settings.max_image_pixels)
-    usable = [question for question in complete if images[question.image].reason is None]
-    bad += [q.rejected(reason, images[q.image].detail) for q in complete if (reason := images[q.image].reason)]
+    faults = {path: fault for path, facts in images.items() if (fault := _image_fault(facts, settings))}
+    usable = [question for question in complete if question.image not in faults]
+    bad += [q.rejected(*faults[q.image]) for q in complete if q.image in faults]
     bad_counts = dict(sorted(Counter(record.reason.value for record in bad).items()))
     if bad:
         _report_bad(root, bad, bad_counts, settings.on_bad_record, empty=not usable)
@@ -213,6 +216,17 @@ def _control(question: Question, control_tokens: Collection[str]) -> tuple[Reaso
         check_text((question.question, *question.options.values()), control_tokens)
     except BadRecord as bad:
         return bad.reason, bad.detail
+    return None
+
+
+def _image_fault(facts: ImageFacts, settings: OmniMedVQAConfig) -> tuple[Reason, str] | None:
+    if facts.reason is not None:
+        return facts.reason, facts.detail
+    try:
+        if settings.resize == Resize.native and facts.width:  # else it is checked when the image is loaded
+            check_aspect_ratio(facts.width, facts.height)
+    except BadRecord as bad:
+        return bad.reason, f"image {facts.path!r} {bad.detail}"
     return None
 
 
