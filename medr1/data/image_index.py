@@ -88,6 +88,9 @@ class ImageFacts:
     reason: Reason | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
+    # In pixels. 0 in a cache of an earlier version, and for a rejected file.
+    width: int = 0
+    height: int = 0
 
 
 def check_images(
@@ -164,7 +167,8 @@ def _decode(image: StoredImage, state: tuple[int, int]) -> ImageFacts:
     except BadRecord as bad:
         return ImageFacts(image.path, *state, reason=bad.reason, detail=bad.detail)
     sha256, thumbnail = hashlib.sha256(content).hexdigest(), make_thumbnail(decoded.image)
-    return ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes)
+    width, height = decoded.image.size
+    return ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes, width=width, height=height)
 
 
 def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:

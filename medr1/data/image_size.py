@@ -55,13 +55,11 @@ class ImageSize:
         image token size nearest to the image's own size, scaled into the range of pixels.
 
         Raises:
-            BadRecord: an aspect ratio above ``MAX_ASPECT_RATIO``, which that function refuses.
+            BadRecord: see ``check_aspect_ratio``.
         """
         if self.resize is Resize.square:
             return self.image_size, self.image_size
-        if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
-            detail = f"has {width} x {height} pixels; data.resize=native takes aspect ratios up to {MAX_ASPECT_RATIO}"
-            raise BadRecord(Reason.ASPECT_RATIO, detail)
+        check_aspect_ratio(width, height)
         token = self.image_token_size
         columns, rows = round(width / token), round(height / token)
         if columns * rows * token**2 > self.max_pixels:
@@ -79,6 +77,17 @@ class ImageSize:
             BadRecord: see ``of``.
         """
         return image.resize(self.of(image.width, image.height), Image.Resampling.BICUBIC)
+
+
+def check_aspect_ratio(width: int, height: int) -> None:
+    """Checks that an image can keep its aspect ratio.
+
+    Raises:
+        BadRecord: an aspect ratio above ``MAX_ASPECT_RATIO``, which the families' processors refuse.
+    """
+    if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
+        detail = f"has {width} x {height} pixels; data.resize=native takes aspect ratios up to {MAX_ASPECT_RATIO}"
+        raise BadRecord(Reason.ASPECT_RATIO, detail)
 
 
 def drawn_side(resize: Resize, image_size: int, max_pixels: int) -> int:
