@@ -229,7 +229,7 @@ def generator(completions, records, *, truncated):
     ("function", "expected"),
     [
         *((none, [0, 0]), (mode_only, [1, 1]), (positional_mode, [3, 3]), (ids_only, [13, 20]), (cut_only, [0, -1])),
-        *((everything, [0, 2]), (keywords, [2, 3]), (no_names, [2, 2]), (generator, [0, 1])),
+        *((everything, [0, 2]), (keywords, [2, 4]), (no_names, [2, 2]), (generator, [0, 1])),
     ],
 )
 def test_a_function_gets_the_arguments_that_it_names(
