@@ -111,7 +111,7 @@ def _executed(file: Path, source: str) -> ModuleType:
         module.__file__ = str(file)
         sys.modules[name] = module
         try:
-            exec(compile(source, str(file), "exec"), vars(module))
+            exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
         except BaseException:
             del sys.modules[name]
             raise
