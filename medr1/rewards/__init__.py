@@ -276,6 +276,11 @@ def _named(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str,
     return {key: value for key, value in values.items() if takes_all or key in parameters}
 
 
+def registered() -> dict[str, RewardFunction]:
+    """The reward functions of this package by name, all of them imported."""
+    return {name: _find(name) for name in _files()}
+
+
 def _files() -> list[str]:
     """The reward functions of this package."""
     return [module.name for module in pkgutil.iter_modules(__path__)]

@@ -91,7 +91,7 @@ OPTIONS = {
     "C": "no finding",
     "D": "nodule (solid)",
     "E": "\uff2d\uff32\uff29",
-}  # E: MRI in full width
+}
 
 
 @pytest.mark.parametrize(
