@@ -155,14 +155,6 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "trainer.devices=3": ["trainer.train_batch_size=16", "3 processes"],
     "trainer.devices=2 trainer.num_nodes=3": ["trainer.train_batch_size=16", "6 processes"],
     "reward.functions.accuracy.weight=0 reward.functions.format.weight=0": ["weight"],
-    "reward=gdpo algorithm=dr_grpo": ["scale_rewards=none", "scale_rewards=group", "reward.normalization=sum"],
-    "reward=gdpo algorithm.objective.scale_rewards=batch": ["scale_rewards=batch", "scale_rewards=group"],
-    "algorithm=sft reward.normalization=gdpo": ["reward.normalization= has no effect with algorithm=sft"],
-    "+reward.functions.own.function=nowhere.py:own +reward.functions.own.weight=1": ["no file", "nowhere.py"],
-    "+reward.functions.own={function:nowhere.own,weight:1}": ["no module nowhere", "FILE.py:own"],
-    "reward.functions.own.function=own.py:own": ["+reward.functions.own.function=..."],
-    "+reward.functions.own.weight=1": ["no such reward function", "+reward.functions.own.function=FILE.py:FUNCTION"],
-    "+reward.functions.format.function=own.py:own": ["choose another name"],
     "model.tuning=lora model.freeze_vision_tower=true model.lora.target_modules=vision": ["nothing to train"],
 }
 
