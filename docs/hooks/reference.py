@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # Imported here and not when it is used: MkDocs restores sys.path after it has loaded a hook.
-import medr1.workflows.components  # noqa: E402, F401
+import medr1.rewards  # noqa: E402
+import medr1.workflows.components  # noqa: E402
 
 CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"
 # Groups that choose one word or a command-line shortcut; the others have settings of their own.
@@ -41,7 +42,7 @@ _NAMES = re.compile(r"\s*TRL: (?P<trl>.+?)\. verl: (?P<verl>.+?)\.\s*$", re.DOTA
 
 
 class MissingDocstring(Exception):
-    """A setting has no docstring."""
+    """A setting or a reward function has no description."""
 
 
 class PerOption(dict[str, Any]):
@@ -216,9 +217,48 @@ def configuration() -> str:
             shared = f" Also for {', '.join(others)}." if heading and others else ""
             rows = list(settings_of(schema, f"{group}.", _base_values(group, name)))
             lines += [heading, "", f"{_summary(schema)}{shared}", "", *_table(rows), ""]
+        if group == "reward":
+            lines += ["### Settings of reward functions", "", *_table(list(reward_settings())), ""]
     for group in PRESETS:
         if options(group):
             lines += [f"## `{group}`", "", *_options(group), ""]
+    return "\n".join(lines)
+
+
+def reward_settings() -> Iterator[Setting]:
+    """The settings of medr1's reward functions, with the descriptions under "Settings:" of their docstrings.
+
+    Raises:
+        MissingDocstring: names the function and the setting.
+    """
+    for name, reward in medr1.rewards.registered().items():
+        hints = typing.get_type_hints(reward.function)
+        _, _, section = (inspect.getdoc(reward.function) or "").partition("Settings:\n")
+        texts = {key: _flat(text) for key, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)}
+        if set(texts) != set(reward.settings):
+            wrong = sorted(set(texts) ^ set(reward.settings))
+            raise MissingDocstring(f"reward {name}: its docstring and its parameters do not have the same {wrong}")
+        for setting, parameter in reward.settings.items():
+            default = "" if parameter.default is parameter.empty else _quoted(parameter.default)
+            meaning = texts[setting].replace("``", "`")
+            yield Setting(f"reward.functions.{name}.{setting}", _type(hints[setting]), default, meaning, "", "")
+
+
+def reward_functions() -> str:
+    """The table of medr1's reward functions: what each returns, and its range.
+
+    Raises:
+        MissingDocstring: names the function that tells no range.
+    """
+    lines = ["| name | reward of a completion | range | settings |", "|---|---|---|---|"]
+    for name, reward in medr1.rewards.registered().items():
+        text = inspect.getdoc(reward.function) or ""
+        span = re.search(r"^Range: (.+)\.$", text, re.MULTILINE)
+        if span is None:
+            raise MissingDocstring(f"reward {name}: its docstring has no line 'Range: ... .'")
+        what = [_flat(part).replace("``", "`") for part in (text.split("\n\n")[0], span[1])]
+        settings = ", ".join(f"`{setting}`" for setting in reward.settings)
+        lines.append(f"| `{name}` | {_cell(what[0])} | {what[1]} | {settings} |")
     return "\n".join(lines)
 
 
@@ -324,7 +364,7 @@ def include(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
 
 
-PARTS = {"configuration": configuration, "names": other_names}
+PARTS = {"configuration": configuration, "names": other_names, "rewards": reward_functions}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

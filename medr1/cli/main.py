@@ -35,7 +35,7 @@ from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import SweepDirectory, sweep_of
-from medr1.workflows import components, multirun
+from medr1.workflows import components, multirun, reward_sources
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.new_directory import discard_unstarted
 from medr1.workflows.stored_options import stored_options
@@ -233,8 +233,9 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     Raises:
         ConfigError: another setting is typed; names those that may change.
     """
-    settings = RunDirectory(run_directory()).stored_config(schema)
-    allowed: list[str] = list(marked_keys(settings, "may_change"))
+    settings: T = RunDirectory(run_directory()).stored_config(schema)
+    own: list[str] = reward_sources.function_keys(settings)
+    allowed: list[str] = [*marked_keys(settings, "may_change"), *own]
     same = [(group, getattr(getattr(settings, group), "name", None)) for group in groups(schema)]
     changes = [o for o in typed if (o.get_key_element(), o.value()) not in same]
     refuse_others(
@@ -244,13 +245,17 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     )
     for override in changes:
         holder, _, name = override.get_key_element().rpartition(".")
-        if name != "resume":
+        if override.get_key_element() in own:
+            reward_sources.give_again(settings, override.get_key_element(), override.value())
+        elif name != "resume":
             setattr(
                 attrgetter(holder)(settings) if holder else settings,
                 name,
                 OmegaConf.select(cfg, override.get_key_element()),
             )
     settings.resume = cfg.resume
+    named = [override.get_key_element() for override in typed]
+    reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)
     components.check_components(settings)
     return settings
 

@@ -81,6 +81,13 @@ class ScaleRewards(StrEnum):
     none = "none"
 
 
+class RewardNormalization(StrEnum):
+    """Whether rewards are added before or after they are normalized in their group; see ``medr1.rl.advantages``."""
+
+    sum = "sum"
+    gdpo = "gdpo"
+
+
 class KLLossType(StrEnum):
     """Estimator of the divergence from the reference policy (Schulman's k1, k2, k3)."""
 

@@ -19,6 +19,7 @@ from medr1.config.enums import (
     LRSchedulerType,
     Precision,
     Resize,
+    RewardNormalization,
     ScaleRewards,
     TableAxis,
     Tuning,
@@ -181,14 +182,20 @@ class ReasoningConfig:
 
 @dataclass
 class RewardConfig:
-    """Reward functions by name, each with its ``weight`` and its own settings. The reward is their weighted sum."""
+    """Reward functions by name, each with its ``weight`` and its own settings."""
 
     name: str = MISSING
     """Name of this choice of rewards."""
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Reward functions by name, each with its ``weight`` and its own settings.
+    """Reward functions by name, each with its ``weight`` and its own settings. ``function`` names a function of your
+    own, as ``my_file.py:my_reward`` or ``my_package.my_reward``.
 
     TRL: reward_weights. verl: reward.custom_reward_function."""
+    normalization: RewardNormalization = RewardNormalization.sum
+    """Advantages from the weighted sum of the rewards (``sum``), or each reward normalized in its group before it is
+    weighted and added (``gdpo``).
+
+    TRL: multi_objective_aggregation. verl: algorithm.adv_estimator."""
 
 
 @dataclass

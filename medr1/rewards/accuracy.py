@@ -14,6 +14,8 @@ def accuracy(completions: Sequence[str], records: Sequence[Record], *, reasoning
     """1 if the only answer block of a completion holds the letter of the correct option, else 0.
 
     Lenient parsing earns nothing.
+
+    Range: 0 or 1.
     """
     return [
         float(parse(text, reasoning, record.options).answer == record.answer)

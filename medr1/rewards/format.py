@@ -11,7 +11,10 @@ from medr1.rewards import reward_function
 
 @reward_function("format")
 def format_(completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode) -> list[float]:
-    """1 if the whole completion follows the format of the reasoning mode, else 0."""
+    """1 if the whole completion follows the format of the reasoning mode, else 0.
+
+    Range: 0 or 1.
+    """
     return [
         float(parse(text, reasoning, record.options).format) for text, record in zip(completions, records, strict=True)
     ]

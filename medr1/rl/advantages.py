@@ -1,4 +1,14 @@
-"""Advantages within the group of completions of a prompt (GRPO: arXiv 2402.03300, equation 3 and section 4.1.2)."""
+"""Advantages within the group of completions of a prompt (GRPO: arXiv 2402.03300, equation 3 and section 4.1.2).
+
+With K reward functions of weights w_k, ``reward.normalization`` says what is normalized:
+
+    sum     r_i = sum_k w_k r_ik, then ``group_advantages`` of r
+    gdpo    S_i = sum_k w_k (r_ik - mean(r_k)) / (std(r_k) + 1e-4), mean and std over the group; A_i = S_i / (std(S) +
+            1e-4), std over the batch (arXiv 2601.05242, section 3; TRL: normalize_then_sum)
+
+The batch mean that GDPO also subtracts is 0, because each term of S has the mean 0 in each group. So GDPO is
+``group_advantages`` of S, scaled by the batch. A reward that is equal for a whole group, or whose weight is 0, gives 0.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +41,18 @@ def group_advantages(
     if scale_rewards == "group":
         return (centered / (groups.std(1, keepdim=True) + EPSILON)).flatten()
     return (centered / ((rewards.std() if batch_std is None else batch_std) + EPSILON)).flatten()
+
+
+def gdpo_scores(rewards: Tensor, weights: Tensor, num_generations: int) -> Tensor:
+    """GDPO's sums S [B*G] from the rewards [K, B*G] of K functions and their weights [K].
+
+    Groups in which the terms cancel out, so that no completion is preferred, have sums of exactly 0.
+    """
+    terms = torch.stack([group_advantages(reward, num_generations, "group") for reward in rewards])
+    scores = (weights.unsqueeze(1) * terms).sum(0).view(-1, num_generations)
+    # Terms that cancel out leave errors of rounding, which the deviation of the batch could make advantages of.
+    cancels = scores.abs().amax(1) <= 1e-5 * weights.max()
+    return scores.masked_fill(cancels.unsqueeze(1), 0.0).flatten()
 
 
 def zero_std_groups(rewards: Tensor, num_generations: int) -> Tensor:

@@ -50,6 +50,15 @@ class RunDirectory:
     def predictions(self, condition: str) -> Path:
         return self.path / "predictions" / f"{condition}.jsonl"
 
+    def reward_source(self, name: str, version: int) -> Path:
+        """The source of a reward function of the user's own, from 1; later ones were given when the run was resumed."""
+        return self.path / "rewards" / (f"{name}.py" if version == 1 else f"{name}-{version}.py")
+
+    def reward_sources(self, name: str) -> list[Path]:
+        """The stored sources of a reward function, the latest last."""
+        versions = (self.reward_source(name, version) for version in itertools.count(1))
+        return list(itertools.takewhile(Path.is_file, versions))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the run for this process. The operating system releases the lock of a process that is killed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medr1.config.enums import ScaleRewards
 from medr1.domain.records import Record
 from medr1.generation.engines import Engine
 from medr1.generation.logprobs import Scores, completion_hidden, score
@@ -18,7 +19,7 @@ from medr1.models.policy import Policy
 from medr1.models.sharding import reshard, unsharded_params
 from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.rewards import Rewards
-from medr1.rl.advantages import group_advantages, zero_std_groups
+from medr1.rl.advantages import gdpo_scores, group_advantages, zero_std_groups
 from medr1.rl.objective import LossNormalizer, grpo_loss
 from medr1.training.algorithms.grpo import GRPOConfig
 from medr1.training.batches import RolloutBatch
@@ -74,12 +75,14 @@ class RolloutLog:
 class Rollout:
     """The prompts of a step with their completions and rewards.
 
-    ``zero_std``: share of the prompts whose rewards had zero variance, before any of them was replaced.
+    ``scores`` [B*G]: what the advantages are computed from, see ``GRPOModule.scores``. ``zero_std``: share of the
+    prompts whose scores had zero variance, before any of them was replaced.
     """
 
     records: list[Record]
     micro_batches: list[RolloutMicroBatch]
     rewards: Rewards
+    scores: Tensor
     zero_std: float
 
 
@@ -87,7 +90,8 @@ class GRPOModule(PolicyModule):
     """Group relative policy optimization.
 
     ``reference``: None if beta is 0, or with LoRA, where the policy without its adapter is the reference. ``decode``:
-    completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``seed``: of the sampling.
+    completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``gdpo_weights``: the weights of
+    the rewards by name, if they are normalized one by one (GDPO). ``seed``: of the sampling.
     """
 
     on_progress_bar: ClassVar[tuple[str, ...]] = ("train/reward", "train/rewards/accuracy/mean")
@@ -102,6 +106,7 @@ class GRPOModule(PolicyModule):
         engine: Engine,
         decode: Callable[[Tensor, Tensor], list[str]],
         reward: Callable[..., Rewards],
+        gdpo_weights: Mapping[str, float] | None = None,
         total_steps: int,
         max_tokens_per_device: int = 0,
         seed: int = 0,
@@ -114,7 +119,7 @@ class GRPOModule(PolicyModule):
             reference=reference,
         )
         self.settings, self.sampling, self.engine, self.seed = settings, sampling, engine, seed
-        self.decode, self.reward = decode, reward
+        self.decode, self.reward, self.gdpo_weights = decode, reward, gdpo_weights
         self.rollout_log: RolloutLog | None = None
 
     def step(self, batch: RolloutBatch) -> dict[str, Tensor]:
@@ -123,9 +128,10 @@ class GRPOModule(PolicyModule):
             rollout = self._rollout(batch)
             micro_batches = rollout.micro_batches
             rewards = torch.tensor([rollout.rewards.total, *rollout.rewards.parts.values()], device=self.device)
-            all_rewards = self.gather(rewards)
-            batch_std = all_rewards[0].std()
-            advantages = group_advantages(rewards[0], s.num_generations, s.objective.scale_rewards, batch_std)
+            scores = rollout.scores.to(self.device)
+            all_scores, *all_rewards = self.gather(torch.stack([scores, *rewards]))
+            scale = s.objective.scale_rewards if self.gdpo_weights is None else ScaleRewards.batch
+            advantages = group_advantages(scores, s.num_generations, scale, all_scores.std())
             sizes = [len(micro.texts) for micro in micro_batches]
             for micro, own_advantages in zip(micro_batches, torch.split(advantages, sizes), strict=True):
                 micro.advantages = own_advantages
@@ -149,7 +155,7 @@ class GRPOModule(PolicyModule):
         loss, kl, clipped, entropy, zero_std_share = self.all_reduce_sum(local_sums)
         tokens = max(normalizer.tokens, 1.0)
         return {
-            **_reward_metrics(all_rewards, list(rollout.rewards.parts), s.num_generations),
+            **_reward_metrics(torch.stack(all_rewards), list(rollout.rewards.parts), s.num_generations),
             "train/frac_reward_zero_std": zero_std_share,
             "train/loss": loss,
             "train/kl": kl / tokens,
@@ -169,7 +175,7 @@ class GRPOModule(PolicyModule):
         records, prompt_indices = batch.records, batch.prompt_indices
         with unsharded_params(self.policy):
             micro_batches = self._generate(batch, attempt=0)
-            rewards, zero_std = self._rewards(records, micro_batches)
+            rewards, scores, zero_std = self._rewards(records, micro_batches)
             initial_share = zero_std.float().mean().item()
             for attempt in range(1, self.settings.filter_groups + 1):
                 if batch.resample is None or not zero_std.any():
@@ -182,9 +188,9 @@ class GRPOModule(PolicyModule):
                 rows = (~zero_std).nonzero().flatten().tolist()
                 records = [records[row] for row in rows] + others.records
                 prompt_indices = [prompt_indices[row] for row in rows] + others.prompt_indices
-                rewards, zero_std = self._rewards(records, micro_batches)
+                rewards, scores, zero_std = self._rewards(records, micro_batches)
         micro_batches = self._regroup(micro_batches, self.equal_split([len(m.prompts.ids) for m in micro_batches]))
-        return Rollout(records, micro_batches, rewards, initial_share)
+        return Rollout(records, micro_batches, rewards, scores, initial_share)
 
     def _regroup(
         self, micro_batches: list[RolloutMicroBatch], row_lists: list[list[list[int]]]
@@ -223,8 +229,15 @@ class GRPOModule(PolicyModule):
         draws = [np.random.default_rng(seed).random(shape) for seed in seeds]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
 
-    def _rewards(self, records: list[Record], micro_batches: list[RolloutMicroBatch]) -> tuple[Rewards, Tensor]:
-        """The rewards [B*G], and which prompts [B] have rewards of zero variance."""
+    def scores(self, rewards: Rewards) -> Tensor:
+        """What advantages are computed from [B*G], on the CPU: the weighted sums of the rewards, or GDPO's sums."""
+        if self.gdpo_weights is None:
+            return torch.tensor(rewards.total)
+        weights = torch.tensor([self.gdpo_weights[name] for name in rewards.parts])
+        return gdpo_scores(torch.tensor(list(rewards.parts.values())), weights, self.settings.num_generations)
+
+    def _rewards(self, records: list[Record], micro_batches: list[RolloutMicroBatch]) -> tuple[Rewards, Tensor, Tensor]:
+        """The rewards, their scores [B*G], and which prompts [B] have scores of zero variance."""
         texts = [text for micro in micro_batches for text in micro.texts]
         repeated = [record for record in records for _ in range(self.settings.num_generations)]
         rewards = self.reward(
@@ -233,7 +246,8 @@ class GRPOModule(PolicyModule):
             completion_ids=[ids for micro in micro_batches for ids in micro.completions.token_ids()],
             truncated=[cut for micro in micro_batches for cut in micro.completions.truncated.tolist()],
         )
-        return rewards, zero_std_groups(torch.tensor(rewards.total), self.settings.num_generations)
+        scores = self.scores(rewards)
+        return rewards, scores, zero_std_groups(scores, self.settings.num_generations)
 
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:

@@ -21,7 +21,7 @@ from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
-from medr1.errors import ConfigError, Medr1Error, StorageError
+from medr1.errors import ConfigError, Medr1Error, RewardError, StorageError
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import PredictionStore
@@ -36,6 +36,7 @@ from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows import reward_sources
 from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
@@ -103,9 +104,12 @@ def open_session(
             run.store_config(OmegaConf.structured(replace(cfg, resume=None)))
 
         log_to(run.log)
+        sources = reward_sources.store(cfg, run)
         log.info(_description(cfg, run, data, len(tested), str(facts["device"]), is_resumed))
         with _start_tracker(cfg, run, is_resumed) as tracker:
             _log_start(tracker, cfg, run, data)
+            for file in sources:
+                tracker.log_artifact(file, file.parent.name)
             yield Session(cfg, run, data, tested, tracker, is_resumed)
         # Written last, when MLflow has everything or it is queued in the run directory.
         write_json(run.finished, {"summary": run.summary.name})
@@ -142,6 +146,8 @@ def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]
     """Turns an error of storage, whatever library raises it, into one message."""
     try:
         yield
+    except RewardError as error:
+        raise RewardError(f"{error}. Then continue with: {resume_command(cfg, run)}{_safe(run)}") from error
     except Medr1Error:
         raise
     except Exception as error:
@@ -149,13 +155,15 @@ def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]
             raise
         if not run.config.is_file():
             raise StorageError(f"{problem}, or choose another output_dir. The run has not begun") from error
-        stored = [f"the checkpoint {checkpoint.stem}"] if (checkpoint := run.latest_checkpoint()) else []
-        stored += ["the trained model"] if run.model.is_dir() else []
-        stored += [f"the predictions {file.stem}" for file in sorted(run.predictions("").parent.glob("*.jsonl"))]
-        safe = ", ".join(stored) or "its configuration"
-        raise StorageError(
-            f"{problem}. Then continue with: {resume_command(cfg, run)}\nSafe in {run.path}: {safe}"
-        ) from error
+        raise StorageError(f"{problem}. Then continue with: {resume_command(cfg, run)}{_safe(run)}") from error
+
+
+def _safe(run: RunDirectory) -> str:
+    """What a run that has failed has stored, as the last line of a message."""
+    stored = [f"the checkpoint {checkpoint.stem}"] if (checkpoint := run.latest_checkpoint()) else []
+    stored += ["the trained model"] if run.model.is_dir() else []
+    stored += [f"the predictions {file.stem}" for file in sorted(run.predictions("").parent.glob("*.jsonl"))]
+    return f"\nSafe in {run.path}: {', '.join(stored) or 'its configuration'}"
 
 
 def _description(

@@ -20,6 +20,7 @@ from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory, cores_per_run, seconds_left
+from medr1.workflows.reward_sources import function_keys
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -111,8 +112,10 @@ def quoted(path: Path) -> str:
 
 
 def _movable(run: RunDirectory, overrides: list[str]) -> list[str]:
-    allowed = set(marked_keys(run.stored_config(TrainConfig), "may_change"))
-    return [override for override in overrides if override.partition("=")[0] in allowed]
+    """The overrides that may change, and those that name the user's own reward functions: they are named again."""
+    stored = run.stored_config(TrainConfig)
+    allowed = {*marked_keys(stored, "may_change"), *function_keys(stored)}
+    return [word for word in (override.lstrip("+") for override in overrides) if word.partition("=")[0] in allowed]
 
 
 def _score(summary: Path) -> str:

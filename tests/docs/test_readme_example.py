@@ -31,5 +31,7 @@ def test_the_completions_are_those_of_the_shipped_model(name: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/guides/trained-models.md"])
 def test_the_python_code_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(code, page, "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for code in blocks:
+        exec(compile(code, page, "exec"), {})

@@ -82,6 +82,28 @@ def test_the_page_has_a_row_for_each_setting_and_option() -> None:
             assert f"| `{option}`" in page
 
 
+def test_every_reward_function_and_its_settings_are_documented() -> None:
+    page = reference.on_page_markdown("<!-- generated: configuration -->\n<!-- generated: rewards -->\n")
+    functions = reference.medr1.rewards.registered()
+    assert {"accuracy", "format", "tag_count", "consistency"} <= set(functions)
+    for name, function in functions.items():
+        assert f"| `{name}` |" in page
+        for setting in function.settings:
+            assert f"| `reward.functions.{name}.{setting}` |" in page
+
+
+def test_a_reward_whose_docstring_lacks_a_setting_ends_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undocumented(completions, records, *, limit=1):
+        """Nothing."""
+
+    function = reference.medr1.rewards.RewardFunction(undocumented, None)
+    monkeypatch.setattr(reference.medr1.rewards, "registered", lambda: {"undocumented": function})
+    with pytest.raises(reference.MissingDocstring, match=r"undocumented.*limit"):
+        list(reference.reward_settings())
+    with pytest.raises(reference.MissingDocstring, match="undocumented"):
+        reference.reward_functions()
+
+
 def test_the_table_of_names_has_the_settings_of_the_algorithms() -> None:
     table = reference.on_page_markdown("<!-- generated: names -->")
     assert "| `algorithm.num_generations` | `num_generations` | `actor_rollout_ref.rollout.n` |" in table

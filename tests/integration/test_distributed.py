@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "full": ("algorithm.objective.scale_rewards=batch",),
     "lora": ("model.tuning=lora", "model.gradient_checkpointing=true"),
     "sft": ("algorithm=sft",),
+    "gdpo": ("reward=gdpo",),
     "dynamic": (
         "algorithm=dapo",
         "algorithm.num_generations=4",
@@ -83,6 +84,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         ("lora", "fsdp", 4, 0),
         ("sft", "fsdp", 2, 110),
         ("sft", "ddp", 2, 110),
+        ("gdpo", "ddp", 2, 0),
         pytest.param("dynamic", "fsdp", 2, 0, marks=pytest.mark.long),
     ],
 )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from medr1.config.enums import LossMode
+from medr1.config.enums import LossMode, RewardNormalization, ScaleRewards
 from medr1.config.settings import AlgorithmConfig, ObjectiveConfig, SamplingConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
+from medr1.errors import ConfigError
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm, DryRun, Training
 
@@ -53,6 +54,16 @@ class GRPO(Algorithm[GRPOConfig]):
     kind: ClassVar[str] = "grpo"
     settings = GRPOConfig
     uses_rewards: ClassVar[bool] = True
+    reward_normalizations: ClassVar[tuple[RewardNormalization, ...]] = tuple(RewardNormalization)
+
+    def check(self, cfg: TrainConfig) -> None:
+        scale = self.settings_of(cfg).objective.scale_rewards
+        if cfg.reward.normalization is RewardNormalization.gdpo and scale is not ScaleRewards.group:
+            raise ConfigError(
+                f"algorithm.objective.scale_rewards={scale} with reward.normalization=gdpo: GDPO divides each reward "
+                "by its standard deviation in the group; use algorithm.objective.scale_rewards=group, or "
+                "reward.normalization=sum"
+            )
 
     def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
         objective = self.settings_of(cfg).objective
@@ -74,6 +85,7 @@ class GRPO(Algorithm[GRPOConfig]):
         from medr1.training.grpo import GRPOModule
 
         settings, mode = self.settings_of(cfg), ReasoningMode(cfg.reasoning.mode)
+        weights = {name: float(function["weight"]) for name, function in cfg.reward.functions.items()}
         module = GRPOModule(
             policy,
             make_reference(policy) if settings.objective.beta > 0 else None,
@@ -82,6 +94,7 @@ class GRPO(Algorithm[GRPOConfig]):
             engine=ENGINES[cfg.rollout.kind](cfg.rollout),
             decode=processor.decode,
             reward=partial(compute_rewards, cfg.reward, reasoning=mode),
+            gdpo_weights=weights if cfg.reward.normalization is RewardNormalization.gdpo else None,
             total_steps=self.total_steps(cfg),
             max_tokens_per_device=cfg.trainer.max_tokens_per_device,
             seed=cfg.seed,

@@ -221,6 +221,10 @@ def no_names(*both):
     return [len(both)] * 2
 
 
+def answers_only(completions, records, *, answers):
+    return [float(letter == "C") for letter in answers]
+
+
 def generator(completions, records, *, truncated):
     return (float(cut) for cut in truncated)
 
@@ -229,7 +233,7 @@ def generator(completions, records, *, truncated):
     ("function", "expected"),
     [
         *((none, [0, 0]), (mode_only, [1, 1]), (positional_mode, [3, 3]), (ids_only, [13, 20]), (cut_only, [0, -1])),
-        *((everything, [0, 2]), (keywords, [2, 3]), (no_names, [2, 2]), (generator, [0, 1])),
+        *((everything, [0, 2]), (keywords, [2, 4]), (no_names, [2, 2]), (generator, [0, 1]), (answers_only, [1, 1])),
     ],
 )
 def test_a_function_gets_the_arguments_that_it_names(
@@ -249,7 +253,9 @@ def test_an_argument_that_the_algorithm_does_not_pass_is_named(registered: None,
         compute_rewards(config(own={"weight": 1.0}), ["a", "b"], [record()] * 2, NO_THINK)
 
 
-@pytest.mark.parametrize("name", ["reasoning", "completion_ids", "truncated", "completions", "records", "texts"])
+@pytest.mark.parametrize(
+    "name", ["reasoning", "answers", "completion_ids", "truncated", "completions", "records", "texts"]
+)
 def test_an_argument_is_no_setting(registered: None, name: str) -> None:
     reward_function("own")(everything)
     with pytest.raises(ConfigError, match=rf"own\.{name}: no such setting"):

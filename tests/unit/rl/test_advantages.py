@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medr1.rl.advantages import EPSILON, group_advantages, zero_std_groups
+from medr1.rl.advantages import EPSILON, gdpo_scores, group_advantages, zero_std_groups
 
 GROUPS = st.integers(2, 9).flatmap(
     lambda size: st.lists(
@@ -69,3 +69,74 @@ def test_a_group_without_variance_has_exactly_no_advantage(groups: list[list[flo
 def test_rounding_of_the_mean_makes_no_advantage(num_generations: int, reward: float) -> None:
     """In float32 the mean of eight times 1.2 is not 1.2."""
     assert not group_advantages(torch.full((2 * num_generations,), reward), num_generations, "group").any()
+
+
+def gdpo(rewards: list[list[float]], weights: list[float], num_generations: int) -> list[float]:
+    scores = gdpo_scores(torch.tensor(rewards), torch.tensor(weights), num_generations)
+    return group_advantages(scores, num_generations, "batch").tolist()
+
+
+def slow_gdpo(rewards: list[list[float]], weights: list[float], num_generations: int) -> list[float]:
+    """The equations of the paper in loops, with the batch mean that is 0."""
+    scores = [0.0] * len(rewards[0])
+    for values, weight in zip(rewards, weights, strict=True):
+        for start in range(0, len(values), num_generations):
+            group = values[start : start + num_generations]
+            for row, value in enumerate(group, start):
+                scores[row] += weight * (value - statistics.mean(group)) / (statistics.stdev(group) + EPSILON)
+    mean, deviation = statistics.mean(scores), statistics.stdev(scores)
+    return [(score - mean) / (deviation + EPSILON) for score in scores]
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda size: st.tuples(
+            st.just(size),
+            st.lists(
+                st.lists(st.sampled_from([0.0, 0.25, 1.0, -1.0]), min_size=2 * size, max_size=2 * size),
+                min_size=3,
+                max_size=3,
+            ),
+            st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=3, max_size=3).filter(any),
+        )
+    )
+)
+def test_gdpo_is_the_slow_loop(drawn: tuple[int, list[list[float]], list[float]]) -> None:
+    size, rewards, weights = drawn
+    assert gdpo(rewards, weights, size) == pytest.approx(slow_gdpo(rewards, weights, size), abs=1e-3)
+
+
+def test_gdpo_differs_from_the_sum_where_format_has_almost_saturated() -> None:
+    """One of four completions is correct, in the first group another one has the wrong format; by hand.
+
+    The sum (2, 1, 1, 0) has the standard deviation 0.8165: the correct completion has 1.22, the wrong format -1.22. In
+    the second group (2, 1, 1, 1) the correct completion has 1.5. GDPO adds (1.5, -0.5, -0.5, -0.5) for the accuracy of
+    both groups and (0.5, 0.5, 0.5, -1.5) for the format of the first: (2, 0, 0, -2) and (1.5, -0.5, -0.5, -0.5). The
+    batch has the standard deviation sqrt(11 / 7) = 1.2536.
+    """
+    accuracy, format_ = [1.0, 0.0, 0.0, 0.0] * 2, [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    total = torch.tensor(accuracy) + torch.tensor(format_)
+    summed = group_advantages(total, 4, "group").tolist()
+    assert summed == pytest.approx([1.2247, 0, 0, -1.2247, 1.5, -0.5, -0.5, -0.5], abs=1e-3)
+    sums = [2.0, 0.0, 0.0, -2.0, 1.5, -0.5, -0.5, -0.5]
+    assert gdpo([accuracy, format_], [1.0, 1.0], 4) == pytest.approx([s / 1.2536 for s in sums], abs=1e-3)
+    # The correct completion of the first group now counts for more than that of the second, which it did not before.
+    assert summed[0] < summed[4] and sums[0] > sums[4]
+
+
+@pytest.mark.parametrize("num_generations", [3, 4, 7, 8])
+@pytest.mark.parametrize("constant", [0.1, 0.9, 1.0, 1.2])
+def test_a_saturated_reward_or_one_of_zero_weight_gives_nothing(num_generations: int, constant: float) -> None:
+    accuracy = [1.0, *[0.0] * (num_generations - 1)] * 2
+    alone = gdpo([accuracy], [1.0], num_generations)
+    saturated = [constant] * len(accuracy)
+    assert gdpo([accuracy, saturated], [1.0, 5.0], num_generations) == alone
+    assert gdpo([accuracy, accuracy[::-1]], [1.0, 0.0], num_generations) == alone
+    assert gdpo([saturated, saturated], [1.0, 5.0], num_generations) == [0.0] * len(accuracy)
+
+
+def test_rewards_that_cancel_out_prefer_no_completion() -> None:
+    """Their sums are 0 but for rounding, which the batch's standard deviation must not turn into advantages."""
+    up = [0.1, 0.7, 0.3, 0.9]
+    scores = gdpo_scores(torch.tensor([up, [1.0 - value for value in up]]), torch.tensor([1.0, 1.0]), 4)
+    assert scores.tolist() == [0.0] * 4 and zero_std_groups(scores, 4).tolist() == [True]

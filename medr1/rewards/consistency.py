@@ -1,0 +1,56 @@
+"""The reward ``consistency``: whether the rationale concludes the option that the answer block names."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from medr1.domain.reasoning import ReasoningMode, parse
+from medr1.domain.records import Record
+from medr1.rewards import reward_function
+
+# "the answer is (B)", "option B", "choice: B". The letter is a capital, so that "the answer is a nodule" names none.
+_CONCLUSION = re.compile(r"\b(?i:answer|option|choice)(?: (?i:is|would be|must be))?:? ?\(?([A-J])\b(?!\w|')")
+
+
+@reward_function("consistency")
+def consistency(completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode) -> list[float]:
+    """1 if the rationale concludes the option of the answer block, -1 if it concludes another one, else 0.
+
+    The rationale concludes the option of its last phrase such as "the answer is B" or "option (B)". Without one it
+    concludes the only option whose text it mentions, in any case and as whole words; a mention inside of a longer
+    option's text does not count. 0: no answer by strict parsing, no rationale (always so in No-Think), no option or
+    several mentioned.
+
+    Only words are compared: "no cyst" mentions cyst, synonyms do not count, and an empty "the answer is B" earns 1. A
+    consistent answer may be wrong, so weigh it below accuracy.
+
+    Range: -1 to 1.
+    """
+    return [_agreement(text, record.options, reasoning) for text, record in zip(completions, records, strict=True)]
+
+
+def _agreement(text: str, options: Mapping[str, str], reasoning: ReasoningMode) -> float:
+    parsed = parse(text, reasoning, options)
+    concluded = _concluded(_plain(parsed.rationale), options)
+    if parsed.answer is None or concluded is None:
+        return 0.0
+    return 1.0 if concluded == parsed.answer else -1.0
+
+
+def _concluded(rationale: str, options: Mapping[str, str]) -> str | None:
+    letters = [letter for letter in _CONCLUSION.findall(rationale) if letter in options]
+    if letters:
+        return str(letters[-1])
+    rest, mentioned = rationale.casefold(), []
+    for letter, option in sorted(options.items(), key=lambda item: -len(_plain(item[1]))):
+        whole_words = rf"(?<!\w){re.escape(_plain(option).casefold())}(?!\w)"
+        rest, count = re.subn(whole_words, "\n", rest)
+        mentioned += [letter] if count else []
+    return mentioned[0] if len(mentioned) == 1 else None
+
+
+def _plain(text: str) -> str:
+    """In NFKC, with single blanks."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
