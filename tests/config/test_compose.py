@@ -36,9 +36,7 @@ NEEDED = {
     ("model", "hf"): ["model.path=somewhere"],
     ("model", "hf_lora"): ["model.path=somewhere"],
     ("model", "server"): SERVER,
-    **{
-        ("data", name): [f"data.root={CONF}"] for of, name in FILES if of == "data" and name not in ("phantoms", "mcqa")
-    },
+    **{(of, name): [f"data.root={CONF}"] for of, name in FILES if of == "data" and name != "phantoms"},
     ("data", "mcqa"): [f"data.path={CONF}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
 }
