@@ -78,7 +78,7 @@ def write_vqa_rad(root: Path) -> list[str]:
 
 def write_slake(root: Path, validation: str = "validation.json") -> list[str]:
     rows = [
-        ("train.json", "Does the picture contain the liver?", "Yes", "en", "CLOSED", "CT", "train"),
+        ("train.json", "Does the image contain the liver?", "Yes", "en", "CLOSED", "CT", "train"),
         ("train.json", "Which is bigger in this image, kidney or liver?", "Liver", "en", "CLOSED", "CT", "train"),
         ("train.json", "图中有肝吗?", "有", "zh", "CLOSED", "CT", "other_language"),
         ("train.json", "What organ is this?", "Lung", "en", "OPEN", "X-Ray", "open_question"),
