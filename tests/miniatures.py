@@ -78,7 +78,7 @@ def write_vqa_rad(root: Path) -> list[str]:
 
 def write_slake(root: Path, validation: str = "validation.json") -> list[str]:
     rows = [
-        ("train.json", "Does the picture contain the liver?", "Yes", "en", "CLOSED", "CT", "train"),
+        ("train.json", "Does the image contain the liver?", "Yes", "en", "CLOSED", "CT", "train"),
         ("train.json", "Which is bigger in this image, kidney or liver?", "Liver", "en", "CLOSED", "CT", "train"),
         ("train.json", "图中有肝吗?", "有", "zh", "CLOSED", "CT", "other_language"),
         ("train.json", "What organ is this?", "Lung", "en", "OPEN", "X-Ray", "open_question"),
@@ -189,9 +189,10 @@ def write_mmmu_med(root: Path) -> list[str]:
             rows = []
             for kind in ("multiple-choice", "open"):
                 seed = 500 + 10 * number + 5 * (part == "dev") + (kind == "open")
-                row: dict[str, Any] = {"id": f"{part}_{subject}_{kind}", "question": "<image 1> What is <image 2>?"}
+                row: dict[str, Any] = {"id": f"{part}_{subject}_{kind}", "question": "<image 1> What is it?"}
                 row |= {"options": "['the patient\\'s skin', \"bone\", 'a, b']" if kind != "open" else "[]"}
                 row |= {"explanation": "", "image_1": embedded(seed)}
+                row |= {"question": "Is <image 1> or <image 2> new?"} if number == 1 else {}
                 row |= {f"image_{i}": embedded(seed + 1000) if i == 2 and number == 1 else None for i in range(2, 8)}
                 row |= {"img_type": "['Body Scans: MRI, CT scans, and X-rays']", "answer": "B", "subfield": subject}
                 rows.append(row | {"topic_difficulty": "Easy", "question_type": kind})

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from urllib.parse import unquote
 
-from medr1.data.images import resolve_inside
+from medr1.data.images import FileImage, resolve_inside
 from medr1.domain.records import BadRecord, Reason
 
 # difflib takes milliseconds for a folder of thousands of names, and a whole release may be missing.
@@ -94,6 +94,27 @@ class ImagePaths:
                 near = difflib.get_close_matches(part, names, 1)
                 detail += f"; the most similar name there is {near[0]!r}" if near else ""
         return BadRecord(Reason.NO_IMAGE, detail)
+
+
+class ImageFiles:
+    """The images that records name by paths below a root. Each path is looked for once."""
+
+    def __init__(self, root: Path, max_pixels: int) -> None:
+        self.root, self.max_pixels = root, max_pixels
+        self._paths = ImagePaths(root)
+        self._found: dict[str, FileImage | BadRecord] = {}
+
+    def find(self, written: str) -> FileImage:
+        """The image that ``ImagePaths.find`` finds. Raises BadRecord as it does."""
+        if written not in self._found:
+            try:
+                self._found[written] = FileImage(self.root, self._paths.find(written), max_pixels=self.max_pixels)
+            except BadRecord as bad:
+                self._found[written] = bad
+        found = self._found[written]
+        if isinstance(found, BadRecord):
+            raise BadRecord(found.reason, found.detail)
+        return found
 
 
 def _key(name: str) -> str:

@@ -37,7 +37,9 @@ NEEDED = {
     ("model", "hf_lora"): ["model.path=somewhere"],
     ("model", "server"): SERVER,
     **{
-        ("data", name): [f"data.root={CONF}"] for of, name in FILES if of == "data" and name not in ("phantoms", "mcqa")
+        ("data", name): [f"data.root={CONF}", "data.split=image_grouped"]  # some have no training records otherwise
+        for of, name in FILES
+        if of == "data" and name not in ("phantoms", "mcqa")
     },
     ("data", "mcqa"): [f"data.path={CONF}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},

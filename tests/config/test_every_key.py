@@ -32,7 +32,9 @@ pytestmark = pytest.mark.long
 # The choice that has a key which the default choice of its group lacks.
 CHOICES = {
     "model.url": "model=server model.url=http://127.0.0.1:1/v1 model.path=name",
-    "data.root": "data=omnimedvqa data.root=DIR data.split=image_grouped",
+    "data.axis": "data=omnimedvqa data.root=DIR data.split=image_grouped",
+    "data.path": "data=mcqa data.path=DIR",
+    "data.version": "data=pmc_vqa data.root=DIR",
     "algorithm.rationale": "algorithm=sft",
     "algorithm.text_steps": "algorithm=pretrain",
 }
@@ -78,6 +80,12 @@ SELF = {
     "plan",
     "plugins",
     "reward.functions",
+    "data.columns.image",
+    "data.columns.options",
+    "data.files.train",
+    "data.files.test",
+    "data.modality_map",
+    "data.question_type_map",
 }  # tested by name elsewhere
 
 

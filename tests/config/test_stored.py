@@ -18,9 +18,9 @@ NEEDS = {
     "model=hf_lora": ("model.path=somebody/model",),
     "model=server": ("model.url=http://127.0.0.1:1/v1", "model.path=name", "model.image_size=84"),
     **{
-        f"data={path.stem}": (f"data.root={CONF}",)
-        for path in (CONF / "data").glob("*.yaml")
-        if path.stem != "phantoms"
+        f"data={file.stem}": (f"data.root={CONF}", "data.split=image_grouped")
+        for file in CONF.glob("data/*.yaml")
+        if file.stem != "phantoms"
     },
     "data=mcqa": (f"data.path={CONF}",),
     "experiment=": (f"data.root={CONF}", "reasoning=no_think"),

@@ -77,6 +77,8 @@ def test_every_command_composes_and_passes_the_checks(
         if re.fullmatch(r"data\.(sets\.\w+\.)?(root|splits)", key):
             Path(value.strip("/")).mkdir(parents=True, exist_ok=True)
             single[number] = f"{key}={value.strip('/')}"
+        if key == "data.path":
+            Path(value).touch()
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose(name, single)
     if not {"resume", "run"} & {override.partition("=")[0] for override in single}:  # they start from a stored run

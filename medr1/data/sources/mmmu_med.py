@@ -34,7 +34,7 @@ class MmmuMedConfig(BenchmarkConfig):
 
 
 class MmmuMed(Benchmark[MmmuMedConfig]):
-    """Lists are written as texts. The modality is the first image type, the question type is the subfield, the data set the subject."""
+    """Lists are written as texts. Modality: the first image type; question type: the subfield; dataset: subject."""
 
     kind = "mmmu_med"
     settings = MmmuMedConfig

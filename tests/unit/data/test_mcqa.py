@@ -22,6 +22,7 @@ from medr1.data.dataset import Dataset, load_dataset
 from medr1.data.sources import SOURCES
 from medr1.domain.records import UNSPECIFIED
 from medr1.errors import ConfigError, DataError
+from medr1.workflows.components import check_typed
 from tests.composing import composed
 from tests.dicom_files import write_dicom
 from tests.miniatures import png, save_png, write_csv, write_json, write_parquet
@@ -381,3 +382,22 @@ def test_a_hub_id_without_network_is_named(tmp_path: Path, monkeypatch: pytest.M
     SOURCES["mcqa"].check(cfg.data)
     with pytest.raises(DataError, match=r"(?s)nobody/nothing is no file or folder here.*Remedy"):
         load_dataset(cfg.data, "all", "all")
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (("data.split=image_grouped", "data.columns.split=part"), "data.columns.split"),
+        (("data.split=test_only", "data.seed=1"), "data.seed"),
+        (("data.files.test=[q.json]", "data.test_fraction=0.5"), "data.test_fraction"),
+        (("data.files.test=[q.json]", "data.test_part=val"), "data.test_part"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    words: tuple[str, ...], refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.json").write_text("[]")
+    words = ("data=mcqa", "data.path=.", *words)
+    with pytest.raises(ConfigError, match=refused):
+        check_typed([composed("evaluate", *words)], [word.partition("=")[0] for word in words])

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.image_index import StoredImage
-from medr1.data.image_paths import ImagePaths
-from medr1.data.images import FileImage
+from medr1.data.image_paths import ImageFiles
 from medr1.data.sources.mcqa.layout import Cells, LeftOut, LeftOutReason, RawQuestion, nearest
 from medr1.data.sources.mcqa.settings import TableConfig
 from medr1.data.splitting import count_leaks
@@ -66,7 +64,7 @@ def load_tables(
     drafts, bad = list[Draft](), list[BadRecord]()
     left_out: Counter[LeftOutReason] = Counter()
     other_parts: Counter[str] = Counter()
-    images = _Images(root, settings.max_image_pixels)
+    files_below = ImageFiles(root, settings.max_image_pixels)
     axes = _Axes(settings)
     files = read = 0
     for item in inputs:
@@ -86,7 +84,7 @@ def load_tables(
                 if part is None:
                     other_parts[raw.part or item.part] += 1
                     raise LeftOut(LeftOutReason.OTHER_PART)
-                record = _record(raw, item, position, images, axes)
+                record = _record(raw, item, position, files_below, axes)
             except LeftOut as reason:
                 left_out[reason.reason] += 1
             except BadRecord as fault:
@@ -155,27 +153,6 @@ def _part(part: str, settings: TableConfig, division: Division) -> str | None:
     return known.get(part.casefold())
 
 
-class _Images:
-    """The images of records below a root."""
-
-    def __init__(self, root: Path, max_pixels: int) -> None:
-        self.root, self.max_pixels = root, max_pixels
-        self._paths = ImagePaths(root)
-        self._found: dict[str, str] = {}
-
-    def of(self, raw: RawQuestion, folder: str) -> tuple[StoredImage, ...]:
-        """Raises BadRecord: no image, or a path without a file below the root."""
-        if not raw.images:
-            raise BadRecord(Reason.NO_IMAGE, "the record names no image")
-        return tuple(self._file(image, folder) if isinstance(image, str) else image for image in raw.images)
-
-    def _file(self, path: str, folder: str) -> FileImage:
-        written = f"{folder}/{path}" if folder and not os.path.isabs(path) else path
-        if written not in self._found:
-            self._found[written] = self._paths.find(written)
-        return FileImage(self.root, self._found[written], max_pixels=self.max_pixels)
-
-
 class _Axes:
     """Modality and question type as the settings group them."""
 
@@ -202,11 +179,14 @@ class _Axes:
                 )
 
 
-def _record(raw: RawQuestion, item: Input, position: str, images: _Images, axes: _Axes) -> Record:
+def _record(raw: RawQuestion, item: Input, position: str, files: ImageFiles, axes: _Axes) -> Record:
     check_choices(raw.question, raw.options, raw.answer)
+    if not raw.images:
+        raise BadRecord(Reason.NO_IMAGE, "the record names no image")
+    images = (files.find(_below(item.folder, image)) if isinstance(image, str) else image for image in raw.images)
     return Record(
         id=raw.id or f"{item.table.name}{position}",
-        images=images.of(raw, item.folder),
+        images=tuple(images),
         modality=axes.value("modality", raw.modality),
         question_type=axes.value("question_type", raw.question_type),
         question=raw.question,
@@ -216,6 +196,11 @@ def _record(raw: RawQuestion, item: Input, position: str, images: _Images, axes:
         origin=f"{item.table.file} {position}",
         dataset=raw.dataset,
     )
+
+
+def _below(folder: str, path: str) -> str:
+    # Not joined if absolute: such a path is refused by name.
+    return f"{folder}/{path}" if folder and not os.path.isabs(path) else path
 
 
 def _check_columns(table: Table, seen: Collection[str], columns: Mapping[str, str]) -> None:

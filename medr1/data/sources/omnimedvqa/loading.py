@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from medr1.config.settings import ALL
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.images import FileImage
+from medr1.data.image_paths import ImageFiles
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, ReleasedAxis
 from medr1.data.sources.omnimedvqa.axes import complete_axes
 from medr1.data.sources.omnimedvqa.files import (
@@ -24,7 +24,7 @@ from medr1.data.sources.omnimedvqa.files import (
 )
 from medr1.data.splitting import count_leaks
 from medr1.data.stored_data import Split
-from medr1.domain.records import Reason, Record
+from medr1.domain.records import BadRecord, Reason, Record, check_text
 from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,13 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
         axis = ReleasedAxis.question_type if only_type else ReleasedAxis.modality
     reading, by_exclusion, respelled = _read(root, settings, SplitAxis(axis.value))
     bad, drafts = list(reading.bad), list[Draft]()
+    images = ImageFiles(root, settings.max_image_pixels)
     for question in reading.questions:
-        if fault := _unknown_axis(question):
-            bad.append(question.rejected(*fault))
-        else:
+        try:
             part = "test" if settings.split is Split.test_only else question.part
-            drafts.append(_draft(root, question, part, settings.max_image_pixels))
+            drafts.append(_draft(question, part, images, selection.control_tokens))
+        except BadRecord as fault:
+            bad.append(question.rejected(fault.reason, fault.detail))
     data = assemble(
         drafts,
         bad,
@@ -151,19 +152,15 @@ def _read(root: Path, settings: OmniMedVQAConfig, axis: SplitAxis) -> tuple[Read
     return reading, by_exclusion, respelled
 
 
-def _unknown_axis(question: Question) -> tuple[Reason, str] | None:
+def _draft(question: Question, part: str, images: ImageFiles, control_tokens: Collection[str]) -> Draft:
     if question.modality is None:
-        return Reason.UNKNOWN_MODALITY, f"modality is given as {question.label}"
+        raise BadRecord(Reason.UNKNOWN_MODALITY, f"modality is given as {question.label}")
     if question.question_type is None:
-        return Reason.UNKNOWN_QUESTION_TYPE, "no file gives the question type"
-    return None
-
-
-def _draft(root: Path, question: Question, part: str, max_pixels: int) -> Draft:
-    assert question.modality is not None and question.question_type is not None  # see _unknown_axis
+        raise BadRecord(Reason.UNKNOWN_QUESTION_TYPE, "no file gives the question type")
+    check_text((question.question, *question.options.values()), control_tokens)  # before the image is looked for
     record = Record(
         id=question.id,
-        images=(FileImage(root, question.image, max_pixels=max_pixels),),
+        images=(images.find(question.image),),
         modality=question.modality,
         question_type=question.question_type,
         question=question.question,
