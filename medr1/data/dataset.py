@@ -78,7 +78,7 @@ def load_dataset(
     for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
-            check_image_places(record.question, record.options, len(record.images), settings.max_images)
+            check_images(record.question, record.options, len(record.images), settings.max_images)
         except BadRecord as bad:
             raise BadRecord(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
@@ -86,7 +86,7 @@ def load_dataset(
     return dataclasses.replace(dataset, train=train)
 
 
-def check_image_places(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
+def check_images(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
     """Checks the number of images of a question, and that its placeholders stand for images that it has.
 
     Raises:
