@@ -87,7 +87,7 @@ def load_dataset(
     for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
-            check_image_places(record.question, record.options, len(record.images), settings.max_images)
+            check_images(record.question, record.options, len(record.images), settings.max_images)
         except BadRecord as bad:
             raise BadRecord(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
@@ -95,6 +95,7 @@ def load_dataset(
     return dataclasses.replace(dataset, train=train)
 
 
+<<<<<<< HEAD
 def check_axes(record: Record) -> None:
     """Checks that modality and question type can be shown in tables and typed in commands. Raises BadRecord."""
     for axis in AXES:
@@ -119,6 +120,9 @@ def _nearest_values(records: Iterable[Record], **selected: str) -> str:
 
 
 def check_image_places(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
+=======
+def check_images(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
+>>>>>>> images
     """Checks the number of images of a question, and that its placeholders stand for images that it has.
 
     Raises:
