@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medr1.config.enums import Resize
-from medr1.data.dataset import check_axes, check_image_places
+from medr1.data.dataset import check_axes, check_images
 from medr1.data.image_index import ImageFacts, group_by_content, index_images
 from medr1.data.image_size import check_aspect_ratio
 from medr1.data.splitting import image_grouped_parts, stored_images
@@ -87,7 +87,7 @@ def assemble(
         record = draft.record
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
-            check_image_places(record.question, record.options, len(record.images), settings.max_images)
+            check_images(record.question, record.options, len(record.images), settings.max_images)
             check_axes(record)
             readable.append(draft)
         except BadRecord as fault:

@@ -95,7 +95,6 @@ def load_dataset(
     return dataclasses.replace(dataset, train=train)
 
 
-<<<<<<< HEAD
 def check_axes(record: Record) -> None:
     """Checks that modality and question type can be shown in tables and typed in commands. Raises BadRecord."""
     for axis in AXES:
@@ -119,10 +118,7 @@ def _nearest_values(records: Iterable[Record], **selected: str) -> str:
     return text
 
 
-def check_image_places(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
-=======
 def check_images(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
->>>>>>> images
     """Checks the number of images of a question, and that its placeholders stand for images that it has.
 
     Raises:
