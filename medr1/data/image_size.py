@@ -39,12 +39,12 @@ class ImageSize:
         token = self.image_token_size
         if self.resize is Resize.square:
             return self.image_size, self.image_size
-        most, least = self.max_pixels / token**2, self.min_pixels / token**2  # in image tokens
-        # An image that is scaled down has at most ``most`` tokens, or one token on its short side, which is not scaled
-        # below that. One that is scaled up has less than a token more on each side than ``least`` would give.
-        line = sqrt(MAX_ASPECT_RATIO * most)
-        up = (sqrt(least * MAX_ASPECT_RATIO) + 1) * (sqrt(least / MAX_ASPECT_RATIO) + 1)
-        tokens = floor(max(most, line, up))
+        upper, lower = self.max_pixels / token**2, self.min_pixels / token**2  # in image tokens
+        # An image that is scaled down has at most ``upper`` tokens, or one token on its short side, which is not scaled
+        # below that. One that is scaled up has less than a token more on each side than ``lower`` would give.
+        line = sqrt(MAX_ASPECT_RATIO * upper)
+        up = (sqrt(lower * MAX_ASPECT_RATIO) + 1) * (sqrt(lower / MAX_ASPECT_RATIO) + 1)
+        tokens = floor(max(upper, line, up))
         short = isqrt(tokens)
         return ceil(tokens / short) * token, short * token
 
