@@ -166,7 +166,7 @@ class ModalityConfig:
     """Modality of the training records; the test covers all."""
 
     name: str = MISSING
-    """Modality of the training records, or ``all``. The test records always have all modalities."""
+    """Modality of the training records, a value of the data, or ``all``. The test records have all modalities."""
 
 
 @dataclass
@@ -174,7 +174,7 @@ class QuestionTypeConfig:
     """Question type of the training records; the test covers all."""
 
     name: str = MISSING
-    """Question type of the training records, or ``all``. The test records always have all types."""
+    """Question type of the training records, a value of the data, or ``all``. The test records have all types."""
 
 
 @dataclass
@@ -433,9 +433,9 @@ class CommonConfig:
     data: DataConfig = MISSING
     """The data source: a file of ``conf/data``."""
     modality: ModalityConfig = MISSING
-    """Modality of the training records: a file of ``conf/modality``."""
+    """Modality of the training records: a file of ``conf/modality``, or another value of the data."""
     question_type: QuestionTypeConfig = MISSING
-    """Question type of the training records: a file of ``conf/question_type``."""
+    """Question type of the training records: a file of ``conf/question_type``, or another value of the data."""
     reasoning: ReasoningConfig = MISSING
     """Reasoning mode: a file of ``conf/reasoning``."""
     rollout: RolloutConfig = MISSING

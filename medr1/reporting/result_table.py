@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -43,7 +43,9 @@ class ResultTable:
         """For a terminal; called by ``console.print(table)``."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False)
         for position, title in enumerate(self.titles):
-            table.add_column(Text(title), justify="right" if position else "left", no_wrap=True)
+            # Only the name of a row may take several lines: a value of the data can be long.
+            justify: JustifyMethod = "right" if position else "left"
+            table.add_column(Text(title), justify=justify, no_wrap=position > 0, overflow="fold")
         for position, row in enumerate(self.rows):
             if len(row) == 1 and position:
                 table.add_section()

@@ -23,14 +23,21 @@ from tests.composing import check
 # What is typed after train.py (or evaluate.py), and what the message must say.
 TYPED: dict[str, list[str]] = {
     # Names
-    "modality=xay": ["modality/xay", "Did you mean 'xray'", "ct, der, fp"],
+    "modality=xay": ["modality=xay", "data=phantoms", "Did you mean 'xray'", "ct, der, fp"],
+    "modality=mrii": ["Did you mean 'mri'"],
+    "question_type=leson": ["question_type=leson", "data=phantoms", "Did you mean 'lesion'"],
+    'modality="CT/MR"': ["modality=CT/MR", "data=phantoms"],
+    "data=omnimedvqa data.root=. modality=xay": ["modality=xay", "data=omnimedvqa", "Did you mean 'xray'"],
+    "modality=1": ["modality=1", "quotes", "'modality=\"1\"'"],
+    "-m question_type=lesion,2": ["question_type=lesion,2", "quotes", "'question_type=\"2\"'"],
+    "budget=null": ["budget=null", "quotes"],
     "trainer.strategy=fsd": ["trainer.strategy", "Did you mean 'fsdp'"],
     "reasoning=think_befor": ["Did you mean 'think_before'"],
     "model=qwen2_vl2b": ["Did you mean 'qwen2_vl_2b'"],
     "experiment=tiny_bse": ["Did you mean 'tiny_base'"],
-    "-m modality=ct,xay": ["modality/xay", "Did you mean 'xray'"],
+    "-m modality=ct,xay": ["modality=xay", "Did you mean 'xray'"],
     "sweep=cross_modalty": ["sweep/cross_modalty", "Did you mean 'cross_modality'", "shortcut"],
-    "sweep=cross_modality modality=ct,xay": ["modality/xay", "Did you mean 'xray'"],
+    "sweep=cross_modality modality=ct,xay": ["modality=xay", "Did you mean 'xray'"],
     "sweep=shortcut launcher=slrum": ["launcher/slrum", "Did you mean 'slurm'"],
     "sweep=shortcut hydra/launcher=joblb": ["hydra/launcher=joblb", '".[launchers]" has joblib', '".[ray]"'],
     "launcher=local": ["launcher=local", "add -m"],
@@ -129,8 +136,9 @@ HELP = ["train.py --help", "evaluate.py -h"]
 
 # Changes of the default config that no type forbids, and what the message must say.
 IMPOSSIBLE: dict[str, list[str]] = {
-    "modality.name=pet": ["modality.name=pet", "xray", "all"],
-    "question_type.name=poetry": ["question_type.name=poetry", "lesion", "all"],
+    "modality.name=pet": ["modality=pet", "xray", "all"],
+    "question_type.name=poetry": ["question_type=poetry", "lesion", "all"],
+    "modality.name=": ["modality.name=''", "blank"],
     "seed=-1": ["seed=-1", "between 0 and"],
     "seed=4294967296": ["seed=4294967296"],
     "data.shortcut=1.5": ["data.shortcut=1.5", "between 0 and 1"],

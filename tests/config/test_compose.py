@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +25,7 @@ from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
+from medr1.workflows.multirun import _axes
 from tests.composing import check
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -329,3 +332,40 @@ def test_only_the_first_process_of_a_launcher_names_a_directory(
     assert directory(0).name.endswith("_sft_tiny") and directory(0).parent == tmp_path
     assert directory(1) == directory(10) == tmp_path / ".processes"
     assert directory(1, str(tmp_path / "run")) == tmp_path / "run"
+
+
+VALUES = ["PET", "Chest X-ray", "CT/MR", "a//b", "../x", "x.yaml", "1", "null", "a, b: (c)", "it's", 'a "b"', "放射線"]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("group", ["modality", "question_type"])
+def test_any_value_is_an_option_of_an_axis(group: str, value: str) -> None:
+    escaped = value.replace('"', '\\"')
+    for override in (f'{group}="{escaped}"', f'{group}.name="{escaped}"'):
+        cfg = compose("train", overrides=[override])
+        assert cfg[group] == {"name": value}
+        name = job_name(cfg)
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+", name) and len(name) < 200
+
+
+def test_runs_on_values_that_look_alike_have_names_of_their_own() -> None:
+    names = {job_name(compose("train", overrides=[f'modality="{value}"'])) for value in ("a b", "a-b", "a/b", "a  b")}
+    assert len(names) == 4
+
+
+def test_a_file_and_a_schema_go_before_a_value() -> None:
+    assert compose("train", overrides=["modality=ct"]).modality == {"name": "ct"}
+    assert OmegaConf.is_missing(compose("train", overrides=["modality=schema"]).modality, "name")
+
+
+def test_other_groups_have_no_options_but_their_files() -> None:
+    with pytest.raises(MissingConfigException):
+        compose("train", overrides=["reasoning=PET"])
+
+
+@pytest.mark.parametrize("key", ["modality", "modality.name"])
+def test_the_axes_of_a_table_have_the_values_without_quotes(key: str) -> None:
+    word = '"Chest X-ray"'
+    cfg = compose("train", overrides=[f"{key}={word}", "algorithm=sft"])
+    chosen = {key: word, "algorithm": "sft"}
+    assert _axes(cfg, [key, "algorithm"], chosen) == {"modality": "Chest X-ray", "algorithm": "sft"}

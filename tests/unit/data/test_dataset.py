@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.source import Source
 from medr1.data.stored_data import Split
-from medr1.domain.records import BadRecord, Modality, QuestionType, Record
+from medr1.domain.records import UNSPECIFIED, BadRecord, Modality, QuestionType, Record
 from medr1.errors import ConfigError, DataError
 
 MINI = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
@@ -421,3 +421,75 @@ def test_auto_reads_the_splits_of_the_restricted_axis(
     data = load(omnimedvqa(MINI, cache), modality, question_type)
     assert data.facts["released_axis"] == axis and data.train and data.test
     assert {r.modality for r in data.test} == set(Modality)
+
+
+@dataclass
+class OwnConfig(DataConfig):
+    """Phantoms with other values of the axes, by known value."""
+
+    kind: str = "own_axes"
+    names: dict[str, str] = field(default_factory=dict)
+
+
+class Own(Source[OwnConfig]):
+    kind = "own_axes"
+    settings = OwnConfig
+
+    def load(self, settings: OwnConfig, selection: Selection) -> Dataset:
+        known = load(phantoms())
+        parts = (
+            [
+                replace(r, modality=settings.names[r.modality], question_type=UNSPECIFIED)
+                for r in part
+                if r.modality in settings.names
+            ]
+            for part in (known.train, known.test)
+        )
+        return Dataset(*parts, "fingerprint", {}, [])
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OwnConfig]:
+    monkeypatch.setattr(SOURCES, "_components", {**SOURCES._components, "own_axes": Own()})
+    return lambda **names: OwnConfig(name="own", image_size=28, names=names)
+
+
+def test_training_records_are_selected_by_values_of_the_data(own: Callable[..., OwnConfig]) -> None:
+    data = own(ct="Chest X-ray", mri="CT/MR")
+    assert {r.modality for r in load(data, modality="CT/MR").train} == {"CT/MR"}
+    assert {r.modality for r in load(data, modality="CT/MR").test} == {"Chest X-ray", "CT/MR"}
+    assert len(load(data, question_type=UNSPECIFIED).train) == len(load(data).train) == 30
+    per_cell = Counter((r.modality, r.question_type) for r in limit_cells(load(data).test, 3))
+    assert per_cell == {("Chest X-ray", UNSPECIFIED): 3, ("CT/MR", UNSPECIFIED): 3}
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        ({"modality": "chest x-ry"}, "modality=chest x-ry: Did you mean 'Chest X-ray'?"),
+        ({"modality": "ecg"}, "modality=ecg: Did you mean 'ECG'?"),
+        ({"question_type": "unspecifid"}, "question_type=unspecifid: Did you mean 'unspecified'?"),
+    ],
+)
+def test_a_value_that_the_data_lacks_is_named_with_the_nearest_and_all(
+    own: Callable[..., OwnConfig], selection: dict[str, str], said: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load(own(ct="Chest X-ray", mri="ECG"), **selection)
+    assert said in str(caught.value)
+    for value in ("Chest X-ray", "ECG"):
+        assert f"modality={value} question_type=unspecified: 15" in str(caught.value)
+
+
+def test_other_data_need_not_have_the_selection_of_a_run(own: Callable[..., OwnConfig]) -> None:
+    found = load_dataset(own(ct="PET"), "ct", "all", is_other_data=True)
+    assert found.train == [] and len(found.test) == 10
+    with pytest.raises(DataError):
+        load_dataset(own(ct="PET"), "ct", "all", is_other_data=True, is_trained=True)
+
+
+@pytest.mark.parametrize("value", ["all", "mean", "", " ", " PET", "PET\n", "P\x1b[31mET", "\ud800", "x" * 101])
+def test_a_text_that_cannot_be_a_value_is_refused_with_its_record(own: Callable[..., OwnConfig], value: str) -> None:
+    with pytest.raises(BadRecord) as caught:
+        load(own(ct=value))
+    assert repr(value) in str(caught.value) and "phantoms, record train/ct/" in str(caught.value)

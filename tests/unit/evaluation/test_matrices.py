@@ -11,12 +11,16 @@ import pytest
 
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import UNSPECIFIED, Modality, QuestionType
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate, holm, wilson
 from medr1.evaluation.sweep_tables import ALL, Matrix, SweepRun
+from medr1.reporting.figures import accuracy_heatmap, contrast_heatmap, gain_heatmap
+from medr1.reporting.findings import findings
+from medr1.reporting.matrix_tables import render_matrices
+from medr1.reporting.references import references
 
 CT, MRI = Modality.CT, Modality.MRI
 
@@ -369,3 +373,58 @@ def test_no_number_is_missing_or_outside_its_range() -> None:
 
     for found in tabulate(SWEEP, "modality", "question_type", resamples=50).matrices:
         check(found)
+
+
+def renamed(runs: list[SweepRun], **names: str) -> list[SweepRun]:
+    """The runs with other values of the modality, both trained and tested."""
+    return [
+        SweepRun(
+            of.name,
+            {axis: names.get(value, value) for axis, value in of.axes.items()},
+            {c: [replace(p, modality=names[p.modality]) for p in lines] for c, lines in of.predictions.items()},
+        )
+        for of in runs
+    ]
+
+
+def test_values_of_the_data_are_rows_and_columns() -> None:
+    known, own = (
+        tabulate(SWEEP, "modality", "modality"),
+        tabulate(renamed(SWEEP, ct="ECG", mri="pet"), "modality", "modality"),
+    )
+    assert (own.matrices[0].rows, own.matrices[0].columns) == (("ECG", "pet"), ("ECG", "pet"))
+    for of_known, of_own in zip(known.matrices, own.matrices, strict=True):
+        assert of_own.generalization == of_known.generalization
+        assert of_own.cells["ECG"]["pet"] == of_known.cells["ct"]["mri"]
+
+
+def test_known_values_come_first_and_all_records_last() -> None:
+    trained = ["PET", "all", "mri", "Echo", "ct"]
+    (found,) = tabulate([run("1111 0000", modality=value) for value in trained], "modality", "modality").matrices
+    assert found.rows == ("ct", "mri", "Echo", "PET", "all")
+
+
+def test_an_axis_that_the_data_lacks_gives_the_column_of_all_records_alone() -> None:
+    runs = [
+        run("1111 0100", algorithm="sft", seed="0", base=BASE, controls={"option_prior": "1111 1000"}),
+        run("1110 0110", algorithm="grpo", seed="0", base=BASE, controls={"option_prior": "1111 1000"}),
+    ]
+    found = tabulate(renamed(runs, ct=UNSPECIFIED, mri=UNSPECIFIED), "algorithm", "modality")
+    (matrix,) = found.matrices
+    assert matrix.columns == () and {row: set(cells) for row, cells in matrix.cells.items()} == {
+        "sft": {ALL},
+        "grpo": {ALL},
+    }
+    assert matrix.means["sft"].value == matrix.cells["sft"][ALL].accuracy.value == 5 / 8
+    assert [(c.columns, set(c.cells[c.rows[0]])) for c in found.contrasts] == [((), {ALL})]
+    # No table, sentence or figure needs a column.
+    assert any("Gain over the base model on all test records" in sentence for sentence in findings(found))
+    assert not any("0 of 0" in sentence for sentence in findings(found))
+    ((_, table),) = render_matrices(found)
+    assert table.titles == ("", "All")
+    for figure in (
+        accuracy_heatmap(matrix, references(matrix)),
+        gain_heatmap(matrix),
+        contrast_heatmap(found.contrasts[0]),
+    ):
+        assert UNSPECIFIED not in [text.get_text() for text in figure.axes[0].texts]

@@ -6,9 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 
 from medr1.domain.reasoning import ReasoningMode
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import UNSPECIFIED, Modality, QuestionType
 from medr1.errors import DataError
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.predictions import Prediction
@@ -19,8 +20,8 @@ def line(
     record: str,
     parsed: str | None,
     *,
-    modality: Modality = Modality.CT,
-    question_type: QuestionType = QuestionType.DISEASE,
+    modality: str = Modality.CT,
+    question_type: str = QuestionType.DISEASE,
     condition: str = "base",
     image: str = "",
     lenient: str | None = None,
@@ -171,3 +172,38 @@ def test_a_record_must_be_the_same_question_on_both_sides() -> None:
     other[0] = replace(other[0], options=3)
     with pytest.raises(DataError, match=r"record 1 .* condition base .*4\).* condition trained .*3\)"):
         compare(LINES, other)
+
+
+def test_values_of_the_data_come_after_the_known_ones_in_alphabetical_order() -> None:
+    values = ["PET", "Chest X-ray", "mri", "ecg", "ct", "CT"]
+    found = summarise([line(str(i), "A", modality=value) for i, value in enumerate(values)])
+    assert list(found.by_modality) == ["ct", "mri", "Chest X-ray", "CT", "ecg", "PET"]
+    assert json.loads(json.dumps(found.to_dict()))["by_modality"].keys() == set(values)
+
+
+def test_an_axis_that_the_data_lacks_has_no_cells() -> None:
+    lines = [line(str(i), "AB"[i % 2], modality=UNSPECIFIED, question_type=UNSPECIFIED) for i in range(4)]
+    found = summarise(lines)
+    assert (found.by_modality, found.by_question_type, found.modality_mean) == ({}, {}, None)
+    assert found.to_dict()["modality_mean"] is None
+    assert not any("/modality/" in name or "/question_type/" in name for name, _ in metric_items("base", found))
+    difference = compare(lines, [replace(p, condition="trained") for p in lines])
+    assert (difference.by_modality, difference.by_question_type, difference.overall.n) == ({}, {}, 4)
+
+
+def test_records_without_a_value_among_others_are_a_cell() -> None:
+    found = summarise([line("1", "A", modality="PET"), line("2", "B", modality=UNSPECIFIED)])
+    assert {value: cell.n for value, cell in found.by_modality.items()} == {"PET": 1, UNSPECIFIED: 1}
+
+
+ODD = ["CT/MR", "CT MR", "CT-MR", "CT:MR", "CT\u2215MR", "..", "a//b", "50 %", "数据", "资料"]
+
+
+def test_metric_names_are_valid_for_mlflow_and_do_not_collide() -> None:
+    lines = [line(str(i), "A", modality=value, question_type=value) for i, value in enumerate(ODD)]
+    names = [name for name, _ in metric_items("base", summarise(lines))]
+    assert len(set(names)) == len(names)
+    assert len([name for name in names if "/modality/" in name]) == len(ODD)
+    assert {"base/accuracy/modality/CT MR", "base/accuracy/modality/CT-MR"} <= set(names)
+    for name in names:
+        _validate_metric_name(name)

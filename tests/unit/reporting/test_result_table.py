@@ -177,3 +177,27 @@ def test_markdown_holds_the_same_table() -> None:
 def test_unknown_conditions_are_refused(conditions: list[str]) -> None:
     with pytest.raises(ValueError, match="option_prior, blank_image, base, trained"):
         render_results({c: summary(c) for c in conditions})
+
+
+def test_values_of_the_data_are_rows_under_their_own_names() -> None:
+    values = ["ct", "CT", "Chest X-ray", "a|b *c*"]
+    found = replace(summary("trained"), by_modality=dict.fromkeys(values, CELL), by_question_type={})
+    table = render_results({"trained": found}, trained_modalities=["Chest X-ray"])
+    names = [r[0] for r in table.rows]
+    # "CT" is the name of "ct" too, which therefore keeps its own.
+    assert names == ["By modality", "ct", "a|b *c*", "Chest X-ray\N{DAGGER}", "CT", "Overall", "All questions"]
+    rows = [line for line in table.to_markdown().splitlines() if line.startswith("|")]
+    assert any(line.startswith(r"| a\|b \*c\* |") for line in rows)
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {len(table.titles) + 1}
+
+
+def test_a_long_value_fits_in_100_columns() -> None:
+    conditions = ("option_prior", "blank_image", "base", "trained")
+    value = "Dynamic contrast-enhanced magnetic resonance imaging of the breast"
+    long = {c: replace(summary(c, WORST), by_modality={value: WORST}) for c in conditions}
+    text = printed(render_results(long, comparison(WORST_CONTRAST)))
+    assert max(map(len, text.splitlines())) <= 100 and "\u2026" not in text
+    (last,) = (line for line in text.splitlines() if line.startswith("All"))
+    width = len(last) - len(last.removeprefix("All").removeprefix(" questions").lstrip())
+    names = "".join(line[:width] for line in text.splitlines())
+    assert value.replace(" ", "") in names.replace(" ", "")

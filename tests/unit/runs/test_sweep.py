@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,11 @@ def test_a_sweep_is_named_by_the_overrides_that_its_runs_share() -> None:
     assert sweep_name("shortcut", ["reasoning=no_think", "budget=quick"]) == "shortcut_reasoning-no_think_budget-quick"
     long = [sweep_name("x", [f"model.path=/{'a' * 200}{end}"]) for end in "bc"]
     assert long[0] != long[1] and max(map(len, long)) <= 100
+
+
+def test_values_that_differ_only_in_odd_characters_name_different_sweeps() -> None:
+    odd = [
+        sweep_name("seeds", [f"modality={value}"]) for value in ("CT-MR", "CT/MR", "CT MR", "'CT MR'", "数据", "资料")
+    ]
+    assert len(set(odd)) == len(odd) and odd[0] == "seeds_modality-CT-MR"
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in odd)
