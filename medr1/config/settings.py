@@ -146,17 +146,11 @@ class DataConfig:
     """Side length in pixels to which every image is resized. A multiple of model.image_token_size. For
     resize=square."""
     resize: Resize = Resize.square
-    """square: every image has the same size; native: images keep their aspect ratio, in whole image tokens.
-
-    TRL: -. verl: -."""
+    """square: every image has the same size; native: images keep their aspect ratio, in whole image tokens."""
     min_pixels: int = 3136
-    """Smaller images are enlarged to about so many pixels, for resize=native. The default is 56 x 56.
-
-    TRL: -. verl: data.min_pixels."""
+    """Smaller images are enlarged to about so many pixels, for resize=native. The default is 56 x 56."""
     max_pixels: int = 200704
-    """Larger images are reduced to at most so many pixels, for resize=native. The default is 448 x 448.
-
-    TRL: -. verl: data.max_pixels."""
+    """Larger images are reduced to at most so many pixels, for resize=native. The default is 448 x 448."""
     max_images: int = 8
     """Largest number of images of a record. A record with more is refused."""
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medr1.config.enums import Resize
 from medr1.data.dataset import check_axes, check_images
 from medr1.data.image_index import ImageFacts, group_by_content, index_images
+from medr1.data.image_size import check_aspect_ratio
 from medr1.data.splitting import image_grouped_parts, stored_images
 from medr1.data.stored_data import OnBadRecord, StoredDataConfig
 from medr1.domain.records import BadRecord, Reason, Record, check_text
@@ -99,9 +101,9 @@ def assemble(
     usable = list[Draft]()
     for draft in readable:
         facts = [images[image.path] for image in stored_images(draft.record)]
-        faults = [draft.rejected(fact.reason, fact.detail) for fact in facts if fact.reason is not None]
+        faults = [fault for fact in facts if (fault := _image_fault(fact, settings))]
         if faults:
-            bad.append(faults[0])
+            bad.append(draft.rejected(*faults[0]))
         else:
             usable.append(draft)
     if bad:
@@ -123,6 +125,17 @@ def assemble(
         paths=len(used),
         fingerprint=_fingerprint(zip(parts, records, strict=True), images),
     )
+
+
+def _image_fault(facts: ImageFacts, settings: StoredDataConfig) -> tuple[Reason, str] | None:
+    if facts.reason is not None:
+        return facts.reason, facts.detail
+    try:
+        if settings.resize == Resize.native and facts.width:  # else it is checked when the image is loaded
+            check_aspect_ratio(facts.width, facts.height)
+    except BadRecord as bad:
+        return bad.reason, f"image {facts.path!r} {bad.detail}"
+    return None
 
 
 def count_reasons(bad: Iterable[BadRecord]) -> dict[str, int]:

@@ -20,7 +20,7 @@ import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +88,9 @@ class ImageFacts:
     reason: Reason | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
+    # In pixels. 0 in a cache of an earlier version, and for a rejected file.
+    width: int = 0
+    height: int = 0
 
 
 def check_images(
@@ -164,7 +167,9 @@ def _decode(image: StoredImage, state: tuple[int, int]) -> ImageFacts:
     except BadRecord as bad:
         return ImageFacts(image.path, *state, reason=bad.reason, detail=bad.detail)
     sha256, thumbnail = hashlib.sha256(content).hexdigest(), make_thumbnail(decoded.image)
-    return ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes)
+    width, height = decoded.image.size
+    facts = ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes)
+    return replace(facts, width=width, height=height)
 
 
 def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:

@@ -39,12 +39,12 @@ class ImageSize:
         token = self.image_token_size
         if self.resize is Resize.square:
             return self.image_size, self.image_size
-        most, least = self.max_pixels / token**2, self.min_pixels / token**2  # in image tokens
-        # An image that is scaled down has at most ``most`` tokens, or one token on its short side, which is not scaled
-        # below that. One that is scaled up has less than a token more on each side than ``least`` would give.
-        line = sqrt(MAX_ASPECT_RATIO * most)
-        up = (sqrt(least * MAX_ASPECT_RATIO) + 1) * (sqrt(least / MAX_ASPECT_RATIO) + 1)
-        tokens = floor(max(most, line, up))
+        upper, lower = self.max_pixels / token**2, self.min_pixels / token**2  # in image tokens
+        # An image that is scaled down has at most ``upper`` tokens, or one token on its short side, which is not scaled
+        # below that. One that is scaled up has less than a token more on each side than ``lower`` would give.
+        line = sqrt(MAX_ASPECT_RATIO * upper)
+        up = (sqrt(lower * MAX_ASPECT_RATIO) + 1) * (sqrt(lower / MAX_ASPECT_RATIO) + 1)
+        tokens = floor(max(upper, line, up))
         short = isqrt(tokens)
         return ceil(tokens / short) * token, short * token
 
@@ -55,13 +55,11 @@ class ImageSize:
         image token size nearest to the image's own size, scaled into the range of pixels.
 
         Raises:
-            BadRecord: an aspect ratio above ``MAX_ASPECT_RATIO``, which that function refuses.
+            BadRecord: see ``check_aspect_ratio``.
         """
         if self.resize is Resize.square:
             return self.image_size, self.image_size
-        if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
-            detail = f"has {width} x {height} pixels; data.resize=native takes aspect ratios up to {MAX_ASPECT_RATIO}"
-            raise BadRecord(Reason.ASPECT_RATIO, detail)
+        check_aspect_ratio(width, height)
         token = self.image_token_size
         columns, rows = round(width / token), round(height / token)
         if columns * rows * token**2 > self.max_pixels:
@@ -79,6 +77,17 @@ class ImageSize:
             BadRecord: see ``of``.
         """
         return image.resize(self.of(image.width, image.height), Image.Resampling.BICUBIC)
+
+
+def check_aspect_ratio(width: int, height: int) -> None:
+    """Checks that an image can keep its aspect ratio.
+
+    Raises:
+        BadRecord: an aspect ratio above ``MAX_ASPECT_RATIO``, which the families' processors refuse.
+    """
+    if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
+        detail = f"has {width} x {height} pixels; data.resize=native takes aspect ratios up to {MAX_ASPECT_RATIO}"
+        raise BadRecord(Reason.ASPECT_RATIO, detail)
 
 
 def drawn_side(resize: Resize, image_size: int, max_pixels: int) -> int:

@@ -119,8 +119,12 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         eval_lengths=Lengths(eval_prompt, cfg.evaluation.max_completion_length, grid, eval_images),
         on_gpu=device.on_gpu,
     )
-    most = max(images, eval_images)
-    shown = f"{image_tokens} of them the image" if most == 1 else f"{most * image_tokens} of them {most} images"
+    per_prompt = max(images, eval_images)
+    shown = (
+        f"{image_tokens} of them the image"
+        if per_prompt == 1
+        else f"{per_prompt * image_tokens} of them {per_prompt} images"
+    )
     lengths = (
         f"prompts of at most {max(prompt, eval_prompt)} tokens, {shown}; completions of "
         f"at most {completion or cfg.evaluation.max_completion_length}; {origin}"

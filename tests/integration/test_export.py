@@ -44,8 +44,7 @@ def greedy_with_medr1(path: str | Path, image: Path) -> list[int]:
     """The greedy tokens of medr1."""
     model = load(path)
     text = model.processor.chat(question_text(QUESTION, OPTIONS, model.choice.mode))
-    side = model.choice.image_size
-    resized = Image.open(image).resize((side, side), Image.Resampling.BICUBIC)
+    resized = model.choice.size.apply(Image.open(image))
     with torch.no_grad():
         prefix = model.policy.prefill(model.processor.encode([Prompt(text, (resized,))]))
         return rollout(model.policy, prefix, Sampling.greedy(32, model.processor)).ids[0].tolist()
@@ -78,6 +77,20 @@ def test_an_export_gives_the_same_tokens_without_medr1(
     assert greedy_with_medr1(tmp_path / "export", image) == expected
     answers = [ask(load(model), image, QUESTION, ["ct", "mri"]) for model in (adapted.path, tmp_path / "export")]
     assert answers[0].completion == answers[1].completion and answers[0].letter == answers[1].letter
+
+
+def test_an_export_keeps_the_aspect_ratio_of_its_training(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 190, 3), dtype=np.uint8)).save(path)
+    native = ("data.resize=native", "data.min_pixels=784", "data.max_pixels=7000", "trainer.max_steps=1")
+    short = ("evaluation.limit=1", "evaluation.blank_image=false", "evaluation.shuffled_image=false", "tracking=none")
+    run = train_here(tmp_path / "run", "debug=quick", "reasoning=think_after", *native, *short)
+    export_run(run, tmp_path / "export", merge=True)
+    assert load(tmp_path / "export").choice.size.of(190, 90) == (112, 56)
+    expected = greedy_with_medr1(run.path, path)
+    assert expected == greedy_with_medr1(tmp_path / "export", path)
+    assert expected == greedy_without_medr1(tmp_path / "export", path, "")
+    assert "own aspect ratio, 784 to 7000 pixels" in (tmp_path / "export" / "README.md").read_text("utf-8")
 
 
 def test_the_card_says_what_it_is(adapted: RunDirectory, tmp_path: Path) -> None:

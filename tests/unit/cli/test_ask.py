@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from PIL import Image
 
 from medr1.ask import Model, ask, load, main
 from medr1.cli.ask import letter_options
+from medr1.config.enums import Resize
 from medr1.data.images import decode_image
 from medr1.data.sources.phantoms.records import World, make_records
-from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.errors import CheckpointError, ConfigError, DataError
 from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.option_probabilities import _letter_ids
 from medr1.generation.engines.local import LocalEngine
+from medr1.generation.rollout import rollout
+from medr1.generation.sampling import Sampling
 from medr1.models.export import save_policy
 from medr1.workflows.model_choice import choose
 from tests.command_lines import ROOT
@@ -183,6 +187,30 @@ def test_images_have_the_size_of_the_checkpoint(build, tmp_path: Path) -> None:
         load(tmp_path / "checkpoint", image_size=84)
     assert choose("somebody/qwen3-vl-4b-med").image_size == 384
     assert choose("somebody/med", image_size=64).image_size == 64  # of which nobody knows before it is loaded
+
+
+def test_a_model_trained_on_native_images_is_asked_about_them(build, tmp_path: Path) -> None:
+    policy, processor = build("qwen2_5_vl")
+    save_policy(policy, processor, tmp_path)
+    choice = replace(choose("tiny"), resize=Resize.native, min_pixels=784, max_pixels=9000, max_completion_length=3)
+    (tmp_path / "medr1.json").write_text(json.dumps(choice.prompt_settings()))
+    model = load(tmp_path)
+    assert replace(model.choice, path=choice.path) == choice and model.choice.size.of(300, 90) == (168, 28)
+    Image.linear_gradient("L").resize((300, 90)).save(tmp_path / "x.png")
+    answer = ask(model, tmp_path / "x.png", QUESTION, OPTIONS)
+    image = decode_image(tmp_path / "x.png").image.resize((168, 28), Image.Resampling.BICUBIC)
+    text = question_text(QUESTION, letter_options(QUESTION, OPTIONS), model.choice.mode)
+    prefix = policy.prefill(processor.encode([processor.user_prompt(text, [image])]))
+    done = rollout(policy, prefix, Sampling.greedy(3, processor))
+    assert answer.completion == processor.decode(done.ids, done.mask)[0]
+    with pytest.raises(ConfigError, match="image_size has no effect"):
+        load(tmp_path, image_size=84)
+    Image.new("L", (402, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(DataError, match=r"strip\.png has 402 x 2 pixels"):
+        ask(model, tmp_path / "strip.png", QUESTION, OPTIONS)
+    (tmp_path / "medr1.json").write_text(json.dumps(choice.prompt_settings() | {"image_token_size": 32}))
+    with pytest.raises(CheckpointError, match=r"use model\.image_token_size=28"):
+        load(tmp_path)
 
 
 def test_a_cut_off_completion_says_so(records, tmp_path: Path) -> None:

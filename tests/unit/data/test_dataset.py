@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
+from medr1.config.enums import Resize
 from medr1.config.settings import DataConfig
 from medr1.data.dataset import Dataset, Selection, limit_cells, load_dataset, select
 from medr1.data.images import FileImage
@@ -26,7 +28,7 @@ from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.source import Source
 from medr1.data.stored_data import Split
-from medr1.domain.records import UNSPECIFIED, BadRecord, Modality, QuestionType, Record
+from medr1.domain.records import UNSPECIFIED, BadRecord, Modality, QuestionType, Reason, Record
 from medr1.errors import ConfigError, DataError
 
 MINI = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "omnimedvqa-mini"
@@ -493,3 +495,41 @@ def test_a_text_that_cannot_be_a_value_is_refused_with_its_record(own: Callable[
     with pytest.raises(BadRecord) as caught:
         load(own(ct=value))
     assert repr(value) in str(caught.value) and "phantoms, record train/ct/" in str(caught.value)
+
+
+TWO = replace(RECORDS[0], images=RECORDS[0].images * 2, question="Is <image 2> like the other?")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "named"),
+    [
+        (replace(TWO, images=RECORDS[0].images * 4), Reason.TOO_MANY_IMAGES, "4 images; data.max_images=3"),
+        (replace(TWO, question="<image 3>?"), Reason.MALFORMED, "<image 3>, and there are 2"),
+        (replace(TWO, options={"A": "<image 0>", "B": "none"}), Reason.MALFORMED, "<image 0>"),
+    ],
+    ids=["images", "question", "option"],
+)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_images_that_are_too_many_or_not_there_are_named(record: Record, reason: Reason, named: str, part: str) -> None:
+    records = [TWO, record]
+    with one_source(*((records, [TWO]) if part == "train" else ([TWO], records))) as settings:
+        settings.max_images = 3
+        with pytest.raises(BadRecord, match=re.escape(named)) as caught:
+            load(settings)
+        assert (caught.value.reason, caught.value.record) == (reason, record.id)
+        records.pop()
+        assert load(settings).train == [TWO]
+
+
+def test_a_record_has_an_image_and_a_key_of_all_its_images() -> None:
+    with pytest.raises(BadRecord, match="no image"):
+        replace(RECORDS[0], images=())
+    one, two = (FileImage(Path("root"), name) for name in ("a.png", "b.png"))
+    keys = [replace(RECORDS[0], images=images).image_key for images in ((one,), (two,), (one, two), (two, one))]
+    assert keys[:2] == ["a.png", "b.png"] and keys[2] == keys[3] and len(set(keys)) == 3
+
+
+def test_the_fingerprint_of_phantoms_changes_with_the_size_at_which_they_are_drawn() -> None:
+    native = {"resize": Resize.native, "max_pixels": 28 * 28}
+    assert load(phantoms(**native)).fingerprint == FINGERPRINT, "the same pixels"
+    assert load(phantoms(**native | {"max_pixels": 56 * 56})).fingerprint != FINGERPRINT

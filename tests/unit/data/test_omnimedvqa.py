@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from medr1.config.enums import Resize
 from medr1.config.settings import ALL
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, ReleasedAxis
@@ -756,3 +757,15 @@ def test_real_layouts_agree(tmp_path: Path) -> None:
 
     assert len(release.test) == 2096
     assert content(release.test) == content(split.train + split.test)
+
+
+@pytest.mark.parametrize("resize", Resize)
+def test_an_image_too_narrow_for_its_own_aspect_ratio_is_a_bad_record(root: Path, resize: Resize) -> None:
+    write_qa(root, [qa(0), qa(1)])
+    Image.new("RGB", (402, 2), "red").save(root / "Images/D/1.png")
+    loaded = load(root, on_bad_record=OnBadRecord.skip, resize=resize)
+    bad = {"aspect_ratio": 1} if resize is Resize.native else {}
+    assert (len(loaded.test), loaded.facts["counts"]["bad"]) == (2 - len(bad), bad)
+    if bad:
+        with pytest.raises(DataError, match=r"Images/D/1\.png' has 402 x 2 pixels"):
+            load(root, on_bad_record=OnBadRecord.error, resize=resize)

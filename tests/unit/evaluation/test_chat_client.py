@@ -61,6 +61,14 @@ def test_a_request_is_greedy_with_its_image_first_and_the_key_in_its_header(
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("name", 0, 9)
 
 
+def test_texts_and_images_are_sent_in_their_order(scripted: Callable[..., ScriptedServer]) -> None:
+    server = scripted(GOOD)
+    client = ChatClient(server.url, "name", timeout=5.0, max_retries=0)
+    client.complete([b"1", "Is ", b"2", "?"], 9, record="r1")
+    content = server.requests[0][3]["messages"][0]["content"]
+    assert [part.get("text") or part["image_url"]["url"][22:] for part in content] == ["MQ==", "Is ", "Mg==", "?"]
+
+
 def test_a_server_on_this_machine_is_reached_without_the_proxy(
     scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,16 +7,21 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from medr1.config.enums import Resize
 from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
+from medr1.data.images import FileImage
 from medr1.data.sources.phantoms.records import World, make_records
-from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.reasoning import ReasoningMode, question_text
+from medr1.domain.records import Record
 from medr1.errors import DataError, ServerError
 from medr1.evaluation import server_predictions
 from medr1.evaluation.chat_client import ChatClient, ChatCompletion
@@ -33,20 +38,23 @@ class StubClient:
     """A client whose every completion is A, except for one record that fails; records the requests."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.requests = fails, list[str]()
+        self.fails, self.requests, self.parts = fails, list[str](), list[Sequence[str | bytes]]()
 
     def complete(self, parts: Sequence[str | bytes], max_completion_length: int, *, record: str) -> ChatCompletion:
         self.requests.append(record)
+        self.parts.append(parts)
         if record == self.fails:
             raise ServerError(f"record {record}")
         return ChatCompletion("<answer>A</answer>", 3, False)
 
 
-def generate(folder: Path, client: Any, concurrency: int = 3) -> Path:
+def generate(
+    folder: Path, client: Any, concurrency: int = 3, records: Sequence[Record] = RECORDS, size: ImageSize = SIZE
+) -> Path:
     store = ServerPredictionStore(
-        records=RECORDS,
+        records=records,
         mode=MODE,
-        load=cached_image_loader(SIZE),
+        load=cached_image_loader(size),
         file=lambda condition: folder / f"{condition}.jsonl",
         concurrency=concurrency,
         max_completion_length=8,
@@ -137,3 +145,25 @@ def test_a_request_under_way_when_another_one_fails_is_kept(tmp_path: Path) -> N
     with scripted_server(reply) as server, pytest.raises(ServerError, match="HTTP 400"):
         generate(tmp_path, ChatClient(server.url, "name", timeout=60, max_retries=0), concurrency=2)
     assert len(read_predictions(partial_file(tmp_path / "base.jsonl"))) == 1
+
+
+def test_all_images_are_sent_where_they_stand_and_in_their_size(tmp_path: Path) -> None:
+    """As PNG of the size that the model is meant to see, so that the server's own processor need not change it."""
+    for i, width in enumerate((120, 60)):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (60, width, 3), dtype=np.uint8)).save(
+            tmp_path / f"{i}.png"
+        )
+    images = tuple(FileImage(tmp_path, f"{i}.png") for i in range(2))
+    records = [
+        replace(RECORDS[0], id="before", images=images),
+        replace(RECORDS[0], id="inside", images=images, question="Is <image 2> left?"),
+    ]
+    size, client = ImageSize(Resize.native, 28, 784, 10000, 28), StubClient()
+    generate(tmp_path, client, concurrency=1, records=records, size=size)
+    loaded = [np.asarray(image) for image in cached_image_loader(size)(records[0])]
+    before, inside = client.parts
+    text = question_text(RECORDS[0].question, RECORDS[0].options, MODE)
+    assert before[2] == text and inside[1] == "Is " and inside[3].startswith(" left?")
+    for found, expected in ((before[0], 0), (before[1], 1), (inside[0], 0), (inside[2], 1)):
+        assert np.array_equal(np.asarray(Image.open(BytesIO(found))), loaded[expected])
+    assert [image.shape[:2] for image in loaded] == [(56, 112), (56, 56)]

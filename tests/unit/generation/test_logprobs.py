@@ -58,7 +58,7 @@ def patches_of(prompts: PromptBatch, image_token: int) -> list[tuple[Tensor | No
         )
     )
     assert [bool(index) for index in prompts.image_index] == has
-    together = [tuple(map(torch.cat, zip(*(images[i] for i in index)))) for index in prompts.image_index]
+    together = [tuple(map(torch.cat, zip(*(images[i] for i in index), strict=True))) for index in prompts.image_index]
     return [found or (None, None) for found in together]
 
 

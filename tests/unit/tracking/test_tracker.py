@@ -337,6 +337,16 @@ def test_the_command_that_opens_the_interface(start: Callable[..., Tracker], uri
     assert f"/runs/{tracker.run_id}?" in line
 
 
+def test_rows_may_have_several_images(start: Callable[..., Tracker], uri: str) -> None:
+    images = [Image.new("RGB", (20 + i, 10), "red") for i in range(3)]
+    with start() as tracker:
+        tracker.log_completions([{"text": "A"}, {"text": "B"}], [images[:1], images], 1)
+    table = load_table(uri, tracker.run_id)
+    assert set(table.columns) == {"step", "image", "text", "image 2", "image 3"}
+    files = [cell["filepath"] for cell in table.loc[1, ["image", "image 2", "image 3"]]]
+    assert len(set(files)) == 3 and table.loc[0, "image"]["filepath"] == files[0] and table.loc[0, "image 2"] is None
+
+
 def test_no_tracking_has_the_same_interface() -> None:
     public = {name for name in dir(Tracker) if not name.startswith("_")} - {"start"}
     assert public <= set(dir(NullTracker)) and "__enter__" in vars(NullTracker)
