@@ -42,8 +42,9 @@ NEEDED = {
     **{
         ("data", name): [f"data.root={CONF}", "data.split=image_grouped"]  # some have no training records otherwise
         for of, name in FILES
-        if of == "data" and name not in ("phantoms", "mcqa")
+        if of == "data" and name not in ("phantoms", "mcqa", "benchmarks")
     },
+    ("data", "benchmarks"): ["+data@data.sets.phantoms=phantoms"],
     ("data", "mcqa"): [f"data.path={CONF}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
 }
@@ -64,8 +65,9 @@ def choose(group: str, name: str) -> list[str]:
 def is_typed(cfg: DictConfig) -> bool:
     """Every mapping in it belongs to a dataclass, so that every key and type was checked."""
     return OmegaConf.get_type(cfg) is not dict and all(
-        # Settings of reward functions are checked against their signatures; maps have the values of the data as keys.
-        key in ("functions", "modality_map", "question_type_map") or is_typed(cfg[key])
+        # Settings of reward functions are checked against their signatures; maps have the values of the data as keys;
+        # sets have the schema of their source.
+        key in ("functions", "modality_map", "question_type_map", "sets") or is_typed(cfg[key])
         for key in cfg
         if not OmegaConf.is_missing(cfg, key) and isinstance(cfg[key], DictConfig)
     )
@@ -257,13 +259,16 @@ SWEEP_FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 
 @pytest.mark.parametrize("name", SWEEP_FILES)
 def test_every_sweep_composes_and_varies_its_rows(name: str) -> None:
-    cfg = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    words = [f"sweep={name}"]
+    if name == "cross_benchmark":  # the user names the benchmarks
+        words += ["data=benchmarks", "+data@data.sets.phantoms=phantoms"]
+    cfg = compose("train", overrides=words, return_hydra_config=True)
     assert cfg.hydra.mode == RunMode.MULTIRUN and cfg.sweep.name == name
     axes = dict(cfg.hydra.sweeper.params)
-    assert cfg.sweep.rows in axes
+    assert cfg.sweep.rows in (*axes, *(["data.train"] if name == "cross_benchmark" else []))
     for key, values in axes.items():
         for value in str(values).split(","):
-            check(compose("train", overrides=[f"sweep={name}", f"{key}={value}"]))
+            check(compose("train", overrides=[*words, f"{key}={value}"]))
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name != "paper"])

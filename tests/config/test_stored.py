@@ -23,6 +23,7 @@ NEEDS = {
         if file.stem != "phantoms"
     },
     "data=mcqa": (f"data.path={CONF}",),
+    "data=benchmarks": ("+data@data.sets.phantoms=phantoms",),
     "experiment=": (f"data.root={CONF}", "reasoning=no_think"),
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))

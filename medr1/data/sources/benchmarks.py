@@ -35,6 +35,13 @@ class BenchmarksConfig(DataConfig):
     train: str | None = None
     """The set whose training records are used. null: those of all sets."""
 
+    def __post_init__(self) -> None:
+        # A stored config has plain values; a composed one is the same.
+        self.sets = {
+            name: dataclasses.asdict(values) if isinstance(values, DataConfig) else values
+            for name, values in self.sets.items()
+        }
+
 
 # How images are shown to the model is the same for all sets.
 _SHARED = tuple(item.name for item in dataclasses.fields(DataConfig) if item.name not in ("name", "kind"))
@@ -126,11 +133,10 @@ def _typed(settings: BenchmarksConfig) -> dict[str, DataConfig]:
     """The settings of each set. Those of a stored run have lost their types, which ``kind`` gives back."""
     found: dict[str, DataConfig] = {}
     for name, values in settings.sets.items():
-        plain = dataclasses.asdict(values) if isinstance(values, DataConfig) else values
-        if not isinstance(plain, Mapping) or "kind" not in plain:
+        if not isinstance(values, Mapping) or "kind" not in values:
             raise ConfigError(f"data.sets.{name}={values}: must be a file of conf/data; give data.sets=[{name}]")
         try:
-            typed = OmegaConf.merge(OmegaConf.structured(SOURCES[plain["kind"]].settings), plain)
+            typed = OmegaConf.merge(OmegaConf.structured(SOURCES[values["kind"]].settings), values)
         except OmegaConfBaseException as error:
             raise ConfigError(f"data.sets.{name}: {str(error).splitlines()[0]}") from error
         of_set = OmegaConf.to_object(typed)

@@ -344,7 +344,7 @@ def test_runs_that_make_no_table_are_refused() -> None:
         tabulate([SWEEP[0], run(BASE, modality="ct")], "modality", "modality")
     with pytest.raises(DataError, match="including reasoning"):
         tabulate(SWEEP, "reasoning", "modality")
-    with pytest.raises(ConfigError, match="'organ' is none of modality, question_type, scanner"):
+    with pytest.raises(ConfigError, match="'organ' is none of modality, question_type, benchmark, scanner"):
         tabulate(SWEEP, "modality", "organ")
     with pytest.raises(DataError, match="no predictions of condition trained or base"):
         tabulate([replace(SWEEP[0], predictions={"blank_image": predictions(BASE)})], "modality", "modality")

@@ -43,7 +43,8 @@ def test_prompts_keep_the_text_and_image_that_another_engine_needs(tiny, make_pr
     for rows in ([0, 1, 2], [2, 0]):
         found = batch.select(rows).to(torch.device("cpu"))
         assert found.texts == tuple(prompts[row].text for row in rows)
-        assert all(images is prompts[row].images for images, row in zip(found.images, rows, strict=True))
+        for images, row in zip(found.images, rows, strict=True):
+            assert all(a is b for a, b in zip(images, prompts[row].images, strict=True))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def reward(
     check(config)
     given = record()
     if options is not None:
-        given = type(given)(given.id, given.image, given.modality, given.question_type, "Which?", options, "A")
+        given = type(given)(given.id, given.images, given.modality, given.question_type, "Which?", options, "A")
     return compute_rewards(config, [text], [given], mode, completion_ids=[[0] * ids], truncated=[False]).total[0]
 
 
