@@ -86,8 +86,8 @@ class CheckedRationale:
     @property
     def named(self) -> frozenset[str]:
         """The values that the rationale names for the attribute in question."""
-        asked = QUESTION_ATTRIBUTE[QuestionType(self.record.question_type)]
-        return frozenset(c.text for c in self.claims if c.attribute is asked)
+        attribute = QUESTION_ATTRIBUTE[QuestionType(self.record.question_type)]
+        return frozenset(c.text for c in self.claims if c.attribute is attribute)
 
     @property
     def comparable(self) -> bool:
