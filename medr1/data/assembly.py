@@ -101,7 +101,7 @@ def assemble(
     usable = list[Draft]()
     for draft in readable:
         facts = [images[image.path] for image in stored_images(draft.record)]
-        faults = [found for fact in facts if (found := _image_fault(fact, settings))]
+        faults = list(filter(None, (_image_fault(fact, settings) for fact in facts)))
         if faults:
             bad.append(draft.rejected(*faults[0]))
         else:

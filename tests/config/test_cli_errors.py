@@ -154,7 +154,7 @@ HELP = ["train.py --help", "evaluate.py -h"]
 IMPOSSIBLE: dict[str, list[str]] = {
     "modality.name=pet": ["modality=pet", "xray", "all"],
     "question_type.name=poetry": ["question_type=poetry", "lesion", "all"],
-    "modality.name=": ["modality.name=''", "blank"],
+    "modality.name=\u200b": ["modality.name=", "blank"],
     "seed=-1": ["seed=-1", "between 0 and"],
     "seed=4294967296": ["seed=4294967296"],
     "data.shortcut=1.5": ["data.shortcut=1.5", "between 0 and 1"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medr1.config.naming import sweep_name
+from medr1.config.naming import distinct_names, sweep_name
 from medr1.errors import ConfigError
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory, seconds_left, sweep_of
 
@@ -102,3 +102,8 @@ def test_values_that_differ_only_in_odd_characters_name_different_sweeps() -> No
     ]
     assert len(set(odd)) == len(odd) and odd[0] == "seeds_modality-CT-MR"
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in odd)
+
+
+def test_texts_with_the_same_file_name_get_a_hash_each() -> None:
+    names = distinct_names(["grpo", "a b", "a/b", "PET", "pet"], lambda text: re.sub(r"\W", "-", text))
+    assert names["grpo"] == "grpo" and len({name.lower() for name in names.values()}) == 5
