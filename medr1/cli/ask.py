@@ -44,8 +44,9 @@ class Model:
 class Answer:
     """The answer to one question.
 
-    ``letter``, ``text``: of the chosen option, None if the completion has no readable answer. ``note`` then names what
-    is missing. It also says if the image has several frames or is empty without its transparency; else it is empty.
+    ``letter``, ``text``: of the chosen option; None if strict parsing gives no letter.
+    ``note``: why there is no letter or no probability, and remarks on the image (several frames, a transparent image
+    that is of one colour on black). An empty string if there is nothing to say.
     ``probabilities``: letter -> probability, over the letters of the options alone, at the position of the answer's
     letter in the greedy completion (in Think-Before after the rationale). They sum to 1 and are not calibrated. None
     if the completion has no such position.
@@ -72,7 +73,8 @@ def load(
 ) -> Model:
     """Loads a run directory, an export, a name in conf/model, a checkpoint directory or a hub id; on a GPU if possible.
 
-    Reasoning mode, image size and maximum completion length are those of its training unless they are given.
+    Reasoning mode, image size and maximum completion length are by default those of the model's training, or the
+    defaults of medr1 for a model that medr1 has not trained.
 
     Raises:
         ConfigError: a value out of range. CheckpointError: no such model.
@@ -164,7 +166,7 @@ def _ask(model: Model, path: Path, image: DecodedImage, question: str, options: 
         )
         notes.append(f"no answer: the completion{cut} has no single answer block with one of {', '.join(options)}")
     elif completion.probabilities is None:
-        notes.append("no probabilities: the tokenizer does not write each letter as one token at this place")
+        notes.append("no probabilities: the tokenizer does not encode each letter as a single token at this position")
     notes += [f"{path} {note}" for note in image.notes]
     return Answer(
         letter=read.answer,

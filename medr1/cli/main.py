@@ -48,7 +48,7 @@ HELP = {
   python train.py algorithm=sft                         the supervised baseline
   python train.py data=omnimedvqa data.root=DIR model=qwen2_vl_2b
                                                         real images and a real model
-  python train.py sweep=cross_modality budget=quick     a matrix; the same command resumes
+  python train.py sweep=cross_modality budget=quick     8 x 8 matrix of accuracies; repeat to continue
   python train.py resume=RUN_DIR                        continue an interrupted run
   python train.py plan=true                             memory and time that a run needs
   python train.py debug=quick                           a few steps, to test the set-up
@@ -127,7 +127,7 @@ def _run(job: Callable[[DictConfig], None], command: str) -> None:
 
 
 def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:
-    """The overrides with which a command begins that starts from a stored run (``resume=``, ``run=``)."""
+    """The overrides that give a command the settings of the stored run of ``resume=`` or ``run=``; else none."""
     given = {override.get_key_element(): override.value() for override in typed}
     commands = ("resume", "run", "sweep", "audit", "compare") if command == "evaluate" else ("resume",)
     if len(chosen := [key for key in commands if given.get(key) is not None]) > 1:
@@ -153,7 +153,7 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
             return
         components.check_environment(settings, os.environ)
         MODEL_KINDS[settings.model.kind].check_available(settings.model)
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP would advise against our settings
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP warns of find_unused_parameters
         from medr1.workflows.train import train
 
         train(settings, run_directory(), [str(o.input_line) for o in typed])
@@ -207,7 +207,7 @@ def _settings(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     """The checked settings of a run that is new or resumed.
 
     Raises:
-        ConfigError: a setting that cannot work, or one that is typed and would not be read.
+        ConfigError: a setting that cannot work, or an override that would have no effect.
     """
     if cfg.resume is not None:
         return _resumed(cfg, schema, typed)
@@ -218,7 +218,7 @@ def _settings(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
 
 
 def _only_pending_calls() -> bool:
-    """Whether the run had finished but for calls that its MLflow server has missed; they are sent now."""
+    """If the run is finished, sends its queued MLflow calls. Returns whether there were any."""
     run = RunDirectory(run_directory())
     if not run.finished.is_file():
         return False
@@ -228,10 +228,10 @@ def _only_pending_calls() -> bool:
 
 
 def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
-    """The stored config of a run, with those typed settings that may change.
+    """The stored config of a run, with the overrides of this command.
 
     Raises:
-        ConfigError: another setting is typed; names those that may change.
+        ConfigError: an override of a setting that may not change; names those that may.
     """
     settings: T = RunDirectory(run_directory()).stored_config(schema)
     own: list[str] = reward_sources.function_keys(settings)
@@ -262,7 +262,7 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
 
 @contextmanager
 def _one_message() -> Iterator[None]:
-    """Exits with the message of an error alone, where Hydra would print the overrides and a traceback."""
+    """Prints only the message of an error and exits; Hydra would add the overrides and a traceback."""
     try:
         yield
     except Medr1Error as error:
@@ -285,7 +285,7 @@ Choose (group=name):
 
 Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
 Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2
-Components of your own (CONTRIBUTING.md): plugins=DIR, here too, to list their options"""
+Your own components (CONTRIBUTING.md): plugins=DIR. Together with --help it lists their options too"""
     )
 
 

@@ -1,4 +1,4 @@
-"""What was typed on a command line, read before Hydra composes anything, so that each mistake is named."""
+"""Parses the overrides of a command line before Hydra composes the config, so that messages can name each mistake."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def refuse_others(typed: Sequence[Override], allowed: Container[str], command: s
     """Refuses every override but those of ``allowed`` and of settings below them.
 
     Raises:
-        ConfigError: names the overrides, and ``command``, which has no use for them.
+        ConfigError: gives ``command``, a sentence that says why, and the refused overrides.
     """
     others = [str(o.input_line) for o in typed if not is_below(o.get_key_element(), allowed)]
     if others:

@@ -6,18 +6,18 @@ import os
 
 from medr1.runs.terminal import protect_terminal
 
-# Rounds that a thread of GNU OpenMP waits actively for its next work, and milliseconds for LLVM's and Intel's.
+# How long an idle thread spins: iterations for GNU OpenMP, milliseconds for the OpenMP of LLVM and Intel.
 _SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 
 
 def prepare_process() -> None:
-    """Protects the run from its terminal, and shortens the spinning of OpenMP."""
+    """Makes output errors harmless (``protect_terminal``) and shortens the spinning of OpenMP threads."""
     protect_terminal()
     shorten_spinning()
 
 
 def shorten_spinning() -> None:
-    """Lets idle OpenMP threads sleep soon, unless the user has set how they wait. Has an effect before torch is loaded.
+    """Lets idle OpenMP threads sleep sooner, unless the user has set how they wait. Must run before torch is loaded.
 
     Spinning threads take the cores from the threads that have work, as soon as another process needs a core too.
     """

@@ -350,7 +350,8 @@ class TrainerConfig:
     TRL: per_device_train_batch_size. verl: data.train_batch_size."""
     max_tokens_per_device: int = 0
     """Maximum number of tokens, of prompts and completions, in a micro-batch. A larger step is split, with the same
-    result. 0: never split; with GRPO each prompt is then encoded only once.
+    result. 0: never split; with GRPO, rollout and first update then share the prefill, except with gradient
+    checkpointing or FSDP.
 
     TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
     save_steps: int = field(default=25, metadata=NEUTRAL)

@@ -1,6 +1,7 @@
-"""From the runs of a sweep to its tables: matrices, generalization, and contrasts between methods and rows.
+"""Computes the tables of a sweep from its runs: matrices, generalization, contrasts between methods and rows.
 
-Legend: V vectors of outcomes (one per run and condition), n records, C columns, S seeds, R resamples.
+Legend of this file (not that of CONTRIBUTING): V outcome vectors (one per run and condition), n records, C columns,
+R resamples.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from medr1.evaluation.sweep_tables import (
 SEED_AXIS = "seed"
 SCANNER_COLUMNS = ("seen scanners", "held-out scanner")
 _COLUMNS = (*AXES, "benchmark", "scanner")
-_REFERENCES = ("zero_shot", "sft")  # always side a of a contrast; the first one also against the second
-_ALL_PAIRS = 6  # up to so many methods are all compared with each other; more, each with the first only
+_REFERENCES = ("zero_shot", "sft")  # side a of their contrasts; between the two, zero_shot is side a
+_ALL_PAIRS = 6  # up to this many names, all pairs are compared; with more, each name with the first only
 
 T = TypeVar("T")
-Seeds = Mapping[str, int]  # number of the run by seed
+Seeds = Mapping[str, int]  # seed -> index of the run
 
 
 def tabulate(
@@ -86,7 +87,7 @@ def _only_all(cells: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
 
 
 def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, Seeds]]:
-    """The number of each run by method, row and seed."""
+    """The index of each run in ``runs``, by method (the values of its other axes), row and seed."""
     if not runs:
         raise DataError("a table needs at least one finished run")
     first = runs[0]
@@ -111,7 +112,7 @@ def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, See
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What to compare, as (a, b). b is the later one, unless only b is a reference."""
+    """Pairs (a, b) to compare. b is the later name, unless b comes before a in the order zero_shot, sft, others."""
 
     def rank(name: str) -> int:
         return next((rank for rank, value in enumerate(_REFERENCES) if value in name.split()), len(_REFERENCES))
@@ -139,7 +140,7 @@ class _Sweep:
     images: tuple[int, ...]
     chance: tuple[float, ...]
     correct: BoolArray  # [V, n]: trained (or base, without training) of every run, then base of the trained runs
-    base: Mapping[int, int]  # vector of a run's base condition
+    base: Mapping[int, int]  # number of the run -> row of ``correct`` with its base condition
     controls: Mapping[str, Mapping[int, FloatArray]]  # accuracy [C + 1] by condition and run
     scores: Scores  # [V, C + 1]
     rng: np.random.Generator

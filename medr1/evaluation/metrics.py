@@ -28,8 +28,8 @@ class Cell:
 
     ``accuracy``: share of records whose strictly parsed answer is correct, even if the format is wrong, with the Wilson
     95 % interval. ``lenient_accuracy``: the same with lenient parsing. ``chance``: accuracy of a uniform guess among
-    the options. ``mean_length``: mean number of completion tokens. ``clipped_ratio``: completions that reached the
-    token limit.
+    the options. ``mean_length``: mean number of completion tokens. ``clipped_ratio``: share of completions without an
+    EOS token within the maximum completion length.
     """
 
     n: int
@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Contrast(PairedDifference):
-    """Condition b against condition a on the same ``n`` records, with a 95 % cluster bootstrap interval (images
+    """Accuracy of condition b minus that of a on the same ``n`` records, with a 95 % cluster bootstrap interval (images
     as clusters).
 
     ``only_a`` records are correct only in a, ``only_b`` only in b. ``p_holm`` is corrected over all modalities, or all

@@ -1,4 +1,4 @@
-"""The option prior: a baseline that sees neither image nor question. Model scores are to be compared with it."""
+"""The option prior: a baseline that uses only the texts of the options, not the image or the question."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from medr1.evaluation.predictions import Condition, MultipleChoice, Prediction, 
 
 @dataclass(frozen=True, slots=True)
 class OptionPrior:
-    """Predicts, for each question, the option whose text was most often correct in training.
+    """Predicts, for each question, the option whose text has the highest score.
 
-    The score of a text is correct / (offered + 1). The denominator keeps frequent distractors behind rarer texts that
-    are always correct, and a text seen once behind one that was correct in 90 of 91 questions. Texts that training
-    never offered score 0.
+    The score of a text is correct / (offered + 1), counted over the training questions that offer it. It ranks frequent
+    distractors below rarer texts that are always correct, and a text that was offered and correct once below one that
+    was correct in 90 of 91 questions. Texts that no training question offers score 0.
 
-    Texts are compared by ``option_meaning``, without case and closing punctuation. With them the score on OmniMedVQA
-    would be higher still (ultrasound 1.000 instead of .834), because the correct option is often the only one in lower
-    case or with a full stop; ``surface_cues`` measures that separately.
+    Texts are compared by ``option_meaning``, which ignores case and closing punctuation. If these counted, the accuracy
+    on OmniMedVQA would be higher still (ultrasound 1.000 instead of .834), because the correct option is often the only
+    one in lower case or with a full stop; ``surface_cues`` measures that separately.
     """
 
     correct: Mapping[str, int]
@@ -52,8 +52,8 @@ class OptionPrior:
     def predict(self, record: Record) -> str:
         """The letter of the option with the highest score.
 
-        Ties, and questions with unknown options only, are broken by ``hash_rank``. Taking the first option would turn a
-        bias in the position of the correct option into a score.
+        Ties are broken by ``hash_rank``, also those between options that no training question offers. Taking the first
+        option instead would count a bias in the position of the correct option as accuracy.
         """
         return max(
             record.options,

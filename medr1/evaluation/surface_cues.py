@@ -28,8 +28,8 @@ class CueCount:
 class CueCounts:
     """How often each cue occurs and points to the correct option.
 
-    ``lower_case``: exactly one option begins in lower case. ``odd_full_stop``: of three or more options exactly one
-    differs from all others in its final full stop. ``with_full_stop``: exactly one option ends with a full stop;
+    ``lower_case``: exactly one option begins in lower case. ``odd_full_stop``: of three or more options exactly one has
+    a final full stop, or exactly one has none. ``with_full_stop``: exactly one option ends with a full stop;
     ``without_full_stop``: exactly one does not. A question with two options, one of them with a full stop, counts in
     both of the last two cues.
     """
@@ -51,7 +51,7 @@ def lower_case_option(options: Mapping[str, str]) -> str | None:
 
 
 def odd_full_stop_option(options: Mapping[str, str]) -> str | None:
-    """The only one of three or more options that differs from all others in its final full stop, or None."""
+    """The only one of three or more options that ends with a full stop, or the only one that does not; else None."""
     return (_full_stop_option(options, True) or _full_stop_option(options, False)) if len(options) > 2 else None
 
 
@@ -69,7 +69,7 @@ def count_cues(questions: Sequence[MultipleChoice]) -> CueCounts:
 
 
 def expected_accuracy(questions: Iterable[MultipleChoice]) -> float:
-    """Accuracy of the cues, with a uniform guess without a cue."""
+    """Expected accuracy of the cues, with a uniform guess for questions that have no cue."""
     return fmean(
         1 / len(q.options) if (letter := cue_option(q.options)) is None else float(letter == q.answer)
         for q in questions

@@ -1,4 +1,4 @@
-"""Log-probabilities of given completions, all G of a prompt from one prefill."""
+"""Log-probabilities of given completions. The G completions of a prompt share one prefill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scores:
 def completion_hidden(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states [R, C, H] that predict each token of completions [R, C] after a prefix of B rows.
 
-    The prompt predicts the first token, and each token the next, so that C-1 tokens of each row are run. Gradients
+    The prompt predicts the first token and each token the next, so the forward pass is over C-1 tokens. Gradients
     reach the prompt through the keys and values of the prefix.
     """
     num_generations = ids.shape[0] // prefix.hidden.shape[0]

@@ -1,4 +1,4 @@
-"""Decodes completions in this process, all G of a prompt from one prefill."""
+"""Decodes completions in this process. The G completions of a prompt share one prefill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rollout(
     """Samples ``num_generations`` completions of each prompt of ``prefix`` (B rows), padded to the longest.
 
     ``uniforms`` [B*G, max_completion_length] in [0, 1) determine the samples; greedy decoding needs none.
-    ``first_step``: memory planning starts decoding at this token and skips the earlier ones.
+    ``first_step``: index of the first token to decode; earlier ones are skipped (memory planning only).
 
     Raises:
         ValueError: sampling without uniforms.
@@ -64,7 +64,7 @@ def rollout(
             decoder.select(unfinished)
             decoded, token, unfinished = decoded[unfinished], token[unfinished], unfinished[unfinished]
         hidden = decoder.step(token)
-    # At least 2 tokens: with 1 ``completion_hidden`` skips its forward pass, which under FSDP all processes must run.
+    # At least 2 tokens: with C = 1, ``completion_hidden`` skips the forward pass, which FSDP needs in all processes.
     longest = max(2, int(mask.sum(-1).max()))
     finished = ((ids == sampling.eos_token_id) & mask).any(-1)
     return Completions(ids[:, :longest], mask[:, :longest], logprobs[:, :longest], ~finished)

@@ -30,7 +30,7 @@ class Sampling:
 
     @classmethod
     def from_config(cls, config: SamplingConfig, processor: Processor) -> Sampling:
-        """Samples as the config says, without the special tokens of the model."""
+        """The settings of ``config``, with the model's special tokens suppressed, except EOS and reasoning tags."""
         return cls(
             config.max_completion_length,
             processor.eos_token_id,
@@ -42,14 +42,14 @@ class Sampling:
 
     @classmethod
     def greedy(cls, max_completion_length: int, processor: Processor) -> Sampling:
-        """Greedy decoding, without the special tokens of the model."""
+        """Greedy decoding, with the same suppressed tokens."""
         return cls.from_config(SamplingConfig(0.0, max_completion_length=max_completion_length), processor)
 
 
 def warped_log_probs(logits: Tensor, sampling: Sampling, suppress_tokens: Tensor) -> Tensor:
     """Log-probabilities [R, V] of the distribution that is sampled.
 
-    Applies to logits [R, V] in this order: suppressed tokens, temperature, top-k, top-p.
+    The logits [R, V] are processed in this order: suppressed tokens, temperature, top-k, top-p.
     """
     logits = logits.index_fill(-1, suppress_tokens, float("-inf"))
     if sampling.temperature == 0:

@@ -1,4 +1,4 @@
-"""The policy: the forward passes that training and generation need of a Qwen-VL model."""
+"""The policy: a Qwen-VL model with the forward passes that training and generation use."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """Switches to train mode; transformers checkpoints gradients only there."""
+        """Switches to train mode, in which alone transformers applies gradient checkpointing."""
         self.train(self.gradient_checkpointing)
         try:
             yield

@@ -56,6 +56,6 @@ def gdpo_scores(rewards: Tensor, weights: Tensor, num_generations: int) -> Tenso
 
 
 def zero_std_groups(rewards: Tensor, num_generations: int) -> Tensor:
-    """Prompts [B] whose rewards have zero variance, from rewards [B*G]."""
+    """Mask [B], True for prompts whose rewards have zero variance, from rewards [B*G]."""
     groups = rewards.view(-1, num_generations)
     return torch.isclose(groups.amax(1), groups.amin(1))

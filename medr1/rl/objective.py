@@ -17,7 +17,8 @@ completions of an optimizer step to one number:
     seq_mean_token_mean         1/R sum_i 1/|o_i| sum_t   GRPO (arXiv 2402.03300, equation 3), GSPO, Med-R1
     seq_mean_token_sum_norm     1/(R Cmax) sum_i sum_t    Dr. GRPO (arXiv 2503.20783); Cmax: max_completion_length
 
-As in verl, one outlier cannot overflow: log-ratios, and the d of k3, are clamped to [-20, 20], and k3 to at most 10.
+As in verl, the log-ratios and the exponent d of k3 (``kl_divergence``) are clamped to [-20, 20], and k3 to at most 10,
+so that an outlier token cannot overflow ``exp``.
 
 R and N are counted over all processes and micro-batches, so that the losses of micro-batches add up to the loss of the
 step. With ``mask_truncated_completions`` (DAPO's overlong filtering) a truncated completion has an empty mask: it
@@ -48,7 +49,7 @@ class LossNormalizer:
 class Loss:
     """The micro-batch's part of the loss (the parts sum to the loss of the step), and two sums for logging.
 
-    kl: divergence from the reference. clipped: number of tokens at which a clip bound is active.
+    kl: sum over tokens of the KL estimate. clipped: number of tokens at which a clip bound is active.
     """
 
     loss: Tensor
@@ -119,9 +120,9 @@ def grpo_loss(
 ) -> Loss:
     """Loss of the R' completions of a micro-batch.
 
-    logprobs, old, reference, mask [R', C]; advantages [R']. ``old``: log-probabilities under the policy before the
-    update, recomputed by training; with top-k or top-p not those of the distribution that was sampled from. In the
-    first update after a rollout they equal ``logprobs``, and the gradient is the policy gradient.
+    logprobs, old, reference, mask [R', C]; advantages [R']. ``old``: log-probabilities under the policy that sampled,
+    computed by the training forward pass, not by the rollout engine: at the sampling temperature, without top-k and
+    top-p. In the first update after a rollout they equal ``logprobs``, and the gradient is the policy gradient.
     ``reference``: log-probabilities under the reference policy.
 
     Raises:

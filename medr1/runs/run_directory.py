@@ -106,7 +106,7 @@ class RunDirectory:
             raise ConfigError(f"{self.path} cannot be written ({error}); choose another output_dir") from error
 
     def claim_new(self) -> RunDirectory:
-        """Creates the directory, or one beside it with a number at its end: one that no other process has.
+        """Creates the directory and returns it. If it exists, creates NAME-2, NAME-3, ... instead.
 
         Raises:
             OSError: it cannot be created.
@@ -123,14 +123,14 @@ class RunDirectory:
         raise AssertionError("unreachable")
 
     def discard_unless_started(self) -> None:
-        """Removes the directory, and an empty parent, of a command that has failed before it stored a config."""
+        """Removes the directory if no config was stored in it, and its parent if that is then empty."""
         if not self.config.exists():
             shutil.rmtree(self.path, ignore_errors=True)
             with suppress(OSError):  # it holds other runs
                 self.path.parent.rmdir()
 
     def store_config(self, cfg: DictConfig) -> None:
-        """Stores the resolved config, in place of an earlier one if settings have changed that may change."""
+        """Stores the resolved config; replaces the stored one of a resumed run."""
         write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
 
     def stored_config(self, schema: type[T]) -> T:
@@ -150,7 +150,7 @@ class RunDirectory:
         return found[max(found)] if found else None
 
     def weights(self, base: str) -> tuple[str, Path | None]:
-        """The checkpoint and the adapter of the trained model: its own and None, or ``base`` and its LoRA adapter.
+        """(checkpoint, adapter) of the trained model: (model/, None), or with LoRA (``base``, model/).
 
         Raises:
             CheckpointError: training has not ended.

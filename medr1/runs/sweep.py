@@ -134,7 +134,7 @@ def sweep_of(run: RunDirectory) -> SweepDirectory | None:
 
 
 def seconds_left(seconds: Sequence[float], left: int, parallel: int) -> float | None:
-    """An estimate until ``left`` runs are done, from the durations ``seconds`` of other runs; None without any."""
+    """Estimated seconds until ``left`` runs are done, from the mean of ``seconds`` of other runs; else None."""
     return sum(seconds) / len(seconds) * left / parallel if seconds else None
 
 

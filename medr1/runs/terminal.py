@@ -1,4 +1,4 @@
-"""What a command prints: the terminal never fails a run, and the log of the run holds a copy."""
+"""Standard output and error: writing to them never raises, and the log of the run receives a copy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _NEVER_RAISE = ("replace", "backslashreplace", "xmlcharrefreplace", "namereplace
 class PrintedStream(io.TextIOWrapper):
     """Standard output or error that never raises.
 
-    A character that its encoding lacks is replaced. If it cannot be written, because the reader of a pipe has ended or
-    a disk is full, the rest is discarded: what is printed also stands in the log and the files of the run.
+    A character that the encoding lacks is replaced. If the stream cannot be written, because the reader of a pipe has
+    ended or a disk is full, further output to it is discarded. The log of the run still receives it.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -93,7 +93,7 @@ class _Log:
             self._file.flush()
         except OSError as error:
             broken, self._file = self._file, None
-            print(f"warning: {broken.name} is not continued: {error.strerror}", file=sys.stderr)
+            print(f"warning: nothing more is written to {broken.name}: {error.strerror}", file=sys.stderr)
 
 
 _LOG = _Log()

@@ -1,7 +1,8 @@
 """Training examples of the tiny base model, made from a seed and a step number.
 
-A small model trained from scratch does not learn to bind options to letters from images. Training therefore starts
-with texts in place of images and with image descriptions, and adds questions about images once the binding is learned.
+A small model trained from scratch on images does not learn to answer with the letter of the correct option (here:
+binding). Training therefore starts with texts in place of images and with image descriptions, and adds questions about
+images once the binding is learned.
 Some targets violate the format, as completions of a general model do, so that reinforcement learning can improve it.
 """
 
@@ -37,14 +38,14 @@ class BaseMixture:
     1. Up to ``binding_steps``: ``text_batch`` word-matching examples, see ``_matching_example``.
     2. Up to ``text_steps``: ``text_batch`` questions with the phantom's rationale in place of the image.
     3. Over the next ``ramp`` steps: a transition to ``images`` questions about images and ``words`` questions about
-       rationales, in all reasoning modes. Changed at once, the model would lose the binding.
+       rationales, in all reasoning modes. An abrupt change would make the model forget which option has which letter.
 
     In stages 1 and 2, ``described`` images with their description as the target are added to each batch: a model that
     learns language first needs several times longer to use images.
 
     The phantoms, ``images_per_modality`` of each modality, are used in no experiment. ``careless`` is the fraction of
-    targets that violate the format. Two question wordings violate it with probability 0.8, so that even greedy decoding
-    does.
+    targets that violate the format. For two question wordings it is 0.8 in No-Think and Think-After, so that the base
+    model violates the format in greedy decoding too.
     """
 
     seed: int

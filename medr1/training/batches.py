@@ -24,7 +24,7 @@ class RolloutBatch:
     """The prompts of one step in one process.
 
     ``prompt_indices``: the position of each prompt in the global batch. ``resample(attempt, prompt_indices)``: a batch
-    of other records for these positions.
+    of randomly drawn training records for these positions.
     """
 
     step: int

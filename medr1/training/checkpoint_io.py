@@ -88,7 +88,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Deletes a checkpoint. Of a link to one (``save_last="link"``), only the link."""
+        """Deletes a checkpoint, or only the link if ``path`` is a link to one (``save_last="link"``)."""
         remove(Path(path))
 
 

@@ -27,7 +27,7 @@ _DTYPES = {
 class TreeEncoder:
     """Encodes nested Python values as JSON values and two stores of tensors.
 
-    A value that JSON does not have is a mapping whose only key begins with ``$``.
+    A value of a type that JSON lacks is encoded as a mapping whose only key begins with ``$``.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class TreeEncoder:
     def _mapping(self, value: dict[Any, Any], path: tuple[Any, ...]) -> Any:
         items = [(self.encode(key, (*path, key)), self.encode(item, (*path, key))) for key, item in value.items()]
         if type(value) is OrderedDict:
-            # A module's state_dict carries the versions of its submodules in this attribute.
+            # A module's state_dict has an attribute ``_metadata`` with the versions of its submodules.
             extra = self.encode(vars(value), (*path, "__dict__")) if vars(value) else None
             return {"$ordered": [[list(item) for item in items], extra]}
         if all(type(key) is str and not key.startswith("$") for key in value):
@@ -104,7 +104,7 @@ class TreeEncoder:
             file, store, name = MODEL_FILE, self.model, path[1]
         else:
             file, store, name = OPTIMIZER_FILE, self.other, "/".join(str(key) for key in path)
-        # The keys 0 and "0" give one name, and safetensors reserves another.
+        # The keys 0 and "0" would have the same name, and safetensors reserves ``__metadata__``.
         while name in store or name == "__metadata__":
             name += "'"
         store[name] = plain

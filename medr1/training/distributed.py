@@ -17,7 +17,7 @@ from medr1.models.sharding import full_state_dict, full_tensor, shard, shard_lik
 from medr1.training.mixed_adamw import parameters_by_index
 from medr1.training.module import PolicyModule
 
-# The other processes of torchrun or SLURM wait while the first one evaluates the base model.
+# With torchrun or SLURM the other ranks wait while rank zero evaluates the base model.
 _TIMEOUT = timedelta(days=1)
 
 
@@ -27,8 +27,8 @@ def build_strategy(distribution: Distribution) -> Strategy | str:
         return "auto"
     if distribution == Distribution.fsdp:
         return ShardedStrategy(timeout=_TIMEOUT)
-    # With the search for unused parameters, DDP keeps the gradient buckets of its first step. Without it, it rebuilds
-    # them after that step and sums in another order, so that a resumed run of more than two processes would differ.
+    # With find_unused_parameters=True, DDP keeps the gradient buckets of its first step. With False it rebuilds them
+    # after that step and sums in another order, so that a resumed run of more than two processes would differ.
     return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True, timeout=_TIMEOUT)
 
 

@@ -31,9 +31,9 @@ from medr1.training.module import PolicyModule, length_metrics
 class RolloutMicroBatch:
     """A micro-batch: B' prompts and their R' = B'*G completions.
 
-    loss_mask [R', C]: True where a token enters the loss. prefix: KV cache of the prompts with its graph, kept if there
-    is one micro-batch, so that rollout and first update run the prefill once. advantages [R'], reference_logprobs and
-    old_logprobs [R', C] are set in the course of the step.
+    loss_mask [R', C]: True where a token enters the loss. prefix: KV cache of the prompts with its autograd graph, so
+    that rollout and first update share one prefill; None with several micro-batches, gradient checkpointing or FSDP.
+    advantages [R'], reference_logprobs and old_logprobs [R', C] are set in the course of the step.
     """
 
     prompts: PromptBatch
@@ -46,7 +46,7 @@ class RolloutMicroBatch:
     old_logprobs: Tensor | None = None
 
     def select(self, rows: list[int], num_generations: int) -> RolloutMicroBatch:
-        """The given prompts, in order, with their completions. The prefix is not re-padded."""
+        """The given prompts, in order, with their completions. The prefix keeps its columns of padding."""
         if len(rows) == len(self.prompts.ids):
             return self
         indices = [row * num_generations + i for row in rows for i in range(num_generations)]
@@ -268,7 +268,7 @@ class GRPOModule(PolicyModule):
         """The loss of each micro-batch. For logging, appends (loss, sum of KL, clipped tokens, sum of entropies) to
         ``sums``."""
         for micro in micro_batches:
-            prefix, micro.prefix = micro.prefix, None  # valid in the first iteration only: then the weights change
+            prefix, micro.prefix = micro.prefix, None  # stale after the first iteration, which changes the weights
             scores = self._score(self.policy, micro, prefix)
             if micro.old_logprobs is None:
                 micro.old_logprobs = scores.logprobs.detach()

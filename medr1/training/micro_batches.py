@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 
 def split_by_tokens(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of consecutive items whose sizes, in tokens, sum to at most ``max_tokens``. 0: one micro-batch.
+    """Micro-batches, as lists of indices: consecutive items whose sizes sum to at most ``max_tokens`` tokens.
+
+    ``max_tokens`` 0: a single micro-batch.
 
     An item that is larger than ``max_tokens`` has a micro-batch of its own.
     """
@@ -22,10 +24,10 @@ def split_by_tokens(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def split_to_count(sizes: Sequence[int], count: int) -> list[list[list[int]]]:
-    """Splits micro-batches of the given sizes into ``count`` ones, and the largest first.
+    """Halves the largest micro-batch, again and again, until there are ``count``.
 
-    Returns the rows of the new micro-batches for each of the given ones. ``count`` lies between the number of ``sizes``
-    and their sum.
+    ``sizes``: number of rows of each given micro-batch. Returns, for each of them, the rows of the new micro-batches
+    made from it. ``count`` is at least the number of ``sizes`` and at most their sum.
     """
     split = [[list(range(size))] for size in sizes]
     for _ in range(count - len(sizes)):

@@ -66,7 +66,7 @@ class MixedPrecisionAdamW(AdamW):
         parameter.copy_(state["master"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state in float32: ``torch`` casts it to the type of the weights."""
+        """Restores the state in float32, because ``torch`` would cast it to the dtype of the weights."""
         super().load_state_dict(state_dict)
         for index, parameter in parameters_by_index(self, state_dict).items():
             for name, value in state_dict["state"].get(index, {}).items():

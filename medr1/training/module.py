@@ -76,7 +76,7 @@ class Runtime:
             self._module.manual_backward(loss)
 
     def phase(self, name: str) -> AbstractContextManager[Any]:
-        """Hook around a phase (rollout, reference, update, optimizer); does nothing, memory planning overrides it."""
+        """Hook around a phase (step, rollout, reference, update, optimizer). Only memory planning overrides it."""
         return nullcontext()
 
 
@@ -189,7 +189,7 @@ class PolicyModule(pl.LightningModule):
         return norm
 
     def _check(self, trained: list[Tensor], losses: list[Tensor], grad_norm: Tensor, is_skipped: bool) -> None:
-        """Counts a skipped step, and stops a training that has broken down before its state is stored."""
+        """Counts skipped steps. Raises TrainingError for training that has diverged, before a checkpoint is saved."""
         settings = self.optimizer_settings
         self._skipped.count(is_skipped)
         if not self.runtime.all_finite(trained):
@@ -203,7 +203,7 @@ class PolicyModule(pl.LightningModule):
             self._skipped.check(self._step, loss, float(grad_norm), settings, self.total_steps)
 
     def gather(self, values: Tensor) -> Tensor:
-        """All-gathers [K, R] tensors of W processes into [K, W*R]; R must be equal."""
+        """All-gathers tensors [K, R] or [R] into [K, W*R] or [W*R]. R must be equal in all processes."""
         return self.runtime.all_gather(values.detach()).transpose(0, -2).flatten(-2)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
@@ -211,10 +211,10 @@ class PolicyModule(pl.LightningModule):
         return self.runtime.all_gather(values.detach()).sum(0)
 
     def equal_split(self, sizes: list[int]) -> list[list[list[int]]]:
-        """Splits micro-batches of these sizes so that all processes have equally many; returns the rows of each part.
+        """Splits micro-batches so that all processes have the same number; sizes and result as in ``split_to_count``.
 
         With FSDP all processes gather and reduce their shards together, so all must run the same number of forward
-        and backward passes: the maximum number of micro-batches over all processes. Otherwise nothing is split.
+        and backward passes: the maximum number of micro-batches over all processes. Without FSDP nothing is split.
         """
         count = len(sizes)
         if self.runtime.is_sharded:

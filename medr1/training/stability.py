@@ -1,4 +1,4 @@
-"""What stops a training that has broken down, and what tells of one that no longer learns."""
+"""Stops training after non-finite losses, gradients or weights, and warns if the rewards have collapsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLLAPSE_STEPS = 10
 class SkippedSteps:
     """Counts the optimizer steps that were skipped because loss or gradient was not finite.
 
-    ``total``: of the whole run. ``in_a_row``: up to now. Both are stored in checkpoints.
+    ``total``: in the whole run. ``in_a_row``: consecutive ones up to the latest step. Both are stored in checkpoints.
     """
 
     def __init__(self) -> None:
@@ -46,13 +46,13 @@ class SkippedSteps:
         if self.in_a_row >= min(MAX_SKIPPED_IN_A_ROW, total_steps):
             raise TrainingError(
                 f"step {step}: the last {self.in_a_row} optimizer steps were skipped, because the loss ({loss}) "
-                f"or the norm of the gradient ({grad_norm}) is not finite. {_remedy(settings)} If it begins "
-                "with the first step, check the weights of model.path and the values of your reward functions"
+                f"or the norm of the gradient ({grad_norm}) is not finite. {_remedy(settings)} If the "
+                "first step was skipped, check the weights of model.path and the values of your reward functions"
             )
 
 
 def check_weights(named: dict[str, Tensor], step: int, is_skipped: bool, settings: AlgorithmConfig) -> None:
-    """Stops a training whose weights are no longer finite. Call it only when some weight of some process is not.
+    """Raises the error for weights that are not finite. Call it only if a weight of some process is not finite.
 
     Raises:
         TrainingError: always; names a weight of this process.
@@ -77,16 +77,16 @@ def _remedy(settings: AlgorithmConfig) -> str:
 
 
 class CollapseWarning(pl.Callback):
-    """Tells once, with the step at which it began, of a collapse that has lasted ``COLLAPSE_STEPS`` steps.
+    """Warns once of a collapse that has lasted ``COLLAPSE_STEPS`` steps, and names its first step.
 
-    A collapse: no prompt of a step has completions with different rewards, or no completion has the required format.
+    A step has collapsed if the rewards of every prompt have zero variance, or no completion has the required format.
     """
 
     _SIGNS = (
         (
             "train/frac_reward_zero_std",
             1.0,
-            "all completions of every prompt have had the same reward, so that nothing is learned. Try a higher "
+            "the rewards of every prompt have had zero variance, so that all advantages are 0. Try a higher "
             "algorithm.sampling.temperature, more algorithm.num_generations, or other records",
         ),
         (

@@ -13,7 +13,7 @@ B = TypeVar("B")
 
 
 def step_indices(records: int, train_batch_size: int, seed: int, step: int) -> list[int]:
-    """Indices of the records of one step. Every epoch has each record once, in an order of its own."""
+    """Indices of the records of one step. Each epoch is a new permutation of all records."""
     positions = range(step * train_batch_size, (step + 1) * train_batch_size)
     epochs = {position // records for position in positions}
     orders = {epoch: np.random.default_rng((seed, epoch)).permutation(records) for epoch in epochs}
@@ -27,7 +27,7 @@ def local_share(indices: Sequence[int], rank: int, world_size: int) -> tuple[lis
 
 
 class StepStream(IterableDataset[B]):
-    """The batches of the steps from ``first`` up to ``steps``, made by a function of the step."""
+    """The batches ``make(step)`` for step = ``first`` ... ``steps`` - 1."""
 
     def __init__(self, make: Callable[[int], B], first: int, steps: int) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class StepStream(IterableDataset[B]):
 class Steps(pl.LightningDataModule):
     """The batches of the steps that are left.
 
-    ``make_batch`` returns the batch of a step, a rank and a world size; each step has ``num_iterations`` optimizer
-    steps. Lightning restores the step count before it asks for the loader. A loader of its own would start again at
-    the first batch; this one starts where the run stopped.
+    ``make_batch(step, rank, world_size)`` returns a batch; each training step has ``num_iterations`` optimizer steps.
+    After a resume Lightning calls ``train_dataloader`` with the step count restored. The loader therefore begins with
+    the step at which the run stopped; an ordinary loader would begin with the first batch again.
     """
 
     def __init__(

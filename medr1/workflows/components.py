@@ -1,4 +1,4 @@
-"""Imports every component, so that its settings are known before a config is composed, and checks those chosen."""
+"""Imports all components before a config is composed, so that their settings are known, and checks the chosen ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Plugins.instance().register(PluginSearchPath)
 
 
 def use_plugins(words: Sequence[str]) -> None:
-    """Imports the plugins that a command line asks for: by ``plugins=``, or in the run that it names.
+    """Imports the plugins of ``plugins=``, or else those of the run that ``resume=`` or ``run=`` names.
 
     Raises:
         ConfigError: there is no such folder, or one of its files cannot be imported.
@@ -102,14 +102,17 @@ def import_plugins() -> None:
 
 
 def options(group: str) -> list[str]:
-    """The options of a config group: the YAML files of medr1 and of the plugin folder, sorted."""
+    """The names of the options of a config group, from medr1 and from the plugin folder, sorted."""
     folder = os.environ.get(PLUGINS_VARIABLE)
     folders = [SWEEPS if group == "sweep" else CONF / group, *([Path(folder) / group] if folder else [])]
     return sorted(file.stem for place in folders for file in place.glob("*.yaml"))
 
 
 def explain(error: Exception, schema: type) -> str:
-    """The message for an error of Hydra or OmegaConf. The settings of a reward are known to its functions alone."""
+    """The message for an error of Hydra or OmegaConf.
+
+    Keys below ``reward.functions`` are explained by ``rewards``, because the schema does not contain their settings.
+    """
     key = messages.refused_key(error)
     if schema is TrainConfig and key is not None and key.startswith("reward.functions."):
         return rewards.explain_key(key)
@@ -159,7 +162,7 @@ def check_components(cfg: CommonConfig) -> None:
     for group, registry in Registry.by_group.items():
         settings = getattr(cfg, group, None)
         if settings is not None and not isinstance(settings, registry[settings.kind].settings):
-            raise ConfigError(f"{group}.kind={settings.kind} is set by {group}=; leave it out, and choose {group}=")
+            raise ConfigError(f"{group}.kind={settings.kind} cannot be set; it follows from the choice {group}=NAME")
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
@@ -196,10 +199,10 @@ def _check_axes(cfg: CommonConfig) -> None:
 
 
 def check_typed(runs: Sequence[CommonConfig], typed: Iterable[str]) -> None:
-    """Refuses typed settings that none of the runs of a command would read.
+    """Refuses overrides of settings that none of the runs of a command would read.
 
     Raises:
-        ConfigError: names one, and the choice of the first run to which this is due.
+        ConfigError: names the setting, and the choice because of which the first run does not read it.
     """
     unread = [dict(_ignored(cfg, typed)) for cfg in runs]
     for key in typed:
@@ -208,7 +211,7 @@ def check_typed(runs: Sequence[CommonConfig], typed: Iterable[str]) -> None:
 
 
 def _ignored(cfg: CommonConfig, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The typed keys that a run would not read, each with the choice to which this is due."""
+    """The overridden keys that a run would not read, each with the choice that is the reason."""
     choices = list(_without_effect(cfg))
     for key in typed:
         choice = next((c for c, places in choices if is_below(key, places) or f"{key}=" in places), None)
@@ -223,7 +226,7 @@ _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completion
 
 
 def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
-    """A choice, and the keys at and below which it makes settings useless; ``KEY=`` stands for the key alone."""
+    """Pairs of a choice and the keys without effect, including keys below them; ``KEY=``: only KEY itself."""
     yield f"model={cfg.model.name}", MODEL_KINDS[cfg.model.kind].ignores
     yield from SOURCES[cfg.data.kind].without_effect(cfg.data)
     if cfg.data.resize == Resize.native:
@@ -242,7 +245,7 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         if cfg.model.tuning == Tuning.full:
             yield "model.tuning=full", ("model.lora",)
         if cfg.trainer.max_steps is not None:
-            steps = f"trainer.max_steps={cfg.trainer.max_steps} (with null it counts)"
+            steps = f"trainer.max_steps={cfg.trainer.max_steps} (it is used if trainer.max_steps=null)"
             yield steps, ("trainer.num_train_epochs",)
         yield "a single run, which is no sweep", ("sweep",)
         return

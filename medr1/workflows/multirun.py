@@ -36,14 +36,14 @@ from medr1.workflows.sweep_job import print_progress, quoted, run_environment
 if TYPE_CHECKING:
     from medr1.tracking.tracker import Tracker
 
-# Groups whose overrides do not make another sweep, like those of settings that are in no hash.
+# Overrides of these groups, like those of unhashed settings, do not enter the name of the sweep's directory.
 _UNNAMED_GROUPS = ("launcher", "hydra")
 
 _open_trackers: list[Tracker] = []
 
 
 def interrupted() -> None:
-    """Closes the sweep's run in MLflow as KILLED. The same command opens it again."""
+    """Ends the sweep's MLflow run as KILLED. Repeating the sweep's command opens it again."""
     for tracker in _open_trackers:
         tracker.end_run("KILLED")
 
@@ -100,7 +100,7 @@ class SweepCallback(Callback):
             threading.Thread(target=print_progress, args=(directory, states), daemon=True).start()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Writes the report of the finished runs. Exits with 1 if a run is missing."""
+        """Writes the report of the finished runs. Exits with status 1 if a run is not finished."""
         directory = SweepDirectory(Path(config.hydra.sweep.dir))
         states = directory.states(directory.read().wanted)
         with _errors_end_the_command():
@@ -111,7 +111,7 @@ class SweepCallback(Callback):
         for name in missing:
             print(f"{states[name].value}: {directory.run(name).log}", file=sys.stderr)
         if missing:
-            print(f"{len(missing)} of {len(states)} runs are missing; the same command continues", file=sys.stderr)
+            print(f"{len(missing)} of {len(states)} runs are not finished; repeat the command", file=sys.stderr)
             sys.exit(1)
 
 
@@ -189,7 +189,7 @@ def _parse(config: DictConfig) -> tuple[dict[str, list[str]], list[str]]:
 def _compose_runs(
     config: DictConfig, values: Mapping[str, list[str]]
 ) -> Iterator[tuple[dict[str, str], list[str], DictConfig, TrainConfig]]:
-    """Of each run: the chosen value by key, its overrides, and its checked config, composed and typed.
+    """For each run: its value of each key, its overrides, its composed config, and that config as checked dataclasses.
 
     Raises:
         ConfigError: a run is misconfigured; names the run's overrides.
@@ -235,7 +235,7 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
         if other.overrides != job.overrides:
             raise ConfigError(
                 f"{' '.join(job.overrides)} and {' '.join(other.overrides)} are the same run, because they differ "
-                "only in settings that cannot change an answer; start a sweep for each, with an output_dir of its own"
+                "only in settings that cannot change a prediction; start a sweep for each, with its own output_dir"
             )
     rows = _axis(config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed"))
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class Session:
     """A run that has been opened: locked, with its data loaded, its config stored and its MLflow run started.
 
-    ``tested``: the test records that are evaluated, those of ``evaluation.limit``.
+    ``tested``: the test records that are evaluated: all, or the sample of ``evaluation.limit``.
     """
 
     cfg: CommonConfig
@@ -73,9 +73,9 @@ def open_session(
 ) -> Iterator[Session]:
     """Opens a run; at the end of the block marks it as finished.
 
-    Only rank 0 locks, writes files and logs to MLflow. The lock and the MLflow run are released however the
-    block ends. ``facts`` are added to environment.json, among them ``device``. ``preflight`` may raise
-    before a new run directory is written.
+    Only rank zero locks, writes files and logs to MLflow. The lock and the MLflow run are also released if the block
+    raises. ``facts`` are added to environment.json and must contain ``device``. ``preflight`` is called for a new run
+    before its config is stored, and may raise.
 
     Raises:
         ConfigError: the directory holds another run, is locked by another process, or its data has changed.
@@ -116,7 +116,7 @@ def open_session(
 
 
 def _check_model(cfg: CommonConfig, run: RunDirectory, facts: Mapping[str, Any]) -> None:
-    """Checks that a run whose model lies elsewhere now is resumed with the same weights."""
+    """Checks that a run whose ``model.path`` has changed is resumed with the same weights."""
     before = read_json(run.environment).get("model_fingerprint")
     if before is not None and facts.get("model_fingerprint") != before:
         raise ConfigError(
@@ -126,7 +126,9 @@ def _check_model(cfg: CommonConfig, run: RunDirectory, facts: Mapping[str, Any])
 
 
 def load_data(cfg: CommonConfig) -> Dataset:
-    """The data of a run: with training records if it trains, without texts that its tokenizer does not take as text.
+    """The data of a run. A run that trains must have training records.
+
+    Records whose texts contain a special token of the model's tokenizer are left out or refused, as bad records are.
 
     Raises:
         DataError: see ``load_dataset``.
@@ -191,10 +193,10 @@ def set_max_steps(cfg: TrainConfig, records: int) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is rank 0, which writes files and logs to MLflow.
+    """Whether this process is rank zero, which writes files and logs to MLflow.
 
-    Known before Lightning has started the other processes, from the environment that it or another launcher (torchrun,
-    SLURM) has set.
+    Also correct before Lightning has started the other processes: it reads the environment variables that Lightning or
+    another launcher (torchrun, SLURM) sets.
     """
     if int(os.environ.get("NODE_RANK", "0")) > 0:
         return False

@@ -72,9 +72,9 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
 
 
 def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Prediction]]:
-    """Predictions of the base, training, predictions of the trained model. Steps with stored results are skipped.
+    """Predicts with the base model, trains, predicts with the trained model. Stages with stored results are skipped.
 
-    All processes train; the first one evaluates. The others return nothing.
+    All processes train; rank zero evaluates. The other processes return an empty dict.
     """
     run, is_first, algorithm = session.run, is_first_process(), ALGORITHMS[cfg.algorithm.kind]
     is_trained = session.is_resumed and run.model.is_dir()
@@ -148,7 +148,7 @@ def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processo
     try:
         trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations), ckpt_path=checkpoint)
     except BaseException:
-        if trainer.strategy.launcher is not None:  # the processes it has started would wait for this one
+        if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
     return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None

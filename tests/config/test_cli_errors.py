@@ -122,7 +122,7 @@ TYPED: dict[str, list[str]] = {
     "data.sets=[phantoms] data.sets.phantoms.image_size=56": ["data.sets.phantoms.image_size= has no effect"],
     "data=phantoms data.sets=[phantoms]": ["data.sets"],
     "evaluate.py sweep=. data.shortcut=1": ["is no sweep: it has no sweep.json"],
-    "data.kind=omnimedvqa": ["data.kind=omnimedvqa is set by data="],
+    "data.kind=omnimedvqa": ["data.kind=omnimedvqa", "data=NAME"],
     "data.root=/x/数据": ["quotes", "'data.root=\"/x/数据\"'"],
     "resume=nowhere": ["nowhere is no run directory", "config.yaml"],
     "resume=nowhere seed=1 modality=ct": ["nowhere is no run directory", "config.yaml"],

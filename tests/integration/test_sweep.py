@@ -139,7 +139,7 @@ def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_ask
     stopped = run_command("train.py", *words, "sweep.stop_on_failure=true", status=2)
     assert "skipped, because another run has failed" in stopped and "none of its 2 runs is finished" in stopped
     printed = run_command("train.py", *words, status=1)
-    assert "1 of 2 runs are missing; the same command continues" in printed
+    assert "1 of 2 runs are not finished" in printed
     sweep = only_sweep(tmp_path)
     failed, fine = sweep.read().wanted
     assert sweep.states([failed, fine]) == {failed: State.FAILED, fine: State.FINISHED}

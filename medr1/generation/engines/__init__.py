@@ -1,6 +1,6 @@
 """Rollout engines: the config group ``rollout``. An engine is one file of this package and one YAML file.
 
-The files are imported before the config is checked, so that they must not import torch at module level.
+The files are imported before the config is checked, so they must not import torch at module level.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Engine(Protocol):
 
         ``policy``: the current weights, also for engines that hold a copy of them. ``uniforms`` [B*G,
         max_completion_length] in [0, 1) determine the samples of engines that draw from them. ``prefix``: the prompts
-        after prefill, if the caller needs it anyway. An engine that runs the model elsewhere ignores it.
+        after prefill, if the caller has it already. An engine that runs the model elsewhere ignores it.
         """
 
 

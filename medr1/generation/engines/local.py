@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @ENGINES.register
 @dataclass(frozen=True)
 class LocalEngine:
-    """See ``medr1.generation.rollout``."""
+    """Prefills the prompts unless the caller passes ``prefix``, and decodes with ``medr1.generation.rollout``."""
 
     kind: ClassVar[str] = "local"
     settings: ClassVar[type[RolloutConfig]] = RolloutConfig

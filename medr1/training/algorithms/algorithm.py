@@ -29,8 +29,8 @@ S = TypeVar("S", bound=AlgorithmConfig)
 class Training:
     """What Lightning needs to train.
 
-    ``make_batch`` returns the batch of a step, for the process with this rank among ``world_size``. Besides those of
-    every run there are ``callbacks`` of the algorithm.
+    ``make_batch(step, rank, world_size)`` returns a process's share of the batch of a step. ``callbacks``: those of the
+    algorithm, in addition to the callbacks of every run.
     """
 
     module: PolicyModule
@@ -78,7 +78,7 @@ class Algorithm(ABC, Generic[S]):
         """
 
     def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
-        """Choices of the config, each with the dotted keys that it leaves without effect and that are refused."""
+        """Pairs of a choice and the dotted keys that have no effect with it, so that overrides are refused."""
         yield from ()
 
     def initial_policy(self, cfg: TrainConfig) -> tuple[Policy, Processor]:
@@ -88,7 +88,7 @@ class Algorithm(ABC, Generic[S]):
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker
     ) -> Training:
-        """The training of ``policy``. ``trainer.max_steps`` is set."""
+        """The module, batches and callbacks that train ``policy``. ``trainer.max_steps`` is not None here."""
         raise NotImplementedError
 
     def settings_of(self, cfg: TrainConfig) -> S:
@@ -110,7 +110,7 @@ class Algorithm(ABC, Generic[S]):
         return 1
 
     def completion_length(self, cfg: TrainConfig, records: Iterable[Record], count: Callable[[list[str]], int]) -> int:
-        """Tokens of the longest completion in training. ``count`` returns the tokens of the longest of some texts."""
+        """Number of tokens of the longest completion in training. ``count``: texts -> the most tokens of one."""
         raise NotImplementedError
 
     def dry_run(self, settings: S, policy: Policy, step: DryRun) -> tuple[PolicyModule, Any]:

@@ -28,13 +28,13 @@ class PretrainConfig(AlgorithmConfig):
 
     kind: str = "pretrain"
     images_per_modality: int = MISSING
-    """Images of each modality that the examples are made of."""
+    """Number of phantoms of each modality from which examples are drawn."""
     binding_steps: int = MISSING
-    """Steps of the first stage: options are bound to letters by matching words, without images."""
+    """Steps of the first stage: word-matching examples that teach which option has which letter, without images."""
     text_steps: int = MISSING
-    """Steps of the second stage: questions with the words of an image in its place."""
+    """Steps of the second stage: questions with the rationale of a phantom in place of its image."""
     ramp: int = MISSING
-    """Steps over which images and the other reasoning modes are introduced after that."""
+    """Steps of the transition from the second to the last stage."""
     image_steps: int = MISSING
     """Steps of the last stage: questions on images."""
     text_batch: int = MISSING
@@ -44,7 +44,7 @@ class PretrainConfig(AlgorithmConfig):
     images: int = MISSING
     """Questions on images in a step of the last stage."""
     words: int = MISSING
-    """Questions with words in place of the image in a step of the last stage."""
+    """Questions with the rationale in place of the image in a step of the last stage."""
     careless: float = MISSING
     """Share of the targets that do not follow the format."""
     letter_weight: float = MISSING
@@ -54,7 +54,7 @@ class PretrainConfig(AlgorithmConfig):
 
 
 class Pretrain(Algorithm[PretrainConfig]):
-    """Supervised training of a new model on text and images of the embedded world."""
+    """Supervised training of a new model from random weights on phantoms and on texts about phantoms."""
 
     kind: ClassVar[str] = "pretrain"
     settings = PretrainConfig
@@ -62,7 +62,7 @@ class Pretrain(Algorithm[PretrainConfig]):
 
     def check(self, cfg: TrainConfig) -> None:
         if cfg.plan:
-            raise ConfigError("plan=true: there is nothing to plan for algorithm=pretrain; leave it out")
+            raise ConfigError("plan=true is not implemented for algorithm=pretrain; leave it out")
         if cfg.trainer.devices * cfg.trainer.num_nodes > 1:  # every process would make the same batch
             raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
 

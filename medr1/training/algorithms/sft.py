@@ -32,7 +32,7 @@ class SFTConfig(AlgorithmConfig):
 
 
 class SFT(Algorithm[SFTConfig]):
-    """Supervised fine-tuning on the prompts, order and number of records of GRPO."""
+    """Supervised fine-tuning on the same records, in the same order and with the same prompts, as GRPO."""
 
     kind: ClassVar[str] = "sft"
     settings = SFTConfig

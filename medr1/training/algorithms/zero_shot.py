@@ -13,13 +13,13 @@ from medr1.training.algorithms.algorithm import Algorithm
 
 @dataclass
 class ZeroShotConfig(AlgorithmConfig):
-    """Settings of ``algorithm=zero_shot``. Those of the optimizer have no effect."""
+    """Settings of ``algorithm=zero_shot``. The inherited settings of the optimizer have no effect."""
 
     kind: str = "zero_shot"
 
 
 class ZeroShot(Algorithm[ZeroShotConfig]):
-    """Evaluates the base model, as a row of a table."""
+    """Evaluates the base model without training, so that a sweep has it as a row of its tables."""
 
     kind: ClassVar[str] = "zero_shot"
     settings = ZeroShotConfig

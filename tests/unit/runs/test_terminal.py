@@ -131,5 +131,5 @@ def test_a_log_that_cannot_be_continued_is_told_once(tmp_path: Path) -> None:
     script = "import resource, signal\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n" + LONG
     done = run(script, str(tmp_path / "job.log"))
     assert done.returncode == 0 and done.stderr.count(b"warning: ") == 1
-    assert f"{tmp_path}/job.log is not continued: File too large".encode() in done.stderr
+    assert f"nothing more is written to {tmp_path}/job.log: File too large".encode() in done.stderr
     assert done.stdout.count(b"\n") == 20000
