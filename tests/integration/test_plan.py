@@ -106,7 +106,7 @@ def test_a_run_on_a_gpu_is_refused_before_weights_are_loaded() -> None:
     ("given", "message"),
     [
         (["plan_memory=24"], "plan_memory=24"),
-        (["plan=true", "algorithm=pretrain", "experiment=tiny_base"], "nothing to plan"),
+        (["plan=true", "algorithm=pretrain", "experiment=tiny_base"], "algorithm=pretrain"),
     ],
 )
 def test_a_plan_that_makes_no_sense(given: list[str], message: str) -> None:

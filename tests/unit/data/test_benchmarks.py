@@ -11,6 +11,7 @@ from medr1.data.dataset import Dataset, load_dataset
 from medr1.data.sources import SOURCES
 from medr1.domain.records import UNSPECIFIED, Record
 from medr1.errors import DataError
+from medr1.evaluation.data_audit import audit_data
 from tests.composing import composed
 from tests.miniatures import MINIATURES, write_path_vqa, write_slake
 
@@ -142,3 +143,17 @@ def test_mmmu_options_and_data_sets(tmp_path: Path) -> None:
     assert records[0].options == {"A": "the patient's skin", "B": "bone", "C": "a, b"}
     assert [r.dataset for r in records][:2] == ["Basic_Medical_Science", "Clinical_Medicine"]
     assert all(record.id.startswith("validation_") for record in records)
+
+
+@pytest.mark.parametrize("words", MINIATURES)
+def test_the_audit_reads_it(words: str, tmp_path: Path) -> None:
+    MINIATURES[words][1](tmp_path / "data")
+    dataset = load(words, tmp_path / "data")
+    audit = audit_data(dataset, words)
+    of_set = audit.sets[words]
+    assert (of_set.train, of_set.test) == (len(dataset.train), len(dataset.test))
+    assert sum(of_set.answers.values()) == len(dataset.test) and 0 < of_set.chance <= 0.5
+    assert (of_set.option_prior is None) == (not dataset.train)
+    assert of_set.leaked_records == sum(
+        bool({i.key for i in r.images} & {i.key for t in dataset.train for i in t.images}) for r in dataset.test
+    )
