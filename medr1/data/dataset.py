@@ -92,7 +92,14 @@ def load_dataset(
             raise BadRecord(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
             ) from bad
-    return dataclasses.replace(dataset, train=train)
+    messages = dataset.messages
+    if dataset.train and not train:
+        messages = [
+            *messages,
+            f"data={settings.name} has no training record with modality={modality} and question_type={question_type}, "
+            "those of the run, so that there is no option prior",
+        ]
+    return dataclasses.replace(dataset, train=train, messages=messages)
 
 
 def check_axes(record: Record) -> None:

@@ -486,6 +486,7 @@ def test_a_value_that_the_data_lacks_is_named_with_the_nearest_and_all(
 def test_other_data_need_not_have_the_selection_of_a_run(own: Callable[..., OwnConfig]) -> None:
     found = load_dataset(own(ct="PET"), "ct", "all", is_other_data=True)
     assert found.train == [] and len(found.test) == 10
+    assert any("modality=ct" in message and "no option prior" in message for message in found.messages)
     with pytest.raises(DataError):
         load_dataset(own(ct="PET"), "ct", "all", is_other_data=True, is_trained=True)
 
