@@ -48,7 +48,7 @@ HELP = {
   python train.py algorithm=sft                         the supervised baseline
   python train.py data=omnimedvqa data.root=DIR model=qwen2_vl_2b
                                                         real images and a real model
-  python train.py sweep=cross_modality budget=quick     8 x 8 matrix of accuracies; repeat to continue
+  python train.py sweep=cross_modality budget=quick     8 x 8 accuracies; repeat to continue
   python train.py resume=RUN_DIR                        continue an interrupted run
   python train.py plan=true                             memory and time that a run needs
   python train.py debug=quick                           a few steps, to test the set-up

@@ -57,7 +57,9 @@ def _unknown(key: str, schema: type) -> str:
         return f"{key} is called {RENAMED[key]}"
     valid = dict.fromkeys(key_paths(schema))
     if key in valid and (owners := list(_owners(key))):
-        return f"{key} is a setting of {' and '.join(owners)}, which is not chosen here"
+        first, last = owners[:-1], owners[-1]
+        choices = f"{', '.join(first)} and {last}, none of which is chosen" if first else f"{last}, which is not chosen"
+        return f"{key} is a setting of {choices} here"
     if schema is TrainConfig:
         valid |= {"debug": None, "experiment": None}
     return f"There is no setting {key!r}. {nearest(key, valid, shown=3) or '--cfg job shows all.'}"

@@ -51,7 +51,7 @@ TYPED: dict[str, list[str]] = {
     "lr=3": ["'lr'", "--cfg job"],
     "+algorithm.learning_rat=3": ["+algorithm.learning_rat", "no such setting", "learning_rate"],
     "+sead=3": ["+sead", "no such setting", "seed"],
-    "data.root=.": ["data.root is a setting of data=omnimedvqa", "not chosen"],
+    "data.root=.": ["data.root is a setting of", "data=omnimedvqa", "none of which is chosen"],
     "algorithm=sft algorithm.objective.beta=0": ["a setting of algorithm=grpo"],
     # Types and values
     "seed=one": ["seed=one", "'one'", "Integer"],

@@ -22,6 +22,7 @@ def benchmark(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_our_side_runs_without_the_peer() -> None:
     assert json.loads(benchmark("--memory-of", "medr1").splitlines()[-1])["peak"] > 0
 

@@ -80,9 +80,9 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     ("kind", "strategy", "count", "limit"),
     [
         ("full", "fsdp", 2, 615),
-        ("full", "ddp", 4, 0),
-        ("lora", "fsdp", 4, 0),
-        ("sft", "fsdp", 2, 110),
+        pytest.param("full", "ddp", 4, 0, marks=pytest.mark.long),
+        pytest.param("lora", "fsdp", 4, 0, marks=pytest.mark.long),
+        pytest.param("sft", "fsdp", 2, 110, marks=pytest.mark.long),
         ("sft", "ddp", 2, 110),
         ("gdpo", "ddp", 2, 0),
         pytest.param("dynamic", "fsdp", 2, 0, marks=pytest.mark.long),

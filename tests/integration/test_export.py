@@ -79,6 +79,7 @@ def test_an_export_gives_the_same_tokens_without_medr1(
     assert answers[0].completion == answers[1].completion and answers[0].letter == answers[1].letter
 
 
+@pytest.mark.long
 def test_an_export_keeps_the_aspect_ratio_of_its_training(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 190, 3), dtype=np.uint8)).save(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from mlflow.tracking import MlflowClient
 
 from medr1.tracking.address import stored_run
@@ -25,6 +26,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.long
 def test_a_failing_reward_is_mended_and_the_run_goes_on(tmp_path: Path) -> None:
     file, output_dir = tmp_path / "mine.py", tmp_path / "runs"
     file.write_text(FAILING, encoding="utf-8")
@@ -61,6 +63,7 @@ def test_a_failing_reward_is_mended_and_the_run_goes_on(tmp_path: Path) -> None:
     assert "executed" not in said, "an evaluation needs no rewards"
 
 
+@pytest.mark.long
 def test_gdpo_trains_with_dynamic_sampling(tmp_path: Path) -> None:
     words = (*SETTINGS, "reward=gdpo", "algorithm=dapo", "tracking=none", "trainer.max_steps=2")
     run_command("train.py", *words, f"output_dir={tmp_path}")

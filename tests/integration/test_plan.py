@@ -56,6 +56,7 @@ def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> No
     assert forecast_memory(composed("train", *given)).peak == pytest.approx(peak_bytes(ledger.peaks), rel=0.2)
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_fit_is_refused_with_overrides_that_help(tmp_path: Path) -> None:
     given = ("debug=quick", "algorithm=zero_shot", "plan=true", "plan_memory=0.64")
     printed = run_command("train.py", *given, f"output_dir={tmp_path / 'runs'}", status=2)

@@ -111,6 +111,7 @@ def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory,
     assert after == {name: before[name] for name in CONDITIONS if name != "base"}
 
 
+@pytest.mark.long
 def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
     run, _ = finished
     run_command("evaluate.py", "modality=mri", "reasoning=think_after", "evaluation.limit=2", f"output_dir={tmp_path}")

@@ -189,6 +189,7 @@ def test_a_killed_server_is_named_and_another_one_continues(
     assert "leave out seed=1" in said and "model.url=" in said
 
 
+@pytest.mark.long
 def test_a_served_model_is_a_row_of_train(serve: Callable[..., Served], local: RunDirectory, tmp_path: Path) -> None:
     served = serve()
     words = at(served.port, tmp_path, "tracking=none", "algorithm=zero_shot", "evaluation.shuffled_image=false")

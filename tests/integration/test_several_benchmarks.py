@@ -62,6 +62,7 @@ def test_accuracies_by_benchmark_are_those_counted_in_the_predictions(
     assert "no test record in common" in compared, "ids of several sets have the name of the set"
 
 
+@pytest.mark.long
 def test_an_evaluation_is_compared_with_another_one(trained: RunDirectory, tmp_path: Path) -> None:
     words = ("evaluation.limit=2", "modality=mri", "tracking=none", "evaluation.blank_image=false")
     run_command("evaluate.py", *words, "evaluation.shuffled_image=false", f"output_dir={tmp_path / 'base'}")

@@ -42,10 +42,10 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
     "changes",
     [
         ("algorithm=sft",),
-        ("algorithm=medr1_legacy",),
-        ("algorithm=dr_grpo", "algorithm.objective.beta=0.1"),
+        pytest.param(("algorithm=medr1_legacy",), marks=pytest.mark.long),
+        pytest.param(("algorithm=dr_grpo", "algorithm.objective.beta=0.1"), marks=pytest.mark.long),
         ("algorithm=grpo", "algorithm.num_iterations=2", "algorithm.objective.mask_truncated_completions=true"),
-        ("algorithm=gspo", "model.gradient_checkpointing=true"),
+        pytest.param(("algorithm=gspo", "model.gradient_checkpointing=true"), marks=pytest.mark.long),
         ("algorithm=cispo", "algorithm.objective.scale_rewards=batch"),
     ],
     ids=str,
