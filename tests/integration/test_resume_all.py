@@ -111,7 +111,7 @@ def test_a_killed_sweep_is_repeated(kind: str, tmp_path: Path) -> None:
         (*SMALL, "algorithm=zero_shot,sft,grpo"),
         ("debug=quick", *EVALUATION, "algorithm=zero_shot", *SERVER),
     )
-    axis = hf if kind == "hf" else (*server_only, "data.seed=0,1")
+    axis = hf if kind == "hf" else (*server_only, "evaluation.max_completion_length=16,24")
     with scripted_server(lambda: (200, completion(), {})) as server:
         url = (f"model.url={server.url}",) if kind == "server" else ()
         words = ("-m", *axis, *url, f"output_dir={tmp_path}")
