@@ -27,7 +27,7 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Manifest, SweepDirectory
 from tests.composing import composed
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.fuzz
 
 # The choice that has a key which the default choice of its group lacks.
 CHOICES = {

@@ -101,7 +101,7 @@ def open_page(url: str, profile: Path, screenshot: Path, expected: list[str]) ->
     while True:
         options = [f"--user-data-dir={profile}", f"--virtual-time-budget={budget}", f"--screenshot={screenshot}"]
         command = [BROWSER, *FLAGS, *options, "--dump-dom", url]
-        content = subprocess.run(command, capture_output=True, timeout=240, check=False).stdout.decode()
+        content = subprocess.run(command, capture_output=True, timeout=900, check=False).stdout.decode()
         if all(text in content for text in expected) or time.monotonic() > deadline:
             return content
         budget *= 2
