@@ -72,11 +72,16 @@ def _owners(key: str) -> Iterator[str]:
             yield f"{group}={name.removesuffix('_schema')}"
 
 
+def closest(wrong: str, valid: Iterable[str], cutoff: float = 0.4) -> list[str]:
+    """At most three ``valid`` names that are most like ``wrong`` in any case, the best first."""
+    by_fold = {name.casefold(): name for name in valid}
+    return [by_fold[fold] for fold in difflib.get_close_matches(wrong.casefold(), by_fold, n=3, cutoff=cutoff)]
+
+
 def nearest(wrong: str, valid: Iterable[str], shown: int | None = None) -> str:
     """The ``valid`` names that are most like ``wrong``, and with ``shown=None`` all of them, in a sentence."""
     valid = list(map(str, valid))
-    by_fold = {name.casefold(): name for name in valid}
-    near = [by_fold[fold] for fold in difflib.get_close_matches(wrong.casefold(), by_fold, n=3, cutoff=0.4)]
+    near = closest(wrong, valid)
     guess = f"Did you mean {' or '.join(repr(n) for n in near[:shown])}?" if near else ""
     rest = "" if shown else f" Valid: {', '.join(sorted(valid))}."
     return f"{guess}{rest}".strip()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from medr1.domain.texts import one_line, option_meaning
+from medr1.domain.texts import one_line, option_meaning, plain_line
 
 
 class ReasoningMode(StrEnum):
@@ -136,7 +136,7 @@ def answer_position(text: str) -> int | None:
     The letter is as the model wrote it: it may be lower-case or full-width.
     """
     block = _only_block(text)
-    if block is None or _CHOICE.fullmatch(_plain(block["answer"])) is None:
+    if block is None or _CHOICE.fullmatch(plain_line(block["answer"])) is None:
         return None
     start, end = block.span("answer")
     return next(i for i in range(start, end) if any(map(str.isalnum, unicodedata.normalize("NFKC", text[i]))))
@@ -151,7 +151,7 @@ def parse(text: str, mode: ReasoningMode, options: Mapping[str, str] | Iterable[
     """
     texts = dict(options) if isinstance(options, Mapping) else dict.fromkeys(options, "")
     block = _only_block(text)
-    answer = None if block is None else _choice(_plain(block["answer"]), texts)
+    answer = None if block is None else _choice(plain_line(block["answer"]), texts)
     rationale = _THINK_BLOCK.search(text)
     return Parsed(
         format=answer is not None and _GRAMMAR[mode].fullmatch(text) is not None,
@@ -164,11 +164,6 @@ def parse(text: str, mode: ReasoningMode, options: Mapping[str, str] | Iterable[
 def _only_block(text: str) -> re.Match[str] | None:
     blocks = list(_ANSWER_BLOCK.finditer(text))
     return blocks[0] if len(blocks) == 1 == text.count("<answer>") else None
-
-
-def _plain(block: str) -> str:
-    """The content of a block in NFKC, which makes full-width letters plain, with single blanks."""
-    return " ".join(unicodedata.normalize("NFKC", block).split())
 
 
 def _named(block: str) -> set[str]:
@@ -190,11 +185,11 @@ def _choice(block: str, texts: Mapping[str, str]) -> str | None:
         return None
     others = (_named(rest) & texts.keys()) - {letter}
     # In capitals, so that the A of "vitamin A deficiency" is not taken for an article.
-    return None if others - _named(_plain(texts[letter]).upper()) else letter
+    return None if others - _named(plain_line(texts[letter]).upper()) else letter
 
 
 def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
-    for block in filter(None, map(_plain, reversed(_OPEN_BLOCK.findall(text)))):
+    for block in filter(None, map(plain_line, reversed(_OPEN_BLOCK.findall(text)))):
         if letter := _choice(block, texts) or _option_with_text(block, texts):
             return letter
         if _CHOICE.fullmatch(block) or len(_named(block) & texts.keys()) > 1:

@@ -34,6 +34,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def plain_line(text: str) -> str:
+    """The text in NFKC, which makes full-width letters plain, with single blanks."""
+    return one_line(unicodedata.normalize("NFKC", text))
+
+
 def is_blank(text: str) -> bool:
     """Whether the text shows nothing: it has only white space and characters without width."""
     return all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)

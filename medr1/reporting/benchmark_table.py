@@ -9,9 +9,8 @@ from medr1.domain.records import in_order
 from medr1.evaluation.metrics import Cell, Summary
 from medr1.evaluation.predictions import Condition
 from medr1.reporting.formatting import label, percent
-from medr1.reporting.result_table import ResultTable
+from medr1.reporting.result_table import ABSENT, ResultTable
 
-_ABSENT = "-"
 _ROWS = (
     *(Condition.OPTION_PRIOR, Condition.SURFACE_CUES, Condition.BLANK_IMAGE, Condition.SHUFFLED_IMAGE),
     *(Condition.BASE, Condition.TRAINED),
@@ -35,7 +34,7 @@ def render_benchmarks(summaries: Mapping[str, Summary]) -> ResultTable:
     for condition in conditions:
         cells = summaries[condition].by_benchmark
         values = [_accuracy(cells.get(name), with_interval=condition is last) for name in names]
-        mean = percent(fmean(cell.accuracy.value for cell in cells.values())) if len(cells) == len(names) else _ABSENT
+        mean = percent(fmean(cell.accuracy.value for cell in cells.values())) if len(cells) == len(names) else ABSENT
         rows.append((label(condition), *values, mean))
     notes = (f"Accuracy in %; {label(last)} with the 95 % interval. Mean: over benchmarks, each with equal weight.",)
     return ResultTable(("", *(name.replace("_", "\n") for name in names), "mean"), tuple(rows), notes)
@@ -43,7 +42,7 @@ def render_benchmarks(summaries: Mapping[str, Summary]) -> ResultTable:
 
 def _accuracy(cell: Cell | None, *, with_interval: bool) -> str:
     if cell is None:
-        return _ABSENT
+        return ABSENT
     accuracy = cell.accuracy
     ends = f"\n[{percent(accuracy.low)}, {percent(accuracy.high)}]" if with_interval else ""
     return percent(accuracy.value) + ends

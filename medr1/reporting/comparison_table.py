@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
-from medr1.reporting.formatting import interval, label, p_value, percent, with_interval
-from medr1.reporting.result_table import ResultTable
-
-_ABSENT = "-"
+from medr1.reporting.formatting import interval, p_value, percent, value_labels, with_interval
+from medr1.reporting.result_table import ABSENT, SECTIONS, ResultTable
 
 
 def render_comparison(
@@ -27,19 +25,19 @@ def render_comparison(
         left_out: the number of records of each run that the other one does not have.
     """
     titles = ("", "n", "chance", "option\nprior", "blank\nA", "blank\nB", "A\n[95 %]", "B\n[95 %]")
+    prior = next((of_run[Condition.OPTION_PRIOR] for of_run in controls if Condition.OPTION_PRIOR in of_run), None)
+    blind = (prior, *(of_run.get(Condition.BLANK_IMAGE) for of_run in controls))
     rows: list[tuple[str, ...]] = []
 
-    def add(name: str, kind: str, key: str, contrast: Contrast) -> None:
-        a, b = (_cell(summary, kind, key) for summary in summaries)
+    def add(name: str, contrast: Contrast, cell_of: Callable[[Summary], Cell | None]) -> None:
+        a, b = map(cell_of, summaries)
         assert a is not None and b is not None
-        prior = next((of_run[Condition.OPTION_PRIOR] for of_run in controls if Condition.OPTION_PRIOR in of_run), None)
-        blank = [of_run.get(Condition.BLANK_IMAGE) for of_run in controls]
         rows.append(
             (
                 name,
                 str(a.n),
                 percent(a.chance),
-                *(_accuracy(summary, kind, key) for summary in (prior, *blank)),
+                *(_accuracy(None if summary is None else cell_of(summary)) for summary in blind),
                 with_interval(a.accuracy),
                 with_interval(b.accuracy),
                 f"{percent(contrast.difference.value, '+')} {interval(contrast.difference, '+')}",
@@ -47,31 +45,20 @@ def render_comparison(
             )
         )
 
-    for title, kind, family in (
-        ("By modality", "by_modality", comparison.by_modality),
-        ("By type", "by_question_type", comparison.by_question_type),
-        ("By benchmark", "by_benchmark", comparison.by_benchmark),
-    ):
+    for title, axis in SECTIONS:
+        family: Mapping[str, Contrast] = getattr(comparison, axis)
         if family:
             rows.append((title,))
-        for key, contrast in family.items():
-            add(label(key), kind, key, contrast)
+        for value, name in value_labels(family).items():
+            add(name, family[value], lambda summary, axis=axis, value=value: getattr(summary, axis).get(value))  # type: ignore[misc]
     rows.append(("Overall",))
-    add("All questions", "overall", "", comparison.overall)
+    add("All questions", comparison.overall, lambda summary: summary.overall)
     notes = tuple(_notes(comparison, left_out))
     return ResultTable((*titles, "B \N{MINUS SIGN} A\n[95 %]", "p"), tuple(rows), notes)
 
 
-def _cell(summary: Summary | None, kind: str, key: str) -> Cell | None:
-    if summary is None:
-        return None
-    found: Cell | None = summary.overall if kind == "overall" else getattr(summary, kind).get(key)
-    return found
-
-
-def _accuracy(summary: Summary | None, kind: str, key: str) -> str:
-    cell = _cell(summary, kind, key)
-    return _ABSENT if cell is None else percent(cell.accuracy.value)
+def _accuracy(cell: Cell | None) -> str:
+    return ABSENT if cell is None else percent(cell.accuracy.value)
 
 
 def _notes(comparison: Comparison, left_out: Sequence[int]) -> Iterator[str]:

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from medr1.evaluation.data_audit import DataAudit
 from medr1.reporting.formatting import percent
-from medr1.reporting.result_table import ResultTable
-
-_ABSENT = "-"
+from medr1.reporting.result_table import ABSENT, ResultTable
 
 
 def render_data_audit(audit: DataAudit) -> list[ResultTable]:
@@ -18,7 +16,7 @@ def render_data_audit(audit: DataAudit) -> list[ResultTable]:
             name,
             *(str(of_set.train), str(of_set.test), str(of_set.images)),
             *(percent(of_set.chance), percent(of_set.letter_prior)),
-            _ABSENT if of_set.option_prior is None else percent(of_set.option_prior),
+            ABSENT if of_set.option_prior is None else percent(of_set.option_prior),
             percent(of_set.surface_cues),
             *(str(of_set.leaked_images), str(of_set.leaked_records)),
         )

@@ -15,8 +15,10 @@ from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
 from medr1.reporting.formatting import markdown, p_value, value_labels
 
+# Title and attribute of each section of a summary or a comparison.
+SECTIONS = (("By modality", "by_modality"), ("By type", "by_question_type"), ("By benchmark", "by_benchmark"))
 TRAINED_MARK = "\N{DAGGER}"
-_ABSENT = "-"
+ABSENT = "-"
 _SHORT: dict[str, str] = {QuestionType.LESION: "Lesion"}
 # In the order of their columns. Shuffled image and surface cues do not fit into 100 columns; summary.json has them.
 _TITLES = {
@@ -92,11 +94,8 @@ def render_results(
     def add(name: str, cells: Mapping[str, Cell], contrast: Contrast | None) -> None:
         rows.append((name, *_numbers(conditions, cells, comparison is not None, contrast)))
 
-    for title, axis, trained in (
-        ("By modality", "by_modality", trained_modalities),
-        ("By type", "by_question_type", trained_question_types),
-        ("By benchmark", "by_benchmark", trained_benchmarks),
-    ):
+    marked = (trained_modalities, trained_question_types, trained_benchmarks)
+    for (title, axis), trained in zip(SECTIONS, marked, strict=True):
         by_value: dict[str, Mapping[str, Cell]] = {c: getattr(s, axis) for c, s in summaries.items()}
         contrasts: Mapping[str, Contrast] = getattr(comparison, axis, {})
         values = in_order(value for cells in by_value.values() for value in cells)
@@ -120,20 +119,20 @@ def _numbers(
     yield str(some.n)
     yield _percent(some.chance)
     for condition in conditions[:-1]:
-        yield _percent(cells[condition].accuracy.value) if condition in cells else _ABSENT
+        yield _percent(cells[condition].accuracy.value) if condition in cells else ABSENT
     if cell:
         accuracy = cell.accuracy
         yield f"{_percent(accuracy.value)} [{_percent(accuracy.low)},{_percent(accuracy.high)}]"
     else:
-        yield _ABSENT
+        yield ABSENT
     if compared and contrast:
         d = contrast.difference
         yield f"{_percent(d.value, '+')} [{_percent(d.low, '+')},{_percent(d.high, '+')}]"
         yield p_value(contrast.p) + ("*" if contrast.p_holm < 0.05 else " ")
     elif compared:
-        yield from (_ABSENT, _ABSENT)
-    yield _percent(cell.format_rate) if cell else _ABSENT
-    yield _percent(cell.unparsed_rate) if cell else _ABSENT
+        yield from (ABSENT, ABSENT)
+    yield _percent(cell.format_rate) if cell else ABSENT
+    yield _percent(cell.unparsed_rate) if cell else ABSENT
 
 
 def _percent(fraction: float, sign: str = "") -> str:

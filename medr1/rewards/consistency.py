@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from medr1.domain.reasoning import ReasoningMode, parse
 from medr1.domain.records import Record
+from medr1.domain.texts import plain_line
 from medr1.rewards import reward_function
 
 # "the answer is (B)", "option B", "choice: B". The letter is a capital, so that "the answer is a nodule" names none.
@@ -33,7 +33,7 @@ def consistency(completions: Sequence[str], records: Sequence[Record], *, reason
 
 def _agreement(text: str, options: Mapping[str, str], reasoning: ReasoningMode) -> float:
     parsed = parse(text, reasoning, options)
-    concluded = _concluded(_plain(parsed.rationale), options)
+    concluded = _concluded(plain_line(parsed.rationale), options)
     if parsed.answer is None or concluded is None:
         return 0.0
     return 1.0 if concluded == parsed.answer else -1.0
@@ -44,13 +44,9 @@ def _concluded(rationale: str, options: Mapping[str, str]) -> str | None:
     if letters:
         return str(letters[-1])
     rest, mentioned = rationale.casefold(), []
-    for letter, option in sorted(options.items(), key=lambda item: -len(_plain(item[1]))):
-        whole_words = rf"(?<!\w){re.escape(_plain(option).casefold())}(?!\w)"
+    texts = {letter: plain_line(option) for letter, option in options.items()}
+    for letter, text in sorted(texts.items(), key=lambda item: -len(item[1])):
+        whole_words = rf"(?<!\w){re.escape(text.casefold())}(?!\w)"
         rest, count = re.subn(whole_words, "\n", rest)
         mentioned += [letter] if count else []
     return mentioned[0] if len(mentioned) == 1 else None
-
-
-def _plain(text: str) -> str:
-    """In NFKC, with single blanks."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())

@@ -18,7 +18,7 @@ from medr1.reporting.audit_text import metric_items, render
 from medr1.reporting.data_audit_table import metric_items as metric_items_of_data
 from medr1.reporting.data_audit_table import render_data_audit
 from medr1.runs.run_directory import environment
-from medr1.tracking.tracker import Tracker
+from medr1.workflows.track_files import track_files
 
 DATA = "data"  # audit=data: the data of the command, not question files in a folder
 
@@ -71,11 +71,5 @@ def _store(
     write_json(directory / "audit.json", {**details, "environment": environment()})
     write_text(directory / "audit.txt", text)
     console.print(f"audit: {directory}", soft_wrap=True, highlight=False)
-    if not cfg.tracking.enabled:
-        return
     tags = {"audit": str(cfg.audit)}
-    with Tracker.start(cfg.tracking.uri, cfg.tracking.experiment, directory.name, directory, tags=tags) as tracker:
-        tracker.log_metrics(metrics, 0)
-        for name in ("audit.json", "audit.txt"):
-            tracker.log_artifact(directory / name)
-        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+    track_files(cfg.tracking, directory, ("audit.json", "audit.txt"), metrics, tags, console)

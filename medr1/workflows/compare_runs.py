@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from medr1.evaluation.metrics import compare, summarise
 from medr1.evaluation.predictions import Condition, Prediction, read_predictions
 from medr1.reporting.comparison_table import render_comparison
 from medr1.runs.run_directory import RunDirectory
-from medr1.tracking.tracker import Tracker
+from medr1.workflows.track_files import track_files
 
 _CONTROLS = (Condition.BLANK_IMAGE, Condition.OPTION_PRIOR)
 
@@ -68,24 +68,16 @@ def compare_runs(cfg: EvaluateConfig, directory: Path) -> None:
     console = Console(width=100)
     console.print(table)
     console.print(f"comparison: {directory}", soft_wrap=True, highlight=False)
-    if not cfg.tracking.enabled:
-        return
+    overall = comparison.overall
+    metrics = {
+        "compare/difference": overall.difference.value,
+        "compare/p": overall.p,
+        "compare/records": float(overall.n),
+        "compare/a/accuracy": summaries[0].overall.accuracy.value,
+        "compare/b/accuracy": summaries[1].overall.accuracy.value,
+    }
     tags = {"compare": f"{runs[0].path} {runs[1].path}"}
-    with Tracker.start(cfg.tracking.uri, cfg.tracking.experiment, directory.name, directory, tags=tags) as tracker:
-        overall = comparison.overall
-        tracker.log_metrics(
-            {
-                "compare/difference": overall.difference.value,
-                "compare/p": overall.p,
-                "compare/records": overall.n,
-                "compare/a/accuracy": summaries[0].overall.accuracy.value,
-                "compare/b/accuracy": summaries[1].overall.accuracy.value,
-            },
-            0,
-        )
-        for name in ("comparison.json", "results.md"):
-            tracker.log_artifact(directory / name)
-        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+    track_files(cfg.tracking, directory, ("comparison.json", "results.md"), metrics, tags, console)
 
 
 def _condition(run: RunDirectory) -> Condition:
@@ -102,7 +94,7 @@ def _predictions(run: RunDirectory, condition: Condition) -> dict[str, Predictio
     return {line.record: line for line in read_predictions(run.predictions(condition))}
 
 
-def _control(run: RunDirectory, condition: Condition, records: Sequence[str] | set[str]) -> list[Prediction]:
+def _control(run: RunDirectory, condition: Condition, records: Collection[str]) -> list[Prediction]:
     """The predictions of a control for these records; none if the run does not have it."""
     if not run.predictions(condition).is_file():
         return []

@@ -82,8 +82,9 @@ class Benchmarks(Source[BenchmarksConfig]):
                 SOURCES[of_set.kind].check(of_set)
 
     def check_training(self, settings: BenchmarksConfig) -> None:
+        sets = _typed(settings)
         for name in _trained(settings):
-            of_set = _typed(settings)[name]
+            of_set = sets[name]
             with _named(name):
                 SOURCES[of_set.kind].check_training(of_set)
 
@@ -99,10 +100,11 @@ class Benchmarks(Source[BenchmarksConfig]):
         fingerprints: dict[str, str] = {}
         facts: dict[str, Any] = {}
         messages: list[str] = []
+        trained = _trained(settings)
         for name, of_set in _typed(settings).items():
             with _named(name):
                 dataset = SOURCES[of_set.kind].load(of_set, selection)
-            train += _of_set(name, dataset.train) if name in _trained(settings) else []
+            train += _of_set(name, dataset.train) if name in trained else []
             test += _of_set(name, dataset.test)
             fingerprints[name] = dataset.fingerprint
             facts[name] = dataset.facts

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from medr1.data.value_text import value_as_text
 from medr1.domain.records import LETTERS, BadRecord, Reason
-from medr1.domain.texts import UNENCODABLE, is_blank, one_line, option_meaning
+from medr1.domain.texts import one_line, option_meaning
 
 _MAX_LITERAL = 20_000  # characters of an option list that is written as a text
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
@@ -29,23 +29,9 @@ class AnswerFormat(StrEnum):
 
 
 def text_or_none(value: Any, name: str) -> str | None:
-    """A value as text, on one line. None if it is absent: null, NaN, or a text that shows nothing. Numbers are texts.
-
-    ``name`` is what an error calls it.
-
-    Raises:
-        BadRecord: neither text nor number, or a text that cannot be encoded.
-    """
-    if isinstance(value, str):
-        if UNENCODABLE.search(value):
-            raise BadRecord(Reason.UNENCODABLE_TEXT, f"{name} is {value!r}")
-        return None if is_blank(value) else value.strip()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
-        raise BadRecord(Reason.MALFORMED, f"{name} is {value!r:.80}, expected a text or a number")
-    # Tables with an empty cell turn the integers of its column into floats.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+    """A value as text without white space around it, see ``value_as_text``."""
+    text = value_as_text(value, name)
+    return None if text is None else text.strip()
 
 
 def parse_options(value: Any) -> dict[str, str]:

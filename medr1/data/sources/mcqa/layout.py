@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -156,7 +155,7 @@ class Cells:
                     raise BadRecord(Reason.MALFORMED, f"column {column!r} is no list of images: {error}") from error
                 if not all(isinstance(item, str) for item in value):
                     raise BadRecord(Reason.MALFORMED, f"column {column!r} is no list of paths")
-                found += [_below(folder, path) for path in value]
+                found += [below(folder, path) for path in value]
             elif isinstance(value, list):
                 found += [image for i, item in enumerate(value) if (image := self._image(item, column, i, folder))]
             elif image := self._image(value, column, None, folder):
@@ -174,7 +173,7 @@ class Cells:
             path = f"{self.table.name}#{self.row.number}.{column}" + ("" if item is None else f"[{item}]")
             return EmbeddedImage(self.table, self.row.position, column, item, path, max_pixels=self.max_pixels)
         if isinstance(value, str):
-            return _below(folder, value.strip())
+            return below(folder, value.strip())
         raise BadRecord(Reason.MALFORMED, f"column {column!r} is {value!r:.80}, expected an image")
 
 
@@ -186,13 +185,7 @@ def _is_base64(text: str) -> bool:
     return bool(begins or len(text) > _LONGEST_PATH) and _BASE64_TEXT.fullmatch(text) is not None
 
 
-def _below(folder: str, path: str) -> str:
+def below(folder: str, path: str) -> str:
+    """The path below a folder."""
     # Not joined if absolute: that would lose the folder, and such paths are refused by name.
     return f"{folder}/{path}" if folder and not PurePosixPath(path).is_absolute() else path
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """ "; did you mean X?" or nothing."""
-    folded = {item.casefold(): item for item in known}
-    near = difflib.get_close_matches(name.casefold(), folded, 1, 0.5)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""

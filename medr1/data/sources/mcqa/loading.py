@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medr1.config.messages import closest
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.image_paths import ImageFiles
-from medr1.data.sources.mcqa.layout import Cells, LeftOut, LeftOutReason, RawQuestion, nearest
+from medr1.data.image_paths import ImageFiles, is_beside_the_data
+from medr1.data.sources.mcqa.layout import Cells, LeftOut, LeftOutReason, RawQuestion, below
 from medr1.data.sources.mcqa.settings import TableConfig
 from medr1.data.splitting import count_leaks
 from medr1.data.tables import Table
@@ -174,7 +174,7 @@ class _Axes:
                 values = sorted(self.seen[axis])
                 listing = ", ".join(map(repr, values[:20])) + (", …" if len(values) > 20 else "")
                 raise DataError(
-                    f"data.{axis}_map: no record has the value {unused[0]!r}{nearest(unused[0], values)} "
+                    f"data.{axis}_map: no record has the value {unused[0]!r}{_guess(unused[0], values)} "
                     f"The values are {listing or 'absent'}. Remedy: correct it or leave it out"
                 )
 
@@ -183,7 +183,7 @@ def _record(raw: RawQuestion, item: Input, position: str, files: ImageFiles, axe
     check_choices(raw.question, raw.options, raw.answer)
     if not raw.images:
         raise BadRecord(Reason.NO_IMAGE, "the record names no image")
-    images = (files.find(_below(item.folder, image)) if isinstance(image, str) else image for image in raw.images)
+    images = (files.find(below(item.folder, image)) if isinstance(image, str) else image for image in raw.images)
     return Record(
         id=raw.id or f"{item.table.name}{position}",
         images=tuple(images),
@@ -198,20 +198,21 @@ def _record(raw: RawQuestion, item: Input, position: str, files: ImageFiles, axe
     )
 
 
-def _below(folder: str, path: str) -> str:
-    # Not joined if absolute: such a path is refused by name.
-    return f"{folder}/{path}" if folder and not os.path.isabs(path) else path
-
-
 def _check_columns(table: Table, seen: Collection[str], columns: Mapping[str, str]) -> None:
     """Refuses a table without one of the columns. A table without rows has none."""
     for column, remedy in columns.items() if seen else ():
         if column not in seen:
             known = list(seen)
             raise DataError(
-                f"{table.file} has no column {column!r}{nearest(column, known)} It has {', '.join(map(repr, known))}. "
+                f"{table.file} has no column {column!r}{_guess(column, known)} It has {', '.join(map(repr, known))}. "
                 f"Remedy: {remedy}"
             )
+
+
+def _guess(name: str, known: Sequence[str]) -> str:
+    """The end of a sentence about a name that is not there, with the one that may be meant."""
+    near = closest(name, known, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -221,5 +222,5 @@ def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in suffixes
         and path.is_file()
-        and not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+        and not any(map(is_beside_the_data, path.relative_to(folder).parts))
     )

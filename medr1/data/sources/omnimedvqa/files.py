@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +23,9 @@ from pathlib import Path
 
 from medr1.data.image_paths import ImagePaths, is_beside_the_data
 from medr1.data.sources.omnimedvqa.problem_text import parse_problem, parse_solution
+from medr1.data.value_text import value_as_text
 from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, check_choices, check_text
-from medr1.domain.texts import UNENCODABLE, is_blank, one_line, option_meaning
+from medr1.domain.texts import is_blank, one_line, option_meaning
 from medr1.errors import DataError
 
 
@@ -285,22 +285,8 @@ def _read(path: Path, convert: Callable[[str, str, Mapping[str, object]], Questi
 
 
 def _text_or_none(record: Mapping[str, object], key: str) -> str | None:
-    """The text of a value, or None if it is absent: no key, null, NaN, or a text that shows nothing.
-
-    Raises:
-        BadRecord: neither text nor number, or a text that cannot be encoded.
-    """
-    value = record.get(key)
-    if isinstance(value, str):
-        if UNENCODABLE.search(value):
-            raise BadRecord(Reason.UNENCODABLE_TEXT, f"key {key!r} is {value!r}")
-        return None if is_blank(value) else value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
-        raise BadRecord(Reason.MALFORMED, f"key {key!r} is {value!r}, expected a text or a number")
-    # Tables with an empty cell turn the integers of its column into floats.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+    """The text of a value, or None if it is absent: no key, or see ``value_as_text``."""
+    return value_as_text(record.get(key), f"key {key!r}")
 
 
 def _text(record: Mapping[str, object], key: str) -> str:
