@@ -224,6 +224,7 @@ class GRPOModule(PolicyModule):
             values = (found.logprobs, found.entropy, micro.advantages.unsqueeze(1).expand_as(found.logprobs))
             padding = (0, width - micro.loss_mask.shape[1])
             columns.append([torch.nn.functional.pad(value, padding) for value in (*values, micro.loss_mask)])
+        reshard(self.policy)
         logprobs, entropy, of_token, mask = (torch.cat(parts) for parts in zip(*columns, strict=True))
         draws = self._uniforms(step, rollout.prompt_indices, 0, 3).to(logprobs)
         shape = mask.shape

@@ -47,6 +47,22 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
         ("algorithm=grpo", "algorithm.num_iterations=2", "algorithm.objective.mask_truncated_completions=true"),
         pytest.param(("algorithm=gspo", "model.gradient_checkpointing=true"), marks=pytest.mark.long),
         ("algorithm=cispo", "algorithm.objective.scale_rewards=batch"),
+        ("algorithm=papo", "algorithm.num_iterations=2"),
+        pytest.param(
+            ("algorithm=papo", "model.gradient_checkpointing=true", "model.tuning=lora"), marks=pytest.mark.long
+        ),
+        pytest.param(("algorithm=papo", "algorithm.filter_groups=2"), marks=pytest.mark.long),
+        pytest.param(("algorithm=sapo",), marks=pytest.mark.long),
+        pytest.param(("algorithm=rloo",), marks=pytest.mark.long),
+        pytest.param(("algorithm=reinforce_pp",), marks=pytest.mark.long),
+        pytest.param(("algorithm=gdpo",), marks=pytest.mark.long),
+        pytest.param(("algorithm=drpo",), marks=pytest.mark.long),
+        pytest.param(("algorithm=noisy_rollout",), marks=pytest.mark.long),
+        (
+            *("algorithm.objective.loss_mode=clip_cov", "algorithm.objective.clip_cov_ratio=0.1"),
+            *("algorithm.objective.clip_cov_lb=0.001", "algorithm.objective.top_entropy_quantile=0.5"),
+            *("algorithm.objective.entropy_coef=0.1", "algorithm.num_iterations=2"),
+        ),
     ],
     ids=str,
 )
