@@ -229,14 +229,14 @@ class GRPOModule(PolicyModule):
         draws = self._uniforms(step, rollout.prompt_indices, 0, 3).to(logprobs)
         shape = mask.shape
         logprobs, entropy, of_token, draws = self.gather(torch.stack([logprobs, entropy, of_token, draws]).flatten(1))
-        kept = mask = self.gather(mask.flatten().int()).bool()
+        chosen = mask = self.gather(mask.flatten().int()).bool()
         if o.loss_mode == LossMode.clip_cov:
             ratio, lower, upper = o.clip_cov_ratio, o.clip_cov_lb, o.clip_cov_ub
-            kept = low_covariance_tokens(logprobs, of_token, mask, draws, ratio, lower, upper)
+            chosen = low_covariance_tokens(logprobs, of_token, mask, draws, ratio, lower, upper)
         if o.top_entropy_quantile < 1:
-            kept = kept & high_entropy_tokens(entropy, mask, o.top_entropy_quantile)
+            chosen = chosen & high_entropy_tokens(entropy, mask, o.top_entropy_quantile)
         sizes = [len(micro.texts) for micro in rollout.micro_batches]
-        for micro, rows in zip(rollout.micro_batches, torch.split(self._own(kept).view(shape), sizes), strict=True):
+        for micro, rows in zip(rollout.micro_batches, torch.split(self._own(chosen).view(shape), sizes), strict=True):
             micro.policy_mask = rows[:, : micro.loss_mask.shape[1]]
 
     def _rollout(self, batch: RolloutBatch) -> Rollout:

@@ -41,11 +41,15 @@ def logged(run_dir: Path) -> set[str]:
     return set(MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).data.metrics)
 
 
-@pytest.mark.parametrize(("algorithm", "section"), [("grpo", "Training: GRPO"), ("sft", "Training: SFT")])
-def test_the_page_has_the_metrics_of_a_run(algorithm: str, section: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "sections"),
+    [("grpo", ["Training: GRPO"]), ("papo", ["Training: GRPO", "Training: PAPO"]), ("sft", ["Training: SFT"])],
+    ids=str,
+)
+def test_the_page_has_the_metrics_of_a_run(algorithm: str, sections: list[str], tmp_path: Path) -> None:
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     run = train_here(tmp_path / "run", "debug=quick", "trainer.max_steps=1", f"algorithm={algorithm}", uri)
-    assert logged(run.path) == documented(section) | documented("Evaluation")
+    assert logged(run.path) == set().union(*map(documented, (*sections, "Evaluation")))
 
 
 def test_every_section_has_rows() -> None:

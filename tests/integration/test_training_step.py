@@ -48,9 +48,7 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
         pytest.param(("algorithm=gspo", "model.gradient_checkpointing=true"), marks=pytest.mark.long),
         ("algorithm=cispo", "algorithm.objective.scale_rewards=batch"),
         ("algorithm=papo", "algorithm.num_iterations=2"),
-        pytest.param(
-            ("algorithm=papo", "model.gradient_checkpointing=true", "model.tuning=lora"), marks=pytest.mark.long
-        ),
+        pytest.param(("algorithm=papo", "model.gradient_checkpointing=true"), marks=pytest.mark.long),
         pytest.param(("algorithm=papo", "algorithm.filter_groups=2"), marks=pytest.mark.long),
         pytest.param(("algorithm=sapo",), marks=pytest.mark.long),
         pytest.param(("algorithm=rloo",), marks=pytest.mark.long),
