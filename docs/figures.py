@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medr1.data.sources.phantoms.records import World, make_phantom, make_records
 from medr1.domain.records import Modality
-from medr1.reporting.formatting import MODALITY_NAMES
+from medr1.reporting.formatting import label
 from medr1.tracking.address import stored_run
 from medr1.tracking.history import History
 
@@ -36,7 +36,7 @@ def phantoms() -> None:
     sheet = Image.new("RGB", (margin + columns * size, len(Modality) * size), "white")
     draw = ImageDraw.Draw(sheet)
     for row, modality in enumerate(Modality):
-        draw.text((6, row * size + size // 2 - 6), MODALITY_NAMES[modality], fill="black", font_size=13)
+        draw.text((6, row * size + size // 2 - 6), label(modality), fill="black", font_size=13)
         for column in range(columns):
             sheet.paste(make_phantom(World.TRAIN, 0, modality, column).load(size), (margin + column * size, row * size))
     sheet.save(IMAGES / "phantoms.jpg", quality=80)
