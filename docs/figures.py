@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medr1.data.sources.phantoms.records import World, make_phantom, make_records
 from medr1.domain.records import Modality
-from medr1.reporting.formatting import MODALITY_NAMES
+from medr1.reporting.formatting import label
 from medr1.tracking.address import stored_run
 from medr1.tracking.history import History
 
@@ -36,7 +36,7 @@ def phantoms() -> None:
     sheet = Image.new("RGB", (margin + columns * size, len(Modality) * size), "white")
     draw = ImageDraw.Draw(sheet)
     for row, modality in enumerate(Modality):
-        draw.text((6, row * size + size // 2 - 6), MODALITY_NAMES[modality], fill="black", font_size=13)
+        draw.text((6, row * size + size // 2 - 6), label(modality), fill="black", font_size=13)
         for column in range(columns):
             sheet.paste(make_phantom(World.TRAIN, 0, modality, column).load(size), (margin + column * size, row * size))
     sheet.save(IMAGES / "phantoms.jpg", quality=80)
@@ -53,14 +53,14 @@ def curve(run: Path) -> None:
     stored = stored_run(run)
     assert stored is not None, f"{run} was not tracked in MLflow"
     lines = {"accuracy": BLUE, "format": ORANGE}
-    curves = History(stored.uri).metrics(stored, [f"train/rewards/{name}/mean" for name in lines])
+    curves = History(stored.uri).metrics(stored, [f"train/{name}_reward" for name in lines])
     conditions = json.loads((run / "summary.json").read_text(encoding="utf-8"))["conditions"]
     before, after = (100 * conditions[name]["by_modality"]["mri"]["accuracy"]["value"] for name in ("base", "trained"))
     matplotlib.rcParams.update({"svg.hashsalt": "medr1", "font.size": 9, "text.color": GREY})
     figure, axes = pyplot.subplots(figsize=(7.2, 2.7), layout="constrained")
     last = 0
     for name, color in lines.items():
-        steps, values = np.array(curves[f"train/rewards/{name}/mean"]).T
+        steps, values = np.array(curves[f"train/{name}_reward"]).T
         steps, values, last = steps + 1, 100 * values, int(steps[-1]) + 1
         window = np.ones(SMOOTHING + 1) / (SMOOTHING + 1)
         smooth = np.convolve(np.pad(values, SMOOTHING // 2, mode="edge"), window, "valid")

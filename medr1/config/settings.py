@@ -450,6 +450,10 @@ class TrackingConfig:
     """Number of completions in that table.
 
     TRL: num_completions_to_print. verl: -."""
+    log_system_metrics: bool = True
+    """Log the use of processor, memory, disk, network and GPU every ten seconds, as MLflow's system metrics."""
+    registered_model_name: str | None = None
+    """Register the trained weights in MLflow's model registry under this name. null: do not."""
 
 
 @dataclass

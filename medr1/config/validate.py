@@ -235,6 +235,9 @@ def _check_training(cfg: TrainConfig) -> None:
         )
     if cfg.trainer.max_steps is None and cfg.trainer.num_train_epochs is None:
         raise ConfigError("trainer.max_steps=null needs trainer.num_train_epochs; give one of the two")
+    name = cfg.tracking.registered_model_name
+    if name is not None and (not name.strip() or set(name) & set("/:")):
+        raise ConfigError(f"tracking.registered_model_name={name!r}: MLflow takes a name without / and :")
     lora = cfg.model.tuning == Tuning.lora
     if lora and cfg.model.freeze_vision_tower and cfg.model.lora.target_modules == LoraTargets.vision:
         raise ConfigError(

@@ -10,11 +10,10 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any, TypeVar
 
-from medr1.config.naming import metric_part
 from medr1.domain.records import UNSPECIFIED, in_order
 from medr1.errors import DataError
 from medr1.evaluation.bootstrap import paired_difference
-from medr1.evaluation.predictions import Prediction
+from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnemar_exact, wilson
 
 T = TypeVar("T")
@@ -166,21 +165,26 @@ def check_same_questions(a: Mapping[str, Prediction], b: Mapping[str, Prediction
             )
 
 
-def metric_items(prefix: str, summary: Summary) -> Iterator[tuple[str, float]]:
-    """Names and values of a condition's metrics for a tracker, such as ``trained/accuracy/modality/ct``."""
-    cell = summary.overall
-    yield f"{prefix}/accuracy", cell.accuracy.value
-    for modality, part in summary.by_modality.items():
-        yield f"{prefix}/accuracy/modality/{metric_part(modality)}", part.accuracy.value
-    for question_type, part in summary.by_question_type.items():
-        yield f"{prefix}/accuracy/question_type/{metric_part(question_type)}", part.accuracy.value
-    for benchmark, part in summary.by_benchmark.items():
-        yield f"{prefix}/accuracy/benchmark/{metric_part(benchmark)}", part.accuracy.value
-    yield f"{prefix}/format_rate", cell.format_rate
-    yield f"{prefix}/unparsed_rate", cell.unparsed_rate
-    yield f"{prefix}/completions/mean_length", cell.mean_length
-    yield f"{prefix}/chance", cell.chance
-    yield f"{prefix}/lenient_accuracy", cell.lenient_accuracy
+def metric_items(summaries: Mapping[str, Summary], comparison: Comparison | None) -> Iterator[tuple[str, float]]:
+    """Names and values of the final metrics of a run for a tracker, such as ``test_accuracy``.
+
+    They are few, so that they can be compared between runs; the cells and the other conditions are in summary.json.
+    """
+    evaluated = summaries.get(Condition.TRAINED) or summaries[Condition.BASE]
+    cell = evaluated.overall
+    yield "test_accuracy", cell.accuracy.value
+    yield "test_chance", cell.chance
+    yield "test_completion_length", cell.mean_length
+    yield "test_format_rate", cell.format_rate
+    yield "test_lenient_accuracy", cell.lenient_accuracy
+    yield "test_unparsed_rate", cell.unparsed_rate
+    if evaluated.modality_mean is not None:
+        yield "test_modality_mean", evaluated.modality_mean
+    for condition in (Condition.BASE, Condition.BLANK_IMAGE):
+        if condition in summaries and summaries[condition] is not evaluated:
+            yield f"test_{condition}_accuracy", summaries[condition].overall.accuracy.value
+    if comparison is not None:
+        yield "test_difference", comparison.overall.difference.value
 
 
 def _by(items: Sequence[T], value_of: Callable[[T], str], metric: Callable[[list[T]], C]) -> dict[str, C]:

@@ -33,7 +33,7 @@ from medr1.reporting.formatting import MEAN, contrast_label, interval, label, on
 from medr1.reporting.references import Reference
 
 FORMATS = ("svg", "pdf", "png")
-CURVES = {"train/reward": "Reward", "train/completions/mean_length": "Completion length (tokens)"}
+CURVES = {"train/reward": "Reward", "completion_length": "Completion length (tokens)"}
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":", "-.")

@@ -10,9 +10,11 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medr1.tracking.gallery import Answer, Card, gallery
 from medr1.tracking.offline_queue import OfflineQueue
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class CompletionsTable:
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
         content = {"columns": columns, "data": [[row.get(key) for key in columns] for row in self._rows]}
         self._queue.log_text(json.dumps(content, ensure_ascii=False), COMPLETIONS_FILE)
+        page = gallery(f"Completions of step {step}", "Sampled in training.", _cards(rows, images))
+        self._queue.log_text(page, f"completions/step_{step:06}.html")
 
     def _log_image(self, image: Image.Image) -> dict[str, str]:
         """Stores the image and its preview once. Returns the table cell."""
@@ -68,6 +72,25 @@ class CompletionsTable:
             self._queue.log_new_file(f"{path}.webp", preview.save)
             self._images.add(digest)
         return {"type": "image", "filepath": f"{path}.png", "compressed_filepath": f"{path}.webp"}
+
+
+def _cards(rows: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Image.Image]]) -> list[Card]:
+    """A card for each run of rows with one question."""
+    cards = []
+    for _, group in groupby(range(len(rows)), key=lambda i: (rows[i].get("record"), rows[i].get("question"))):
+        own = list(group)
+        first = rows[own[0]]
+        completions = [
+            Answer(
+                f"completion {number}",
+                str(rows[i].get("completion", "")),
+                {name: f"{value:g}" for name, value in rows[i].items() if type(value) in (int, float)},
+            )
+            for number, i in enumerate(own, 1)
+        ]
+        record, question, answer = (str(first.get(name, "")) for name in ("record", "question", "answer"))
+        cards.append(Card(record, question, answer, images[own[0]], completions))
+    return cards
 
 
 def _column(index: int) -> str:

@@ -66,6 +66,14 @@ class OfflineQueue:
     def set_tags(self, values: Mapping[str, str]) -> None:
         self._send_or_queue({"do": "tags", "values": values})
 
+    def log_input(self, dataset: Mapping[str, str], context: str) -> None:
+        """Logs a dataset: the fields of ``mlflow.entities.Dataset``, and what it is used for."""
+        self._send_or_queue({"do": "input", "dataset": dict(dataset), "context": context})
+
+    def register(self, name: str, folder: str) -> None:
+        """Makes an artifact folder of the run the newest version of a registered model."""
+        self._send_or_queue({"do": "register", "name": name, "folder": folder})
+
     def log_artifact(self, path: Path, folder: str) -> None:
         """Logs a file, or the content of a directory. The queue has its path, not a copy."""
         path = path.absolute()
@@ -169,7 +177,8 @@ class OfflineQueue:
         self._num_pending += 1
 
     def _execute(self, call: Call) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
         match call["do"]:
             case "metrics":
@@ -185,10 +194,26 @@ class OfflineQueue:
                     return
                 upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
                 upload(self._run_id, str(path), call["folder"] or None)
+            case "input":
+                context = InputTag(MLFLOW_DATASET_CONTEXT, call["context"])
+                self._client.log_inputs(self._run_id, [DatasetInput(Dataset(**call["dataset"]), [context])])
+            case "register":
+                self._register(call["name"], call["folder"])
             case "end":
                 self._client.set_terminated(self._run_id, call["status"], call["time"])
             case other:
                 raise ValueError(f"unknown call {other!r}")
+
+    def _register(self, name: str, folder: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        root = self._client.get_run(self._run_id).info.artifact_uri
+        self._client.create_model_version(name, f"{root}/{folder}", self._run_id)
 
 
 def has_pending_calls(run_dir: Path, run: StoredRun | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from medr1.tracking.offline_queue import (
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from mlflow.tracking import MlflowClient
     from PIL import Image
 
@@ -43,7 +45,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 PARENT_TAG = "mlflow.parentRunId"
 
 _DIRECTORY_TAG = "run_directory"
-_CHARS_PER_PARAM, _PARAMS_PER_BATCH = 6000, 100  # MLflow's limits
+_CHARS_PER_PARAM, _PARAMS_PER_BATCH, _TAG_CHARS, _DIGEST_CHARS = 6000, 100, 8000, 36  # MLflow's limits
+_DESCRIPTION_TAG = "mlflow.note.content"
 _FLUSH_SECONDS = 5.0
 _LOCK_SECONDS = 300.0
 # Opens the experiment in MLflow's view for model training (runs and charts), not in the one for chat applications.
@@ -58,7 +61,7 @@ class NullTracker:
     def _ignore(self, *args: Any, **kwargs: Any) -> None: ...
 
     log_params = log_metrics = set_tags = log_artifact = log_text = log_completions = _ignore
-    flush = end_run = __exit__ = _ignore
+    log_dataset = describe = register_model = log_system_metrics = flush = end_run = __exit__ = _ignore
 
     def ui_command(self) -> str:
         return ""
@@ -84,6 +87,7 @@ class Tracker:
         tables = run.data.tags.get(TABLES_TAG, "[]") if run else "[]"
         self._completions = CompletionsTable(queue, rows, tables)
         self._status: Status | None = None
+        self._monitor: SystemMetricsMonitor | None = None
 
     @classmethod
     def start(
@@ -193,6 +197,36 @@ class Tracker:
     def set_tags(self, values: Mapping[str, str]) -> None:
         self._queue.set_tags(values)
 
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> None:
+        """Logs the data of the run. ``digest`` is cut to MLflow's limit; ``context`` says what they are used for."""
+        described = {"source": json.dumps({"uri": source}), "profile": json.dumps(dict(profile))}
+        dataset = {"name": name, "digest": digest[:_DIGEST_CHARS], "source_type": "medr1", **described}
+        self._queue.log_input(dataset, context)
+
+    def describe(self, markdown: str) -> None:
+        """Sets the text that MLflow shows on top of the run's page. Lines beyond MLflow's limit are left out."""
+        while len(markdown) > _TAG_CHARS:
+            markdown = markdown.rpartition("\n")[0]
+        self.set_tags({_DESCRIPTION_TAG: markdown})
+
+    def register_model(self, name: str, directory: Path) -> None:
+        """Logs a directory of weights and makes it the newest version of a registered model."""
+        self.log_artifact(directory, directory.name)
+        self._queue.register(name, directory.name)
+
+    def log_system_metrics(self) -> None:
+        """Logs the use of processor, memory, disk, network and GPU as MLflow's system metrics until the run ends.
+
+        While a server cannot be reached they are lost: MLflow's monitor does not queue them, and it stops.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            self.run_id, resume_logging=bool(self._logged), tracking_uri=self.uri
+        )
+        self._monitor.start()  # type: ignore[no-untyped-call]
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Logs a file, or the content of a directory, under ``folder``."""
         self._queue.log_artifact(path, folder)
@@ -209,6 +243,9 @@ class Tracker:
     def end_run(self, status: Status = "FINISHED") -> None:
         """Sends the buffer and ends the run. The status of the first call counts."""
         self.flush()
+        if self._monitor is not None:
+            self._monitor.finish()  # type: ignore[no-untyped-call]
+            self._monitor = None
         if self._status is None:
             self._queue.set_terminated(status)
             self._status = status

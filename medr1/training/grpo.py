@@ -25,7 +25,7 @@ from medr1.rl.token_masks import high_entropy_tokens, low_covariance_tokens
 from medr1.training.algorithms.grpo import GRPOConfig
 from medr1.training.batches import RolloutBatch
 from medr1.training.micro_batches import split_by_tokens
-from medr1.training.module import PolicyModule, length_metrics
+from medr1.training.module import PolicyModule
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class GRPOModule(PolicyModule):
     of the rewards by name. ``domains``: the modalities of the training records (DRPO). ``seed``: of the sampling.
     """
 
-    on_progress_bar: ClassVar[tuple[str, ...]] = ("train/reward", "train/rewards/accuracy/mean")
+    on_progress_bar: ClassVar[tuple[str, ...]] = ("train/reward", "train/accuracy_reward")
 
     def __init__(
         self,
@@ -180,15 +180,15 @@ class GRPOModule(PolicyModule):
         tokens = max(normalizer.tokens, 1.0)
         return {
             **_reward_metrics(torch.stack(all_rewards), list(rollout.rewards.parts), s.num_generations),
-            "train/frac_reward_zero_std": zero_std_share,
-            "train/loss": loss,
-            "train/kl": kl / tokens,
-            "train/clip_ratio": clipped / tokens,
+            "frac_reward_zero_std": zero_std_share,
+            "policy_loss": loss,
+            "kl": kl / tokens,
+            "clip_ratio": clipped / tokens,
             **({"train/kl_prcp": kl_prcp / tokens} if self._masks_images else {}),
-            "train/entropy": entropy / all_lengths.sum(),
-            **length_metrics(all_lengths),
-            "train/completions/clipped_ratio": all_truncated.mean(),
-            "train/grad_norm": grad_norm,
+            "entropy": entropy / all_lengths.sum(),
+            "completion_length": all_lengths.mean(),
+            "completion_clipped_ratio": all_truncated.mean(),
+            "grad_norm": grad_norm,
         }
 
     @property
@@ -415,7 +415,5 @@ class GRPOModule(PolicyModule):
 def _reward_metrics(rewards: Tensor, names: list[str], num_generations: int) -> dict[str, Tensor]:
     """Metrics of all rewards of a step: their weighted sum in the first row, one row for each reward function."""
     total, *parts = rewards
-    metrics = {"train/reward": total.mean(), "train/reward_std": total.view(-1, num_generations).std(1).mean()}
-    for name, values in zip(names, parts, strict=True):
-        metrics |= {f"train/rewards/{name}/mean": values.mean(), f"train/rewards/{name}/std": values.std()}
-    return metrics
+    metrics = {"train/reward": total.mean(), "reward_std": total.view(-1, num_generations).std(1).mean()}
+    return metrics | {f"train/{name}_reward": values.mean() for name, values in zip(names, parts, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol, Self
 
@@ -144,19 +144,19 @@ class PolicyModule(pl.LightningModule):
         self._step = batch.step
         with self.phase("step"):
             metrics = self.step(batch)
-        metrics["train/skipped_steps"] = torch.tensor(self._skipped.total)
-        metrics["train/learning_rate"] = torch.tensor(self.runtime.scheduler.get_last_lr()[0])
+        metrics["skipped_steps"] = torch.tensor(self._skipped.total)
+        metrics["learning_rate"] = torch.tensor(self.runtime.scheduler.get_last_lr()[0])
         for name, value in (metrics | self._seconds).items():
             value = value.to(self.device, torch.float32)
             self.log(name, value, prog_bar=name in self.on_progress_bar, batch_size=1)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a phase of the step as the metric ``time/<name>``, and marks it for the runtime."""
+        """Times a phase of the step as the metric ``<name>_time``, and marks it for the runtime."""
         start = time.perf_counter()
         with self.runtime.phase(name):
             yield
-        self._seconds[f"time/{name}"] = torch.tensor(time.perf_counter() - start)
+        self._seconds[f"{name}_time"] = torch.tensor(time.perf_counter() - start)
 
     def update(self, losses: Iterable[Tensor], count: int) -> Tensor:
         """Runs the backward passes of ``count`` losses, clips the gradients, and steps optimizer and schedule.
@@ -220,12 +220,6 @@ class PolicyModule(pl.LightningModule):
         if self.runtime.is_sharded:
             count = int(self.runtime.all_gather(torch.tensor(count, device=self.device)).max())
         return split_to_count(sizes, count)
-
-
-def length_metrics(lengths: Tensor) -> dict[str, Tensor]:
-    """Metrics of the lengths [R] of all completions of a step, in tokens."""
-    reductions: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "min": torch.min, "max": torch.max}
-    return {f"train/completions/{name}_length": reduce(lengths) for name, reduce in reductions.items()}
 
 
 def check_state(module: torch.nn.Module, checkpoint: dict[str, Any]) -> None:

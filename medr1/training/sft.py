@@ -11,7 +11,7 @@ from medr1.generation.logprobs import Scores, completion_hidden, score
 from medr1.models.tensors import PromptBatch, Targets
 from medr1.training.batches import SupervisedBatch
 from medr1.training.micro_batches import split_by_tokens
-from medr1.training.module import PolicyModule, length_metrics
+from medr1.training.module import PolicyModule
 
 
 class SFTModule(PolicyModule):
@@ -40,9 +40,9 @@ class SFTModule(PolicyModule):
         lengths = self.gather(targets.mask.sum(1).float())
         return {
             "train/loss": loss,
-            "train/entropy": entropy / lengths.sum(),
-            **length_metrics(lengths),
-            "train/grad_norm": grad_norm,
+            "entropy": entropy / lengths.sum(),
+            "completion_length": lengths.mean(),
+            "grad_norm": grad_norm,
         }
 
     def _score(self, prompts: PromptBatch, targets: Targets) -> Scores:

@@ -84,16 +84,16 @@ class CollapseWarning(pl.Callback):
 
     _SIGNS = (
         (
-            "train/frac_reward_zero_std",
+            "frac_reward_zero_std",
             1.0,
             "the rewards of every prompt have had zero variance, so that all advantages are 0. Try a higher "
             "algorithm.sampling.temperature, more algorithm.num_generations, or other records",
         ),
         (
-            "train/rewards/format/mean",
+            "train/format_reward",
             0.0,
             "no completion has had the required format. Look at the completions; if they are cut off "
-            "(train/completions/clipped_ratio), raise algorithm.sampling.max_completion_length, otherwise try "
+            "(completion_clipped_ratio), raise algorithm.sampling.max_completion_length, otherwise try "
             "algorithm=sft first",
         ),
     )

@@ -217,6 +217,7 @@ _TRAINED_RECIPE = tuple(
     f"model.recipe.{item.name}" for item in fields(RecipeConfig) if item.name != "max_completion_length"
 )
 _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
+_OF_TRAINING = (*_COMPLETIONS_TABLE, "tracking.registered_model_name")
 
 
 def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
@@ -228,11 +229,12 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
     else:
         yield "data.resize=square", ("data.min_pixels", "data.max_pixels")
     if not cfg.tracking.enabled:
-        yield "tracking.enabled=false", ("tracking.uri", "tracking.experiment", *_COMPLETIONS_TABLE)
+        unread = (f"tracking.{item.name}" for item in fields(cfg.tracking) if item.name not in ("name", "enabled"))
+        yield "tracking.enabled=false", tuple(unread)
     if isinstance(cfg, TrainConfig):
         algorithm, chosen = ALGORITHMS[cfg.algorithm.kind], f"algorithm={cfg.algorithm.name}"
         if not algorithm.trains:
-            yield chosen, (*TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+            yield chosen, (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING)
         if not algorithm.uses_rewards:
             yield chosen, ("reward", *_COMPLETIONS_TABLE)
         yield from algorithm.without_effect(cfg)
@@ -244,7 +246,10 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    yield "evaluate.py, which trains nothing", ("seed", *TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+    yield (
+        "evaluate.py, which trains nothing",
+        ("seed", *TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING),
+    )
     if cfg.run is not None:
         of_the_run = [
             f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")

@@ -39,4 +39,4 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
     with open_session(
         cfg, RunDirectory(run_dir), overrides, is_resumed=cfg.resume is not None, facts=kind.facts(cfg)
     ) as session:
-        report(session, kind.evaluate(session, condition, weights), step=0)
+        report(session, kind.evaluate(session, condition, weights))

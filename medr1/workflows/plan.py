@@ -143,8 +143,8 @@ class _Stopwatch(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
         now = time.perf_counter()
         self.steps.append(now - self._last)
-        if "time/rollout" in trainer.callback_metrics:
-            self.rollout_shares.append(float(trainer.callback_metrics["time/rollout"]) / self.steps[-1])
+        if "rollout_time" in trainer.callback_metrics:
+            self.rollout_shares.append(float(trainer.callback_metrics["rollout_time"]) / self.steps[-1])
         self._last = now
         trainer.should_stop = trainer.should_stop or now - self._start > _PROBE_SECONDS
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from medr1.atomic_write import read_json, write_json, write_text
-from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
+from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
-from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError, Medr1Error, RewardError, StorageError
 from medr1.evaluation.image_ablation import ImageAblation
@@ -33,6 +35,7 @@ from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
 from medr1.runs.terminal import log_to
 from medr1.tracking.address import stored_run
+from medr1.tracking.gallery import Answer, Card, gallery
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
@@ -40,6 +43,8 @@ from medr1.workflows import reward_sources
 from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
+
+_GALLERY_QUESTIONS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ def open_session(
         log.info(_description(cfg, run, data, len(tested), str(facts["device"]), is_resumed))
         with _start_tracker(cfg, run, is_resumed) as tracker:
             _log_start(tracker, cfg, run, data)
+            if cfg.tracking.log_system_metrics:
+                tracker.log_system_metrics()
             for file in sources:
                 tracker.log_artifact(file, file.parent.name)
             yield Session(cfg, run, data, tested, tracker, is_resumed)
@@ -230,17 +237,14 @@ def run_controls(
     store.run_blind_baselines(session.data.train)
 
 
-def report(session: Session, conditions: Mapping[str, list[Prediction]], step: int) -> None:
+def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None:
     """Computes the metrics of all conditions and writes them to the terminal, summary.json, results.md and MLflow."""
     run, data, tracker = session.run, session.data, session.tracker
     summaries = {name: summarise(lines) for name, lines in conditions.items()}
     comparison = None
     if Condition.BASE in conditions and Condition.TRAINED in conditions:
         comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
-    for name, summary in summaries.items():
-        tracker.log_metrics(dict(metric_items(name, summary)), step)
-    if comparison is not None:
-        tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
+    tracker.log_metrics(dict(metric_items(summaries, comparison)), 0)
     tables = [
         render_results(
             summaries,
@@ -263,8 +267,11 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
             "mlflow_run_id": tracker.run_id,
         },
     )
-    write_text(run.results, "\n".join(table.to_markdown() for table in tables))
-    for path in (run.summary, run.results):
+    results = "\n".join(table.to_markdown() for table in tables)
+    write_text(run.results, results)
+    tracker.describe(results)
+    write_text(run.gallery, _gallery(session, conditions))
+    for path in (run.summary, run.results, run.gallery):
         tracker.log_artifact(path)
     for name in conditions:
         tracker.log_artifact(run.predictions(name), "predictions")
@@ -274,6 +281,30 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
     if tracker.ui_command():
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+
+
+def _gallery(session: Session, conditions: Mapping[str, list[Prediction]]) -> str:
+    """A page with a sample of the test questions, spread over modalities and question types."""
+    cfg = session.cfg
+    cells = len(limit_cells(session.tested, 1))
+    records = limit_cells(session.tested, math.ceil(_GALLERY_QUESTIONS / cells))
+    count = min(_GALLERY_QUESTIONS, len(records))
+    records = [records[i * len(records) // count] for i in range(count)]
+    shown = [name for name in (Condition.BASE, Condition.TRAINED, Condition.BLANK_IMAGE) if name in conditions]
+    predictions = {name: {line.record: line for line in conditions[name]} for name in shown}
+    mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(ImageSize.from_config(cfg.data, cfg.model))
+    cards = []
+    for record in records:
+        completions = []
+        for name in shown:
+            line = predictions[name][record.id]
+            facts = {"answer": line.parsed or "not read", "tokens": str(line.length)}
+            completions.append(Answer(name.replace("_", " "), line.text, facts, line.correct))
+        question = question_text(record.question, record.options, mode)
+        answer = f"{record.answer}) {record.answer_text}"
+        cards.append(Card(record.id, question, answer, load(record), completions))
+    note = f"{count} of {len(session.tested)} test questions, spread over modalities and question types."
+    return gallery(session.run.path.name, note, cards)
 
 
 def send_pending(run: RunDirectory) -> bool:
@@ -312,6 +343,10 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
         trainer = {key: settings["trainer"][key] for key in ("max_steps", "train_batch_size", "devices")}
         values |= {"reward": settings["reward"], "algorithm": settings["algorithm"], "trainer": trainer}
     tracker.log_params(values)
+    context = "training and test" if isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains else "test"
+    counts = {"training records": len(data.train), "test records": len(data.test)}
+    source = next((settings["data"][key] for key in ("root", "path") if settings["data"].get(key)), "")
+    tracker.log_dataset(cfg.data.name, data.fingerprint, source, counts, context)
     for file in ("config.yaml", "overrides.yaml", "environment.json"):
         tracker.log_artifact(run.path / file)
 
@@ -325,9 +360,29 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
     return Tracker.start(
         cfg.tracking.uri,
         cfg.tracking.experiment,
-        run.path.name,
+        run.path.name if sweep else _title(cfg),
         run.path,
-        tags={PARENT_TAG: parent.run_id} if parent else None,
+        tags=_source_tags(run) | ({PARENT_TAG: parent.run_id} if parent else {}),
         run_id=before.run_id if before else None,
         resend_command=resume_command(cfg, run),
     )
+
+
+def _title(cfg: CommonConfig) -> str:
+    """The name of a run in MLflow: what distinguishes runs most comes first, because MLflow cuts long names."""
+    command = cfg.algorithm.name if isinstance(cfg, TrainConfig) else "evaluate"
+    words = [command, cfg.modality.name, cfg.reasoning.mode]
+    words += [cfg.question_type.name] if cfg.question_type.name != ALL else []
+    return "_".join([*words, cfg.model.name, cfg.data.name, f"seed{cfg.seed}"])
+
+
+def _source_tags(run: RunDirectory) -> dict[str, str]:
+    """The tags from which MLflow shows who started a run, with which command and commit."""
+    tags = {
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": str(read_json(run.environment)["git_commit"]),
+    }
+    with suppress(OSError, KeyError):  # a container may run as a user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    return {name: value for name, value in tags.items() if value}

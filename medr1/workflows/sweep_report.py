@@ -35,7 +35,7 @@ from medr1.workflows.session import send_pending
 
 log = logging.getLogger(__name__)
 
-_CURVES = ("train/reward", "train/completions/mean_length", "train/loss")
+_CURVES = ("train/reward", "completion_length", "train/loss")
 
 
 def report_sweep(place: Path) -> None:

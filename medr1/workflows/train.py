@@ -67,8 +67,9 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
         elif is_first_process():
             conditions = kind.evaluate(session, Condition.BASE, (cfg.model.path, None))
         if is_first_process():
-            assert cfg.trainer.max_steps is not None
-            report(session, conditions, cfg.trainer.max_steps)
+            report(session, conditions)
+            if cfg.tracking.registered_model_name is not None:
+                session.tracker.register_model(cfg.tracking.registered_model_name, run.model)
 
 
 def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Prediction]]:

@@ -77,5 +77,5 @@ def test_the_examples_train(command: str, folder: Path, tmp_path: Path) -> None:
         stored = stored_run(run.path)
         assert stored is not None
         metrics = MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id).data.metrics
-        assert f"train/rewards/{name[1]}/mean" in metrics
-        assert f'"train/rewards/{name[1]}/mean": ' in run.metrics.read_text(encoding="utf-8")
+        assert f"train/{name[1]}_reward" in metrics
+        assert f'"train/{name[1]}_reward": ' in run.metrics.read_text(encoding="utf-8")

@@ -9,18 +9,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from medr1.cli.main import CONF
-from medr1.domain.records import Modality, QuestionType
-from medr1.evaluation.predictions import Condition
 from medr1.tracking.address import stored_run
 from tests.integration.conftest import train_here
 
 PAGE = (CONF.parent / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
-VALUES = {
-    "CONDITION": list(Condition),
-    "MODALITY": list(Modality),
-    "QUESTION_TYPE": list(QuestionType),
-    "NAME": ["accuracy", "format"],
-}
+VALUES = {"NAME": ["accuracy", "format"]}
 
 
 def documented(section: str) -> set[str]:
@@ -28,7 +21,7 @@ def documented(section: str) -> set[str]:
     rows = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
     names = set(re.findall(r"^\| `([^`]+)` \|", rows, re.MULTILINE))
     for placeholder, values in VALUES.items():
-        pattern = re.compile(rf"\b{placeholder}\b")
+        pattern = re.compile(rf"(?<![A-Za-z]){placeholder}(?![A-Za-z])")
         names = {
             pattern.sub(str(value), name) for name in names for value in (values if pattern.search(name) else [""])
         }
@@ -49,7 +42,9 @@ def logged(run_dir: Path) -> set[str]:
 def test_the_page_has_the_metrics_of_a_run(algorithm: str, sections: list[str], tmp_path: Path) -> None:
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     run = train_here(tmp_path / "run", "debug=quick", "trainer.max_steps=1", f"algorithm={algorithm}", uri)
-    assert logged(run.path) == set().union(*map(documented, (*sections, "Evaluation")))
+    found = {name for name in logged(run.path) if not name.startswith("system/")}
+    assert found == set().union(*map(documented, (*sections, "Evaluation")))
+    assert len(found) <= 40
 
 
 def test_every_section_has_rows() -> None:

@@ -64,7 +64,7 @@ def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = Fa
     ranks = [_lines(run_dir / f"rank{rank}.jsonl") for rank in range(count)]
     together = [sorted(c for part in step for c in part["completions"]) for step in zip(*ranks, strict=True)]
     return Watched(
-        [values for values in _lines(run_dir / "curves.jsonl") if "train/loss" in values],
+        [values for values in _lines(run_dir / "curves.jsonl") if "grad_norm" in values],
         together,
         [steps[-1]["local_share"] for steps in ranks],
         [any(step["is_split"] for step in steps) for steps in ranks],

@@ -52,7 +52,7 @@ def test_a_failing_reward_is_mended_and_the_run_goes_on(tmp_path: Path) -> None:
     stored = stored_run(run.path)
     assert stored is not None
     client = MlflowClient(tracking_uri=stored.uri)
-    assert "train/rewards/brevity/mean" in client.get_run(stored.run_id).data.metrics
+    assert "train/brevity_reward" in client.get_run(stored.run_id).data.metrics
     names = {Path(artifact.path).name for artifact in client.list_artifacts(stored.run_id, "rewards")}
     assert names == {"brevity.py", "brevity-2.py"}
     table = json.loads(Path(client.download_artifacts(stored.run_id, "completions.json", str(tmp_path))).read_text())

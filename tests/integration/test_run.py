@@ -15,7 +15,7 @@ from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.evaluation.image_ablation import shuffled_images
-from medr1.evaluation.metrics import metric_items, summarise
+from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
@@ -34,11 +34,13 @@ def client_and_run(run: RunDirectory):
 def test_numbers_agree_between_predictions_summary_table_and_mlflow(finished: tuple[RunDirectory, str]) -> None:
     run, printed = finished
     summary, (_, tracked) = read_json(run.summary), client_and_run(run)
+    predictions = {name: read_predictions(run.predictions(name)) for name in CONDITIONS}
+    computed = {name: summarise(lines) for name, lines in predictions.items()}
     for name in CONDITIONS:
-        computed = summarise(read_predictions(run.predictions(name)))
-        assert summary["conditions"][name] == json.loads(json.dumps(computed.to_dict()))
-        for metric, value in metric_items(name, computed):
-            assert tracked.data.metrics[metric] == pytest.approx(value, abs=1e-12)
+        assert summary["conditions"][name] == json.loads(json.dumps(computed[name].to_dict()))
+    comparison = compare(predictions["base"], predictions["trained"])
+    for metric, value in metric_items(computed, comparison):
+        assert tracked.data.metrics[metric] == pytest.approx(value, abs=1e-12)
     overall = summary["conditions"]["trained"]["overall"]
     line = next(line for line in printed.splitlines() if line.startswith("All questions"))
     assert f"{100 * overall['accuracy']['value']:.1f}" in line and str(overall["n"]) in line
@@ -49,11 +51,10 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     run, printed = finished
     client, tracked = client_and_run(run)
     assert tracked.info.status == "FINISHED"
-    rewards = ("reward", "reward_std", "rewards/accuracy/mean", "rewards/format/mean")
-    lengths = ("completions/mean_length", "completions/clipped_ratio")
-    for name in (*rewards, "kl", "entropy", *lengths):
-        assert [m.step for m in client.get_metric_history(tracked.info.run_id, f"train/{name}")] == [0, 1, 2, 3]
-    for name in ("train/frac_reward_zero_std", "train/grad_norm", "train/learning_rate", "time/rollout", "time/step"):
+    rewards = ("train/reward", "train/accuracy_reward", "train/format_reward", "reward_std")
+    for name in (*rewards, "kl", "entropy", "completion_length", "completion_clipped_ratio"):
+        assert [m.step for m in client.get_metric_history(tracked.info.run_id, name)] == [0, 1, 2, 3]
+    for name in ("frac_reward_zero_std", "grad_norm", "learning_rate", "rollout_time", "step_time"):
         assert name in tracked.data.metrics
     parameters = tracked.data.params
     assert parameters["modality.name"] == "mri" and parameters["reasoning.mode"] == "think_after"
@@ -82,14 +83,14 @@ def test_the_curves_are_on_disk_whatever_the_tracking_is(finished: tuple[RunDire
     client, tracked = client_and_run(run)
     points = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [point["step"] for point in points] == [0, 1, 2, 3]
-    for name in ("train/reward", "train/loss", "train/skipped_steps", "time/step"):
+    for name in ("train/reward", "policy_loss", "skipped_steps", "step_time"):
         history = client.get_metric_history(tracked.info.run_id, name)
         assert [m.value for m in sorted(history, key=lambda m: m.step)] == [point[name] for point in points]
     other = train_here(
         tmp_path / "run", "debug=quick", "modality=mri", "reasoning=think_after", "tracking=none", "evaluation.limit=1"
     )
     again = [json.loads(line) for line in other.metrics.read_text().splitlines()]
-    assert [point["train/loss"] for point in again] == pytest.approx([point["train/loss"] for point in points])
+    assert [point["policy_loss"] for point in again] == pytest.approx([point["policy_loss"] for point in points])
 
 
 def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(

@@ -91,8 +91,8 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_changes_nothing(
     words = (*SETTINGS, *SCRIPTED, f"algorithm.num_iterations={iterations}", "trainer.max_steps=2")
     with caplog.at_level(logging.WARNING):
         skipped = train_here(tmp_path / "skipped", *words)
-    assert curve(skipped, "train/skipped_steps") == [0, iterations]
-    assert curve(skipped, "train/loss")[1] is None and all_finite(skipped)
+    assert curve(skipped, "skipped_steps") == [0, iterations]
+    assert curve(skipped, "policy_loss")[1] is None and all_finite(skipped)
     assert sum("step 1 is skipped" in line for line in caplog.messages) == iterations
     rewarded(lambda call: 1.0)
     one = train_here(tmp_path / "one", *words[:-1], "trainer.max_steps=1")
@@ -124,7 +124,7 @@ def test_a_run_that_has_skipped_resumes_exactly(rewarded: Scripted, tmp_path: Pa
     rewarded(lambda call: script(call + 3))
     train(composed("train", f"resume={killed.path}"), killed.path, [])
     assert curve(killed, "step") == [0, 1, 2, 3]
-    assert curve(killed, "train/skipped_steps") == curve(peace, "train/skipped_steps") == [0, 1, 1, 1]
+    assert curve(killed, "skipped_steps") == curve(peace, "skipped_steps") == [0, 1, 1, 1]
     ours, theirs = tensors(killed), tensors(peace)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -150,7 +150,7 @@ def test_a_training_that_has_broken_down_stops_and_stores_nothing_of_it(
     assert [words for words in named if words not in str(error.value)] == [], error.value
     run = RunDirectory(tmp_path / "run")
     assert not run.model.exists() and not run.finished.exists() and all_finite(run)
-    skipped = curve(run, "train/skipped_steps") if run.metrics.exists() else []
+    skipped = curve(run, "skipped_steps") if run.metrics.exists() else []
     assert skipped == list(range(1, len(skipped) + 1)) and len(skipped) < MAX_SKIPPED_IN_A_ROW
 
 
@@ -179,7 +179,7 @@ def told(frac: list[float], formats: list[float], stop: int | None = None) -> li
             state = json.loads(json.dumps(callback.state_dict()))
             callback = CollapseWarning()
             callback.load_state_dict(state)
-        metrics = {"train/frac_reward_zero_std": torch.tensor(share), "train/rewards/format/mean": torch.tensor(rate)}
+        metrics = {"frac_reward_zero_std": torch.tensor(share), "train/format_reward": torch.tensor(rate)}
         trainer: Any = SimpleNamespace(callback_metrics=metrics, is_global_zero=True)
         callback.on_train_batch_end(trainer, trainer, None, SimpleNamespace(step=step), step)
     logger.removeHandler(handler)
@@ -187,7 +187,7 @@ def told(frac: list[float], formats: list[float], stop: int | None = None) -> li
 
 
 N = COLLAPSE_STEPS
-ZERO, FORMAT = "train/frac_reward_zero_std", "train/rewards/format/mean"
+ZERO, FORMAT = "frac_reward_zero_std", "train/format_reward"
 
 
 @pytest.mark.parametrize(

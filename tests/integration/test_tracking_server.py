@@ -264,7 +264,7 @@ def check_child(server: Server, run: RunDirectory, tmp_path: Path) -> None:
     stored = stored_run(run.path)
     assert stored is not None and not has_pending_calls(run.path, stored)
     tracked = server.client.get_run(stored.run_id)
-    for curve in ("train/reward", "train/loss", "train/completions/mean_length"):
+    for curve in ("train/reward", "policy_loss", "completion_length"):
         assert server.steps(stored.run_id, curve) == [0, 1, 2], curve
     overall = read_json(run.summary)["conditions"]["trained"]["overall"]
     assert tracked.data.metrics["trained/accuracy"] == overall["accuracy"]["value"]

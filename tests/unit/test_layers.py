@@ -75,7 +75,7 @@ HOME = {
     "lightning": set(),
     "hydra": {"cli", "config", "workflows"},
     "matplotlib": {"reporting"},
-    "jinja2": {"reporting"},
+    "jinja2": {"reporting", "tracking"},
     "pydicom": {"data"},
     "openai": {"evaluation"},
 }

@@ -100,7 +100,7 @@ def texts(figure: Figure) -> list[tuple[str, Bbox]]:
 
 def curve(row: str, method: str = "grpo", steps: int = 30) -> Curve:
     values = [(step, 0.5 + step / 60) for step in range(steps)]
-    return Curve(row, method, {"train/reward": values, "train/completions/mean_length": values})
+    return Curve(row, method, {"train/reward": values, "completion_length": values})
 
 
 def named_rates(names: Sequence[str], series: Sequence[str]) -> Figure:

@@ -233,9 +233,7 @@ def test_a_contrast_is_struck_through_exactly_where_its_interval_contains_zero(t
 
 def test_findings_come_first_and_every_link_within_the_page_leads_somewhere(tmp_path: Path) -> None:
     t = tables(matrix(), contrasts=[contrast()])
-    curves = {
-        "grpo-ct-0": {"train/reward": [(0, 0.1), (1, 0.2)], "train/completions/mean_length": [(0, 5.0), (1, 6.0)]}
-    }
+    curves = {"grpo-ct-0": {"train/reward": [(0, 0.1), (1, 0.2)], "completion_length": [(0, 5.0), (1, 6.0)]}}
     page = report(
         tmp_path,
         t,
@@ -310,14 +308,14 @@ def test_seeds_are_averaged_in_the_curves(tmp_path: Path, monkeypatch: pytest.Mo
     drawn = []
     monkeypatch.setattr("medr1.reporting.figures.curves", lambda runs: drawn.extend(runs) or Figure())
     curves = {
-        "grpo-ct-0": {"train/reward": [(0, 1.0), (5, 2.0)], "train/completions/mean_length": [(0, 10.0)]},
-        "grpo-ct-1": {"train/reward": [(0, 2.0)], "train/completions/mean_length": [(0, 20.0)]},
-        "sft-ct-0": {"train/loss": [(0, 1.0)], "train/completions/mean_length": [(0, 1.0)]},
+        "grpo-ct-0": {"train/reward": [(0, 1.0), (5, 2.0)], "completion_length": [(0, 10.0)]},
+        "grpo-ct-1": {"train/reward": [(0, 2.0)], "completion_length": [(0, 20.0)]},
+        "sft-ct-0": {"train/loss": [(0, 1.0)], "completion_length": [(0, 1.0)]},
     }
     report(tmp_path, tables(matrix("grpo", seeds=2), matrix("sft")), curves=curves)
     (curve,) = drawn
     assert (curve.row, curve.method) == ("ct", "grpo")
-    assert curve.values == {"train/reward": [(0, 1.5), (5, 2.0)], "train/completions/mean_length": [(0, 15.0)]}
+    assert curve.values == {"train/reward": [(0, 1.5), (5, 2.0)], "completion_length": [(0, 15.0)]}
 
 
 def test_the_overview_averages_methods_over_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_url_and_metrics_of_a_run_that_has_ended(start: Callable[..., Tracker], 
             tracker.log_metrics({"train/reward": value}, step)
     stored, history = stored_run(tmp_path / "run"), History(uri)
     assert stored is not None
-    assert history.metrics(stored, ["train/reward", "train/kl"]) == {"train/reward": [(0, 1.0), (1, 2.0), (2, 3.0)]}
+    assert history.metrics(stored, ["train/reward", "kl"]) == {"train/reward": [(0, 1.0), (1, 2.0), (2, 3.0)]}
     assert tracker.ui_command().endswith(stored.url)
 
 
@@ -406,3 +406,55 @@ def test_curves_are_sent_before_a_checkpoint_is_written_and_do_not_end_the_run(
     assert sent[-1] == [(step, float(step)) for step in range(4)]
     assert sent[0] == [(step, float(step)) for step in range(2)]
     assert client(uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_the_page_of_completions_has_a_card_for_each_question(
+    start: Callable[..., Tracker], uri: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"record": record, "question": "a < b?", "answer": "B", "completion": f"<think>{text}", "reward": reward}
+        for record, text, reward in [("r1", "first", 2.0), ("r1", "second", 0.5), ("r2", "third", 0.0)]
+    ]
+    with start() as tracker:
+        tracker.log_completions(rows, [[Image.new("L", (300, 300))]] * 3, 25)
+    page = Path(client(uri).download_artifacts(tracker.run_id, "completions/step_000025.html", tmp_path)).read_text()
+    assert page.count("<article>") == page.count("data:image/webp;base64,") == 2
+    assert [text in page for text in ("a &lt; b?", "&lt;think&gt;second", "reward <b>0.5</b>")] == [True] * 3
+    assert "<think>" not in page and "http" not in page, "text is no markup, and nothing is loaded"
+
+
+def test_data_description_and_registered_model(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.txt").write_text("1")
+    markdown = "\n".join(f"| row {number} |" for number in range(2000))
+    versions = []
+    for _ in range(2):
+        with start() as tracker:
+            tracker.log_dataset("slake", "f" * 64, "/data", {"test records": 3}, "test")
+            tracker.describe(markdown)
+            tracker.register_model("a reader", tmp_path / "model")
+        (found,) = [v for v in client(uri).search_model_versions("name='a reader'") if v.run_id == tracker.run_id]
+        versions.append(found.version)
+        assert Path(found.source.removeprefix("file://").replace("%20", " ")).name == "model"
+    assert [int(version) for version in versions] == [1, 2]
+    run = client(uri).get_run(tracker.run_id)
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("slake", "f" * 36, "test")
+    description = run.data.tags["mlflow.note.content"]
+    assert len(description) <= 8000 and markdown.startswith(description) and description.endswith(" |")
+    assert [file.path for file in client(uri).list_artifacts(tracker.run_id, "model")] == ["model/weights.txt"]
+
+
+def test_system_metrics_are_logged_until_the_run_ends(
+    start: Callable[..., Tracker], uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with start() as tracker:
+        tracker.log_system_metrics()
+        deadline = time.monotonic() + 60
+        while not points(uri, tracker.run_id, "system/cpu_utilization_percentage") and time.monotonic() < deadline:
+            time.sleep(0.2)
+    count = len(points(uri, tracker.run_id, "system/cpu_utilization_percentage"))
+    assert count > 0
+    time.sleep(1)
+    assert len(points(uri, tracker.run_id, "system/cpu_utilization_percentage")) == count

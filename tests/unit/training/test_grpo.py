@@ -48,8 +48,7 @@ def test_reward_metrics_are_those_of_trl() -> None:
     assert metrics == pytest.approx(
         {
             "train/reward": 1.25,
-            "train/reward_std": 0.5**0.5 / 2,  # the mean over both groups
-            "train/rewards/accuracy/mean": 0.75,
-            "train/rewards/accuracy/std": 0.5,
+            "reward_std": 0.5**0.5 / 2,  # the mean over both groups
+            "train/accuracy_reward": 0.75,
         }
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medr1.config.settings import AlgorithmConfig
 from medr1.errors import CheckpointError
-from medr1.training.module import PolicyModule, check_state, length_metrics
+from medr1.training.module import PolicyModule, check_state
 
 
 def test_a_checkpoint_must_hold_exactly_what_is_trained() -> None:
@@ -41,12 +41,3 @@ def test_rows_of_all_processes_stand_side_by_side() -> None:
 def test_micro_batches_are_split_only_if_the_weights_are_sharded() -> None:
     assert of_two_processes(torch.tensor(3), is_sharded=True).equal_split([4]) == [[[0], [1], [2, 3]]]
     assert of_two_processes(torch.tensor(3)).equal_split([4]) == [[[0, 1, 2, 3]]]
-
-
-def test_metrics_of_lengths() -> None:
-    metrics = length_metrics(torch.tensor([2.0, 4.0, 9.0]))
-    assert {name: value.item() for name, value in metrics.items()} == {
-        "train/completions/mean_length": 5.0,
-        "train/completions/min_length": 2.0,
-        "train/completions/max_length": 9.0,
-    }
