@@ -77,6 +77,8 @@ class Ours:
             engine=LocalEngine(),
             decode=self.processor.decode,
             reward=partial(compute_rewards, reward, reasoning=ReasoningMode.THINK_AFTER),
+            reward_weights={"accuracy": 1.0, "format": 1.0},
+            domains=sorted({str(record.modality) for record in self.records}),
             total_steps=1000,
         )
 

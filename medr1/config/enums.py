@@ -67,10 +67,12 @@ class ImportanceSamplingLevel(StrEnum):
 
 
 class LossMode(StrEnum):
-    """PPO's clipped surrogate, or CISPO's capped weight; see ``medr1.rl.objective``."""
+    """How a large change of a token's probability is bounded; see ``medr1.rl.objective``."""
 
     clip = "clip"
+    clip_cov = "clip_cov"
     cispo = "cispo"
+    sapo = "sapo"
 
 
 class ScaleRewards(StrEnum):
@@ -81,11 +83,14 @@ class ScaleRewards(StrEnum):
     none = "none"
 
 
-class RewardNormalization(StrEnum):
-    """Whether rewards are added before or after they are normalized in their group; see ``medr1.rl.advantages``."""
+class AdvEstimator(StrEnum):
+    """How advantages are computed from rewards; see ``medr1.rl.advantages``."""
 
-    sum = "sum"
+    grpo = "grpo"
     gdpo = "gdpo"
+    rloo = "rloo"
+    reinforce_plus_plus_baseline = "reinforce_plus_plus_baseline"
+    drpo = "drpo"
 
 
 class KLLossType(StrEnum):

@@ -19,7 +19,6 @@ from medr1.config.enums import (
     LRSchedulerType,
     Precision,
     Resize,
-    RewardNormalization,
     ScaleRewards,
     TableAxis,
     Tuning,
@@ -191,11 +190,6 @@ class RewardConfig:
     own, as ``my_file.py:my_reward`` or ``my_package.my_reward``.
 
     TRL: reward_weights. verl: reward.custom_reward_function."""
-    normalization: RewardNormalization = RewardNormalization.sum
-    """Advantages from the weighted sum of the rewards (``sum``), or each reward normalized in its group before it is
-    weighted and added (``gdpo``).
-
-    TRL: multi_objective_aggregation. verl: algorithm.adv_estimator."""
 
 
 @dataclass
@@ -269,6 +263,24 @@ class SamplingConfig:
 
 
 @dataclass
+class NoisyRolloutConfig:
+    """NoisyRollout: half of the completions of a prompt are sampled with a noisy image."""
+
+    gaussian_noise_step: int = 0
+    """Strength of the noise at the beginning: a step of a diffusion with 1,000 steps. 0: no noisy images.
+
+    TRL: -. verl: -."""
+    decay_coef: float = 30.0
+    """How steeply the strength falls in the course of the training.
+
+    TRL: -. verl: -."""
+    decay_sig_mid: float = 0.667
+    """Share of the training after which the strength has fallen to half.
+
+    TRL: -. verl: -."""
+
+
+@dataclass
 class ObjectiveConfig:
     """The terms of the loss; their equations are in ``medr1.rl.objective``."""
 
@@ -281,7 +293,8 @@ class ObjectiveConfig:
 
     TRL: importance_sampling_level. verl: actor_rollout_ref.actor.policy_loss.loss_mode."""
     loss_mode: LossMode = LossMode.clip
-    """PPO's clipped surrogate (``clip``), or a bounded weight that keeps every token's gradient (``cispo``).
+    """PPO's clipped surrogate (``clip``), the same without the tokens of large covariance (``clip_cov``), a bounded
+    weight that keeps every token's gradient (``cispo``), or a smooth gate (``sapo``).
 
     TRL: loss_type. verl: actor_rollout_ref.actor.policy_loss.loss_mode."""
     scale_rewards: ScaleRewards = MISSING
@@ -300,6 +313,55 @@ class ObjectiveConfig:
     """Dual clip: bound of the ratio where the advantage is negative. null: no bound.
 
     TRL: delta. verl: actor_rollout_ref.actor.clip_ratio_c."""
+    sapo_temperature_pos: float = 1.0
+    """Temperature of the gate of ``sapo`` for completions with a positive advantage.
+
+    TRL: sapo_temperature_pos. verl: -."""
+    sapo_temperature_neg: float = 1.05
+    """Temperature of the gate of ``sapo`` for the other completions.
+
+    TRL: sapo_temperature_neg. verl: -."""
+    clip_cov_ratio: float = 2e-4
+    """Share of the tokens of a step, at least one token, whose gradient ``clip_cov`` removes.
+
+    TRL: -. verl: actor_rollout_ref.actor.policy_loss.clip_cov_ratio."""
+    clip_cov_lb: float = 1.0
+    """``clip_cov`` draws these tokens from those with a larger covariance.
+
+    TRL: -. verl: actor_rollout_ref.actor.policy_loss.clip_cov_lb."""
+    clip_cov_ub: float = 5.0
+    """``clip_cov`` draws these tokens from those with a smaller covariance.
+
+    TRL: -. verl: actor_rollout_ref.actor.policy_loss.clip_cov_ub."""
+    top_entropy_quantile: float = 1.0
+    """Share of the tokens, those of the highest entropy, that have a policy gradient. 1: all tokens.
+
+    TRL: top_entropy_quantile. verl: -."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy of the tokens, which is subtracted from the loss. 0: no entropy bonus.
+
+    TRL: entropy_coef. verl: actor_rollout_ref.actor.entropy_coeff."""
+    kl_prcp_coef: float = 0.0
+    """PAPO: weight of the KL divergence between the policy with the image and with a masked image, which is subtracted
+    from the loss. 0: no masked image.
+
+    TRL: -. verl: -."""
+    ori_entropy_loss_coef: float = 0.0
+    """PAPO: weight of the entropy of the policy with the image, estimated by the sampled tokens.
+
+    TRL: -. verl: -."""
+    aug_entropy_loss_coef: float = 0.0
+    """PAPO: weight of the entropy of the policy with the masked image, estimated by the sampled tokens.
+
+    TRL: -. verl: -."""
+    black_prob: float = 0.6
+    """PAPO: probability with which a patch of the image is made black in the masked image.
+
+    TRL: -. verl: -."""
+    patch_size: int = 14
+    """PAPO: side of these patches in pixels.
+
+    TRL: -. verl: -."""
     beta: float = MISSING
     """Weight of the KL divergence from the reference policy. 0: no reference policy is kept.
 

@@ -44,11 +44,13 @@ def score(
     temperature: float = 1.0,
     suppress_tokens: Tensor | None = None,
     chunk_size: int = 1024,
+    entropy_grad: bool = False,
 ) -> Scores:
     """Log-probabilities and entropies of tokens [R, C] from hidden states [R, C, H].
 
     Logits are computed for real tokens only, ``chunk_size`` tokens at a time. ``temperature`` and ``suppress_tokens``
-    [n] must be those of the rollout, so that both refer to one distribution.
+    [n] must be those of the rollout, so that both refer to one distribution. ``entropy_grad``: whether the entropies
+    have gradients.
     """
     states, tokens = hidden[mask], ids[mask]
 
@@ -57,7 +59,8 @@ def score(
         if suppress_tokens is not None:
             logits = logits.index_fill(-1, suppress_tokens, float("-inf"))
         log_p = torch.log_softmax(logits / temperature, dim=-1)
-        with torch.no_grad():  # the entropy is only logged; p log p is 0 where p is 0
+        # p log p is 0 where p is 0. Without gradients, what is only logged keeps no memory.
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
         return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
 

@@ -131,6 +131,17 @@ class Completions:
         """The given rows (indices or a mask)."""
         return map_tensors(lambda x: x[rows], self)
 
+    def interleave(self, other: Completions, prompts: int) -> Completions:
+        """The completions of each of ``prompts`` prompts, followed by those that ``other`` has of it."""
+        width = max(self.ids.shape[1], other.ids.shape[1])
+
+        def grouped(x: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(x, (0, width - x.shape[1])) if x.ndim == 2 else x
+            return padded.reshape(prompts, -1, *padded.shape[1:])
+
+        pairs = [(grouped(getattr(self, f.name)), grouped(getattr(other, f.name))) for f in fields(self)]
+        return Completions(*(torch.cat(pair, 1).flatten(0, 1) for pair in pairs))
+
     def token_ids(self) -> list[list[int]]:
         """The ids of each completion without padding."""
         return unpadded(self.ids, self.mask)

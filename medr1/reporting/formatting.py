@@ -28,7 +28,9 @@ MEAN = "mean"  # the column of the mean over the columns with equal weight
 _NAMES = {
     **_AXIS_NAMES,
     **{"grpo": "GRPO", "sft": "SFT", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "gspo": "GSPO", "cispo": "CISPO"},
-    **{"zero_shot": "Zero-shot", "medr1_legacy": "Med-R1 as released"},
+    **{"zero_shot": "Zero-shot", "medr1_legacy": "Med-R1 as released", "noisy_rollout": "NoisyRollout"},
+    **{name: name.upper() for name in ("drpo", "gdpo", "papo", "rloo", "sapo")},
+    **{"reinforce_pp": "REINFORCE++"},
     **{"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"},
     **{"blank_image": "Blank image", "shuffled_image": "Shuffled image"},
     **{"option_prior": "Option prior", "surface_cues": "Surface cues", "chance": "Chance"},

@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 
 from medr1.config.settings import TrainConfig
 from medr1.data.image_loader import ImageLoader, cached_image_loader
@@ -18,13 +19,17 @@ from medr1.models.processor import Processor
 from medr1.models.tensors import PromptBatch, Targets
 from medr1.training.steps import local_share, step_indices
 
+# (image, step, random numbers) -> an image of the same size
+Distortion = Callable[[Image.Image, int, np.random.Generator], Image.Image]
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
     """The prompts of one step in one process.
 
     ``prompt_indices``: the position of each prompt in the global batch. ``resample(attempt, prompt_indices)``: a batch
-    of randomly drawn training records for these positions.
+    of randomly drawn training records for these positions. ``distorted``: the same prompts with distorted images, for
+    an algorithm that needs them.
     """
 
     step: int
@@ -32,9 +37,11 @@ class RolloutBatch:
     records: list[Record]
     prompts: PromptBatch
     resample: Callable[[int, list[int]], RolloutBatch] | None = None
+    distorted: PromptBatch | None = None
 
     def to(self, device: torch.device) -> Self:
-        return replace(self, prompts=self.prompts.to(device))
+        distorted = None if self.distorted is None else self.distorted.to(device)
+        return replace(self, prompts=self.prompts.to(device), distorted=distorted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,8 @@ class SupervisedBatch:
 class RecordBatches:
     """Makes the batches of a step from training records. Each process makes its own part.
 
-    ``rationale``: SFT targets include the rationale of records that have one.
+    ``rationale``: SFT targets include the rationale of records that have one. ``distort``: makes the images of
+    ``RolloutBatch.distorted``.
     """
 
     records: Sequence[Record]
@@ -63,13 +71,20 @@ class RecordBatches:
     train_batch_size: int
     seed: int
     rationale: bool = False
+    distort: Distortion | None = None
 
     @classmethod
     def from_config(
-        cls, cfg: TrainConfig, records: Sequence[Record], processor: Processor, *, rationale: bool = False
+        cls,
+        cfg: TrainConfig,
+        records: Sequence[Record],
+        processor: Processor,
+        *,
+        rationale: bool = False,
+        distort: Distortion | None = None,
     ) -> RecordBatches:
         mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(ImageSize.from_config(cfg.data, cfg.model))
-        return cls(records, processor, mode, load, cfg.trainer.train_batch_size, cfg.seed, rationale)
+        return cls(records, processor, mode, load, cfg.trainer.train_batch_size, cfg.seed, rationale, distort)
 
     def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
         """The batch of GRPO."""
@@ -79,9 +94,11 @@ class RecordBatches:
             # Each record depends only on seed, step, attempt and position.
             rngs = [np.random.default_rng((self.seed, step, attempt, index, 1)) for index in prompt_indices]
             others = [self.records[int(rng.integers(len(self.records)))] for rng in rngs]
-            return RolloutBatch(step, prompt_indices, others, self._encode(others))
+            distorted = self._encode_distorted(others, step, attempt, prompt_indices)
+            return RolloutBatch(step, prompt_indices, others, self._encode(others), distorted=distorted)
 
-        return RolloutBatch(step, prompt_indices, records, self._encode(records), resample)
+        distorted = self._encode_distorted(records, step, 0, prompt_indices)
+        return RolloutBatch(step, prompt_indices, records, self._encode(records), resample, distorted)
 
     def supervised(self, step: int, rank: int, world_size: int) -> SupervisedBatch:
         """The batch of SFT."""
@@ -97,3 +114,16 @@ class RecordBatches:
 
     def _encode(self, records: Sequence[Record]) -> PromptBatch:
         return self.processor.encode([self.processor.prompt(r, self.mode, self.load(r)) for r in records])
+
+    def _encode_distorted(
+        self, records: Sequence[Record], step: int, attempt: int, prompt_indices: Sequence[int]
+    ) -> PromptBatch | None:
+        """The prompts with distorted images, which depend only on seed, step, attempt and position."""
+        if self.distort is None:
+            return None
+        prompts = []
+        for record, index in zip(records, prompt_indices, strict=True):
+            rng = np.random.default_rng((self.seed, step, attempt, index, 2))
+            images = [self.distort(image, step, rng) for image in self.load(record)]
+            prompts.append(self.processor.prompt(record, self.mode, images))
+        return self.processor.encode(prompts)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from medr1.config.enums import ScaleRewards
+from medr1.config.enums import LossMode
 from medr1.domain.records import Record
 from medr1.generation.engines import Engine
 from medr1.generation.logprobs import Scores, completion_hidden, score
@@ -19,8 +19,9 @@ from medr1.models.policy import Policy
 from medr1.models.sharding import reshard, unsharded_params
 from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.rewards import Rewards
-from medr1.rl.advantages import gdpo_scores, group_advantages, zero_std_groups
+from medr1.rl.advantages import Outcomes, advantages, scores, zero_std_groups
 from medr1.rl.objective import LossNormalizer, grpo_loss
+from medr1.rl.token_masks import high_entropy_tokens, low_covariance_tokens
 from medr1.training.algorithms.grpo import GRPOConfig
 from medr1.training.batches import RolloutBatch
 from medr1.training.micro_batches import split_by_tokens
@@ -33,7 +34,9 @@ class RolloutMicroBatch:
 
     loss_mask [R', C]: True where a token enters the loss. prefix: KV cache of the prompts with its autograd graph, so
     that rollout and first update share one prefill; None with several micro-batches, gradient checkpointing or FSDP.
-    advantages [R'], reference_logprobs and old_logprobs [R', C] are set in the course of the step.
+    advantages [R'], reference_logprobs, old_logprobs and policy_mask [R', C] are set in the course of the step.
+    policy_mask: True where a token has a policy gradient, None if all have. masked_image: the prompts with masked
+    images (PAPO).
     """
 
     prompts: PromptBatch
@@ -44,6 +47,8 @@ class RolloutMicroBatch:
     advantages: Tensor | None = None
     reference_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
+    policy_mask: Tensor | None = None
+    masked_image: PromptBatch | None = None
 
     def select(self, rows: list[int], num_generations: int) -> RolloutMicroBatch:
         """The given prompts, in order, with their completions. The prefix keeps its columns of padding."""
@@ -57,6 +62,7 @@ class RolloutMicroBatch:
             [self.texts[i] for i in indices],
             self.loss_mask[index],
             None if self.prefix is None else self.prefix.select(torch.tensor(rows, device=index.device)),
+            masked_image=None if self.masked_image is None else self.masked_image.select(rows),
         )
 
 
@@ -75,11 +81,13 @@ class RolloutLog:
 class Rollout:
     """The prompts of a step with their completions and rewards.
 
-    ``scores`` [B*G]: what the advantages are computed from, see ``GRPOModule.scores``. ``zero_std``: share of the
-    prompts whose scores had zero variance, before any of them was replaced.
+    ``prompt_indices``: positions in the global batch. ``scores`` [B*G]: what the advantages are computed from, see
+    ``medr1.rl.advantages``. ``zero_std``: share of the prompts whose scores had zero variance, before any of them was
+    replaced.
     """
 
     records: list[Record]
+    prompt_indices: list[int]
     micro_batches: list[RolloutMicroBatch]
     rewards: Rewards
     scores: Tensor
@@ -90,8 +98,8 @@ class GRPOModule(PolicyModule):
     """Group relative policy optimization.
 
     ``reference``: None if beta is 0, or with LoRA, where the policy without its adapter is the reference. ``decode``:
-    completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``gdpo_weights``: the weights of
-    the rewards by name, if they are normalized one by one (GDPO). ``seed``: of the sampling.
+    completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``reward_weights``: the weights
+    of the rewards by name. ``domains``: the modalities of the training records (DRPO). ``seed``: of the sampling.
     """
 
     on_progress_bar: ClassVar[tuple[str, ...]] = ("train/reward", "train/accuracy_reward")
@@ -106,7 +114,8 @@ class GRPOModule(PolicyModule):
         engine: Engine,
         decode: Callable[[Tensor, Tensor], list[str]],
         reward: Callable[..., Rewards],
-        gdpo_weights: Mapping[str, float] | None = None,
+        reward_weights: Mapping[str, float],
+        domains: Sequence[str],
         total_steps: int,
         max_tokens_per_device: int = 0,
         seed: int = 0,
@@ -119,8 +128,22 @@ class GRPOModule(PolicyModule):
             reference=reference,
         )
         self.settings, self.sampling, self.engine, self.seed = settings, sampling, engine, seed
-        self.decode, self.reward, self.gdpo_weights = decode, reward, gdpo_weights
+        self.decode, self.reward, self.reward_weights = decode, reward, reward_weights
         self.rollout_log: RolloutLog | None = None
+        self.domains = list(domains)
+        # DRPO: number of the prompts of each domain so far, and the sum of their mean rewards.
+        self._domain_counts, self._domain_sums = (torch.zeros(len(domains), dtype=torch.float64) for _ in range(2))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["domains"] = {"counts": self._domain_counts.tolist(), "sums": self._domain_sums.tolist()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "domains" in checkpoint:
+            self._domain_counts, self._domain_sums = (
+                torch.tensor(checkpoint["domains"][key], dtype=torch.float64) for key in ("counts", "sums")
+            )
 
     def step(self, batch: RolloutBatch) -> dict[str, Tensor]:
         s = self.settings
@@ -128,31 +151,32 @@ class GRPOModule(PolicyModule):
             rollout = self._rollout(batch)
             micro_batches = rollout.micro_batches
             rewards = torch.tensor([rollout.rewards.total, *rollout.rewards.parts.values()], device=self.device)
-            scores = rollout.scores.to(self.device)
-            all_scores, *all_rewards = self.gather(torch.stack([scores, *rewards]))
-            scale = s.objective.scale_rewards if self.gdpo_weights is None else ScaleRewards.batch
-            advantages = group_advantages(scores, s.num_generations, scale, all_scores.std())
+            lengths = torch.cat([micro.completions.mask.sum(1) for micro in micro_batches]).float()
+            truncated = torch.cat([micro.completions.truncated for micro in micro_batches]).float()
+            gathered = self.gather(torch.stack([rollout.scores.to(self.device), lengths, truncated, *rewards]))
+            all_scores, all_lengths, all_truncated, *all_rewards = gathered
+            all_advantages = advantages(s.adv_estimator, self._outcomes(all_scores, all_lengths, rollout.records))
+            own_advantages = self._own(all_advantages)
             sizes = [len(micro.texts) for micro in micro_batches]
-            for micro, own_advantages in zip(micro_batches, torch.split(advantages, sizes), strict=True):
-                micro.advantages = own_advantages
+            for micro, of_micro in zip(micro_batches, torch.split(own_advantages, sizes), strict=True):
+                micro.advantages = of_micro
         with self.phase("reference"):
             if s.objective.beta > 0:
                 for micro in micro_batches:
                     micro.reference_logprobs = self._reference_logprobs(micro)
+            if s.objective.top_entropy_quantile < 1 or s.objective.loss_mode == LossMode.clip_cov:
+                self._choose_tokens(batch.step, rollout)
         with self.phase("update"):
             normalizer = self._normalizer(micro_batches)
             for _ in range(s.num_iterations):
                 sums: list[Tensor] = []
                 grad_norm = self.update(self._losses(micro_batches, normalizer, sums), len(micro_batches))
         texts = [text for micro in micro_batches for text in micro.texts]
-        self.rollout_log = RolloutLog(batch.step, rollout.records, texts, rollout.rewards, advantages.tolist())
+        self.rollout_log = RolloutLog(batch.step, rollout.records, texts, rollout.rewards, own_advantages.tolist())
 
-        lengths = torch.cat([micro.completions.mask.sum(1) for micro in micro_batches]).float()
-        truncated = torch.cat([micro.completions.truncated for micro in micro_batches]).float()
-        lengths, truncated = self.gather(torch.stack([lengths, truncated]))
         zero_std = torch.tensor([rollout.zero_std / self.runtime.world_size], device=self.device)
         local_sums = torch.cat([torch.stack(sums, dim=1).sum(1), zero_std])
-        loss, kl, clipped, entropy, zero_std_share = self.all_reduce_sum(local_sums)
+        loss, kl, clipped, entropy, kl_prcp, zero_std_share = self.all_reduce_sum(local_sums)
         tokens = max(normalizer.tokens, 1.0)
         return {
             **_reward_metrics(torch.stack(all_rewards), list(rollout.rewards.parts), s.num_generations),
@@ -160,11 +184,60 @@ class GRPOModule(PolicyModule):
             "policy_loss": loss,
             "kl": kl / tokens,
             "clip_ratio": clipped / tokens,
-            "entropy": entropy / lengths.sum(),
-            "completion_length": lengths.mean(),
-            "completion_clipped_ratio": truncated.mean(),
+            **({"train/kl_prcp": kl_prcp / tokens} if self._masks_images else {}),
+            "entropy": entropy / all_lengths.sum(),
+            "completion_length": all_lengths.mean(),
+            "completion_clipped_ratio": all_truncated.mean(),
             "grad_norm": grad_norm,
         }
+
+    @property
+    def _masks_images(self) -> bool:
+        return self.settings.objective.kl_prcp_coef > 0
+
+    def _own(self, values: Tensor) -> Tensor:
+        """The part of this process of gathered values [W*R]."""
+        return values.view(self.runtime.world_size, -1)[self.global_rank]
+
+    def _outcomes(self, all_scores: Tensor, all_lengths: Tensor, records: list[Record]) -> Outcomes:
+        """The outcomes of the step in all processes. Adds its prompts to the statistics of the domains."""
+        s = self.settings
+        own = [self.domains.index(record.modality) for record in records]
+        domains = self.gather(torch.tensor(own, device=self.device)).cpu()
+        means = all_scores.view(-1, s.num_generations).mean(1).cpu().double()
+        if domains.numel():
+            self._domain_counts.index_add_(0, domains, torch.ones_like(means))
+            self._domain_sums.index_add_(0, domains, means)
+        counts = self._domain_counts.clamp(min=1)
+        statistics = (domains, counts.float(), (self._domain_sums / counts).float())
+        domains, counts, means = (values.to(self.device) for values in statistics)
+        return Outcomes(all_scores, all_lengths, s.num_generations, s.objective.scale_rewards, domains, counts, means)
+
+    @torch.no_grad()
+    def _choose_tokens(self, step: int, rollout: Rollout) -> None:
+        """Sets the ``policy_mask`` of micro-batches from the tokens of all processes (``medr1.rl.token_masks``)."""
+        o, width = self.settings.objective, self.sampling.max_completion_length
+        columns: list[list[Tensor]] = []
+        for micro in rollout.micro_batches:
+            found = self._score(self.policy, micro)
+            assert micro.advantages is not None
+            values = (found.logprobs, found.entropy, micro.advantages.unsqueeze(1).expand_as(found.logprobs))
+            padding = (0, width - micro.loss_mask.shape[1])
+            columns.append([torch.nn.functional.pad(value, padding) for value in (*values, micro.loss_mask)])
+        reshard(self.policy)
+        logprobs, entropy, of_token, mask = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        draws = self._uniforms(step, rollout.prompt_indices, 0, 3).to(logprobs)
+        shape = mask.shape
+        logprobs, entropy, of_token, draws = self.gather(torch.stack([logprobs, entropy, of_token, draws]).flatten(1))
+        chosen = mask = self.gather(mask.flatten().int()).bool()
+        if o.loss_mode == LossMode.clip_cov:
+            ratio, lower, upper = o.clip_cov_ratio, o.clip_cov_lb, o.clip_cov_ub
+            chosen = low_covariance_tokens(logprobs, of_token, mask, draws, ratio, lower, upper)
+        if o.top_entropy_quantile < 1:
+            chosen = chosen & high_entropy_tokens(entropy, mask, o.top_entropy_quantile)
+        sizes = [len(micro.texts) for micro in rollout.micro_batches]
+        for micro, rows in zip(rollout.micro_batches, torch.split(self._own(chosen).view(shape), sizes), strict=True):
+            micro.policy_mask = rows[:, : micro.loss_mask.shape[1]]
 
     def _rollout(self, batch: RolloutBatch) -> Rollout:
         """Generates and rewards completions.
@@ -175,7 +248,7 @@ class GRPOModule(PolicyModule):
         records, prompt_indices = batch.records, batch.prompt_indices
         with unsharded_params(self.policy):
             micro_batches = self._generate(batch, attempt=0)
-            rewards, scores, zero_std = self._rewards(records, micro_batches)
+            rewards, found, zero_std = self._rewards(records, micro_batches)
             initial_share = zero_std.float().mean().item()
             for attempt in range(1, self.settings.filter_groups + 1):
                 if batch.resample is None or not zero_std.any():
@@ -188,9 +261,9 @@ class GRPOModule(PolicyModule):
                 rows = (~zero_std).nonzero().flatten().tolist()
                 records = [records[row] for row in rows] + others.records
                 prompt_indices = [prompt_indices[row] for row in rows] + others.prompt_indices
-                rewards, scores, zero_std = self._rewards(records, micro_batches)
+                rewards, found, zero_std = self._rewards(records, micro_batches)
         micro_batches = self._regroup(micro_batches, self.equal_split([len(m.prompts.ids) for m in micro_batches]))
-        return Rollout(records, micro_batches, rewards, scores, initial_share)
+        return Rollout(records, prompt_indices, micro_batches, rewards, found, initial_share)
 
     def _regroup(
         self, micro_batches: list[RolloutMicroBatch], row_lists: list[list[list[int]]]
@@ -206,35 +279,48 @@ class GRPOModule(PolicyModule):
         row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
         # Keeping the graphs of several prefills at once would exceed the memory that max_tokens_per_device allows.
         shares_prefill = len(row_lists) == 1 and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
-        uniforms, micro_batches = self._uniforms(batch, attempt), []
+        uniforms, micro_batches = self._uniforms(batch.step, batch.prompt_indices, attempt), []
         for rows in row_lists:
             prompts = self.policy.precompute_image_features(batch.prompts.select(rows))
+            distorted = None
+            if batch.distorted is not None:
+                distorted = self.policy.precompute_image_features(batch.distorted.select(rows))
             prefix = self.policy.prefill(prompts) if shares_prefill else None
             draws = uniforms[rows[0] * G : (rows[-1] + 1) * G]
-            completions = self.engine.generate(self.policy, prompts, self.sampling, G, draws, prefix)
+            noisy = None if self._masks_images else distorted
+            completions = self._sample(prompts, noisy, draws, prefix)
             loss_mask = completions.mask
             if s.objective.mask_truncated_completions:
                 loss_mask = loss_mask & ~completions.truncated.unsqueeze(1)
             texts = self.decode(completions.ids, completions.mask)
-            micro_batches.append(RolloutMicroBatch(prompts, completions, texts, loss_mask, prefix))
+            micro = RolloutMicroBatch(prompts, completions, texts, loss_mask, prefix)
+            micro.masked_image = distorted if self._masks_images else None
+            micro_batches.append(micro)
         return micro_batches
 
-    def _uniforms(self, batch: RolloutBatch, attempt: int) -> Tensor:
-        """Uniform numbers [B*G, max_completion_length] for sampling.
+    def _sample(
+        self, prompts: PromptBatch, noisy: PromptBatch | None, draws: Tensor, prefix: Prefix | None
+    ) -> Completions:
+        """G completions of each prompt, half of them with the noisy images of ``noisy`` (NoisyRollout)."""
+        G = self.settings.num_generations
+        if noisy is None:
+            return self.engine.generate(self.policy, prompts, self.sampling, G, draws, prefix)
+        count, clean = len(prompts.ids), G - G // 2
+        of_prompt = draws.view(count, G, -1)
+        first, second = of_prompt[:, :clean].flatten(0, 1), of_prompt[:, clean:].flatten(0, 1)
+        completions = self.engine.generate(self.policy, prompts, self.sampling, clean, first, prefix)
+        others = self.engine.generate(self.policy, noisy, self.sampling, G // 2, second)
+        return completions.interleave(others, count)
 
-        Those of a prompt depend only on the seed, the step, its position in the global batch and the attempt.
+    def _uniforms(self, step: int, prompt_indices: list[int], *purpose: int) -> Tensor:
+        """Uniform numbers [B*G, max_completion_length].
+
+        Those of a prompt depend only on the seed, the step, its position in the global batch and the purpose.
         """
         shape = (self.settings.num_generations, self.sampling.max_completion_length)
-        seeds = [(self.seed, batch.step, index, attempt) for index in batch.prompt_indices]
+        seeds = [(self.seed, step, index, *purpose) for index in prompt_indices]
         draws = [np.random.default_rng(seed).random(shape) for seed in seeds]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
-
-    def scores(self, rewards: Rewards) -> Tensor:
-        """What advantages are computed from [B*G], on the CPU: the weighted sums of the rewards, or GDPO's sums."""
-        if self.gdpo_weights is None:
-            return torch.tensor(rewards.total)
-        weights = torch.tensor([self.gdpo_weights[name] for name in rewards.parts])
-        return gdpo_scores(torch.tensor(list(rewards.parts.values())), weights, self.settings.num_generations)
 
     def _rewards(self, records: list[Record], micro_batches: list[RolloutMicroBatch]) -> tuple[Rewards, Tensor, Tensor]:
         """The rewards, their scores [B*G], and which prompts [B] have scores of zero variance."""
@@ -246,8 +332,10 @@ class GRPOModule(PolicyModule):
             completion_ids=[ids for micro in micro_batches for ids in micro.completions.token_ids()],
             truncated=[cut for micro in micro_batches for cut in micro.completions.truncated.tolist()],
         )
-        scores = self.scores(rewards)
-        return rewards, scores, zero_std_groups(scores, self.settings.num_generations)
+        s, total = self.settings, torch.tensor(rewards.total)
+        weights = torch.tensor([self.reward_weights[name] for name in rewards.parts])
+        found = scores(s.adv_estimator, total, torch.tensor(list(rewards.parts.values())), weights, s.num_generations)
+        return rewards, found, zero_std_groups(found, s.num_generations)
 
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:
@@ -265,34 +353,63 @@ class GRPOModule(PolicyModule):
     def _losses(
         self, micro_batches: list[RolloutMicroBatch], normalizer: LossNormalizer, sums: list[Tensor]
     ) -> Iterator[Tensor]:
-        """The loss of each micro-batch. For logging, appends (loss, sum of KL, clipped tokens, sum of entropies) to
-        ``sums``."""
+        """The loss of each micro-batch. For logging, appends (loss, sum of KL, clipped tokens, sum of entropies,
+        sum of the KL between image and masked image) to ``sums``."""
+        with_entropy = self.settings.objective.entropy_coef > 0
         for micro in micro_batches:
             prefix, micro.prefix = micro.prefix, None  # stale after the first iteration, which changes the weights
-            scores = self._score(self.policy, micro, prefix)
+            found = self._score(self.policy, micro, prefix, entropy_grad=with_entropy)
+            masked_image = None
+            if micro.masked_image is not None:
+                masked_image = self._score(self.policy, micro, masked=True).logprobs
             if micro.old_logprobs is None:
-                micro.old_logprobs = scores.logprobs.detach()
+                micro.old_logprobs = found.logprobs.detach()
             assert micro.advantages is not None
             loss = grpo_loss(
-                scores.logprobs,
+                found.logprobs,
                 micro.old_logprobs,
                 micro.reference_logprobs,
                 micro.advantages,
                 micro.loss_mask,
                 self.settings.objective,
                 normalizer,
+                policy_mask=micro.policy_mask,
+                entropy=found.entropy if with_entropy else None,
+                masked_image=masked_image,
             )
-            sums.append(torch.stack([loss.loss.detach(), loss.kl, loss.clipped.float(), scores.entropy.sum()]))
+            entropy = found.entropy.detach().sum()
+            sums.append(torch.stack([loss.loss.detach(), loss.kl, loss.clipped.float(), entropy, loss.kl_prcp]))
             yield loss.loss
 
-    def _score(self, model: Policy, micro_batch: RolloutMicroBatch, prefix: Prefix | None = None) -> Scores:
-        prompts, ids, mask = micro_batch.prompts, micro_batch.completions.ids, micro_batch.completions.mask
+    def _score(
+        self,
+        model: Policy,
+        micro_batch: RolloutMicroBatch,
+        prefix: Prefix | None = None,
+        *,
+        masked: bool = False,
+        entropy_grad: bool = False,
+    ) -> Scores:
+        """``masked``: with the masked images (PAPO)."""
+        prompts = micro_batch.prompts
+        if masked:
+            assert micro_batch.masked_image is not None
+            prompts = micro_batch.masked_image
+        ids, mask = micro_batch.completions.ids, micro_batch.completions.mask
         if self.policy.gradient_checkpointing and torch.is_grad_enabled():
             hidden = model.hidden_without_cache(prompts, ids, mask)
         else:
             hidden = completion_hidden(model, prefix or model.prefill(prompts), ids, mask)
         suppress_tokens = torch.tensor(self.sampling.suppress_tokens, dtype=torch.long, device=self.device)
-        return score(model, hidden, ids, mask, temperature=self.sampling.temperature, suppress_tokens=suppress_tokens)
+        return score(
+            model,
+            hidden,
+            ids,
+            mask,
+            temperature=self.sampling.temperature,
+            suppress_tokens=suppress_tokens,
+            entropy_grad=entropy_grad,
+        )
 
 
 def _reward_metrics(rewards: Tensor, names: list[str], num_generations: int) -> dict[str, Tensor]:

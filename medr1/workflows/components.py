@@ -177,13 +177,7 @@ def check_components(cfg: CommonConfig) -> None:
     if isinstance(cfg, TrainConfig):
         SOURCES[cfg.data.kind].check_training(cfg.data)
         rewards.check(cfg.reward)
-        algorithm = ALGORITHMS[cfg.algorithm.kind]
-        if algorithm.uses_rewards and cfg.reward.normalization not in algorithm.reward_normalizations:
-            raise ConfigError(
-                f"reward.normalization={cfg.reward.normalization}: algorithm={cfg.algorithm.name} knows only "
-                f"{', '.join(algorithm.reward_normalizations)}"
-            )
-        algorithm.check(cfg)
+        ALGORITHMS[cfg.algorithm.kind].check(cfg)
 
 
 def _check_axes(cfg: CommonConfig) -> None:

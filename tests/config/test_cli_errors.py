@@ -87,6 +87,35 @@ TYPED: dict[str, list[str]] = {
     "data=omnimedvqa data.root=nowhere": ["data.root=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.splits=nowhere": ["data.splits=nowhere", "no such file or folder"],
     "data=omnimedvqa data.root=. data.split=test_only": ["data.split=test_only", "evaluate.py"],
+    # Methods
+    "algorithm=cispo algorithm.objective.importance_sampling_level=sequence": [
+        "algorithm.objective.importance_sampling_level=sequence",
+        "algorithm.objective.loss_mode=cispo",
+    ],
+    "algorithm=sapo algorithm.objective.epsilon=0.1": [
+        "algorithm.objective.epsilon= has no effect with algorithm.objective.loss_mode=sapo"
+    ],
+    "algorithm.objective.sapo_temperature_pos=2": ["sapo_temperature_pos= has no effect", "loss_mode=clip"],
+    "algorithm.objective.clip_cov_ratio=0.1": ["clip_cov_ratio= has no effect", "loss_mode=clip"],
+    "algorithm=cispo algorithm.objective.delta=3": ["algorithm.objective.delta", "loss_mode=cispo"],
+    "algorithm.objective.loss_mode=clip_cov algorithm.objective.delta=3": ["objective.delta=3", "loss_mode=clip_cov"],
+    "algorithm.objective.loss_mode=clip_cov algorithm.objective.clip_cov_lb=6": ["clip_cov_lb=6", "clip_cov_ub=5"],
+    "algorithm=rloo algorithm.objective.scale_rewards=group": [
+        "algorithm.objective.scale_rewards=group",
+        "algorithm.adv_estimator=rloo",
+        "use algorithm.objective.scale_rewards=none",
+    ],
+    "algorithm=dr_grpo algorithm.adv_estimator=gdpo": ["scale_rewards=none", "adv_estimator=gdpo"],
+    "algorithm.objective.black_prob=0.5": ["black_prob= has no effect with algorithm.objective.kl_prcp_coef=0"],
+    "algorithm.objective.aug_entropy_loss_coef=0.1": ["algorithm.objective.kl_prcp_coef=0", "entropy_coef"],
+    "algorithm=papo algorithm.noisy_rollout.gaussian_noise_step=500": [
+        "algorithm.objective.kl_prcp_coef=0.01",
+        "algorithm.noisy_rollout.gaussian_noise_step=500",
+    ],
+    "algorithm.noisy_rollout.decay_coef=5": ["decay_coef= has no effect", "gaussian_noise_step=0"],
+    "algorithm.objective.top_entropy_quantile=1.5": ["top_entropy_quantile=1.5", "between 0 and 1"],
+    "algorithm.adv_estimator=rlo": ["algorithm.adv_estimator", "Did you mean 'rloo'"],
+    "reward=gdpo": ["reward/gdpo"],
     # Places
     "model=hf model.path=./no/model": ["model.path=./no/model", "no such directory"],
     "model=hf model.path=/no/model": ["model.path=/no/model", "no such directory"],

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
+from medr1.training.batches import RolloutBatch
+from medr1.training.grpo import GRPOModule
 from medr1.workflows.train import train
 from tests.integration.conftest import command, composed, only_run, run_command, train_here
 
@@ -59,6 +62,42 @@ def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: 
     assert stored is not None
     history = MlflowClient(tracking_uri=stored.uri).get_metric_history(stored.run_id, "train/reward")
     assert [m.step for m in sorted(history, key=lambda m: m.step)] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "drpo",  # has statistics of its own, which a checkpoint must hold
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("gdpo", "noisy_rollout", "papo", "reinforce_pp", "rloo", "sapo")
+        ),
+    ],
+)
+def test_an_interrupted_run_of_every_method_resumes_exactly(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*SETTINGS[2:4], "debug=quick", f"algorithm={algorithm}", "trainer.max_steps=4", "trainer.save_steps=1")
+    quick = (
+        *settings,
+        "evaluation.limit=1",
+        "evaluation.blank_image=false",
+        "tracking=none",
+        "trainer.accelerator=cpu",
+    )
+    run, step = RunDirectory(tmp_path / "interrupted" / "run"), GRPOModule.step
+
+    def interrupted(module: GRPOModule, batch: RolloutBatch) -> Any:
+        if batch.step == 2:
+            raise OSError("no power")
+        return step(module, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPOModule, "step", interrupted)
+        with pytest.raises(OSError, match="no power"):
+            train_here(run.path, *quick)
+    train(composed("train", f"resume={run.path}"), run.path, [])
+    assert same_weights(run, train_here(tmp_path / "peace", *quick))
 
 
 def test_a_failing_run_ends_failed_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

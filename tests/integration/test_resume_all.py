@@ -32,7 +32,10 @@ SMALL = (
     "trainer.save_steps=1",
     "tracking=none",
 )
-ALGORITHMS = ("grpo", "cispo", "dapo", "dr_grpo", "gspo", "medr1_legacy", "sft", "zero_shot")
+ALGORITHMS = (
+    *("grpo", "cispo", "dapo", "dr_grpo", "gspo", "medr1_legacy", "sft", "zero_shot"),
+    *("drpo", "gdpo", "noisy_rollout", "papo", "reinforce_pp", "rloo", "sapo"),
+)
 SERVER = ("model=server", "model.path=some", "model.image_size=84")
 EVALUATION = tuple(word for word in SMALL if not word.startswith(("debug", "trainer")))
 

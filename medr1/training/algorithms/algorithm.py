@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from medr1.config.enums import RewardNormalization
 from medr1.config.settings import AlgorithmConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -67,8 +66,6 @@ class Algorithm(ABC, Generic[S]):
     """Whether training starts from ``model.path``. Otherwise it starts from ``initial_policy``."""
     uses_rewards: ClassVar[bool] = False
     """Whether completions are generated and rewarded in training. Otherwise ``reward=`` is refused."""
-    reward_normalizations: ClassVar[tuple[RewardNormalization, ...]] = (RewardNormalization.sum,)
-    """The values of ``reward.normalization`` that it knows, if it uses rewards."""
 
     def check(self, cfg: TrainConfig) -> None:
         """Checks the config before anything is loaded.

@@ -1,4 +1,4 @@
-"""``algorithm=grpo`` and its variants dapo, dr_grpo, gspo, cispo and medr1_legacy, which differ in their settings."""
+"""``algorithm=grpo`` and its variants, which are files of conf/algorithm with other settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from medr1.config.enums import LossMode, RewardNormalization, ScaleRewards
-from medr1.config.settings import AlgorithmConfig, ObjectiveConfig, SamplingConfig, TrainConfig
+from medr1.config.enums import AdvEstimator, ImportanceSamplingLevel, LossMode, ScaleRewards
+from medr1.config.settings import AlgorithmConfig, NoisyRolloutConfig, ObjectiveConfig, SamplingConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medr1.models.policy import Policy
     from medr1.models.processor import Processor
     from medr1.tracking.tracker import AnyTracker
+    from medr1.training.batches import Distortion
     from medr1.training.module import PolicyModule
 
 
@@ -34,6 +35,10 @@ class GRPOConfig(AlgorithmConfig):
     """Completions of each prompt, at least 2. Advantages are relative to this group.
 
     TRL: num_generations. verl: actor_rollout_ref.rollout.n."""
+    adv_estimator: AdvEstimator = AdvEstimator.grpo
+    """How advantages are computed from rewards; the equations are in ``medr1.rl.advantages``.
+
+    TRL: multi_objective_aggregation. verl: algorithm.adv_estimator."""
     num_iterations: int = 1
     """Optimizer steps on each batch of completions.
 
@@ -44,8 +49,31 @@ class GRPOConfig(AlgorithmConfig):
     TRL: -. verl: algorithm.filter_groups.max_num_gen_batches."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How completions are sampled."""
+    noisy_rollout: NoisyRolloutConfig = field(default_factory=NoisyRolloutConfig)
+    """Noisy images in sampling."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss."""
+
+
+# The only value of scale_rewards with which the advantages are those of the method.
+_SCALE_REWARDS = {
+    AdvEstimator.gdpo: ScaleRewards.group,
+    AdvEstimator.rloo: ScaleRewards.none,
+    AdvEstimator.reinforce_plus_plus_baseline: ScaleRewards.batch,
+    AdvEstimator.drpo: ScaleRewards.group,
+}
+# The settings of the objective that only some values of loss_mode read.
+_OF_LOSS_MODE = {
+    "epsilon": (LossMode.clip, LossMode.clip_cov),
+    "epsilon_high": (LossMode.clip, LossMode.clip_cov, LossMode.cispo),
+    "delta": (LossMode.clip,),
+    "sapo_temperature_pos": (LossMode.sapo,),
+    "sapo_temperature_neg": (LossMode.sapo,),
+    "clip_cov_ratio": (LossMode.clip_cov,),
+    "clip_cov_lb": (LossMode.clip_cov,),
+    "clip_cov_ub": (LossMode.clip_cov,),
+}
+_OF_PAPO = ("ori_entropy_loss_coef", "aug_entropy_loss_coef", "black_prob", "patch_size")
 
 
 class GRPO(Algorithm[GRPOConfig]):
@@ -54,24 +82,57 @@ class GRPO(Algorithm[GRPOConfig]):
     kind: ClassVar[str] = "grpo"
     settings = GRPOConfig
     uses_rewards: ClassVar[bool] = True
-    reward_normalizations: ClassVar[tuple[RewardNormalization, ...]] = tuple(RewardNormalization)
 
     def check(self, cfg: TrainConfig) -> None:
-        scale = self.settings_of(cfg).objective.scale_rewards
-        if cfg.reward.normalization is RewardNormalization.gdpo and scale is not ScaleRewards.group:
+        settings = self.settings_of(cfg)
+        o, estimator = settings.objective, settings.adv_estimator
+        scale = _SCALE_REWARDS.get(estimator, o.scale_rewards)
+        if o.scale_rewards is not scale:
             raise ConfigError(
-                f"algorithm.objective.scale_rewards={scale} with reward.normalization=gdpo: GDPO divides each reward "
-                "by its standard deviation in the group; use algorithm.objective.scale_rewards=group, or "
-                "reward.normalization=sum"
+                f"algorithm.objective.scale_rewards={o.scale_rewards} with algorithm.adv_estimator={estimator}, which "
+                f"scales rewards in its own way; use algorithm.objective.scale_rewards={scale}"
+            )
+        if o.loss_mode is not LossMode.clip and o.importance_sampling_level is ImportanceSamplingLevel.sequence:
+            raise ConfigError(
+                "algorithm.objective.importance_sampling_level=sequence with algorithm.objective.loss_mode="
+                f"{o.loss_mode}, which has one importance ratio for each token; use importance_sampling_level=token or "
+                "loss_mode=clip"
+            )
+        if o.delta is not None and o.loss_mode not in _OF_LOSS_MODE["delta"]:
+            raise ConfigError(
+                f"algorithm.objective.delta={o.delta:g} with algorithm.objective.loss_mode={o.loss_mode}, which has no "
+                "dual clip; use algorithm.objective.delta=null or algorithm.objective.loss_mode=clip"
+            )
+        if o.clip_cov_lb >= o.clip_cov_ub:
+            raise ConfigError(
+                f"algorithm.objective.clip_cov_lb={o.clip_cov_lb:g} is not below clip_cov_ub={o.clip_cov_ub:g}; no "
+                "token has a covariance between them"
+            )
+        if o.kl_prcp_coef == 0 and (o.ori_entropy_loss_coef or o.aug_entropy_loss_coef):
+            raise ConfigError(
+                "algorithm.objective.kl_prcp_coef=0 with ori_entropy_loss_coef or aug_entropy_loss_coef: these belong "
+                "to PAPO; use algorithm=papo, or algorithm.objective.entropy_coef for an entropy bonus"
+            )
+        if o.kl_prcp_coef > 0 and settings.noisy_rollout.gaussian_noise_step > 0:
+            raise ConfigError(
+                f"algorithm.objective.kl_prcp_coef={o.kl_prcp_coef:g} with algorithm.noisy_rollout.gaussian_noise_step="
+                f"{settings.noisy_rollout.gaussian_noise_step}: a step has one kind of distorted images; set one "
+                "of the two to 0"
             )
 
     def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
-        objective = self.settings_of(cfg).objective
+        settings, prefix = self.settings_of(cfg), "algorithm.objective."
+        o = settings.objective
         yield f"algorithm={cfg.algorithm.name}", ("model.recipe.sft_learning_rate",)
-        if objective.beta == 0:
-            yield "algorithm.objective.beta=0", ("algorithm.objective.kl_loss_type",)
-        if objective.loss_mode is LossMode.cispo:
-            yield "algorithm.objective.loss_mode=cispo", ("algorithm.objective.epsilon", "algorithm.objective.delta")
+        if o.beta == 0:
+            yield f"{prefix}beta=0", (f"{prefix}kl_loss_type",)
+        unread = [f"{prefix}{name}" for name, modes in _OF_LOSS_MODE.items() if o.loss_mode not in modes]
+        yield f"{prefix}loss_mode={o.loss_mode}", unread
+        if o.kl_prcp_coef == 0:
+            yield f"{prefix}kl_prcp_coef=0", [f"{prefix}{name}" for name in _OF_PAPO]
+        if settings.noisy_rollout.gaussian_noise_step == 0:
+            noisy = "algorithm.noisy_rollout."
+            yield f"{noisy}gaussian_noise_step=0", (f"{noisy}decay_coef", f"{noisy}decay_sig_mid")
 
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker
@@ -94,12 +155,15 @@ class GRPO(Algorithm[GRPOConfig]):
             engine=ENGINES[cfg.rollout.kind](cfg.rollout),
             decode=processor.decode,
             reward=partial(compute_rewards, cfg.reward, reasoning=mode),
-            gdpo_weights=weights if cfg.reward.normalization is RewardNormalization.gdpo else None,
+            reward_weights=weights,
+            domains=sorted({str(record.modality) for record in data.train}),
             total_steps=self.total_steps(cfg),
             max_tokens_per_device=cfg.trainer.max_tokens_per_device,
             seed=cfg.seed,
         )
-        batches, tracking = RecordBatches.from_config(cfg, data.train, processor), cfg.tracking
+        assert cfg.trainer.max_steps is not None
+        distort = _distortion(settings, cfg.trainer.max_steps)
+        batches, tracking = RecordBatches.from_config(cfg, data.train, processor, distort=distort), cfg.tracking
         table = CompletionsTable(tracker, batches.load, mode, tracking.log_completions_steps, tracking.num_completions)
         return Training(module, batches.rollout, [table] if tracking.enabled else [])
 
@@ -113,8 +177,11 @@ class GRPO(Algorithm[GRPOConfig]):
         return self.settings_of(cfg).sampling.max_completion_length
 
     def dry_run(self, settings: GRPOConfig, policy: Policy, step: DryRun) -> tuple[PolicyModule, Any]:
+        import torch
+
         from medr1.generation.sampling import Sampling
         from medr1.models.adapters import make_reference
+        from medr1.models.tensors import map_tensors
         from medr1.rewards import Rewards
         from medr1.training.batches import RolloutBatch
         from medr1.training.grpo import GRPOModule
@@ -123,16 +190,34 @@ class GRPO(Algorithm[GRPOConfig]):
         module = GRPOModule(
             policy,
             make_reference(policy) if settings.objective.beta > 0 else None,
-            replace(settings, num_iterations=min(2, settings.num_iterations)),
+            # The estimator, which may need rewards and records, has no tensors of a size that matters.
+            replace(settings, num_iterations=min(2, settings.num_iterations), adv_estimator=AdvEstimator.grpo),
             # Without a tokenizer: no sampled token is the EOS token, and some token is suppressed.
             sampling=Sampling(s.max_completion_length, -1, (1,), s.temperature, s.top_p, s.top_k),
             engine=step.engine,
             decode=lambda ids, mask: [""] * len(ids),
             reward=lambda texts, records, **_: Rewards({}, [0.0] * len(texts)),
+            reward_weights={},
+            domains=(),
             total_steps=1,
             max_tokens_per_device=step.max_tokens_per_device,
         )
-        return module, RolloutBatch(0, list(range(len(step.prompts.ids))), [], step.prompts)
+        distorted = map_tensors(torch.clone, step.prompts) if _distortion(settings, 1) else None
+        return module, RolloutBatch(0, list(range(len(step.prompts.ids))), [], step.prompts, distorted=distorted)
+
+
+def _distortion(settings: GRPOConfig, max_steps: int) -> Distortion | None:
+    """What makes the distorted images of these settings, if any: black patches (PAPO) or noise (NoisyRollout)."""
+    from medr1.data.distortions import add_gaussian_noise, annealed, blacken_patches
+
+    o, noisy = settings.objective, settings.noisy_rollout
+    if o.kl_prcp_coef > 0:
+        return lambda image, step, rng: blacken_patches(image, rng, o.patch_size, o.black_prob)
+    if noisy.gaussian_noise_step > 0:
+        return lambda image, step, rng: add_gaussian_noise(
+            image, rng, annealed(noisy.gaussian_noise_step, step / max_steps, noisy.decay_coef, noisy.decay_sig_mid)
+        )
+    return None
 
 
 ALGORITHMS.register(GRPO())

@@ -172,6 +172,24 @@ def test_temperature_and_suppressed_tokens_change_the_scored_distribution(pair, 
     assert found.entropy[mask].min() > 0.1
 
 
+@pytest.mark.parametrize("chunk", [1, 10_000])
+def test_the_entropy_has_a_gradient_where_it_is_asked_for(build, make_prompts, chunk: int) -> None:
+    """That of the entropy of separate rows, also with suppressed tokens, whose probability is 0."""
+    policy, processor = build("qwen2_vl")
+    prompts = processor.encode(make_prompts(processor, SIZES))
+    ids, mask = completions(len(SIZES), 4)
+    suppress_tokens = torch.tensor(processor.suppressed_token_ids())
+    hidden = shared(policy, prompts, ids, mask)
+    options = {"temperature": 0.7, "suppress_tokens": suppress_tokens, "chunk_size": chunk}
+    assert not score(policy, hidden, ids, mask, **options).entropy.requires_grad
+    found = gradients(policy, score(policy, hidden, ids, mask, **options, entropy_grad=True).entropy, mask)
+    kept = [i for i in range(policy.core.lm_head.out_features) if i not in suppress_tokens.tolist()]
+    log_p = torch.log_softmax(policy.logits(shared(policy, prompts, ids, mask))[..., kept] / 0.7, -1)
+    expected = gradients(policy, -(log_p.exp() * log_p).sum(-1), mask)
+    assert any(bool(g.abs().max() > 1e-4) for g in expected.values())
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_logits_in_chunks_give_the_same_scores_and_gradients(build, make_prompts, chunk: int) -> None:
     policy, processor = build("qwen2_vl")

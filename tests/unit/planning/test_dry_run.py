@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from medr1.config.settings import LoraConfig
+from medr1.config.enums import AdvEstimator, LossMode
+from medr1.config.settings import LoraConfig, NoisyRolloutConfig
 from medr1.errors import CheckpointError
 from medr1.models.loading import ModelSpec
 from medr1.models.policy import Policy
@@ -24,6 +25,7 @@ from medr1.planning.memory_ledger import (
     WEIGHTS,
     peak_bytes,
 )
+from medr1.training.algorithms.grpo import GRPOConfig
 from medr1.training.algorithms.sft import SFTConfig
 from medr1.training.algorithms.zero_shot import ZeroShotConfig
 from tests.conftest import FAMILIES
@@ -71,6 +73,40 @@ def test_more_micro_batches_than_two_add_only_their_images(model: ModelSpec, wor
 def test_a_split_step_takes_less_memory(model: ModelSpec, work: Workload) -> None:
     split = replace(work, max_tokens_per_device=1)
     assert peak_bytes(dry_run_step(model, split)) < peak_bytes(dry_run_step(model, work))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_larger"),
+    [
+        ({"kl_prcp_coef": 0.01}, True),
+        ({"entropy_coef": 0.1}, False),
+        ({"top_entropy_quantile": 0.2}, False),
+        ({"loss_mode": LossMode.clip_cov}, False),
+        ({"loss_mode": LossMode.sapo}, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_step_of_every_objective_is_planned(
+    gradient_checkpointing: bool, changes: dict[str, Any], is_larger: bool, model: ModelSpec, work: Workload
+) -> None:
+    """The update of PAPO holds the activations of two images."""
+    spec, settings = replace(model, gradient_checkpointing=gradient_checkpointing), work.settings
+    assert isinstance(settings, GRPOConfig)
+    changed = replace(settings, objective=replace(settings.objective, **changes))
+    plain, other = (dry_run_step(spec, replace(work, settings=s))["update"] for s in (settings, changed))
+    assert (other[ACTIVATIONS] > plain[ACTIVATIONS] * 1.01) == is_larger
+    assert other[ACTIVATIONS] >= plain[ACTIVATIONS] * 0.99
+
+
+@pytest.mark.parametrize("estimator", AdvEstimator)
+def test_a_step_of_every_estimator_and_of_noisy_images_is_planned(
+    estimator: AdvEstimator, model: ModelSpec, work: Workload
+) -> None:
+    assert isinstance(work.settings, GRPOConfig)
+    noisy = NoisyRolloutConfig(gaussian_noise_step=500)
+    settings = replace(work.settings, adv_estimator=estimator, noisy_rollout=noisy)
+    assert set(dry_run_step(model, replace(work, settings=settings))) == set(dry_run_step(model, work))
 
 
 def test_evaluation_grows_linearly_with_its_batch(model: ModelSpec, work: Workload) -> None:

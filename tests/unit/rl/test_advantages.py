@@ -1,4 +1,4 @@
-"""Advantages by hand: the standard deviation is the unbiased one, and groups never mix."""
+"""Advantages by hand and by slow loops: the standard deviation is the unbiased one, and groups never mix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medr1.rl.advantages import EPSILON, gdpo_scores, group_advantages, zero_std_groups
+from medr1.config.enums import AdvEstimator
+from medr1.rl.advantages import EPSILON, Outcomes, advantages, gdpo_scores, group_advantages, scores, zero_std_groups
 
 GROUPS = st.integers(2, 9).flatmap(
     lambda size: st.lists(
@@ -37,11 +38,6 @@ def test_batch_scaling_divides_by_one_deviation_but_centres_in_the_group() -> No
     expected = [0.5, -0.5, 0.0, 0.0, -0.5, 0.5]
     found = group_advantages(torch.tensor(rewards), 2, "batch")
     assert found.tolist() == pytest.approx([a / deviation for a in expected], abs=1e-6)
-
-
-def test_batch_deviation_of_several_processes_is_used_where_given() -> None:
-    found = group_advantages(torch.tensor([1.0, 0.0]), 2, "batch", batch_std=torch.tensor(2.0))
-    assert found.tolist() == pytest.approx([0.5 / 2.0001, -0.5 / 2.0001])
 
 
 @given(GROUPS)
@@ -71,21 +67,90 @@ def test_rounding_of_the_mean_makes_no_advantage(num_generations: int, reward: f
     assert not group_advantages(torch.full((2 * num_generations,), reward), num_generations, "group").any()
 
 
+LENGTHS = [3, 1, 7, 2, 5, 4, 1, 6]
+DOMAINS = [1, 0, 1, 1]
+COUNTS, MEANS = [5.0, 9.0], [0.4, 0.9]
+
+
+def estimate(name: str, rewards: list[float], num_generations: int, scale_rewards: str = "group") -> list[float]:
+    lengths = torch.tensor([float(LENGTHS[i % 8]) for i in range(len(rewards))])
+    domains = torch.tensor([DOMAINS[i % 4] for i in range(len(rewards) // num_generations)])
+    statistics = (domains, torch.tensor(COUNTS), torch.tensor(MEANS))
+    return advantages(
+        name, Outcomes(torch.tensor(rewards), lengths, num_generations, scale_rewards, *statistics)
+    ).tolist()
+
+
+def slow_rloo(groups: list[list[float]]) -> list[float]:
+    """Each reward minus the mean of the others."""
+    return [r - statistics.mean(group[:i] + group[i + 1 :]) for group in groups for i, r in enumerate(group)]
+
+
+def slow_reinforce_pp(groups: list[list[float]]) -> list[float]:
+    """Every token of a completion has its centred reward; these values are normalized over all tokens."""
+    centered = [r - statistics.mean(group) for group in groups for r in group]
+    tokens = [a for i, a in enumerate(centered) for _ in range(LENGTHS[i % 8])]
+    mean = statistics.mean(tokens)
+    return [(a - mean) / math.sqrt(statistics.variance(tokens) + 1e-8) for a in centered]
+
+
+def slow_drpo(groups: list[list[float]]) -> list[float]:
+    """GRPO's advantages, each divided by the temperature of its domain, then by their common deviation."""
+    scaled = []
+    for i, group in enumerate(groups):
+        domain = DOMAINS[i % 4]
+        temperature = max(math.sqrt(COUNTS[domain]) * MEANS[domain], 1e-6)
+        deviation = statistics.stdev(group) + EPSILON
+        scaled += [(r - statistics.mean(group)) / deviation / temperature for r in group]
+    return [a / (statistics.stdev(scaled) + 1e-6) for a in scaled]
+
+
+SLOW = {"rloo": slow_rloo, "reinforce_plus_plus_baseline": slow_reinforce_pp, "drpo": slow_drpo}
+
+
+@pytest.mark.parametrize("name", SLOW)
+@given(GROUPS.filter(lambda groups: any(len(set(group)) > 1 for group in groups)))
+def test_an_estimator_is_its_slow_loop(name: str, groups: list[list[float]]) -> None:
+    found = estimate(name, [r for group in groups for r in group], len(groups[0]))
+    assert found == pytest.approx(SLOW[name](groups), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", AdvEstimator)
+def test_no_estimator_prefers_a_completion_where_all_rewards_are_equal(name: str) -> None:
+    for reward in (0.0, 1.2, -0.5):
+        found = scores(name, torch.full((8,), reward), torch.full((1, 8), reward), torch.ones(1), 4)
+        assert estimate(name, found.tolist(), 4, "none") == [0.0] * 8
+
+
+def test_drpo_raises_the_weight_of_rare_and_hard_domains() -> None:
+    """Two equal groups: that of domain 0, which has fewer prompts and a lower mean, has the larger advantages."""
+    of_common, of_rare = estimate("drpo", [1.0, 0.0, 1.0, 0.0], 2)[::2]
+    assert of_rare / of_common == pytest.approx(math.sqrt(9) * 0.9 / (math.sqrt(5) * 0.4), rel=1e-4)
+
+
+def test_a_domain_without_reward_does_not_change_the_sign() -> None:
+    """Penalties can make the mean reward of a domain negative."""
+    domain = (torch.tensor([0]), torch.tensor([3.0]), torch.tensor([-0.5]))
+    worse, better = advantages("drpo", Outcomes(torch.tensor([-1.0, 0.0]), torch.ones(2), 2, "group", *domain)).tolist()
+    assert worse < 0 < better
+
+
 def gdpo(rewards: list[list[float]], weights: list[float], num_generations: int) -> list[float]:
-    scores = gdpo_scores(torch.tensor(rewards), torch.tensor(weights), num_generations)
-    return group_advantages(scores, num_generations, "batch").tolist()
+    weighted = (torch.tensor(weights).unsqueeze(1) * torch.tensor(rewards)).sum(0)
+    found = scores("gdpo", weighted, torch.tensor(rewards), torch.tensor(weights), num_generations)
+    return estimate("gdpo", found.tolist(), num_generations)
 
 
 def slow_gdpo(rewards: list[list[float]], weights: list[float], num_generations: int) -> list[float]:
     """The equations of the paper in loops, with the batch mean that is 0."""
-    scores = [0.0] * len(rewards[0])
+    sums = [0.0] * len(rewards[0])
     for values, weight in zip(rewards, weights, strict=True):
         for start in range(0, len(values), num_generations):
             group = values[start : start + num_generations]
             for row, value in enumerate(group, start):
-                scores[row] += weight * (value - statistics.mean(group)) / (statistics.stdev(group) + EPSILON)
-    mean, deviation = statistics.mean(scores), statistics.stdev(scores)
-    return [(score - mean) / (deviation + EPSILON) for score in scores]
+                sums[row] += weight * (value - statistics.mean(group)) / (statistics.stdev(group) + EPSILON)
+    mean, deviation = statistics.mean(sums), statistics.stdev(sums)
+    return [(score - mean) / (deviation + EPSILON) for score in sums]
 
 
 @given(
@@ -138,5 +203,5 @@ def test_a_saturated_reward_or_one_of_zero_weight_gives_nothing(num_generations:
 def test_rewards_that_cancel_out_prefer_no_completion() -> None:
     """Their sums are 0 but for rounding, which the batch's standard deviation must not turn into advantages."""
     up = [0.1, 0.7, 0.3, 0.9]
-    scores = gdpo_scores(torch.tensor([up, [1.0 - value for value in up]]), torch.tensor([1.0, 1.0]), 4)
-    assert scores.tolist() == [0.0] * 4 and zero_std_groups(scores, 4).tolist() == [True]
+    found = gdpo_scores(torch.tensor([up, [1.0 - value for value in up]]), torch.tensor([1.0, 1.0]), 4)
+    assert found.tolist() == [0.0] * 4 and zero_std_groups(found, 4).tolist() == [True]

@@ -53,6 +53,9 @@ def random_case(seed: int, rows: int = 6, width: int = 7) -> tuple[Tensor, Tenso
 
 def slow_token(log_p: float, ratio: float, a: float, o: ObjectiveConfig) -> tuple[float, bool]:
     """Surrogate of one token, and whether a bound decides it."""
+    if o.loss_mode == "sapo":
+        tau = o.sapo_temperature_pos if a > 0 else o.sapo_temperature_neg
+        return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * a, False
     if o.loss_mode == "cispo":
         return min(ratio, o.epsilon_high) * a * log_p, ratio > o.epsilon_high
     bounded = min(max(ratio, 1 - o.epsilon), 1 + o.epsilon_high)
@@ -106,6 +109,9 @@ def slow_loss(
         {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
         {"loss_mode": "cispo", "epsilon_high": 1.3},
         {"loss_mode": "cispo", "epsilon_high": 1.1, "importance_sampling_level": "sequence"},
+        {"loss_mode": "sapo"},
+        {"loss_mode": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 5.0, "beta": 0.1},
+        {"loss_mode": "clip_cov"},
         {"delta": 1.5},
         {"delta": 1.3, "epsilon": 0.1, "beta": 0.1},
     ],
@@ -121,10 +127,97 @@ def test_every_other_option_equals_the_slow_loop(loss_agg_mode: str, changes: di
         found = grpo_loss(logprobs, old, reference, advantages, mask, objective, normalizer)
         expected = slow_loss(logprobs, old, reference, advantages, mask, objective, normalizer)
         assert (float(found.loss), float(found.kl), float(found.clipped)) == pytest.approx(expected, abs=1e-6)
-        assert expected[2] > 0  # the case does reach the bound
+        assert (expected[2] > 0) == (objective.loss_mode != "sapo")  # the case does reach the bound
         without = grpo_loss(logprobs, old, reference, advantages, mask, plain, normalizer)
         changed = changed or abs(float(without.loss) - expected[0]) > 1e-3
-    assert changed
+    assert changed == (changes != {"loss_mode": "clip_cov"})  # its tokens are chosen elsewhere, see test_token_masks.py
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl_prcp_coef": 0.3},
+        {"kl_prcp_coef": 0.3, "ori_entropy_loss_coef": 0.2},
+        {"kl_prcp_coef": 0.3, "ori_entropy_loss_coef": 0.2, "aug_entropy_loss_coef": 0.1, "beta": 0.1},
+        {"entropy_coef": 0.5},
+    ],
+    ids=str,
+)
+def test_papo_and_the_entropy_bonus_are_slow_loops(loss_agg_mode: str, changes: dict[str, Any]) -> None:
+    """Loss and gradients, of the log-probabilities with both images and of the entropies."""
+    plain = replace(settings(loss_agg_mode), beta=changes.get("beta", 0.0))
+    o = replace(plain, **changes)
+    for seed in range(4):
+        logprobs, old, reference, advantages, mask = random_case(seed)
+        masked, negative = random_case(seed + 100)[:2]
+        entropy = -negative
+        mask[seed] = False
+        normalizer = normalizer_of(mask)
+        values = [x.clone().requires_grad_() for x in (logprobs, masked, entropy)]
+        found = grpo_loss(
+            values[0],
+            old,
+            reference,
+            advantages,
+            mask,
+            o,
+            normalizer,
+            entropy=values[2] if o.entropy_coef else None,
+            masked_image=values[1] if o.kl_prcp_coef else None,
+        )
+        found.loss.backward()
+        slow = [x.clone().requires_grad_() for x in (logprobs, masked, entropy)]
+        expected = grpo_loss(slow[0], old, reference, advantages, mask, plain, normalizer).loss
+        kl_sum = 0.0
+        for i, length in enumerate(mask.sum(1).tolist()):
+            for t in range(length):
+                d = slow[1][i, t] - slow[0][i, t]
+                kl = d.exp() - d - 1
+                kl_sum += float(kl.detach()) * bool(o.kl_prcp_coef)
+                term = -o.kl_prcp_coef * kl - o.ori_entropy_loss_coef * slow[0][i, t]
+                term = term - o.aug_entropy_loss_coef * slow[1][i, t]
+                size = {
+                    "seq_mean_token_mean": length * normalizer.completions,
+                    "token_mean": normalizer.tokens,
+                    "seq_mean_token_sum_norm": normalizer.completions * normalizer.max_length,
+                }[loss_agg_mode]
+                expected = expected + term / size - o.entropy_coef * slow[2][i, t] / normalizer.tokens
+        expected.backward()
+        assert float(found.kl_prcp) == pytest.approx(kl_sum)
+        torch.testing.assert_close(found.loss, expected)
+        for a, b, is_used in zip(values, slow, (True, o.kl_prcp_coef, o.entropy_coef), strict=True):
+            torch.testing.assert_close(a.grad, b.grad if is_used else None)
+
+
+def test_papo_rewards_a_difference_between_the_images() -> None:
+    """A step along the gradient makes the divergence larger, and a divergence at its bound has no gradient."""
+    o = replace(settings(), kl_prcp_coef=1.0)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    logprobs, masked = (torch.tensor([[-1.0, -9.0]], requires_grad=True), torch.tensor([[-1.5, -2.0]]))
+    first = grpo_loss(logprobs, logprobs, None, torch.zeros(1), mask, o, normalizer_of(mask), masked_image=masked)
+    first.loss.backward()
+    assert logprobs.grad is not None and logprobs.grad[0, 1] == 0 and float(first.kl_prcp) > 10
+    moved = (logprobs - 0.1 * logprobs.grad).detach()
+    after = grpo_loss(moved, moved, None, torch.zeros(1), mask, o, normalizer_of(mask), masked_image=masked)
+    assert after.kl_prcp > first.kl_prcp
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)
+def test_a_token_without_policy_gradient_keeps_its_other_terms(loss_agg_mode: str) -> None:
+    """It still counts in the denominators."""
+    objective = settings(loss_agg_mode, beta=0.3)
+    logprobs, old, reference, advantages, mask = random_case(1)
+    kept = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    normalizer = normalizer_of(mask)
+    only_kl = grpo_loss(logprobs, old, reference, 0 * advantages, mask, objective, normalizer).loss
+    policy = replace(objective, beta=0.0)
+    expected = grpo_loss(logprobs, old, None, advantages, mask, policy, normalizer, policy_mask=kept).loss + only_kl
+    found = grpo_loss(logprobs, old, reference, advantages, mask, objective, normalizer, policy_mask=kept)
+    torch.testing.assert_close(found.loss, expected)
+    leaf = logprobs.clone().requires_grad_()
+    grpo_loss(leaf, leaf.detach(), None, advantages, mask, policy, normalizer, policy_mask=kept).loss.backward()
+    assert leaf.grad is not None and torch.equal(leaf.grad != 0, kept & mask)
 
 
 def gradient(objective: ObjectiveConfig, seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -140,6 +233,21 @@ def test_cispo_keeps_the_gradient_of_every_token_and_caps_its_weight() -> None:
     expected = -ratio.clamp(max=1.2) * advantages.unsqueeze(1) * mask / mask.sum()
     assert (ratio[mask] > 1.2).any()
     torch.testing.assert_close(found, expected)
+
+
+def test_sapo_has_the_gradient_of_grpo_on_policy_and_less_of_it_far_away() -> None:
+    """The derivative of the gate is 4 p (1 - p) with p = sigmoid(tau (r - 1)): 1 where r is 1."""
+    o = replace(settings("token_mean"), loss_mode="sapo")
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    logs = torch.tensor([[0.0, 1.0, 2.0]] * 2)
+    leaf = logs.clone().requires_grad_()
+    grpo_loss(leaf, torch.zeros(2, 3), None, torch.tensor([1.0, -1.0]), mask, o, normalizer_of(mask)).loss.backward()
+    assert leaf.grad is not None
+    weights = (-leaf.grad * 6 / logs.exp()).tolist()
+    for row, a, tau in zip(weights, (1.0, -1.0), (1.0, 1.05), strict=True):
+        p = [1 / (1 + math.exp(-tau * (math.exp(x) - 1))) for x in (0.0, 1.0, 2.0)]
+        assert row == pytest.approx([a * 4 * x * (1 - x) for x in p], abs=1e-5)
+    assert weights[0][0] == pytest.approx(1.0) and abs(weights[1][2]) < weights[0][2]
 
 
 def test_a_sequence_ratio_shares_one_gradient_among_the_tokens_of_a_completion() -> None:
@@ -345,7 +453,7 @@ def outlier(log_ratio: float, level: str = "token", mode: str = "clip", kl: str 
 
 @pytest.mark.parametrize("log_ratio", [21.0, 90.0, 1e4, 1e30, -21.0, -90.0, -1e4, -1e30, math.inf, -math.inf])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("mode", ["clip", "cispo"])
+@pytest.mark.parametrize("mode", ["clip", "cispo", "sapo"])
 def test_one_outlier_cannot_overflow(log_ratio: float, level: str, mode: str) -> None:
     """As in verl: log-ratios between -20 and 20, the divergence of a token at most 10."""
     loss, gradient = outlier(log_ratio, level, mode)

@@ -30,6 +30,18 @@ def test_selected_prompts_keep_their_completions() -> None:
     assert selected.prefix is None
 
 
+def test_completions_of_two_samplings_are_put_together_by_prompt() -> None:
+    def sampled(rows: int, width: int, first: int) -> Completions:
+        ids = torch.arange(first, first + rows * width).view(rows, width)
+        return Completions(ids, ids >= 0, -ids.float(), ids[:, 0] % 2 == 0)
+
+    clean, noisy = sampled(4, 3, 1), sampled(2, 2, 20)
+    found = clean.interleave(noisy, prompts=2)
+    assert found.token_ids() == [[1, 2, 3], [4, 5, 6], [20, 21], [7, 8, 9], [10, 11, 12], [22, 23]]
+    assert found.truncated.tolist() == [False, True, True, False, True, True]
+    assert found.logprobs.tolist()[2] == [-20.0, -21.0, 0.0] and found.mask.dtype == torch.bool
+
+
 def test_reward_metrics_are_those_of_trl() -> None:
     rewards = torch.tensor([[1.0, 0.0, 2.0, 2.0], [1.0, 0.0, 1.0, 1.0]])
     metrics = {name: value.item() for name, value in _reward_metrics(rewards, ["accuracy"], 2).items()}
