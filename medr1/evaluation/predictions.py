@@ -41,6 +41,22 @@ class Condition(StrEnum):
     SURFACE_CUES = "surface_cues"
 
 
+class Measure(StrEnum):
+    """What else ``base`` and ``trained`` can be asked for, in a file of its own beside their predictions.
+
+    ``samples``: several sampled completions of each record. ``rotations``: greedy completions with rotated options.
+    ``option_probabilities``: the probability of each option.
+    """
+
+    SAMPLES = "samples"
+    ROTATIONS = "rotations"
+    OPTION_PROBABILITIES = "option_probabilities"
+
+    def file(self, condition: str) -> str:
+        """The name of the file, such as ``trained.samples``."""
+        return f"{condition}.{self.value}"
+
+
 class MultipleChoice(Protocol):
     """What baselines without a model read of a question; records and the questions of data files have it."""
 
@@ -55,6 +71,7 @@ class MultipleChoice(Protocol):
 class Prediction:
     """One completion for one record under one condition.
 
+    Conditions of samples and rotations have a number: ``trained.sample_0``, ``trained.rotation_1``.
     ``record`` and ``image`` are keys. ``answer`` is the correct letter, ``parsed`` the one read from ``text`` by the
     grammar, ``lenient`` the one read by the lenient parser (both None if there is none). ``format``: the whole text
     matches the grammar of ``reasoning``. ``length``: number of completion tokens. ``truncated``: the completion reached

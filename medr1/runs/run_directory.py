@@ -42,6 +42,7 @@ class RunDirectory:
         self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
         self.summary = path / "summary.json"
         self.results = path / "results.md"
+        self.figures = path / "figures"  # of the results, if any
         self.finished = path / "finished.json"  # the last file; calls to MLflow may still be queued
         # Only in a sweep:
         self.failure = path / "failed.json"  # exists from a failure until the run is started again

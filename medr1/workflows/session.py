@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,11 +22,14 @@ from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError, Medr1Error, RewardError, StorageError
+from medr1.evaluation.calibration import Calibration
 from medr1.evaluation.image_ablation import ImageAblation
+from medr1.evaluation.measures import Measures, measure_items, read_measured, summarise_measures
 from medr1.evaluation.metrics import compare, metric_items, summarise
-from medr1.evaluation.prediction_store import PredictionStore
-from medr1.evaluation.predictions import Condition, Prediction
+from medr1.evaluation.prediction_store import Answer, PredictionStore
+from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.reporting.benchmark_table import render_benchmarks
+from medr1.reporting.measure_table import render_measures
 from medr1.reporting.result_table import render_results
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
@@ -216,7 +219,30 @@ def prediction_settings(session: Session) -> dict[str, Any]:
         "load": cached_image_loader(ImageSize.from_config(cfg.data, cfg.model)),
         "file": session.run.predictions,
         "max_completion_length": cfg.evaluation.max_completion_length,
+        "temperature": cfg.evaluation.temperature,
+        "seed": cfg.seed,
     }
+
+
+def run_measures(
+    session: Session,
+    store: PredictionStore,
+    condition: Condition,
+    answer: Answer,
+    shared: Callable[..., AbstractContextManager[None]] = lambda name, **settings: nullcontext(),
+) -> None:
+    """The samples and rotations that the config asks of the model ``condition``.
+
+    ``shared``: a context in which a file is shared with the runs that have the same settings.
+    """
+    cfg, n = session.cfg.evaluation, session.cfg.evaluation.num_generations
+    if n is not None:
+        settings = {"num_generations": n, "temperature": cfg.temperature, "seed": session.cfg.seed}
+        with shared(Measure.SAMPLES.file(condition), measure=Measure.SAMPLES, **settings):
+            store.generate_samples(condition, n, answer)
+    if cfg.circular:
+        with shared(Measure.ROTATIONS.file(condition), measure=Measure.ROTATIONS):
+            store.generate_rotations(condition, answer)
 
 
 def run_controls(
@@ -241,6 +267,9 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
         tracker.log_metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
         tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
+    measures = _measures(session, conditions)
+    for name, of_model in measures.items():
+        tracker.log_metrics(dict(measure_items(name, of_model)), step)
     tables = [
         render_results(
             summaries,
@@ -253,27 +282,52 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     ]
     if any(summary.by_benchmark for summary in summaries.values()):
         tables.append(render_benchmarks(summaries))
+    if measures:
+        tables.append(render_measures(measures))
     write_json(
         run.summary,
         {
             "conditions": {name: summary.to_dict() for name, summary in summaries.items()},
             "comparison": comparison.to_dict() if comparison else None,
+            **({"measures": {name: found.to_dict() for name, found in measures.items()}} if measures else {}),
             "data_fingerprint": data.fingerprint,
             "seed": session.cfg.seed,
             "mlflow_run_id": tracker.run_id,
         },
     )
-    write_text(run.results, "\n".join(table.to_markdown() for table in tables))
+    text = [table.to_markdown() for table in tables]
+    if calibrations := {name: found.calibration for name, found in measures.items() if found.calibration}:
+        text.append(_draw_reliability(run, calibrations))
+        tracker.log_artifact(run.figures, run.figures.name)
+    write_text(run.results, "\n".join(text))
     for path in (run.summary, run.results):
         tracker.log_artifact(path)
-    for name in conditions:
-        tracker.log_artifact(run.predictions(name), "predictions")
+    for name in (*conditions, *(measure.file(name) for name in measures for measure in Measure)):
+        if run.predictions(name).is_file():
+            tracker.log_artifact(run.predictions(name), "predictions")
     console = Console(width=100)
     for table in tables:
         console.print(table)
     console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
     if tracker.ui_command():
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+
+
+def _measures(session: Session, conditions: Mapping[str, list[Prediction]]) -> dict[str, Measures]:
+    """The further measures of the models, as far as the config asks for them."""
+    models = [name for name in (Condition.BASE, Condition.TRAINED) if name in conditions]
+    found = {name: read_measured(session.run.predictions, name) for name in models}
+    summaries = {name: summarise_measures(answers, session.cfg.evaluation.k) for name, answers in found.items()}
+    return {str(name): summary for name, summary in summaries.items() if summary is not None}
+
+
+def _draw_reliability(run: RunDirectory, calibrations: Mapping[str, Calibration]) -> str:
+    """Draws the reliability of the models; returns the Markdown that shows it."""
+    from medr1.reporting import figures  # matplotlib takes a second to import
+
+    name = "reliability"
+    figures.save(figures.reliability(calibrations), run.figures, name)
+    return f"![Reliability]({run.figures.name}/{name}.png)\n\n{figures.RELIABILITY}\n"
 
 
 def send_pending(run: RunDirectory) -> bool:

@@ -44,7 +44,6 @@ def report_sweep(place: Path) -> None:
     Raises:
         ConfigError: the directory holds no sweep. DataError: no run is finished, or the runs have other test records.
     """
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     directory = SweepDirectory(place.absolute())
     manifest = directory.read()
     states = directory.states(manifest.jobs)

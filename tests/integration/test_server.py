@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import Prediction, read_predictions
-from medr1.evaluation.server_predictions import partial_file
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.evaluate import evaluate

@@ -25,8 +25,9 @@ from medr1.domain.records import Record
 from medr1.errors import DataError, ServerError
 from medr1.evaluation import server_predictions
 from medr1.evaluation.chat_client import ChatClient, ChatCompletion
+from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import Condition, prediction, read_predictions
-from medr1.evaluation.server_predictions import ServerPredictionStore, partial_file
+from medr1.evaluation.server_predictions import ServerPredictionStore
 from tests.scripted_server import Step, completion, scripted_server
 
 RECORDS = make_records(World.TEST, 0, 1)

@@ -1,0 +1,108 @@
+"""The further measures of the base and the trained model: samples, rotations and probabilities of the options.
+
+answers = read_measured(run.predictions, "trained")
+summarise_measures(answers).circular.consistency  # value and 95 % interval
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medr1.errors import DataError
+from medr1.evaluation.calibration import Calibration, OptionProbabilities, calibrate, read_option_probabilities
+from medr1.evaluation.circular import CircularSummary, summarise_circular
+from medr1.evaluation.pass_at_k import SampleSummary, default_ks, summarise_samples
+from medr1.evaluation.predictions import Measure, Prediction, read_predictions
+
+
+@dataclass(slots=True)
+class Measured:
+    """The stored answers of one condition, as far as it was asked for them; those of several runs if they are pooled.
+
+    ``samples`` and ``rotations``: those of each record, rotations with the question itself first. Empty if there is no
+    such file.
+    """
+
+    samples: list[list[Prediction]] = field(default_factory=list)
+    rotations: list[list[Prediction]] = field(default_factory=list)
+    option_probabilities: list[OptionProbabilities] = field(default_factory=list)
+
+    def pool(self, other: Measured) -> None:
+        """Adds the answers of another run."""
+        self.samples += other.samples
+        self.rotations += other.rotations
+        self.option_probabilities += other.option_probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The measures of one condition, None for those that it was not asked for. ``calibration`` is also None if no
+    record has probabilities."""
+
+    samples: SampleSummary | None
+    circular: CircularSummary | None
+    calibration: Calibration | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serializable types only."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+
+def read_measured(file: Callable[[str], Path], condition: str) -> Measured:
+    """The stored answers of a condition. ``file``: the path of a file of predictions by its name.
+
+    Raises:
+        DataError: a file is damaged, or the rotations have other records than the condition.
+    """
+    found = Measured()
+    if (samples := file(Measure.SAMPLES.file(condition))).is_file():
+        found.samples = _by_record(read_predictions(samples))
+    if (rotations := file(Measure.ROTATIONS.file(condition))).is_file():
+        rotated = read_predictions(rotations)
+        itself = read_predictions(file(condition))
+        if {line.record for line in itself} != {line.record for line in rotated}:
+            raise DataError(f"{rotations} and {file(condition)} have different records; remove the first, then resume")
+        found.rotations = _by_record([*itself, *rotated])
+    if (probabilities := file(Measure.OPTION_PROBABILITIES.file(condition))).is_file():
+        found.option_probabilities = read_option_probabilities(probabilities)
+    return found
+
+
+def _by_record(lines: Iterable[Prediction]) -> list[list[Prediction]]:
+    groups: dict[str, list[Prediction]] = {}
+    for line in lines:
+        groups.setdefault(line.record, []).append(line)
+    return list(groups.values())
+
+
+def summarise_measures(measured: Measured, ks: Sequence[int] | None = None) -> Measures | None:
+    """The measures of a condition, None if it was asked for none. ``ks``: of pass@k; None: 1, 2, 4, ..."""
+    if not (measured.samples or measured.rotations or measured.option_probabilities):
+        return None
+    samples = None
+    if measured.samples:
+        samples = summarise_samples(measured.samples, ks or default_ks(len(measured.samples[0])))
+    return Measures(
+        samples=samples,
+        circular=summarise_circular(measured.rotations) if measured.rotations else None,
+        calibration=calibrate(measured.option_probabilities),
+    )
+
+
+def measure_items(prefix: str, measures: Measures) -> Iterator[tuple[str, float]]:
+    """Names and values of a condition's measures for a tracker; pass@k and maj@k for the largest k."""
+    if samples := measures.samples:
+        k = max(samples.pass_at_k)
+        yield f"{prefix}/pass_at_k", samples.pass_at_k[k].value
+        yield f"{prefix}/maj_at_k", samples.maj_at_k[k].value
+    if circular := measures.circular:
+        yield f"{prefix}/circular_accuracy", circular.circular_accuracy.value
+        if circular.letter_bias:
+            yield f"{prefix}/letter_bias", circular.letter_bias.value
+    if calibration := measures.calibration:
+        yield f"{prefix}/expected_calibration_error", calibration.expected_calibration_error.value
