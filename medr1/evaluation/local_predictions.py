@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -43,47 +42,53 @@ class LocalPredictionStore(PredictionStore):
             return
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"generate: {condition.replace('_', ' ')}", total=len(self.records))
-            predictions = predict(
-                policy,
-                processor,
-                self.records,
-                self.mode,
-                condition,
-                load=ablated_loader(self.records, ablation, self.load),
-                batch_size=self.batch_size,
-                max_completion_length=self.max_completion_length,
-                engine=self.engine,
-                advance=lambda done: progress.advance(bar, done),
+            load = ablated_loader(self.records, ablation, self.load)
+            predictions = self._predict(
+                policy, processor, self.records, condition, load, lambda done: progress.advance(bar, done)
             )
         self.save(condition, predictions)
 
     def answer(self, policy: Policy, processor: Processor, requests: list[Request]) -> Iterator[Prediction]:
-        """Generates the completions of samples or rotations."""
-        sampled = [request for request in requests if request.sample is not None]
-        greedy = [request for request in requests if request.sample is None]
-        for _, group in groupby(sorted(greedy, key=attrgetter("condition")), key=attrgetter("condition")):
-            of_condition = list(group)
-            for start in range(0, len(of_condition), self.batch_size):
-                batch = of_condition[start : start + self.batch_size]
-                yield from predict(
-                    policy,
-                    processor,
-                    [request.record for request in batch],
-                    self.mode,
-                    batch[0].condition,
-                    load=self.load,
-                    batch_size=self.batch_size,
-                    max_completion_length=self.max_completion_length,
-                    engine=self.engine,
-                )
-        by_record: dict[str, list[Request]] = {}
-        for request in sampled:
-            by_record.setdefault(request.record.id, []).append(request)
-        # Records with as many missing samples share a batch; only those that a kill has interrupted have fewer.
-        for count, of_count in groupby(sorted(by_record.values(), key=len, reverse=True), key=len):
-            records, size = list(of_count), max(1, self.batch_size // count)
+        """Generates the completions of samples or of rotations, at most ``batch_size`` at a time."""
+        rotations: dict[str, list[Record]] = {}
+        samples: dict[str, list[Request]] = {}
+        for request in requests:
+            if request.sample is None:
+                rotations.setdefault(request.condition, []).append(request.record)
+            else:
+                samples.setdefault(request.record.id, []).append(request)
+        size = self.batch_size
+        for condition, records in rotations.items():
             for start in range(0, len(records), size):
-                yield from self._sample(policy, processor, records[start : start + size])
+                yield from self._predict(policy, processor, records[start : start + size], condition, self.load)
+        parts = [of[start : start + size] for of in samples.values() for start in range(0, len(of), size)]
+        # As many samples of each record of a batch; those that a kill has interrupted have fewer left.
+        for count, group in groupby(sorted(parts, key=len, reverse=True), key=len):
+            of_count = list(group)
+            for start in range(0, len(of_count), size // count):
+                yield from self._sample(policy, processor, of_count[start : start + size // count])
+
+    def _predict(
+        self,
+        policy: Policy,
+        processor: Processor,
+        records: Sequence[Record],
+        condition: str,
+        load: ImageLoader,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Prediction]:
+        return predict(
+            policy,
+            processor,
+            records,
+            self.mode,
+            condition,
+            load=load,
+            batch_size=self.batch_size,
+            max_completion_length=self.max_completion_length,
+            engine=self.engine,
+            advance=advance,
+        )
 
     @torch.no_grad()
     def _sample(self, policy: Policy, processor: Processor, batch: list[list[Request]]) -> Iterator[Prediction]:
@@ -112,6 +117,7 @@ class LocalPredictionStore(PredictionStore):
         file = self.file(Measure.OPTION_PROBABILITIES.file(condition))
         if file.is_file():
             return
+        texts = {line.record: line.text for line in self.conditions[condition]}
         found: list[OptionProbabilities] = []
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"option probabilities: {condition}", total=len(self.records))
@@ -121,7 +127,7 @@ class LocalPredictionStore(PredictionStore):
                     policy,
                     processor,
                     [processor.prompt(record, self.mode, self.load(record)) for record in batch],
-                    [line.text for line in self.conditions[condition][start : start + self.batch_size]],
+                    [texts[record.id] for record in batch],
                     [record.options for record in batch],
                 )
                 found += [

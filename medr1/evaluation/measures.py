@@ -24,18 +24,22 @@ class Measured:
     """The stored answers of one condition, as far as it was asked for them; those of several runs if they are pooled.
 
     ``samples`` and ``rotations``: those of each record, rotations with the question itself first. Empty if there is no
-    such file.
+    such file. ``ks``: the k of pass@k and maj@k, None for 1, 2, 4, ...
     """
 
     samples: list[list[Prediction]] = field(default_factory=list)
     rotations: list[list[Prediction]] = field(default_factory=list)
     option_probabilities: list[OptionProbabilities] = field(default_factory=list)
+    ks: Sequence[int] | None = None
 
-    def pool(self, other: Measured) -> None:
-        """Adds the answers of another run."""
-        self.samples += other.samples
-        self.rotations += other.rotations
-        self.option_probabilities += other.option_probabilities
+    def __add__(self, other: Measured) -> Measured:
+        """The answers of both, with the ``ks`` of the first."""
+        return Measured(
+            self.samples + other.samples,
+            self.rotations + other.rotations,
+            self.option_probabilities + other.option_probabilities,
+            self.ks,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,13 @@ class Measures:
         return values
 
 
-def read_measured(file: Callable[[str], Path], condition: str) -> Measured:
+def read_measured(file: Callable[[str], Path], condition: str, ks: Sequence[int] | None = None) -> Measured:
     """The stored answers of a condition. ``file``: the path of a file of predictions by its name.
 
     Raises:
         DataError: a file is damaged, or the rotations have other records than the condition.
     """
-    found = Measured()
+    found = Measured(ks=ks)
     if (samples := file(Measure.SAMPLES.file(condition))).is_file():
         found.samples = _by_record(read_predictions(samples))
     if (rotations := file(Measure.ROTATIONS.file(condition))).is_file():
@@ -80,13 +84,13 @@ def _by_record(lines: Iterable[Prediction]) -> list[list[Prediction]]:
     return list(groups.values())
 
 
-def summarise_measures(measured: Measured, ks: Sequence[int] | None = None) -> Measures | None:
-    """The measures of a condition, None if it was asked for none. ``ks``: of pass@k; None: 1, 2, 4, ..."""
+def summarise_measures(measured: Measured) -> Measures | None:
+    """The measures of a condition, None if it was asked for none."""
     if not (measured.samples or measured.rotations or measured.option_probabilities):
         return None
     samples = None
     if measured.samples:
-        samples = summarise_samples(measured.samples, ks or default_ks(len(measured.samples[0])))
+        samples = summarise_samples(measured.samples, measured.ks or default_ks(len(measured.samples[0])))
     return Measures(
         samples=samples,
         circular=summarise_circular(measured.rotations) if measured.rotations else None,

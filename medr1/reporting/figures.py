@@ -254,9 +254,9 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
     """A panel for each model: accuracy against confidence in bins, over the share of records in each bin."""
     with _style():
-        columns = min(4, max(2, len(calibrations)))
+        columns = min(4, len(calibrations))
         rows = -(-len(calibrations) // columns)
-        figure = Figure((_PAGE if columns > 2 else _COLUMN, 2.3 * rows), layout="constrained")
+        figure = Figure((_PAGE / 4 * columns, 2.3 * rows), layout="constrained")
         grid = figure.subplots(2 * rows, columns, sharex=True, squeeze=False, height_ratios=[3, 1] * rows)
         for spare in range(len(calibrations), rows * columns):
             for axes in grid[2 * (spare // columns) :, spare % columns][:2]:
@@ -269,7 +269,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
             )
             curve.plot((0, 100), (0, 100), linewidth=0.8, color="#777777", linestyle="--")
             curve.vlines(confidence, confidence, accuracy, linewidth=0.8, color="#B3341B")
-            curve.plot(confidence, accuracy, marker="o", markersize=2.8, linewidth=1.0)
+            curve.plot(confidence, accuracy, marker="o", markersize=2.8, linewidth=1.0, clip_on=False)
             curve.set(xlim=(0, 100), ylim=(0, 103), title=_wrap(label(name), 24, 2))
             error = calibration.expected_calibration_error
             curve.text(4, 97, f"ECE {percent(error.value)}\n{interval(error)}", va="top", fontsize=6)

@@ -1,4 +1,4 @@
-"""The table of the further measures: a column for each model, a section for each measure."""
+"""Tables of the further measures: of a run, with a column for each model, and of a sweep, with a row for each."""
 
 from __future__ import annotations
 
@@ -41,6 +41,31 @@ def render_measures(measures: Mapping[str, Measures]) -> ResultTable:
     notes = [_NOTES.get(title, _SAMPLES_NOTE) for title in titles]
     heads = ("", *(f"{label(name)}\n[95 %]" for name in columns))
     return ResultTable(heads, tuple(rows), ("In %.", *dict.fromkeys(notes)))
+
+
+def measure_rows(measures: Mapping[tuple[str, str], Measures]) -> ResultTable:
+    """The main measures of many models, a row for each. ``measures``: by two names of the model."""
+    rows = {names: _main(of_model) for names, of_model in measures.items()}
+    titles = list(dict.fromkeys(title for row in rows.values() for title in row))
+    cells = ((*map(label, names), *(row.get(title, ABSENT) for title in titles)) for names, row in rows.items())
+    notes = {_SAMPLES_NOTE: "samples", _NOTES[_ROTATED]: "circular", _NOTES[_PROBABILITIES]: "calibration"}
+    shown = [note for note, part in notes.items() if any(getattr(m, part) for m in measures.values())]
+    return ResultTable(("", "", *titles), tuple(cells), ("In %, with 95 % intervals.", *shown))
+
+
+def _main(measures: Measures) -> dict[str, str]:
+    """One row of many models: pass@k and maj@k for the largest k only."""
+    row: dict[str, str] = {}
+    if samples := measures.samples:
+        k = max(samples.pass_at_k)
+        row |= {f"pass@{k}": with_interval(samples.pass_at_k[k]), f"maj@{k}": with_interval(samples.maj_at_k[k])}
+    if measures.circular:
+        names = ("correct in all rotations", "consistency", "letter bias")
+        row |= {name: text for name, text in _circular(measures.circular).items() if name in names}
+    if measures.calibration:
+        names = ("accuracy of the most probable", "calibration error", "Brier score")
+        row |= {name: text for name, text in _calibration(measures.calibration).items() if name in names}
+    return row
 
 
 def _sections(measures: Measures) -> list[tuple[str, dict[str, str]]]:

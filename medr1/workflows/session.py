@@ -316,8 +316,8 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
 def _measures(session: Session, conditions: Mapping[str, list[Prediction]]) -> dict[str, Measures]:
     """The further measures of the models, as far as the config asks for them."""
     models = [name for name in (Condition.BASE, Condition.TRAINED) if name in conditions]
-    found = {name: read_measured(session.run.predictions, name) for name in models}
-    summaries = {name: summarise_measures(answers, session.cfg.evaluation.k) for name, answers in found.items()}
+    found = {name: read_measured(session.run.predictions, name, session.cfg.evaluation.k) for name in models}
+    summaries = {name: summarise_measures(answers) for name, answers in found.items()}
     return {str(name): summary for name, summary in summaries.items() if summary is not None}
 
 
