@@ -1,4 +1,4 @@
-"""Circular evaluation of models whose behaviour is known: what they know and what they choose by letter is told apart."""
+"""Circular evaluation of models whose behaviour is known: what they know, and what they choose by its letter."""
 
 from __future__ import annotations
 
