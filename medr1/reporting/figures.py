@@ -38,7 +38,7 @@ FORMATS = ("svg", "pdf", "png")
 RELIABILITY = (
     "Reliability: accuracy of the most probable option against its probability (confidence), in 15 bins of equal "
     "width. Dashed: perfect calibration. Red: the distance from it; its mean over records is the expected calibration "
-    "error (ECE). Below: share of the records in each bin."
+    "error (ECE). Area of a dot, and bars below: share of the records in the bin."
 )
 CURVES = {"train/reward": "Reward", "train/completions/mean_length": "Completion length (tokens)"}
 
@@ -269,7 +269,8 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
             )
             curve.plot((0, 100), (0, 100), linewidth=0.8, color="#777777", linestyle="--")
             curve.vlines(confidence, confidence, accuracy, linewidth=0.8, color="#B3341B")
-            curve.plot(confidence, accuracy, marker="o", markersize=2.8, linewidth=1.0, clip_on=False)
+            curve.plot(confidence, accuracy, linewidth=0.6)
+            curve.scatter(confidence, accuracy, [3 + 60 * b.n / calibration.n for b in bins], zorder=3, clip_on=False)
             curve.set(xlim=(0, 100), ylim=(0, 103), title=_wrap(label(name), 24, 2))
             error = calibration.expected_calibration_error
             curve.text(4, 97, f"ECE {percent(error.value)}\n{interval(error)}", va="top", fontsize=6)
