@@ -1,7 +1,7 @@
 """Circular evaluation: each question is asked once for each cyclic rotation of its options.
 
-A model that knows the answer finds it wherever it stands. Source: MMBench, arXiv 2307.06281, section 4.3
-(CircularEval). Legend: N options of a record.
+A model that knows the answer finds it wherever it stands. Source: CircularEval of MMBench, arXiv 2307.06281. Legend: N
+options of a record.
 """
 
 from __future__ import annotations

@@ -5,12 +5,15 @@ Legend: n samples of a record, c of them correct, k samples drawn from the n wit
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
 from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
 
 from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
 from medr1.evaluation.predictions import Prediction
@@ -71,16 +74,23 @@ def maj_at_k(correct: int, others: tuple[int, ...], unparsed: int, k: int) -> fl
     _check_k(k, samples)
     total = 0.0
     for votes in range(1, min(correct, k) + 1):
-        # Number of ways to draw these votes, by (samples drawn so far, other options with as many votes).
-        ways = {(votes, 0): comb(correct, votes)}
+        left = k - votes
+        # Number of ways to draw samples of the other options, by [options with as many votes, samples drawn].
+        ways = np.zeros((len(others) + 1, left + 1))
+        ways[0, 0] = comb(correct, votes)
         for count in others:
-            longer: dict[tuple[int, int], int] = defaultdict(int)
-            for (drawn, ties), number in ways.items():
-                for own in range(min(count, votes, k - drawn) + 1):
-                    longer[drawn + own, ties + (own == votes)] += number * comb(count, own)
+            fewer = _combs(count, min(votes - 1, left))
+            longer = np.stack([np.convolve(row, fewer)[: left + 1] for row in ways])
+            if votes <= min(count, left):
+                longer[1:, votes:] += float(comb(count, votes)) * ways[:-1, : left + 1 - votes]
             ways = longer
-        total += sum(number * comb(unparsed, k - drawn) / (1 + ties) for (drawn, ties), number in ways.items())
+        total += float((ways @ _combs(unparsed, left)[::-1] / np.arange(1, len(others) + 2)).sum())
     return total / comb(samples, k)
+
+
+def _combs(n: int, most: int) -> npt.NDArray[np.float64]:
+    """C(n, 0), ..., C(n, most)."""
+    return np.array([float(comb(n, drawn)) for drawn in range(most + 1)])
 
 
 def summarise_samples(groups: Sequence[Sequence[Prediction]], ks: Sequence[int]) -> SampleSummary:

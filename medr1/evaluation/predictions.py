@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Protocol, get_args, get_type_hints
 
@@ -184,11 +185,14 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
+_HINTS = cache(get_type_hints)  # computing them takes longer than reading a line
+
+
 def _from_json(line: str) -> Prediction:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
-    hints = get_type_hints(Prediction)
+    hints = _HINTS(Prediction)
     value.setdefault("benchmark", UNSPECIFIED)  # files before version 0.3 do not have it
     if missing := hints.keys() - value.keys():
         raise DataError(f"missing field(s): {', '.join(sorted(missing))}")

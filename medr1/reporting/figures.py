@@ -258,8 +258,8 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
         rows = -(-len(calibrations) // columns)
         figure = Figure((_PAGE / 4 * columns, 2.3 * rows), layout="constrained")
         grid = figure.subplots(2 * rows, columns, sharex=True, squeeze=False, height_ratios=[3, 1] * rows)
-        for spare in range(len(calibrations), rows * columns):
-            for axes in grid[2 * (spare // columns) :, spare % columns][:2]:
+        for unused in range(len(calibrations), rows * columns):
+            for axes in grid[2 * (unused // columns) :, unused % columns][:2]:
                 axes.set_axis_off()
         for place, (name, calibration) in enumerate(calibrations.items()):
             curve, histogram = grid[2 * (place // columns) :, place % columns][:2]

@@ -17,8 +17,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.errors import ConfigError
+from medr1.workflows.components import check_typed
 from tests.command_lines import ROOT, Answer, run
-from tests.composing import check
+from tests.composing import check, composed
 
 # What is typed after train.py (or evaluate.py), and what the message must say.
 TYPED: dict[str, list[str]] = {
@@ -255,6 +256,13 @@ def test_an_impossible_value_is_named_with_what_is_possible(changes: str, defaul
     with pytest.raises(ConfigError) as error:
         check(cfg)
     assert [words for words in IMPOSSIBLE[changes] if words not in str(error.value)] == [], error.value
+
+
+def test_samples_read_the_seed_and_the_temperature() -> None:
+    sampled = composed("evaluate", "evaluation.num_generations=4", "evaluation.k=[1,4]", "tracking=none")
+    check_typed([sampled], ["seed", "evaluation.temperature", "evaluation.k"])
+    with pytest.raises(ConfigError, match=r"seed= .*evaluation\.num_generations"):
+        check_typed([composed("evaluate", "tracking=none")], ["seed"])
 
 
 def test_the_edges_of_a_range_are_possible(default: DictConfig) -> None:
