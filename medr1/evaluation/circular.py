@@ -72,12 +72,19 @@ def summarise_circular(groups: Sequence[Sequence[Prediction]]) -> CircularSummar
     return CircularSummary(
         n=len(groups),
         images=len(set(images)),
-        circular_accuracy=share([all(line.correct for line in group) for group in groups]),
-        mean_accuracy=share([sum(line.correct for line in group) / len(group) for group in groups]),
-        consistency=share([_is_consistent(group) for group in groups]),
+        **{name: share(values) for name, values in record_values(groups).items()},
         letter_bias=bootstrap_statistic(sums_by_image(images, *rows.T), _letter_bias) if chosen else None,
         letters={letter: chosen[letter] / chosen.total() for letter in offered} if chosen else {},
     )
+
+
+def record_values(groups: Sequence[Sequence[Prediction]]) -> dict[str, list[float]]:
+    """The values of each record whose means the summary has, by name."""
+    return {
+        "circular_accuracy": [float(all(line.correct for line in group)) for group in groups],
+        "mean_accuracy": [sum(line.correct for line in group) / len(group) for group in groups],
+        "consistency": [float(_is_consistent(group)) for group in groups],
+    }
 
 
 def _is_consistent(group: Sequence[Prediction]) -> bool:

@@ -7,16 +7,24 @@ summarise_measures(answers).circular.consistency  # value and 95 % interval
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medr1.errors import DataError
+from medr1.evaluation import circular, pass_at_k
+from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
 from medr1.evaluation.calibration import Calibration, OptionProbabilities, calibrate, read_option_probabilities
 from medr1.evaluation.circular import CircularSummary, summarise_circular
 from medr1.evaluation.pass_at_k import SampleSummary, default_ks, summarise_samples
 from medr1.evaluation.predictions import Measure, Prediction, read_predictions
+from medr1.evaluation.statistics import Estimate
+
+Groups = Sequence[Sequence[Prediction]]  # the predictions of each record
 
 
 @dataclass(slots=True)
@@ -96,6 +104,36 @@ def summarise_measures(measured: Measured) -> Measures | None:
         circular=summarise_circular(measured.rotations) if measured.rotations else None,
         calibration=calibrate(measured.option_probabilities),
     )
+
+
+def compare_measures(a: Measured, b: Measured) -> dict[str, Estimate]:
+    """The measures of ``b`` minus those of ``a``, paired by record, as far as both have them and they are means over
+    records. With 95 % cluster bootstrap intervals (images as clusters).
+
+    Raises:
+        DataError: the two have different records.
+    """
+    found: dict[str, Estimate] = {}
+    if a.samples and b.samples:
+        ks = a.ks or default_ks(min(len(side.samples[0]) for side in (a, b)))
+        found |= _differences(a.samples, b.samples, partial(pass_at_k.record_values, ks=ks))
+    if a.rotations and b.rotations:
+        found |= _differences(a.rotations, b.rotations, circular.record_values)
+    return found
+
+
+def _differences(
+    a: Groups, b: Groups, values_of: Callable[[Groups], Mapping[str, Sequence[float]]]
+) -> dict[str, Estimate]:
+    of_record = {group[0].record: group for group in b}
+    if of_record.keys() != {group[0].record for group in a}:
+        raise DataError("the samples or rotations of the two models have different records; evaluate both on the same")
+    values_a, values_b = values_of(a), values_of([of_record[group[0].record] for group in a])
+    images = [group[0].image for group in a]
+    return {
+        name: bootstrap_ratio(sums_by_image(images, np.subtract(values_b[name], values_a[name]), np.ones(len(a))))
+        for name in values_a
+    }
 
 
 def measure_items(prefix: str, measures: Measures) -> Iterator[tuple[str, float]]:

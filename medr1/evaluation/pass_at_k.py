@@ -108,15 +108,22 @@ def summarise_samples(groups: Sequence[Sequence[Prediction]], ks: Sequence[int])
     def mean(values: list[float]) -> Estimate:
         return bootstrap_ratio(sums_by_image(images, values, [1.0] * len(values)))
 
-    votes = [_votes(group) for group in groups]
+    values = record_values(groups, ks)
     return SampleSummary(
         n=len(groups),
         images=len(set(images)),
         num_generations=samples,
-        pass_at_k={k: mean([pass_at_k(samples, correct, k) for correct, _, _ in votes]) for k in ks},
-        maj_at_k={k: mean([maj_at_k(*of_record, k) for of_record in votes]) for k in ks},
+        pass_at_k={k: mean(values[f"pass@{k}"]) for k in ks},
+        maj_at_k={k: mean(values[f"maj@{k}"]) for k in ks},
         pass_at_k_chance={k: fmean(1 - (1 - 1 / group[0].options) ** k for group in groups) for k in ks},
     )
+
+
+def record_values(groups: Sequence[Sequence[Prediction]], ks: Sequence[int]) -> dict[str, list[float]]:
+    """pass@k and maj@k of each record, by name such as ``pass@4``."""
+    votes = [_votes(group) for group in groups]
+    passed = {f"pass@{k}": [pass_at_k(c + sum(others) + unparsed, c, k) for c, others, unparsed in votes] for k in ks}
+    return passed | {f"maj@{k}": [maj_at_k(*of_record, k) for of_record in votes] for k in ks}
 
 
 def _votes(group: Sequence[Prediction]) -> tuple[int, tuple[int, ...], int]:

@@ -8,10 +8,12 @@ from medr1.evaluation.calibration import Calibration
 from medr1.evaluation.circular import CircularSummary
 from medr1.evaluation.measures import Measures
 from medr1.evaluation.pass_at_k import SampleSummary
+from medr1.evaluation.statistics import Estimate
 from medr1.reporting.formatting import label, percent, with_interval
 from medr1.reporting.result_table import ABSENT, ResultTable
 
 _ROTATED, _PROBABILITIES = "Rotated options", "Probabilities of the options"
+_TITLES = {"circular_accuracy": "correct in all rotations", "mean_accuracy": "mean accuracy"}
 _SAMPLES_NOTE = (
     "pass@k: at least one of k samples is correct. maj@k: the majority vote of k samples is, ties shared. Means over "
     "all subsets of k samples."
@@ -28,18 +30,25 @@ _NOTES = {
 }
 
 
-def render_measures(measures: Mapping[str, Measures]) -> ResultTable:
-    """All measures side by side in percent, with cluster bootstrap intervals. ``measures``: by name of the model."""
+def render_measures(measures: Mapping[str, Measures], differences: Mapping[str, Estimate] | None = None) -> ResultTable:
+    """All measures side by side in percent, with cluster bootstrap intervals, at most 100 columns wide.
+
+    Args:
+        measures: by name of the model.
+        differences: by name of the measure; adds a column, normally trained minus base.
+    """
     columns = {name: dict(_sections(of_model)) for name, of_model in measures.items()}
+    shown = {_TITLES.get(name, name): with_interval(estimate, "+") for name, estimate in (differences or {}).items()}
     rows: list[tuple[str, ...]] = []
     titles = list(dict.fromkeys(title for sections in columns.values() for title in sections))
     for title in titles:
         parts = [sections.get(title, {}) for sections in columns.values()]
         rows.append((title,))
         names = dict.fromkeys(name for part in parts for name in part)
-        rows += [(name, *(part.get(name, ABSENT) for part in parts)) for name in names]
+        beside = [shown] if differences else []
+        rows += [(name, *(part.get(name, ABSENT) for part in (*parts, *beside))) for name in names]
     notes = [_NOTES.get(title, _SAMPLES_NOTE) for title in titles]
-    heads = ("", *(f"{label(name)}\n[95 %]" for name in columns))
+    heads = ("", *(f"{label(name)}\n[95 %]" for name in columns), *(["difference\n[95 %]"] if differences else []))
     return ResultTable(heads, tuple(rows), ("In %.", *dict.fromkeys(notes)))
 
 
@@ -60,7 +69,7 @@ def _main(measures: Measures) -> dict[str, str]:
         k = max(samples.pass_at_k)
         row |= {f"pass@{k}": with_interval(samples.pass_at_k[k]), f"maj@{k}": with_interval(samples.maj_at_k[k])}
     if measures.circular:
-        names = ("correct in all rotations", "consistency", "letter bias")
+        names = (_TITLES["circular_accuracy"], "consistency", "letter bias")
         row |= {name: text for name, text in _circular(measures.circular).items() if name in names}
     if measures.calibration:
         names = ("accuracy of the most probable", "calibration error", "Brier score")
@@ -91,8 +100,8 @@ def _samples(samples: SampleSummary) -> dict[str, str]:
 
 def _circular(circular: CircularSummary) -> dict[str, str]:
     return {
-        "correct in all rotations": with_interval(circular.circular_accuracy),
-        "mean accuracy": with_interval(circular.mean_accuracy),
+        _TITLES["circular_accuracy"]: with_interval(circular.circular_accuracy),
+        _TITLES["mean_accuracy"]: with_interval(circular.mean_accuracy),
         "consistency": with_interval(circular.consistency),
         "letter bias": with_interval(circular.letter_bias) if circular.letter_bias else ABSENT,
         **{f"answers {letter}": percent(share) for letter, share in circular.letters.items()},

@@ -24,10 +24,17 @@ from medr1.domain.records import Record
 from medr1.errors import ConfigError, Medr1Error, RewardError, StorageError
 from medr1.evaluation.calibration import Calibration
 from medr1.evaluation.image_ablation import ImageAblation
-from medr1.evaluation.measures import Measures, measure_items, read_measured, summarise_measures
+from medr1.evaluation.measures import (
+    Measures,
+    compare_measures,
+    measure_items,
+    read_measured,
+    summarise_measures,
+)
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.prediction_store import Answer, PredictionStore
 from medr1.evaluation.predictions import Condition, Measure, Prediction
+from medr1.evaluation.statistics import Estimate
 from medr1.reporting.benchmark_table import render_benchmarks
 from medr1.reporting.measure_table import render_measures
 from medr1.reporting.result_table import render_results
@@ -267,7 +274,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
         tracker.log_metrics(dict(metric_items(name, summary)), step)
     if comparison is not None:
         tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
-    measures = _measures(session, conditions)
+    measures, differences = _measures(session, conditions)
     for name, of_model in measures.items():
         tracker.log_metrics(dict(measure_items(name, of_model)), step)
     tables = [
@@ -283,13 +290,13 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     if any(summary.by_benchmark for summary in summaries.values()):
         tables.append(render_benchmarks(summaries))
     if measures:
-        tables.append(render_measures(measures))
+        tables.append(render_measures(measures, differences))
     write_json(
         run.summary,
         {
             "conditions": {name: summary.to_dict() for name, summary in summaries.items()},
             "comparison": comparison.to_dict() if comparison else None,
-            **({"measures": {name: found.to_dict() for name, found in measures.items()}} if measures else {}),
+            **_measures_to_dict(measures, differences),
             "data_fingerprint": data.fingerprint,
             "seed": session.cfg.seed,
             "mlflow_run_id": tracker.run_id,
@@ -313,12 +320,24 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
 
 
-def _measures(session: Session, conditions: Mapping[str, list[Prediction]]) -> dict[str, Measures]:
-    """The further measures of the models, as far as the config asks for them."""
-    models = [name for name in (Condition.BASE, Condition.TRAINED) if name in conditions]
-    found = {name: read_measured(session.run.predictions, name, session.cfg.evaluation.k) for name in models}
+def _measures(
+    session: Session, conditions: Mapping[str, list[Prediction]]
+) -> tuple[dict[str, Measures], dict[str, Estimate]]:
+    """The further measures of the models, as far as the config asks for them, and trained minus base."""
+    ks, models = session.cfg.evaluation.k, [name for name in (Condition.BASE, Condition.TRAINED) if name in conditions]
+    found = {str(name): read_measured(session.run.predictions, name, ks) for name in models}
     summaries = {name: summarise_measures(answers) for name, answers in found.items()}
-    return {str(name): summary for name, summary in summaries.items() if summary is not None}
+    differences = compare_measures(*found.values()) if len(found) == 2 else {}
+    return {name: summary for name, summary in summaries.items() if summary is not None}, differences
+
+
+def _measures_to_dict(measures: Mapping[str, Measures], differences: Mapping[str, Estimate]) -> dict[str, Any]:
+    """The part of summary.json with the further measures; nothing if there are none."""
+    if not measures:
+        return {}
+    of_models = {name: found.to_dict() for name, found in measures.items()}
+    compared = {name: asdict(difference) for name, difference in differences.items()}
+    return {"measures": of_models, **({"measure_differences": compared} if compared else {})}
 
 
 def _draw_reliability(run: RunDirectory, calibrations: Mapping[str, Calibration]) -> str:

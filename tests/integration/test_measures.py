@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from medr1.evaluation.measures import measure_items, read_measured, summarise_measures
+from medr1.evaluation.measures import compare_measures, measure_items, read_measured, summarise_measures
 from medr1.evaluation.predictions import Measure, read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
@@ -42,6 +43,9 @@ def test_summary_table_and_mlflow_have_the_numbers_of_the_files(measured: RunDir
             assert metrics[name] == pytest.approx(value)
         assert found.circular is not None and found.samples is not None and found.samples.n == 40
         assert f"{100 * found.circular.consistency.value:.1f} [" in text
+    answers = [read_measured(measured.predictions, condition, [1, 3]) for condition in ("base", "trained")]
+    compared = {name: asdict(difference) for name, difference in compare_measures(*answers).items()}
+    assert summary["measure_differences"] == compared and {"pass@3", "maj@1", "consistency"} < compared.keys()
     assert "![Reliability](figures/reliability.png)" in text
     assert (measured.figures / "reliability.png").read_bytes().startswith(b"\x89PNG")
     logged = {f.path for folder in ("figures", "predictions") for f in client.list_artifacts(stored.run_id, folder)}
@@ -53,7 +57,7 @@ def test_the_greedy_predictions_are_those_of_a_run_without_measures(measured: Ru
     for condition in ("base", "trained", "blank_image", "shuffled_image"):
         assert plain.predictions(condition).read_bytes() == measured.predictions(condition).read_bytes()
     before, after = read_json(plain.summary), read_json(measured.summary)
-    assert "measures" not in before and before["conditions"] == after["conditions"]
+    assert not {"measures", "measure_differences"} & before.keys() and before["conditions"] == after["conditions"]
     assert measured.results.read_text().startswith(plain.results.read_text())
     assert not plain.figures.exists() and not plain.predictions(FILES[0]).exists()
 

@@ -53,6 +53,19 @@ def test_each_measure_has_a_section_and_each_model_a_column() -> None:
     assert "| **4 samples** |" in table.to_markdown()
 
 
+def test_trained_minus_base_is_a_column_where_it_can_be_paired() -> None:
+    differences = {"pass@1": at(0.05), "circular_accuracy": Estimate(-0.2, -0.3, -0.1), "consistency": at(0)}
+    table = render_measures({"base": ALL, "trained": ALL}, differences)
+    shown = {name: row(table, name)["difference\n[95 %]"] for name in ("pass@1", "correct in all rotations", "maj@4")}
+    minus = "\N{MINUS SIGN}"
+    assert shown == {
+        "pass@1": f"+5.0 [{minus}5.0, +15.0]",
+        "correct in all rotations": f"{minus}20.0 [{minus}30.0, {minus}10.0]",
+        "maj@4": ABSENT,
+    }
+    assert max(map(len, printed(table).splitlines())) <= 100
+
+
 @pytest.mark.parametrize(
     ("measures", "title", "note"),
     [
