@@ -88,9 +88,9 @@ def maj_at_k(correct: int, others: tuple[int, ...], unparsed: int, k: int) -> fl
     return total / comb(samples, k)
 
 
-def _combs(n: int, most: int) -> npt.NDArray[np.float64]:
-    """C(n, 0), ..., C(n, most)."""
-    return np.array([float(comb(n, drawn)) for drawn in range(most + 1)])
+def _combs(n: int, largest: int) -> npt.NDArray[np.float64]:
+    """C(n, 0), ..., C(n, largest)."""
+    return np.array([float(comb(n, drawn)) for drawn in range(largest + 1)])
 
 
 def summarise_samples(groups: Sequence[Sequence[Prediction]], ks: Sequence[int]) -> SampleSummary:
