@@ -21,7 +21,7 @@ from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
 from medr1.evaluation.calibration import Calibration, OptionProbabilities, calibrate, read_option_probabilities
 from medr1.evaluation.circular import CircularSummary, summarise_circular
 from medr1.evaluation.pass_at_k import SampleSummary, default_ks, summarise_samples
-from medr1.evaluation.predictions import Measure, Prediction, read_predictions
+from medr1.evaluation.predictions import Condition, Measure, Prediction, read_predictions
 from medr1.evaluation.statistics import Estimate
 
 Groups = Sequence[Sequence[Prediction]]  # the predictions of each record
@@ -136,15 +136,16 @@ def _differences(
     }
 
 
-def measure_items(prefix: str, measures: Measures) -> Iterator[tuple[str, float]]:
-    """Names and values of a condition's measures for a tracker; pass@k and maj@k for the largest k."""
-    if samples := measures.samples:
+def measure_items(measures: Mapping[str, Measures]) -> Iterator[tuple[str, float]]:
+    """Names and values for a tracker: those of the evaluated model, pass@k and maj@k for the largest k."""
+    evaluated = measures.get(Condition.TRAINED) or measures[Condition.BASE]
+    if samples := evaluated.samples:
         k = max(samples.pass_at_k)
-        yield f"{prefix}/pass_at_k", samples.pass_at_k[k].value
-        yield f"{prefix}/maj_at_k", samples.maj_at_k[k].value
-    if circular := measures.circular:
-        yield f"{prefix}/circular_accuracy", circular.circular_accuracy.value
-        if circular.letter_bias:
-            yield f"{prefix}/letter_bias", circular.letter_bias.value
-    if calibration := measures.calibration:
-        yield f"{prefix}/expected_calibration_error", calibration.expected_calibration_error.value
+        yield "test_pass_at_k", samples.pass_at_k[k].value
+        yield "test_maj_at_k", samples.maj_at_k[k].value
+    if rotations := evaluated.circular:
+        yield "test_circular_accuracy", rotations.circular_accuracy.value
+        if rotations.letter_bias:
+            yield "test_letter_bias", rotations.letter_bias.value
+    if calibration := evaluated.calibration:
+        yield "test_calibration_error", calibration.expected_calibration_error.value

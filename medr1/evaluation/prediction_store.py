@@ -42,7 +42,7 @@ class Request:
 
 
 # Generates completions in any order. The lines that it yields are stored as they come.
-Answer = Callable[[list[Request]], Iterator[Prediction]]
+Generate = Callable[[list[Request]], Iterator[Prediction]]
 
 
 @dataclass(kw_only=True)
@@ -80,13 +80,13 @@ class PredictionStore:
             self.save(Condition.OPTION_PRIOR, option_prior_predictions(prior, self.records, self.mode))
         self.save(Condition.SURFACE_CUES, surface_cue_predictions(self.records, self.mode))
 
-    def generate_samples(self, condition: str, num_generations: int, answer: Answer) -> None:
+    def generate_samples(self, condition: str, num_generations: int, generate: Generate) -> None:
         """Generates the file of sampled completions, ``num_generations`` lines for each record in turn."""
         samples = range(num_generations)
         requests = [Request(record, f"{condition}.sample_{i}", i) for record in self.records for i in samples]
-        self.complete(Measure.SAMPLES.file(condition), requests, answer)
+        self.complete(Measure.SAMPLES.file(condition), requests, generate)
 
-    def generate_rotations(self, condition: str, answer: Answer) -> None:
+    def generate_rotations(self, condition: str, generate: Generate) -> None:
         """Generates the file of answers to rotated options, N - 1 lines for each record of N options in turn.
 
         The rotation by 0 places is the question itself, which the file of the condition has.
@@ -96,9 +96,9 @@ class PredictionStore:
             for record in self.records
             for places in range(1, len(record.options))
         ]
-        self.complete(Measure.ROTATIONS.file(condition), requests, answer)
+        self.complete(Measure.ROTATIONS.file(condition), requests, generate)
 
-    def complete(self, name: str, requests: Sequence[Request], answer: Answer) -> list[Prediction]:
+    def complete(self, name: str, requests: Sequence[Request], generate: Generate) -> list[Prediction]:
         """Generates the predictions of the file ``name`` that are not on disk yet; returns all, in order of requests.
 
         Until all are there, they are in ``partial_file``, in the order in which they arrived. A later process generates
@@ -118,7 +118,7 @@ class PredictionStore:
             bar = progress.add_task(f"predictions: {name.replace('_', ' ').replace('.', ' ')}", total=len(requests))
             progress.advance(bar, len(predictions))
             try:
-                for number, line in enumerate(answer(missing), start=1):
+                for number, line in enumerate(generate(missing), start=1):
                     stored.write(json.dumps(asdict(line)).encode() + b"\n")
                     stored.flush()
                     if number % _SYNC_EVERY == 0:

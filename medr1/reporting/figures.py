@@ -35,11 +35,6 @@ from medr1.reporting.formatting import MEAN, contrast_label, interval, label, on
 from medr1.reporting.references import Reference
 
 FORMATS = ("svg", "pdf", "png")
-RELIABILITY = (
-    "Reliability: accuracy of the most probable option against its probability (confidence), in 15 bins of equal "
-    "width. Dashed: perfect calibration. Red: the distance from it; its mean over records is the expected calibration "
-    "error (ECE). Area of a dot, and bars below: share of the records in the bin."
-)
 CURVES = {"train/reward": "Reward", "train/completions/mean_length": "Completion length (tokens)"}
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -249,6 +244,13 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
             _name_columns(figure, axes, [str(place) for place in places])
         _legend(figure, [axes], list(series))
         return figure
+
+
+RELIABILITY = (
+    "Reliability: accuracy of the most probable option against its probability (confidence), in 15 bins of equal "
+    "width. Dashed: perfect calibration. Red: the distance from it; its mean over records is the expected calibration "
+    "error (ECE). Area of a dot, and bars below: share of the records in the bin."
+)
 
 
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:

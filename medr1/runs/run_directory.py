@@ -39,10 +39,10 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"  # the trained weights; exists when training has ended
         self.metrics = path / "metrics.jsonl"  # the curves of training
+        self.figures = path / "figures"  # of the results, if any
         self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
         self.summary = path / "summary.json"
         self.results = path / "results.md"
-        self.figures = path / "figures"  # of the results, if any
         self.finished = path / "finished.json"  # the last file; calls to MLflow may still be queued
         # Only in a sweep:
         self.failure = path / "failed.json"  # exists from a failure until the run is started again

@@ -32,7 +32,7 @@ from medr1.evaluation.measures import (
     summarise_measures,
 )
 from medr1.evaluation.metrics import compare, metric_items, summarise
-from medr1.evaluation.prediction_store import Answer, PredictionStore
+from medr1.evaluation.prediction_store import Generate, PredictionStore
 from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.evaluation.statistics import Estimate
 from medr1.reporting.benchmark_table import render_benchmarks
@@ -235,7 +235,7 @@ def run_measures(
     session: Session,
     store: PredictionStore,
     condition: Condition,
-    answer: Answer,
+    generate: Generate,
     shared: Callable[..., AbstractContextManager[None]] = lambda name, **settings: nullcontext(),
 ) -> None:
     """The samples and rotations that the config asks of the model ``condition``.
@@ -246,10 +246,10 @@ def run_measures(
     if n is not None:
         settings = {"num_generations": n, "temperature": cfg.temperature, "seed": session.cfg.seed}
         with shared(Measure.SAMPLES.file(condition), measure=Measure.SAMPLES, **settings):
-            store.generate_samples(condition, n, answer)
+            store.generate_samples(condition, n, generate)
     if cfg.circular:
         with shared(Measure.ROTATIONS.file(condition), measure=Measure.ROTATIONS):
-            store.generate_rotations(condition, answer)
+            store.generate_rotations(condition, generate)
 
 
 def run_controls(
@@ -275,8 +275,8 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]], step: i
     if comparison is not None:
         tracker.log_metrics({"trained/difference": comparison.overall.difference.value}, step)
     measures, differences = _measures(session, conditions)
-    for name, of_model in measures.items():
-        tracker.log_metrics(dict(measure_items(name, of_model)), step)
+    if measures:
+        tracker.log_metrics(dict(measure_items(measures)), step)
     tables = [
         render_results(
             summaries,

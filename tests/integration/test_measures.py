@@ -35,21 +35,21 @@ def test_summary_table_and_mlflow_have_the_numbers_of_the_files(measured: RunDir
     assert stored is not None
     client = MlflowClient(tracking_uri=stored.uri)
     metrics = client.get_run(stored.run_id).data.metrics
-    for condition in ("base", "trained"):
-        found = summarise_measures(read_measured(measured.predictions, condition, [1, 3]))
-        assert found is not None and summary["measures"][condition] == found.to_dict()
-        assert set(found.to_dict()["samples"]["pass_at_k"]) == {"1", "3"}
-        for name, value in measure_items(condition, found):
-            assert metrics[name] == pytest.approx(value)
-        assert found.circular is not None and found.samples is not None and found.samples.n == 40
-        assert f"{100 * found.circular.consistency.value:.1f} [" in text
     answers = [read_measured(measured.predictions, condition, [1, 3]) for condition in ("base", "trained")]
+    found = {name: summarise_measures(of) for name, of in zip(("base", "trained"), answers, strict=True)}
+    assert summary["measures"] == {name: of.to_dict() for name, of in found.items() if of}
+    assert set(summary["measures"]["base"]["samples"]["pass_at_k"]) == {"1", "3"}
+    logged = dict(measure_items({name: of for name, of in found.items() if of}))
+    assert len(logged) == 5 and {name: metrics[name] for name in logged} == pytest.approx(logged)
+    for model in summary["measures"].values():
+        assert model["samples"]["n"] == model["circular"]["n"] == 40
+        assert f"{100 * model['circular']['consistency']['value']:.1f} [" in text
     compared = {name: asdict(difference) for name, difference in compare_measures(*answers).items()}
     assert summary["measure_differences"] == compared and {"pass@3", "maj@1", "consistency"} < compared.keys()
     assert "![Reliability](figures/reliability.png)" in text
     assert (measured.figures / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    logged = {f.path for folder in ("figures", "predictions") for f in client.list_artifacts(stored.run_id, folder)}
-    assert {"figures/reliability.png", *(f"predictions/{name}.jsonl" for name in FILES)} <= logged
+    files = {f.path for folder in ("figures", "predictions") for f in client.list_artifacts(stored.run_id, folder)}
+    assert {"figures/reliability.png", *(f"predictions/{name}.jsonl" for name in FILES)} <= files
 
 
 def test_the_greedy_predictions_are_those_of_a_run_without_measures(measured: RunDirectory, tmp_path: Path) -> None:
