@@ -458,7 +458,7 @@ class TrackingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Greedy decoding of the test records of all modalities and question types."""
+    """Greedy decoding of the test records of all modalities and question types, and further measures."""
 
     batch_size: int = field(default=128, metadata=NEUTRAL)
     """Records that are decoded together.
@@ -470,6 +470,22 @@ class EvaluationConfig:
     """Run the blank-image control: the evaluated model with a uniform grey image in place of the record's image."""
     shuffled_image: bool = True
     """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
+    num_generations: int | None = None
+    """Completions that are sampled for each test record beside the greedy one, for pass@k and maj@k. null: none. They
+    depend on ``seed``. This and the further measures are taken of the base model and of the trained one.
+
+    TRL: num_generations_eval. verl: actor_rollout_ref.rollout.val_kwargs.n."""
+    temperature: float = 1.0
+    """Temperature of these samples.
+
+    TRL: -. verl: actor_rollout_ref.rollout.val_kwargs.temperature."""
+    k: list[int] | None = None
+    """The k of pass@k and maj@k, each at most ``evaluation.num_generations``. null: 1, 2, 4, ... up to it."""
+    circular: bool = False
+    """Circular evaluation: each question is also asked with every cyclic rotation of its options. Measures consistency
+    and letter bias."""
+    option_probabilities: bool = False
+    """Store the probability of each option where the greedy completion has its answer. Measures calibration."""
     limit: int | None = None
     """Evaluate a sample of at most so many records of each benchmark, modality and question type. null: all.
 

@@ -17,7 +17,7 @@ from medr1.config.enums import Attention, LoraTargets, Precision, Resize, Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.messages import explain
 from medr1.config.renamed import RENAMED
-from medr1.config.settings import LOOPBACK, CommonConfig, ServerConfig, TrainConfig
+from medr1.config.settings import LOOPBACK, CommonConfig, EvaluationConfig, ServerConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import AXES, axis_problem
 from medr1.errors import ConfigError
@@ -48,6 +48,7 @@ def _typed(cfg: DictConfig, schema: type[T]) -> T:
     settings = OmegaConf.to_object(cfg)
     assert isinstance(settings, schema)
     _check_images(settings)
+    _check_evaluation(settings.evaluation)
     if isinstance(settings, TrainConfig):
         _check_training(settings)
     return settings
@@ -135,6 +136,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "algorithm.ramp": (1, 1e9),
     "evaluation.batch_size": (1, 1e6),
     "evaluation.max_completion_length": (1, 100_000),
+    "evaluation.num_generations": (1, 256),
+    "evaluation.temperature": (1e-3, 100),
     "evaluation.limit": (1, 1e9),
     "model.lora.r": (1, 4096),
     "model.image_token_size": (1, 1024),
@@ -183,6 +186,22 @@ def _check_images(cfg: CommonConfig) -> None:
         raise ConfigError(
             "model.attn_implementation=flash_attention_2 needs half precision; use model.dtype=bfloat16 or "
             "model.attn_implementation=sdpa"
+        )
+
+
+def _check_evaluation(cfg: EvaluationConfig) -> None:
+    if cfg.k is None:
+        return
+    if cfg.num_generations is None:
+        raise ConfigError(
+            f"evaluation.k={cfg.k} has no effect without samples; add evaluation.num_generations={max([1, *cfg.k])}"
+        )
+    if not cfg.k or min(cfg.k) < 1 or len(set(cfg.k)) < len(cfg.k):
+        raise ConfigError(f"evaluation.k={cfg.k}: give one or more different numbers from 1, or null")
+    if max(cfg.k) > cfg.num_generations:
+        raise ConfigError(
+            f"evaluation.k={cfg.k}: k={max(cfg.k)} needs at least as many samples, and evaluation.num_generations="
+            f"{cfg.num_generations}; use evaluation.num_generations={max(cfg.k)} or a smaller k"
         )
 
 

@@ -13,7 +13,7 @@ Legend: V vectors of outcomes (one per run and condition), n records, K images, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +54,10 @@ def percentile_interval(value: float, resampled: FloatArray, level: float = 0.95
     return Estimate(float(value), float(low), float(high))
 
 
-def sums_by_image(images: Sequence[str], numerators: Sequence[float], denominators: Sequence[float]) -> FloatArray:
-    """Sums of the n numerators and denominators of each image, [K, 2]."""
+def sums_by_image(images: Sequence[str], *columns: Sequence[float] | FloatArray) -> FloatArray:
+    """Sums of the n values of each column, such as numerators and denominators, over each image: [K, columns]."""
     _, image = np.unique(np.asarray(images, dtype=np.str_), return_inverse=True)  # n -> 0..K-1
-    return np.stack([np.bincount(image, weights=part) for part in (numerators, denominators)], axis=1)
+    return np.stack([np.bincount(image, weights=column) for column in columns], axis=1)
 
 
 def bootstrap_ratio(sums: FloatArray, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -68,6 +68,21 @@ def bootstrap_ratio(sums: FloatArray, level: float = 0.95, resamples: int = 2000
     numerator, denominator = sums.sum(axis=0)
     resampled = bootstrap_sums(sums, resamples, np.random.default_rng(seed), grouped=True)
     return percentile_interval(numerator / denominator, resampled[:, 0] / resampled[:, 1], level)
+
+
+def bootstrap_statistic(
+    sums: FloatArray,
+    statistic: Callable[[FloatArray], FloatArray],
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of the column sums, with a percentile bootstrap over the images of ``sums`` [K, columns].
+
+    ``statistic`` maps sums [..., columns] to values [...].
+    """
+    resampled = bootstrap_sums(sums, resamples, np.random.default_rng(seed))
+    return percentile_interval(float(statistic(sums.sum(axis=0))), statistic(resampled), level)
 
 
 def paired_difference(

@@ -64,12 +64,23 @@ class ChatClient:
             ),
         )
 
-    def complete(self, parts: Sequence[str | bytes], max_completion_length: int, *, record: str) -> ChatCompletion:
-        """The greedy completion of one user turn: texts and PNG images in order. ``record`` is named in error messages.
+    def complete(
+        self,
+        parts: Sequence[str | bytes],
+        max_completion_length: int,
+        *,
+        record: str,
+        temperature: float = 0,
+        seed: int | None = None,
+    ) -> ChatCompletion:
+        """The completion of one user turn: texts and PNG images in order. ``record`` is named in error messages.
+
+        ``temperature`` 0 is greedy decoding. ``seed``: of a sample; None: not part of the request.
 
         Raises:
             ServerError: no usable completion after all retries; names URL, record and the server's reply.
         """
+        import openai
         from openai import APIConnectionError, APIStatusError
 
         content: Any = [{"type": "text", "text": p} if isinstance(p, str) else _image_part(p) for p in parts]
@@ -78,7 +89,8 @@ class ChatClient:
             response = self._client.chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=[{"role": "user", "content": content}],
-                temperature=0,
+                temperature=temperature,
+                seed=openai.omit if seed is None else seed,
                 max_tokens=max_completion_length,
                 extra_headers=self._extra_headers,
                 extra_body=self._extra_body,

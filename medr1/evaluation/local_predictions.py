@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from medr1.config.settings import SamplingConfig
 from medr1.data.image_loader import ImageLoader
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
+from medr1.evaluation.calibration import OptionProbabilities, write_option_probabilities
 from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
-from medr1.evaluation.prediction_store import PredictionStore
-from medr1.evaluation.predictions import Prediction, prediction, read_predictions, write_predictions
+from medr1.evaluation.option_probabilities import option_probabilities
+from medr1.evaluation.prediction_store import PredictionStore, Request, sample_seed
+from medr1.evaluation.predictions import Measure, Prediction, prediction
 from medr1.generation.engines import Engine
 from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
@@ -37,27 +42,106 @@ class LocalPredictionStore(PredictionStore):
             return
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"generate: {condition.replace('_', ' ')}", total=len(self.records))
-            predictions = predict(
-                policy,
-                processor,
-                self.records,
-                self.mode,
-                condition,
-                load=ablated_loader(self.records, ablation, self.load),
-                batch_size=self.batch_size,
-                max_completion_length=self.max_completion_length,
-                engine=self.engine,
-                advance=lambda done: progress.advance(bar, done),
+            load = ablated_loader(self.records, ablation, self.load)
+            predictions = self._predict(
+                policy, processor, self.records, condition, load, lambda done: progress.advance(bar, done)
             )
         self.save(condition, predictions)
 
-    def generate_or_reuse(self, shared: Path, policy: Policy, processor: Processor, condition: str) -> None:
-        """As ``generate``, but reads the file ``shared`` if another run has written it, and writes it otherwise."""
-        if not self.file(condition).is_file() and shared.is_file():
-            self.save(condition, read_predictions(shared))
-        self.generate(policy, processor, condition)
-        if not shared.is_file():
-            write_predictions(shared, self.conditions[condition])
+    def answer(self, policy: Policy, processor: Processor, requests: list[Request]) -> Iterator[Prediction]:
+        """Generates the completions of samples or of rotations, at most ``batch_size`` at a time."""
+        rotations: dict[str, list[Record]] = {}
+        samples: dict[str, list[Request]] = {}
+        for request in requests:
+            if request.sample is None:
+                rotations.setdefault(request.condition, []).append(request.record)
+            else:
+                samples.setdefault(request.record.id, []).append(request)
+        size = self.batch_size
+        for condition, records in rotations.items():
+            for start in range(0, len(records), size):
+                yield from self._predict(policy, processor, records[start : start + size], condition, self.load)
+        parts = [of[start : start + size] for of in samples.values() for start in range(0, len(of), size)]
+        # As many samples of each record of a batch; those that a kill has interrupted have fewer left.
+        for count, group in groupby(sorted(parts, key=len, reverse=True), key=len):
+            of_count = list(group)
+            for start in range(0, len(of_count), size // count):
+                yield from self._sample(policy, processor, of_count[start : start + size // count])
+
+    def _predict(
+        self,
+        policy: Policy,
+        processor: Processor,
+        records: Sequence[Record],
+        condition: str,
+        load: ImageLoader,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Prediction]:
+        return predict(
+            policy,
+            processor,
+            records,
+            self.mode,
+            condition,
+            load=load,
+            batch_size=self.batch_size,
+            max_completion_length=self.max_completion_length,
+            engine=self.engine,
+            advance=advance,
+        )
+
+    @torch.no_grad()
+    def _sample(self, policy: Policy, processor: Processor, batch: list[list[Request]]) -> Iterator[Prediction]:
+        """Samples G completions of each record of a batch. A sample depends on its seed and its prompt alone."""
+        config = SamplingConfig(self.temperature, max_completion_length=self.max_completion_length)
+        prompts = processor.encode(
+            [processor.prompt(record, self.mode, self.load(record)) for record in (of[0].record for of in batch)]
+        )
+        requests = [request for of_record in batch for request in of_record]
+        draws = [_uniforms(self.seed, request, self.max_completion_length) for request in requests]
+        completions = self.engine.generate(
+            policy,
+            prompts.to(policy.device),
+            Sampling.from_config(config, processor),
+            len(batch[0]),
+            torch.from_numpy(np.stack(draws)).to(policy.device),
+        )
+        texts = processor.decode(completions.ids, completions.mask)
+        lengths, truncated = completions.mask.sum(1).tolist(), completions.truncated.tolist()
+        for request, text, length, cut in zip(requests, texts, lengths, truncated, strict=True):
+            yield prediction(request.record, request.condition, self.mode, text, length, cut)
+
+    def score_options(self, policy: Policy, processor: Processor, condition: str) -> None:
+        """Saves the probability of each option at the answer of each prediction of ``condition``, unless its file
+        exists."""
+        file = self.file(Measure.OPTION_PROBABILITIES.file(condition))
+        if file.is_file():
+            return
+        texts = {line.record: line.text for line in self.conditions[condition]}
+        found: list[OptionProbabilities] = []
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"option probabilities: {condition}", total=len(self.records))
+            for start in range(0, len(self.records), self.batch_size):
+                batch = self.records[start : start + self.batch_size]
+                probabilities = option_probabilities(
+                    policy,
+                    processor,
+                    [processor.prompt(record, self.mode, self.load(record)) for record in batch],
+                    [texts[record.id] for record in batch],
+                    [record.options for record in batch],
+                )
+                found += [
+                    OptionProbabilities(record.id, record.image_key, record.answer, of_record)
+                    for record, of_record in zip(batch, probabilities, strict=True)
+                ]
+                progress.advance(bar, len(batch))
+        write_option_probabilities(file, found)
+
+
+def _uniforms(seed: int, request: Request, max_completion_length: int) -> npt.NDArray[np.float64]:
+    """The numbers that determine a sample."""
+    assert request.sample is not None
+    return np.random.default_rng(sample_seed(seed, request.record.id, request.sample)).random(max_completion_length)
 
 
 @torch.no_grad()

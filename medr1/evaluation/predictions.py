@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Protocol, get_args, get_type_hints
 
@@ -41,6 +42,22 @@ class Condition(StrEnum):
     SURFACE_CUES = "surface_cues"
 
 
+class Measure(StrEnum):
+    """What else ``base`` and ``trained`` can be asked for, in a file of its own beside their predictions.
+
+    ``samples``: several sampled completions of each record. ``rotations``: greedy completions with rotated options.
+    ``option_probabilities``: the probability of each option.
+    """
+
+    SAMPLES = "samples"
+    ROTATIONS = "rotations"
+    OPTION_PROBABILITIES = "option_probabilities"
+
+    def file(self, condition: str) -> str:
+        """The name of the file, such as ``trained.samples``."""
+        return f"{condition}.{self.value}"
+
+
 class MultipleChoice(Protocol):
     """What baselines without a model read of a question; records and the questions of data files have it."""
 
@@ -55,6 +72,7 @@ class MultipleChoice(Protocol):
 class Prediction:
     """One completion for one record under one condition.
 
+    Conditions of samples and rotations have a number: ``trained.sample_0``, ``trained.rotation_1``.
     ``record`` and ``image`` are keys. ``answer`` is the correct letter, ``parsed`` the one read from ``text`` by the
     grammar, ``lenient`` the one read by the lenient parser (both None if there is none). ``format``: the whole text
     matches the grammar of ``reasoning``. ``length``: number of completion tokens. ``truncated``: the completion reached
@@ -167,11 +185,14 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
+_HINTS = cache(get_type_hints)  # computing them takes longer than reading a line
+
+
 def _from_json(line: str) -> Prediction:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
-    hints = get_type_hints(Prediction)
+    hints = _HINTS(Prediction)
     value.setdefault("benchmark", UNSPECIFIED)  # files before version 0.3 do not have it
     if missing := hints.keys() - value.keys():
         raise DataError(f"missing field(s): {', '.join(sorted(missing))}")

@@ -7,8 +7,9 @@ combination of all other settings that the sweep varies, such as ``grpo`` or ``s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from medr1.evaluation.measures import Measured
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference
 
@@ -21,12 +22,14 @@ class SweepRun:
     """One finished run of a sweep.
 
     ``axes``: the settings that the sweep varies with this run's values, such as {"modality": "mri", "algorithm":
-    "grpo", "seed": "0"}. ``predictions``: by condition (see ``Condition``), all on the same test records.
+    "grpo", "seed": "0"}. ``predictions``: by condition (see ``Condition``), all on the same test records. ``measured``:
+    further answers of base and trained, if they were asked for any.
     """
 
     name: str
     axes: Mapping[str, str]
     predictions: Mapping[str, list[Prediction]]
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

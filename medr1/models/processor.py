@@ -131,9 +131,14 @@ class Processor:
             images=tuple(p.images for p in prompts),
         )
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, without special ones."""
+        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return rows
+
     def completion_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask [R, C] of given completions, each followed by the EOS token, padded on the right."""
-        rows = [[*row, self.eos_token_id] for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        rows = [[*row, self.eos_token_id] for row in self.token_ids(texts)]
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.eos_token_id] * (width - len(row)) for row in rows])
         mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
@@ -156,6 +161,11 @@ class Processor:
         """
         special = _special_tokens(self.tokenizer).items()
         return frozenset(i for i, token in special if not any(tag in token for tag in TAGS))
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token as the tokenizer spells it. The tokenizer itself builds this dictionary in each call."""
+        return dict(self.tokenizer.get_vocab())
 
     def suppressed_token_ids(self) -> list[int]:
         """Tokens that must not be sampled: all control tokens but the EOS token.

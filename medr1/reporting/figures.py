@@ -6,6 +6,7 @@ differences in percentage points.
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
+from medr1.evaluation.calibration import Calibration
 from medr1.evaluation.statistics import Estimate, PairedDifference
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix
 from medr1.reporting.formatting import MEAN, contrast_label, interval, label, on_diagonal, percent
@@ -244,6 +246,47 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
         return figure
 
 
+RELIABILITY = (
+    "Reliability: accuracy of the most probable option against its probability (confidence), in 15 bins of equal "
+    "width. Dashed: perfect calibration. Red: the distance from it; its mean over records is the expected calibration "
+    "error (ECE). Area of a dot, and bars below: share of the records in the bin."
+)
+
+
+def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
+    """A panel for each model: accuracy against confidence in bins, over the share of records in each bin."""
+    with _style():
+        columns = min(4, len(calibrations))
+        rows = -(-len(calibrations) // columns)
+        figure = Figure((_PAGE / 4 * columns, 2.3 * rows), layout="constrained")
+        grid = figure.subplots(2 * rows, columns, sharex=True, squeeze=False, height_ratios=[3, 1] * rows)
+        for unused in range(len(calibrations), rows * columns):
+            for axes in grid[2 * (unused // columns) :, unused % columns][:2]:
+                axes.set_axis_off()
+        for place, (name, calibration) in enumerate(calibrations.items()):
+            curve, histogram = grid[2 * (place // columns) :, place % columns][:2]
+            bins = [b for b in calibration.bins if b.n]
+            confidence, accuracy = (
+                100 * np.array([getattr(b, key) for b in bins]) for key in ("confidence", "accuracy")
+            )
+            curve.plot((0, 100), (0, 100), linewidth=0.8, color="#777777", linestyle="--")
+            curve.vlines(confidence, confidence, accuracy, linewidth=0.8, color="#B3341B")
+            curve.plot(confidence, accuracy, linewidth=0.6)
+            curve.scatter(confidence, accuracy, [3 + 60 * b.n / calibration.n for b in bins], zorder=3, clip_on=False)
+            curve.set(xlim=(0, 100), ylim=(0, 103), title=_wrap(label(name), 24, 2))
+            error = calibration.expected_calibration_error
+            curve.text(4, 97, f"ECE {percent(error.value)}\n{interval(error)}", va="top", fontsize=6)
+            low, heights = zip(*((100 * b.low, 100 * b.n / calibration.n) for b in calibration.bins), strict=True)
+            histogram.bar(low, heights, width=100 / len(low), align="edge", linewidth=0.4, edgecolor="white")
+            histogram.set(ylim=(0, 105), yticks=(0, 50, 100))
+            if place % columns == 0:
+                curve.set_ylabel("Accuracy (%)")
+                histogram.set_ylabel("Records (%)")
+            if place + columns >= len(calibrations):
+                histogram.set_xlabel("Confidence (%)")
+        return figure
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """The training metrics of one run: (step, value) by metric."""
@@ -285,6 +328,7 @@ def curves(runs: Sequence[Curve]) -> Figure:
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Writes ``name`` as SVG, PDF and PNG (200 dpi). The same figure gives the same bytes."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     folder.mkdir(parents=True, exist_ok=True)
     without = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
     with _style():

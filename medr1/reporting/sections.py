@@ -1,4 +1,4 @@
-"""Additional sections of a report: accuracy against a numeric setting, and the rationales of phantoms."""
+"""Additional sections of a report: accuracy against a numeric setting, further measures, rationales of phantoms."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import AXES, Record
+from medr1.evaluation.calibration import OptionProbabilities, calibrate
+from medr1.evaluation.measures import Measured, summarise_measures
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import CheckedRationale, RationaleRates, rationale_rates, select_examples
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, SweepRun, SweepTables
-from medr1.reporting.figures import rates
+from medr1.reporting.figures import RELIABILITY, rates, reliability
 from medr1.reporting.formatting import axis_label, label, with_interval
+from medr1.reporting.measure_table import measure_rows
 from medr1.reporting.report import GalleryItem, Section, SectionFigure, Span, Verdict
 from medr1.reporting.result_table import ResultTable
 
@@ -109,8 +112,7 @@ def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
     trained: dict[tuple[str, str], list[Prediction]] = {}
     blank: dict[tuple[str, str], list[Prediction]] = {}
     for run in runs:
-        row = run.axes.get(row_axis, ALL)
-        method = " ".join(value for axis, value in run.axes.items() if axis not in (row_axis, "seed")) or SINGLE_METHOD
+        row, method = _place(run, row_axis)
         if Condition.BASE in run.predictions:
             base.setdefault((row, Condition.BASE), run.predictions[Condition.BASE])
         if Condition.TRAINED in run.predictions:
@@ -119,6 +121,39 @@ def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
             blank[row, Condition.BLANK_IMAGE] = run.predictions[Condition.BLANK_IMAGE]
     rows = dict.fromkeys(row for row, _ in (*trained, *base, *blank))
     return {key: group[key] for row in rows for group in (base, trained, blank) for key in group if key[0] == row}
+
+
+def _place(run: SweepRun, row_axis: str) -> tuple[str, str]:
+    """The row and the method of a run."""
+    method = " ".join(value for axis, value in run.axes.items() if axis not in (row_axis, "seed")) or SINGLE_METHOD
+    return run.axes.get(row_axis, ALL), method
+
+
+def measure_section(runs: Sequence[SweepRun], row_axis: str) -> Section | None:
+    """The further measures of each row: base, once per row, and each method with its seeds pooled. None without any.
+
+    The reliability figure pools the rows if they are training data.
+    """
+    pooled: dict[tuple[str, str], Measured] = {}
+    for run in runs:
+        row, method = _place(run, row_axis)
+        if Condition.BASE in run.measured:
+            pooled.setdefault((row, Condition.BASE), run.measured[Condition.BASE])
+        if Condition.TRAINED in run.measured:
+            pooled[row, method] = pooled.get((row, method), Measured()) + run.measured[Condition.TRAINED]
+    found = {key: measures for key, measured in pooled.items() if (measures := summarise_measures(measured))}
+    if not found:
+        return None
+    panels: dict[str, list[OptionProbabilities]] = {}
+    for (row, method), measured in pooled.items():
+        name = method if row_axis in AXES else f"{method}, {row}"
+        panels.setdefault(name, []).extend(measured.option_probabilities)
+    calibrations = {name: c for name, lines in panels.items() if (c := calibrate(lines))}
+    return Section(
+        title="Further measures",
+        figures=[SectionFigure("reliability", reliability(calibrations), RELIABILITY)] if calibrations else [],
+        tables=[("Samples, rotated options and calibration", measure_rows(found))],
+    )
 
 
 def _one_seed(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -39,6 +39,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"  # the trained weights; exists when training has ended
         self.metrics = path / "metrics.jsonl"  # the curves of training
+        self.figures = path / "figures"  # of the results, if any
         self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
         self.summary = path / "summary.json"
         self.results = path / "results.md"

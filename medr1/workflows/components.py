@@ -164,6 +164,11 @@ def check_components(cfg: CommonConfig) -> None:
         if settings is not None and not isinstance(settings, registry[settings.kind].settings):
             raise ConfigError(f"{group}.kind={settings.kind} cannot be set; it follows from the choice {group}=NAME")
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
+    if cfg.evaluation.option_probabilities and not MODEL_KINDS[cfg.model.kind].gives_option_probabilities:
+        raise ConfigError(
+            f"evaluation.option_probabilities=true needs a model that is loaded here; model={cfg.model.name} answers "
+            "with text only"
+        )
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -228,6 +233,8 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "data.resize=native", ("data.image_size", "model.image_size")
     else:
         yield "data.resize=square", ("data.min_pixels", "data.max_pixels")
+    if cfg.evaluation.num_generations is None:
+        yield "evaluation.num_generations=null", ("evaluation.temperature", "evaluation.k")
     if not cfg.tracking.enabled:
         unread = (f"tracking.{item.name}" for item in fields(cfg.tracking) if item.name not in ("name", "enabled"))
         yield "tracking.enabled=false", tuple(unread)
@@ -246,10 +253,9 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    yield (
-        "evaluate.py, which trains nothing",
-        ("seed", *TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING),
-    )
+    yield "evaluate.py, which trains nothing", (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING)
+    if cfg.evaluation.num_generations is None:
+        yield "evaluate.py, which samples nothing without evaluation.num_generations", ("seed",)
     if cfg.run is not None:
         of_the_run = [
             f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")

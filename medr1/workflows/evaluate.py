@@ -11,7 +11,8 @@ from medr1.errors import ConfigError
 from medr1.evaluation.predictions import Condition
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.model_kinds import MODEL_KINDS
-from medr1.workflows.session import open_session, report
+from medr1.workflows.results import report
+from medr1.workflows.session import open_session
 
 log = logging.getLogger(__name__)
 

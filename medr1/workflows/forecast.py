@@ -115,7 +115,7 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         train_batch_size=cfg.trainer.train_batch_size,
         lengths=Lengths(prompt, completion, grid, images),
         max_tokens_per_device=cfg.trainer.max_tokens_per_device,
-        eval_batch_size=min(cfg.evaluation.batch_size, len(test)),
+        eval_batch_size=min(cfg.evaluation.batch_size, len(test) * (cfg.evaluation.num_generations or 1)),
         eval_lengths=Lengths(eval_prompt, cfg.evaluation.max_completion_length, grid, eval_images),
         on_gpu=device.on_gpu,
     )

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from medr1.atomic_write import write_text
 from medr1.config.enums import Resize
 from medr1.config.settings import CommonConfig, TrainConfig
-from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.local_predictions import LocalPredictionStore
-from medr1.evaluation.predictions import Condition, Prediction
+from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.generation.engines import ENGINES
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.runs.sweep import sweep_of
 from medr1.workflows.library_logs import silence_library_logs
-from medr1.workflows.session import Session, prediction_settings, run_controls
+from medr1.workflows.session import Session, prediction_settings, run_controls, run_measures
 
 
 def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
@@ -62,19 +65,35 @@ def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | 
     store = prediction_store(session)
     store.load_if_exists(Condition.BASE)
     policy, processor = load_trained(session.cfg, weights)
-    if condition is Condition.BASE:
-        generate_base(session, store, policy, processor)
-    generate = partial(store.generate, policy, processor)
-    generate(condition, ImageAblation.NONE)
-    run_controls(session, store, generate)
+    generate(session, store, policy, processor, condition)
+    run_controls(session, store, partial(store.generate, policy, processor))
     return store.conditions
 
 
-def generate_base(session: Session, store: LocalPredictionStore, policy: Policy, processor: Processor) -> None:
-    """Predictions of the untrained model. The runs of a sweep that would compute the same share one file."""
+def generate(
+    session: Session, store: LocalPredictionStore, policy: Policy, processor: Processor, condition: Condition
+) -> None:
+    """Predictions of the model, and the measures that the config asks for.
+
+    The runs of a sweep that would compute the same of the untrained model share one file of each.
+    """
+    shared = partial(_shared, session, store, condition)
+    with shared(condition):
+        store.generate(policy, processor, condition)
+    run_measures(session, store, condition, partial(store.answer, policy, processor), shared)
+    if session.cfg.evaluation.option_probabilities:
+        with shared(Measure.OPTION_PROBABILITIES.file(condition), measure=Measure.OPTION_PROBABILITIES):
+            store.score_options(policy, processor, condition)
+
+
+@contextmanager
+def _shared(
+    session: Session, store: LocalPredictionStore, condition: Condition, name: str, **settings: Any
+) -> Iterator[None]:
+    """Shares the file ``name`` of the untrained model with the runs of a sweep that have the same ``settings``."""
     cfg, sweep = session.cfg, sweep_of(session.run)
-    if sweep is None:
-        store.generate(policy, processor, Condition.BASE)
+    if sweep is None or condition is not Condition.BASE:
+        yield
         return
     square = cfg.data.resize == Resize.square
     inputs = {
@@ -87,6 +106,12 @@ def generate_base(session: Session, store: LocalPredictionStore, policy: Policy,
         "image_size": cfg.data.image_size if square else [cfg.data.min_pixels, cfg.data.max_pixels],
         "data": session.data.fingerprint,
         "records": [record.id for record in store.records],  # which ones evaluation.limit takes may change
+        **settings,
     }
+    own = store.file(name)
     with sweep.shared_base_predictions(inputs) as shared:
-        store.generate_or_reuse(shared, policy, processor, Condition.BASE)
+        if shared.is_file() and not own.is_file():
+            write_text(own, shared.read_text(encoding="utf-8"))
+        yield
+        if not shared.is_file():
+            write_text(shared, own.read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ class ModelKind(Protocol):
     kind: ClassVar[str]
     settings: ClassVar[type[ModelConfig]]
     is_trainable: ClassVar[bool]
+    gives_option_probabilities: ClassVar[bool]
     # Dotted keys, of any group, that have no effect with this kind of model.
     ignores: ClassVar[tuple[str, ...]]
 
@@ -66,6 +67,7 @@ class LocalModel:
     kind: ClassVar[str] = "hf"
     settings: ClassVar[type[ModelConfig]] = ModelConfig
     is_trainable: ClassVar[bool] = True
+    gives_option_probabilities: ClassVar[bool] = True
     ignores: ClassVar[tuple[str, ...]] = ()
 
     def check(self, model: ModelConfig) -> None: ...
@@ -104,6 +106,7 @@ class ServerModel:
     kind: ClassVar[str] = "server"
     settings: ClassVar[type[ModelConfig]] = ServerConfig
     is_trainable: ClassVar[bool] = False
+    gives_option_probabilities: ClassVar[bool] = False
     ignores: ClassVar[tuple[str, ...]] = (  # what only a model that is loaded here has
         *("model.dtype", "model.attn_implementation", *TRAINED_MODEL),
         *("model.recipe", "evaluation.batch_size", "rollout"),
@@ -125,7 +128,7 @@ class ServerModel:
     ) -> dict[str, list[Prediction]]:
         from medr1.evaluation.chat_client import ChatClient
         from medr1.evaluation.server_predictions import ServerPredictionStore
-        from medr1.workflows.session import prediction_settings, run_controls
+        from medr1.workflows.session import prediction_settings, run_controls, run_measures
 
         model = session.cfg.model
         assert isinstance(model, ServerConfig)
@@ -142,6 +145,7 @@ class ServerModel:
         try:
             with closing(client):
                 generate(condition, ImageAblation.NONE)
+                run_measures(session, store, condition, partial(store.answer, client))
                 run_controls(session, store, generate)
         except ServerError as error:
             command = session.resume_command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -17,6 +18,7 @@ from medr1.data.dataset import Dataset, limit_cells
 from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
 from medr1.errors import ConfigError
 from medr1.evaluation.local_predictions import predict
 from medr1.generation.engines import ENGINES
@@ -76,9 +78,18 @@ def _num_evaluations(cfg: TrainConfig) -> int:
     return 1 + trains + cfg.evaluation.blank_image + cfg.evaluation.shuffled_image
 
 
+def _num_measured(cfg: TrainConfig, records: Sequence[Record]) -> int:
+    """Completions of samples and rotations; the probabilities of a record's options count as one."""
+    e, models = cfg.evaluation, 1 + ALGORITHMS[cfg.algorithm.kind].trains
+    rotations = e.circular * sum(len(record.options) - 1 for record in records)
+    return models * (len(records) * ((e.num_generations or 0) + e.option_probabilities) + rotations)
+
+
 def _amounts(cfg: TrainConfig, data: Dataset) -> str:
-    questions = len(limit_cells(data.test, cfg.evaluation.limit))
-    evaluation = f"{questions} test questions, evaluated {_num_evaluations(cfg)} times"
+    questions = limit_cells(data.test, cfg.evaluation.limit)
+    evaluation = f"{len(questions)} test questions, evaluated {_num_evaluations(cfg)} times"
+    if measured := _num_measured(cfg, questions):
+        evaluation += f", and {measured} further answers"
     if not ALGORITHMS[cfg.algorithm.kind].trains:
         return evaluation
     assert cfg.trainer.max_steps is not None
@@ -113,7 +124,8 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
     if reason:
         return f"time: not measured, because {reason}"
     measured = probe(cfg, data, run)
-    predictions = len(limit_cells(data.test, cfg.evaluation.limit)) * _num_evaluations(cfg)
+    questions = limit_cells(data.test, cfg.evaluation.limit)
+    predictions = len(questions) * _num_evaluations(cfg) + _num_measured(cfg, questions)
     seconds = predictions * measured.prediction
     parts = [f"{predictions} predictions of {1000 * measured.prediction:.2g} ms"]
     if run.work.algorithm.trains:

@@ -1,4 +1,4 @@
-"""Opens and closes a run: lock, data, config, MLflow, results. Imports no torch."""
+"""Opens and closes a run: lock, data, config, MLflow. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,34 +8,29 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
-from medr1.atomic_write import read_json, write_json, write_text
+from medr1.atomic_write import read_json, write_json
 from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
-from medr1.domain.reasoning import ReasoningMode, question_text
+from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError, Medr1Error, RewardError, StorageError
 from medr1.evaluation.image_ablation import ImageAblation
-from medr1.evaluation.metrics import compare, metric_items, summarise
-from medr1.evaluation.prediction_store import PredictionStore
-from medr1.evaluation.predictions import Condition, Prediction
-from medr1.reporting.benchmark_table import render_benchmarks
-from medr1.reporting.result_table import render_results
+from medr1.evaluation.prediction_store import Generate, PredictionStore
+from medr1.evaluation.predictions import Condition, Measure
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
 from medr1.runs.terminal import log_to
 from medr1.tracking.address import stored_run
-from medr1.tracking.gallery import Answer, Card, gallery
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
@@ -43,8 +38,6 @@ from medr1.workflows import reward_sources
 from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
-
-_GALLERY_QUESTIONS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +216,30 @@ def prediction_settings(session: Session) -> dict[str, Any]:
         "load": cached_image_loader(ImageSize.from_config(cfg.data, cfg.model)),
         "file": session.run.predictions,
         "max_completion_length": cfg.evaluation.max_completion_length,
+        "temperature": cfg.evaluation.temperature,
+        "seed": cfg.seed,
     }
+
+
+def run_measures(
+    session: Session,
+    store: PredictionStore,
+    condition: Condition,
+    generate: Generate,
+    shared: Callable[..., AbstractContextManager[None]] = lambda name, **settings: nullcontext(),
+) -> None:
+    """The samples and rotations that the config asks of the model ``condition``.
+
+    ``shared``: a context in which a file is shared with the runs that have the same settings.
+    """
+    cfg, n = session.cfg.evaluation, session.cfg.evaluation.num_generations
+    if n is not None:
+        settings = {"num_generations": n, "temperature": cfg.temperature, "seed": session.cfg.seed}
+        with shared(Measure.SAMPLES.file(condition), measure=Measure.SAMPLES, **settings):
+            store.generate_samples(condition, n, generate)
+    if cfg.circular:
+        with shared(Measure.ROTATIONS.file(condition), measure=Measure.ROTATIONS):
+            store.generate_rotations(condition, generate)
 
 
 def run_controls(
@@ -235,76 +251,6 @@ def run_controls(
     if session.cfg.evaluation.shuffled_image:
         generate(Condition.SHUFFLED_IMAGE, ImageAblation.SHUFFLED)
     store.run_blind_baselines(session.data.train)
-
-
-def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None:
-    """Computes the metrics of all conditions and writes them to the terminal, summary.json, results.md and MLflow."""
-    run, data, tracker = session.run, session.data, session.tracker
-    summaries = {name: summarise(lines) for name, lines in conditions.items()}
-    comparison = None
-    if Condition.BASE in conditions and Condition.TRAINED in conditions:
-        comparison = compare(conditions[Condition.BASE], conditions[Condition.TRAINED])
-    tracker.log_metrics(dict(metric_items(summaries, comparison)), 0)
-    tables = [
-        render_results(
-            summaries,
-            comparison,
-            trained_modalities={r.modality for r in data.train},
-            trained_question_types={r.question_type for r in data.train},
-            # The benchmarks of an evaluation need not be those that its model was trained on.
-            trained_benchmarks={r.benchmark for r in data.train} if isinstance(session.cfg, TrainConfig) else (),
-        )
-    ]
-    if any(summary.by_benchmark for summary in summaries.values()):
-        tables.append(render_benchmarks(summaries))
-    write_json(
-        run.summary,
-        {
-            "conditions": {name: summary.to_dict() for name, summary in summaries.items()},
-            "comparison": comparison.to_dict() if comparison else None,
-            "data_fingerprint": data.fingerprint,
-            "seed": session.cfg.seed,
-            "mlflow_run_id": tracker.run_id,
-        },
-    )
-    results = "\n".join(table.to_markdown() for table in tables)
-    write_text(run.results, results)
-    tracker.describe(results)
-    write_text(run.gallery, _gallery(session, conditions))
-    for path in (run.summary, run.results, run.gallery):
-        tracker.log_artifact(path)
-    for name in conditions:
-        tracker.log_artifact(run.predictions(name), "predictions")
-    console = Console(width=100)
-    for table in tables:
-        console.print(table)
-    console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)
-    if tracker.ui_command():
-        console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
-
-
-def _gallery(session: Session, conditions: Mapping[str, list[Prediction]]) -> str:
-    """A page with a sample of the test questions, spread over modalities and question types."""
-    cfg = session.cfg
-    cells = len(limit_cells(session.tested, 1))
-    records = limit_cells(session.tested, math.ceil(_GALLERY_QUESTIONS / cells))
-    count = min(_GALLERY_QUESTIONS, len(records))
-    records = [records[i * len(records) // count] for i in range(count)]
-    shown = [name for name in (Condition.BASE, Condition.TRAINED, Condition.BLANK_IMAGE) if name in conditions]
-    predictions = {name: {line.record: line for line in conditions[name]} for name in shown}
-    mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(ImageSize.from_config(cfg.data, cfg.model))
-    cards = []
-    for record in records:
-        completions = []
-        for name in shown:
-            line = predictions[name][record.id]
-            facts = {"answer": line.parsed or "not read", "tokens": str(line.length)}
-            completions.append(Answer(name.replace("_", " "), line.text, facts, line.correct))
-        question = question_text(record.question, record.options, mode)
-        answer = f"{record.answer}) {record.answer_text}"
-        cards.append(Card(record.id, question, answer, load(record), completions))
-    note = f"{count} of {len(session.tested)} test questions, spread over modalities and question types."
-    return gallery(session.run.path.name, note, cards)
 
 
 def send_pending(run: RunDirectory) -> bool:

@@ -19,13 +19,14 @@ from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from medr1.evaluation.matrices import tabulate
+from medr1.evaluation.measures import read_measured
 from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.evaluation.sweep_tables import SweepRun, SweepTables
 from medr1.reporting.findings import findings
 from medr1.reporting.formatting import markdown
 from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
-from medr1.reporting.sections import rationale_section, trend_section
+from medr1.reporting.sections import measure_section, rationale_section, trend_section
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
@@ -44,7 +45,6 @@ def report_sweep(place: Path) -> None:
     Raises:
         ConfigError: the directory holds no sweep. DataError: no run is finished, or the runs have other test records.
     """
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     directory = SweepDirectory(place.absolute())
     manifest = directory.read()
     states = directory.states(manifest.jobs)
@@ -58,6 +58,7 @@ def report_sweep(place: Path) -> None:
     runs = [_read(directory.run(name), manifest.jobs[name].axes) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
     sentences = findings(tables)
+    measures = measure_section(runs, manifest.rows)
     report = write_report(
         directory.report,
         title=manifest.title,
@@ -66,7 +67,11 @@ def report_sweep(place: Path) -> None:
         findings=sentences,
         runs=[_link(directory, manifest, name, state, history) for name, state in states.items()],
         curves={name: _curves(directory.run(name), history) for name in finished},
-        sections=[s for s in (trend_section(tables), _rationales(directory, manifest.rows, finished, runs)) if s],
+        sections=[
+            section
+            for section in (trend_section(tables), measures, _rationales(directory, manifest.rows, finished, runs))
+            if section
+        ],
         facts=_facts(directory, finished),
     )
     write_json(directory.report / "matrices.json", {**asdict(tables), "findings": sentences})
@@ -76,6 +81,8 @@ def report_sweep(place: Path) -> None:
         text.append(f"## {markdown(method)}\n\n{table.to_markdown()}")
         console.print(f"\n{method}", style="bold", markup=False)
         console.print(table)
+    for title, table in measures.tables if measures else ():
+        text.append(f"## {markdown(title)}\n\n{table.to_markdown()}")
     names = distinct_names((m.method for m in tables.matrices), lambda method: safe_name(method.replace(" ", "_")))
     for matrix in tables.matrices:
         write_text(directory.report / f"{names[matrix.method]}.csv", to_csv(matrix))
@@ -89,7 +96,10 @@ def report_sweep(place: Path) -> None:
 def _read(run: RunDirectory, axes: Mapping[str, str]) -> SweepRun:
     files = {condition: run.predictions(condition) for condition in Condition}
     found = {str(condition): read_predictions(file) for condition, file in files.items() if file.is_file()}
-    return SweepRun(run.path.name, axes, found)
+    models = [condition for condition in (Condition.BASE, Condition.TRAINED) if condition in found]
+    ks = run.stored_config(TrainConfig).evaluation.k
+    measured = {str(condition): read_measured(run.predictions, condition, ks) for condition in models}
+    return SweepRun(run.path.name, axes, found, measured)
 
 
 def _history(directory: SweepDirectory) -> History | None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from medr1.atomic_write import atomic_directory
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import Dataset
-from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.models.adapters import set_trainable
 from medr1.models.export import save_policy
@@ -32,9 +31,10 @@ from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
 from medr1.workflows.library_logs import silence_library_logs
-from medr1.workflows.local_model import device_of, generate_base, load_trained, model_spec, prediction_store
+from medr1.workflows.local_model import device_of, generate, load_trained, model_spec, prediction_store
 from medr1.workflows.model_kinds import MODEL_KINDS
-from medr1.workflows.session import Session, is_first_process, open_session, report, run_controls
+from medr1.workflows.results import report
+from medr1.workflows.session import Session, is_first_process, open_session, run_controls
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         if algorithm.needs_base:
             policy, processor = load_policy(spec)
             if is_first:
-                generate_base(session, store, policy.to(device_of(cfg)), processor)
+                generate(session, store, policy.to(device_of(cfg)), processor, Condition.BASE)
         else:
             policy, processor = algorithm.initial_policy(cfg)
         pl.seed_everything(cfg.seed, verbose=False)  # LoRA is initialized identically in all processes and after resume
@@ -104,9 +104,8 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         gc.collect()  # breaks the reference cycle module <-> trainer, to free the optimizer state
     # Reloaded from disk, so that this evaluates the same files as evaluate.py.
     policy, processor = load_trained(cfg, run.weights(cfg.model.path))
-    generate = partial(store.generate, policy, processor)
-    generate(Condition.TRAINED, ImageAblation.NONE)
-    run_controls(session, store, generate)
+    generate(session, store, policy, processor, Condition.TRAINED)
+    run_controls(session, store, partial(store.generate, policy, processor))
     return store.conditions
 
 

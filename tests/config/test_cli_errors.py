@@ -17,8 +17,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.errors import ConfigError
+from medr1.workflows.components import check_typed
 from tests.command_lines import ROOT, Answer, run
-from tests.composing import check
+from tests.composing import check, composed
 
 # What is typed after train.py (or evaluate.py), and what the message must say.
 TYPED: dict[str, list[str]] = {
@@ -133,6 +134,10 @@ TYPED: dict[str, list[str]] = {
     "data.resize=native data.image_size=84": ["data.image_size= has no effect with data.resize=native"],
     "data.resize=nativ": ["data.resize", "Did you mean 'native'"],
     "model.lora.r=4": ["model.lora.r= has no effect with model.tuning=full"],
+    "evaluation.temperature=0.7": ["evaluation.temperature= has no effect with evaluation.num_generations=null"],
+    "evaluation.k=[1,4]": ["evaluation.k=[1, 4]", "add evaluation.num_generations=4"],
+    "evaluation.num_generations=8 evaluation.k=[1,16]": ["k=16", "evaluation.num_generations=8", "num_generations=16"],
+    "evaluate.py evaluation.num_generations=8 evaluation.temperature=0": ["evaluation.temperature=0", "between 0.001"],
     "trainer.num_train_epochs=2": ["trainer.num_train_epochs= has no effect with trainer.max_steps=150"],
     "-m algorithm=sft,zero_shot reward=accuracy_only": ["reward= has no effect"],
     "evaluate.py seed=7": ["seed= has no effect with evaluate.py"],
@@ -169,6 +174,10 @@ TYPED: dict[str, list[str]] = {
         "https",
     ],
     "evaluate.py model=server model.url=http://h/v1 model.path=n model.concurrency=0": ["model.concurrency=0"],
+    "evaluate.py model=server model.url=http://h/v1 model.path=n evaluation.option_probabilities=true": [
+        "evaluation.option_probabilities=true",
+        "model=server",
+    ],
     "evaluate.py model.url=http://h/v1": ["model.url is a setting of model=server", "not chosen"],
     "evaluate.py resume=nowhere": ["nowhere is no run directory", "config.yaml"],
     "evaluate.py resume=a run=b": ["resume=, run= are different commands"],
@@ -195,6 +204,10 @@ IMPOSSIBLE: dict[str, list[str]] = {
     "trainer.max_steps=0": ["trainer.max_steps=0", "between 1"],
     "trainer.save_steps=0": ["trainer.save_steps=0"],
     "evaluation.limit=0": ["evaluation.limit=0", "between 1"],
+    "evaluation.num_generations=0": ["evaluation.num_generations=0", "between 1"],
+    "evaluation.num_generations=4 evaluation.k=[]": ["evaluation.k=[]", "one or more"],
+    "evaluation.num_generations=4 evaluation.k=[0,1]": ["evaluation.k=[0, 1]", "from 1"],
+    "evaluation.num_generations=4 evaluation.k=[2,2]": ["evaluation.k=[2, 2]", "different"],
     "data.resize=native data.min_pixels=5000 data.max_pixels=4000": ["data.min_pixels=5000", "data.min_pixels=4000 or"],
     "data.resize=native data.min_pixels=100 data.max_pixels=783": [
         "data.max_pixels=783",
@@ -272,6 +285,13 @@ def test_an_impossible_value_is_named_with_what_is_possible(changes: str, defaul
     with pytest.raises(ConfigError) as error:
         check(cfg)
     assert [words for words in IMPOSSIBLE[changes] if words not in str(error.value)] == [], error.value
+
+
+def test_samples_read_the_seed_and_the_temperature() -> None:
+    sampled = composed("evaluate", "evaluation.num_generations=4", "evaluation.k=[1,4]", "tracking=none")
+    check_typed([sampled], ["seed", "evaluation.temperature", "evaluation.k"])
+    with pytest.raises(ConfigError, match=r"seed= .*evaluation\.num_generations"):
+        check_typed([composed("evaluate", "tracking=none")], ["seed"])
 
 
 def test_the_edges_of_a_range_are_possible(default: DictConfig) -> None:

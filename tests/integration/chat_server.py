@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat server for the tests: greedy completions of the shipped tiny model.
+"""An OpenAI-compatible chat server for the tests: completions of the shipped tiny model, greedy or with a seed.
 
     python -m tests.integration.chat_server PORT LOG
 
@@ -11,12 +11,14 @@ import base64
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -38,7 +40,7 @@ class ChatServer(ThreadingHTTPServer):
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         (turn,) = request["messages"]
-        assert request["temperature"] == 0 and request["model"] == "tiny"
+        assert request["model"] == "tiny"
         images, parts = [], []
         for part in turn["content"]:
             if part["type"] == "text":
@@ -52,9 +54,11 @@ class ChatServer(ThreadingHTTPServer):
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
         prompts = self.processor.encode([Prompt(text, tuple(images))])
-        sampling = Sampling.greedy(request["max_tokens"], self.processor)
+        greedy = Sampling.greedy(request["max_tokens"], self.processor)
+        sampling = replace(greedy, temperature=request["temperature"])
+        uniforms = torch.from_numpy(np.random.default_rng(request.get("seed")).random((1, request["max_tokens"])))
         with self.lock, torch.no_grad():
-            done = rollout(self.policy, self.policy.prefill(prompts), sampling)
+            done = rollout(self.policy, self.policy.prefill(prompts), sampling, uniforms=uniforms)
             with self.log.open("a") as file:
                 file.write(next(part["text"] for part in parts if "text" in part).splitlines()[0] + "\n")
         return {

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import Prediction, read_predictions
-from medr1.evaluation.server_predictions import partial_file
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.evaluate import evaluate
@@ -121,6 +121,21 @@ def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here
     tracked = MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id)
     assert tracked.info.status == "FINISHED" and tracked.data.params["model.url"].endswith("/v1")
     assert tracked.data.metrics["base/accuracy"] == ours["conditions"]["base"]["overall"]["accuracy"]["value"]
+
+
+@pytest.mark.long
+def test_samples_and_rotations_of_a_served_model_are_those_of_the_same_model_here(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    asked = ("evaluation.num_generations=2", "evaluation.circular=true", "evaluation.temperature=0.8", "tracking=none")
+    asked = (*asked, "evaluation.blank_image=false", "evaluation.shuffled_image=false")
+    here, there = (RunDirectory(tmp_path / name / "run") for name in ("here", "there"))
+    evaluate(composed("evaluate", *DATA, *asked, f"output_dir={here.path.parent}"), here.path, [])
+    evaluate(composed("evaluate", *at(serve().port, there.path.parent, *asked)), there.path, [])
+    for name in ("base", "base.samples", "base.rotations"):
+        assert predictions(there, name) == predictions(here, name), name
+    assert len(predictions(there, "base.samples")) == 2 * RECORDS
+    assert read_json(there.summary) == read_json(here.summary)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -106,16 +106,12 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
 
 def test_letters_are_compared_as_they_are_written() -> None:
     class Words:
-        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5, "b": 6, "a": 7, "\u00ef\u00bc\u00a2": 8}  # noqa: RUF012
-
         def convert_ids_to_tokens(self, i: int) -> str:
-            return {v: k for k, v in self.vocabulary.items()}[i]
-
-        def get_vocab(self) -> dict[str, int]:
-            return self.vocabulary
+            return {v: k for k, v in Written.vocabulary.items()}[i]
 
     class Written:
         tokenizer = Words()
+        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5, "b": 6, "a": 7, "\u00ef\u00bc\u00a2": 8}  # noqa: RUF012
 
     two, three = {"A": "x", "B": "y"}, {"A": "x", "B": "y", "C": "z"}
     assert _letter_ids(Written(), 2, "B", two) == {"A": 1, "B": 2}  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ def test_a_request_is_greedy_with_its_image_first_and_the_key_in_its_header(
     (_, path, headers, body), (_, _, without, penalised) = server.requests
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
     assert "Authorization" not in without and penalised == {**body, "repetition_penalty": 1.0}
+    assert body["temperature"] == 0 and "seed" not in body
     image, text = body["messages"][0]["content"]
     assert image["image_url"]["url"] == "data:image/png;base64,UE5H" and text == {"type": "text", "text": "What?"}
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("name", 0, 9)
@@ -178,3 +179,11 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ConfigError, match=r"medr1\[server\]"):
         ask("http://127.0.0.1:1/v1")
+
+
+def test_a_sample_has_its_temperature_and_seed(scripted: Callable[..., ScriptedServer]) -> None:
+    server = scripted(GOOD)
+    client = ChatClient(server.url, "name", timeout=5.0, max_retries=0)
+    client.complete([b"PNG", "What?"], 9, record="r1", temperature=0.7, seed=2**63 - 1)
+    ((_, _, _, body),) = server.requests
+    assert (body["temperature"], body["seed"]) == (0.7, 2**63 - 1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from medr1.domain.records import Record
 from medr1.errors import DataError, ServerError
 from medr1.evaluation import server_predictions
 from medr1.evaluation.chat_client import ChatClient, ChatCompletion
+from medr1.evaluation.circular import rotate
+from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import Condition, prediction, read_predictions
-from medr1.evaluation.server_predictions import ServerPredictionStore, partial_file
+from medr1.evaluation.server_predictions import ServerPredictionStore
 from tests.scripted_server import Step, completion, scripted_server
 
 RECORDS = make_records(World.TEST, 0, 1)
@@ -39,27 +42,44 @@ class StubClient:
 
     def __init__(self, fails: str = "") -> None:
         self.fails, self.requests, self.parts = fails, list[str](), list[Sequence[str | bytes]]()
+        self.sampling = list[tuple[float, int | None]]()
 
-    def complete(self, parts: Sequence[str | bytes], max_completion_length: int, *, record: str) -> ChatCompletion:
+    def complete(
+        self,
+        parts: Sequence[str | bytes],
+        max_completion_length: int,
+        *,
+        record: str,
+        temperature: float,
+        seed: int | None,
+    ) -> ChatCompletion:
         self.requests.append(record)
         self.parts.append(parts)
+        self.sampling.append((temperature, seed))
         if record == self.fails:
             raise ServerError(f"record {record}")
         return ChatCompletion("<answer>A</answer>", 3, False)
 
 
-def generate(
-    folder: Path, client: Any, concurrency: int = 3, records: Sequence[Record] = RECORDS, size: ImageSize = SIZE
-) -> Path:
-    store = ServerPredictionStore(
+def store_in(
+    folder: Path, concurrency: int = 3, records: Sequence[Record] = RECORDS, size: ImageSize = SIZE
+) -> ServerPredictionStore:
+    return ServerPredictionStore(
         records=records,
         mode=MODE,
         load=cached_image_loader(size),
         file=lambda condition: folder / f"{condition}.jsonl",
         concurrency=concurrency,
         max_completion_length=8,
+        temperature=0.7,
+        seed=5,
     )
-    store.generate(client, Condition.BASE)
+
+
+def generate(
+    folder: Path, client: Any, concurrency: int = 3, records: Sequence[Record] = RECORDS, size: ImageSize = SIZE
+) -> Path:
+    store_in(folder, concurrency, records, size).generate(client, Condition.BASE)
     return folder / "base.jsonl"
 
 
@@ -67,9 +87,9 @@ LINES = [asdict(prediction(r, Condition.BASE, MODE, "<answer>B</answer>", 3, Fal
 
 
 def write_partial(folder: Path, *lines: dict[str, Any], torn: bytes = b"") -> Path:
-    partial = partial_file(folder / "base.jsonl")
-    partial.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + torn)
-    return partial
+    unfinished = partial_file(folder / "base.jsonl")
+    unfinished.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + torn)
+    return unfinished
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 100])
@@ -103,10 +123,10 @@ def test_a_torn_last_line_is_dropped_and_generated_again(torn: bytes, tmp_path: 
 
 def test_with_a_complete_file_beside_its_partial_one_nothing_is_requested(tmp_path: Path) -> None:
     file = generate(tmp_path, StubClient())
-    partial, server = write_partial(tmp_path, *LINES), StubClient()
+    unfinished, server = write_partial(tmp_path, *LINES), StubClient()
     before = file.read_bytes()
     generate(tmp_path, server)
-    assert (server.requests, file.read_bytes(), partial.exists()) == ([], before, False)
+    assert (server.requests, file.read_bytes(), unfinished.exists()) == ([], before, False)
 
 
 def test_predictions_for_other_records_are_refused(tmp_path: Path) -> None:
@@ -118,6 +138,41 @@ def test_predictions_for_other_records_are_refused(tmp_path: Path) -> None:
     write_partial(tmp_path, LINES[0], LINES[0])
     with pytest.raises(DataError, match=r"line 2: .*occurs twice"):
         generate(tmp_path, StubClient())
+
+
+def test_each_sample_is_a_request_with_a_seed_of_its_own(tmp_path: Path) -> None:
+    server, store = StubClient(), store_in(tmp_path)
+    store.generate(server, Condition.BASE)
+    assert set(server.sampling) == {(0, None)}
+    server = StubClient()
+    store.generate_samples(Condition.BASE, 3, partial(store.answer, server))
+    lines = read_predictions(tmp_path / "base.samples.jsonl")
+    expected = [(r.id, f"base.sample_{i}") for r in RECORDS for i in range(3)]
+    assert [(line.record, line.condition) for line in lines] == expected
+    assert sorted(server.requests) == sorted(record for record, _ in expected)
+    assert {temperature for temperature, _ in server.sampling} == {0.7}
+    assert len({seed for _, seed in server.sampling}) == len(expected)
+    assert store.conditions.keys() == {"base"}
+
+
+def test_rotations_are_asked_with_the_options_in_their_places(tmp_path: Path) -> None:
+    server, store = StubClient(), store_in(tmp_path, concurrency=1)
+    store.generate_rotations(Condition.TRAINED, partial(store.answer, server))
+    lines = read_predictions(tmp_path / "trained.rotations.jsonl")
+    asked = [rotate(r, places) for r in RECORDS for places in range(1, len(r.options))]
+    texts = [question_text(record.question, record.options, MODE) for record in asked]
+    assert [parts[-1] for parts in server.parts] == texts
+    assert [line.answer for line in lines] == [record.answer for record in asked]
+    assert lines[0].condition == "trained.rotation_1" and set(server.sampling) == {(0, None)}
+
+
+def test_samples_that_arrived_before_a_failure_are_not_requested_again(tmp_path: Path) -> None:
+    first, second, store = StubClient(fails=RECORDS[7].id), StubClient(), store_in(tmp_path, concurrency=1)
+    with pytest.raises(ServerError):
+        store.generate_samples(Condition.BASE, 2, partial(store.answer, first))
+    store.generate_samples(Condition.BASE, 2, partial(store.answer, second))
+    assert len(first.requests) == 15 and len(second.requests) == 2 * len(RECORDS) - 14
+    assert not set(first.sampling[:14]) & set(second.sampling)
 
 
 def test_a_failure_ends_the_requests_that_wait_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from medr1.domain.records import Modality, QuestionType
+from medr1.evaluation.calibration import Calibration, OptionProbabilities, calibrate
 from medr1.evaluation.statistics import Estimate, PairedDifference
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, TableCell
 from medr1.reporting.figures import (
@@ -27,6 +29,7 @@ from medr1.reporting.figures import (
     gain_heatmap,
     overview,
     rates,
+    reliability,
     save,
 )
 from medr1.reporting.formatting import MEAN, percent
@@ -107,6 +110,17 @@ def named_rates(names: Sequence[str], series: Sequence[str]) -> Figure:
     return rates({s: [(name, estimate(0.3)) for name in names] for s in series}, "Reasoning", "False claims")
 
 
+def calibration(n: int = 300) -> Calibration:
+    """That of a model which is correct in half of the records, whatever its probabilities are."""
+    rng = np.random.default_rng(0)
+    drawn = [dict(zip("ABCD", map(float, p), strict=True)) for p in rng.dirichlet([0.4] * 4, size=n)]
+    best = [max(p, key=p.__getitem__) for p in drawn]
+    lines = [OptionProbabilities(str(i), str(i), best[i] if i % 2 else "ABCD"[i % 4], p) for i, p in enumerate(drawn)]
+    found = calibrate(lines)
+    assert found is not None
+    return found
+
+
 FIGURES = {
     "accuracy 8x8": lambda: accuracy_heatmap(matrix(MODALITIES, MODALITIES), beneath(MODALITIES)),
     "accuracy 5x5": lambda: accuracy_heatmap(matrix(QUESTION_TYPES, QUESTION_TYPES), beneath(QUESTION_TYPES)),
@@ -126,6 +140,8 @@ FIGURES = {
     "overview long": lambda: overview({s: dict.fromkeys(LONG, estimate(0.5)) for s in LONG}, dict.fromkeys(LONG, 0.25)),
     "curves 8": lambda: curves([curve(row) for row in MODALITIES]),
     "curves long": lambda: curves([curve(row, method) for row in LONG for method in LONG[:2]]),
+    **{f"reliability {n}": lambda n=n: reliability(dict.fromkeys(LONG[:n], calibration())) for n in (1, 2, 3, 7)},
+    "reliability models": lambda: reliability(dict.fromkeys(("base", "trained"), calibration())),
     "rates named": lambda: named_rates(("think_before", "think_after"), ("base", "sft", "grpo")),
     "rates long": lambda: named_rates(LONG, LONG[:3]),
     "rates numbers": lambda: rates(
@@ -146,6 +162,21 @@ def test_no_text_overlaps_another_or_is_cut(name: str) -> None:
         # Half a pixel of 100 dpi: what rounding to pixels may add.
         overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert min(overlap) <= 0.5, (one, other, overlap)
+
+
+def test_the_reliability_is_that_of_the_bins_and_the_diagonal_that_of_a_calibrated_model() -> None:
+    found = calibration()
+    figure = reliability({"base": found, "trained": found})
+    curve = figure.axes[0]
+    diagonal, line = curve.get_lines()
+    bins = [b for b in found.bins if b.n]
+    assert len(bins) > 5
+    assert list(line.get_xdata()) == pytest.approx([100 * b.confidence for b in bins])
+    assert list(line.get_ydata()) == pytest.approx([100 * b.accuracy for b in bins])
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 100]
+    heights = [bar.get_height() for bar in figure.axes[2].patches]
+    assert heights == pytest.approx([100 * b.n / found.n for b in found.bins]) and sum(heights) == pytest.approx(100)
+    assert [text for text, _ in texts(figure) if percent(found.expected_calibration_error.value) in text]
 
 
 def at(figure: Figure, text: str) -> Bbox:

@@ -1,12 +1,15 @@
-"""Additional sections of a report: numeric rows have a trend figure, others do not."""
+"""Additional sections of a report: the trend over numeric rows, and the further measures of each model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from medr1.evaluation.calibration import OptionProbabilities
+from medr1.evaluation.measures import Measured
 from medr1.evaluation.statistics import Estimate
-from medr1.evaluation.sweep_tables import Matrix, SweepTables, TableCell
-from medr1.reporting.sections import trend_section
+from medr1.evaluation.sweep_tables import Matrix, SweepRun, SweepTables, TableCell
+from medr1.reporting.sections import measure_section, trend_section
+from tests.unit.evaluation.test_metrics import line
 
 CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {})
 WORSE = replace(CELL, accuracy=Estimate(0.3, 0.2, 0.4))
@@ -28,3 +31,52 @@ def test_each_column_is_a_line_over_the_numbers_in_their_order() -> None:
 
 def test_rows_that_are_names_have_no_trend() -> None:
     assert trend_section(tables("ct", "mri")) is None and trend_section(tables("0.5", "mri")) is None
+
+
+def measured(record: str, parsed: str) -> Measured:
+    """The answers of a model that always says ``parsed``, to a question whose answer is A."""
+    samples = [[line(record, parsed, condition=f"c.sample_{i}") for i in range(4)]]
+    answers = ("A", "D", "C", "B")
+    rotations = [
+        replace(line(record, None, condition=f"c.rotation_{i}"), answer=answer, parsed=parsed, correct=parsed == answer)
+        for i, answer in enumerate(answers)
+    ]
+    return Measured(
+        samples, [rotations], [OptionProbabilities(record, record, "A", {parsed: 0.75, "AB"[parsed == "A"]: 0.25})]
+    )
+
+
+def run(name: str, seed: str, method: str, base: Measured, trained: Measured | None) -> SweepRun:
+    measures = {"base": base, **({"trained": trained} if trained else {})}
+    axes = {"modality": "ct", "algorithm": method, "seed": seed}
+    return SweepRun(name, axes, {"base": [], "trained": []}, measures)
+
+
+def test_a_model_has_a_row_with_its_seeds_pooled_and_the_base_once() -> None:
+    base = measured("1", "B")
+    runs = [
+        run("a", "0", "grpo", base, measured("1", "A")),
+        run("b", "1", "grpo", base, measured("1", "B")),
+        run("c", "0", "sft", base, measured("1", "A")),
+    ]
+    section = measure_section(runs, "modality")
+    assert section is not None
+    ((_, table),) = section.tables
+    cells = {row[:2]: dict(zip(table.titles[2:], row[2:], strict=True)) for row in table.rows}
+    assert list(cells) == [("CT", "Base"), ("CT", "GRPO"), ("CT", "SFT")]
+    assert [cells["CT", name]["pass@4"].split()[0] for name in ("Base", "GRPO", "SFT")] == ["0.0", "50.0", "100.0"]
+    assert [cells["CT", name]["letter bias"].split()[0] for name in ("Base", "SFT")] == ["100.0", "100.0"]
+    assert [cells["CT", name]["calibration error"].split()[0] for name in ("Base", "GRPO", "SFT")] == [
+        *("75.0", "25.0", "25.0"),
+    ]
+    (figure,) = section.figures
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.figure.axes[:3]] == [
+        "Base",
+        "GRPO",
+        "SFT",
+    ]
+
+
+def test_runs_without_measures_have_no_section() -> None:
+    assert measure_section([run("a", "0", "grpo", Measured(), Measured())], "modality") is None
+    assert measure_section([SweepRun("a", {"seed": "0"}, {"base": []})], "seed") is None
