@@ -176,6 +176,7 @@ def check_components(cfg: CommonConfig) -> None:
             )
     if isinstance(cfg, TrainConfig):
         SOURCES[cfg.data.kind].check_training(cfg.data)
+        _check_validation(cfg)
         rewards.check(cfg.reward)
         algorithm = ALGORITHMS[cfg.algorithm.kind]
         if algorithm.uses_rewards and cfg.reward.normalization not in algorithm.reward_normalizations:
@@ -184,6 +185,16 @@ def check_components(cfg: CommonConfig) -> None:
                 f"{', '.join(algorithm.reward_normalizations)}"
             )
         algorithm.check(cfg)
+
+
+def _check_validation(cfg: TrainConfig) -> None:
+    """Checks that a training that is evaluated has validation records, as far as its settings tell."""
+    trains, source = ALGORITHMS[cfg.algorithm.kind].trains, SOURCES[cfg.data.kind]
+    if trains and cfg.trainer.eval_steps and not source.has_validation(cfg.data):
+        part = ", or data.validation_part=NAME" if hasattr(cfg.data, "validation_part") else ""
+        raise ConfigError(
+            f"trainer.eval_steps={cfg.trainer.eval_steps} needs validation records: data.validation_fraction=0.1{part}"
+        )
 
 
 def _check_axes(cfg: CommonConfig) -> None:
@@ -223,6 +234,17 @@ _TRAINED_RECIPE = tuple(
     f"model.recipe.{item.name}" for item in fields(RecipeConfig) if item.name != "max_completion_length"
 )
 _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
+_VALIDATION_RECORDS = ("validation_fraction", "validation_part", "files.validation")
+_BEST_MODEL = (
+    *("trainer.greater_is_better", "trainer.load_best_model_at_end"),
+    *("trainer.early_stopping_patience", "trainer.early_stopping_threshold"),
+)
+
+
+def _validation_keys(cfg: CommonConfig, names: Sequence[str] = _VALIDATION_RECORDS) -> list[str]:
+    """The keys of the data that choose validation records, those of several data sets too."""
+    places = ["data", *(f"data.sets.{name}" for name in getattr(cfg.data, "sets", ()))]
+    return [f"{place}.{name}" for place in places for name in names]
 
 
 def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
@@ -242,6 +264,15 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         if not algorithm.uses_rewards:
             yield chosen, ("reward", *_COMPLETIONS_TABLE)
         yield from algorithm.without_effect(cfg)
+        kept = _VALIDATION_RECORDS if SOURCES[cfg.data.kind].adds_validation else _VALIDATION_RECORDS[1:]
+        if not algorithm.trains:
+            yield chosen, (*_validation_keys(cfg), "evaluation.validation_limit")
+        elif not cfg.trainer.eval_steps:
+            yield "trainer.eval_steps=0", (*_validation_keys(cfg, kept), "evaluation.validation_limit")
+        if cfg.trainer.metric_for_best_model is None:
+            yield "trainer.metric_for_best_model=null", _BEST_MODEL
+        elif not cfg.trainer.early_stopping_patience:
+            yield "trainer.early_stopping_patience=0", ("trainer.early_stopping_threshold",)
         if cfg.model.tuning == Tuning.full:
             yield "model.tuning=full", ("model.lora",)
         if cfg.trainer.max_steps is not None:
@@ -250,7 +281,13 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    yield "evaluate.py, which trains nothing", ("seed", *TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE)
+    validation = (*_validation_keys(cfg), "evaluation.validation_limit")
+    yield (
+        "evaluate.py, which trains nothing",
+        ("seed", *TRAINED_MODEL, *_TRAINED_RECIPE, *_COMPLETIONS_TABLE, *validation),
+    )
+    if cfg.run is None:
+        yield "a model that is no run (run=RUN_DIR)", ("checkpoint",)
     if cfg.run is not None:
         of_the_run = [
             f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")

@@ -15,6 +15,8 @@ from medr1.workflows.session import open_session, report
 
 log = logging.getLogger(__name__)
 
+_NO_SETTINGS = ("run", "checkpoint", "resume", "output_dir")  # overrides that leave the settings of a run as they are
+
 
 def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
     """Evaluates into ``run_dir``, or continues the evaluation that was stopped there (``cfg.resume``).
@@ -27,12 +29,12 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
     if cfg.run is not None:
         trained = RunDirectory(Path(cfg.run).absolute())
         cfg = replace(cfg, run=str(trained.path))
-        condition, weights = Condition.TRAINED, trained.weights(cfg.model.path)
+        condition, weights = Condition.TRAINED, trained.weights(cfg.model.path, cfg.checkpoint)
         if weights[1] is None and any(text.startswith("model.path=") for text in overrides):
             raise ConfigError(
                 f"model.path= is the base of a LoRA adapter, but {trained.path} was trained in full; leave it out"
             )
-        own = [text for text in overrides if text.partition("=")[0] not in ("run", "resume", "output_dir")]
+        own = [text for text in overrides if text.partition("=")[0] not in _NO_SETTINGS]
         if own:
             log.info("%s is evaluated with other settings than it was trained with: %s", trained.path, " ".join(own))
     kind = MODEL_KINDS[cfg.model.kind]
