@@ -19,7 +19,7 @@ from medr1 import __version__
 from medr1.atomic_write import write_json, write_text
 from medr1.config.enums import CheckpointChoice
 from medr1.config.paths import CHECKOUT
-from medr1.config.settings import CommonConfig
+from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.config.stored import read_config
 from medr1.errors import CheckpointError, ConfigError
 
@@ -157,9 +157,10 @@ class RunDirectory:
         return found[max(found)] if found else None
 
     def weights(self, base: str, checkpoint: CheckpointChoice | None = None) -> tuple[str, Path | None]:
-        """(checkpoint, adapter) of the trained model: (model/, None), or with LoRA (``base``, model/).
+        """(checkpoint, adapter) of the trained model: (model/, None), or with LoRA (that of ``base``, model/).
 
-        ``checkpoint``: the best or the last; None: that of the run's own evaluation.
+        ``base``: ``model.path`` of the run, which may be a run itself. ``checkpoint``: the best or the last; None: that
+        of the run's own evaluation.
 
         Raises:
             CheckpointError: training has not ended, or it has kept no best checkpoint.
@@ -174,7 +175,28 @@ class RunDirectory:
         model = self.model
         if checkpoint is not None and self.other_model(checkpoint).is_dir():
             model = self.other_model(checkpoint)
-        return (base, model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
+        return self.weights_in(model, base)
+
+    def weights_in(self, model: Path, base: str) -> tuple[str, Path | None]:
+        """(checkpoint, adapter) of trained weights in a directory of this run."""
+        return (starting_weights(base)[0], model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
+
+
+def starting_weights(path: str) -> tuple[str, Path | None]:
+    """(checkpoint, adapter) that a ``model.path`` stands for: itself, or those of the trained model of a run.
+
+    Raises:
+        CheckpointError: the training of the run has not ended. ConfigError: its config cannot be read.
+    """
+    if (run := run_at(path)) is None:
+        return path, None
+    return run.weights(run.stored_config(TrainConfig).model.path)
+
+
+def run_at(path: str) -> RunDirectory | None:
+    """The run in the directory that a ``model.path`` names, or None."""
+    run = RunDirectory(Path(path).absolute())
+    return run if run.config.is_file() else None
 
 
 def environment() -> dict[str, Any]:

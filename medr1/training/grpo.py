@@ -89,7 +89,7 @@ class Rollout:
 class GRPOModule(PolicyModule):
     """Group relative policy optimization.
 
-    ``reference``: None if beta is 0, or with LoRA, where the policy without its adapter is the reference. ``decode``:
+    ``reference``: None if beta is 0, or with LoRA, see ``Policy.as_reference``. ``decode``:
     completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``gdpo_weights``: the weights of
     the rewards by name, if they are normalized one by one (GDPO). ``seed``: of the sampling.
     """
@@ -252,7 +252,7 @@ class GRPOModule(PolicyModule):
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:
         reference = self._references[0] if self._references else self.policy
-        with reference.without_adapter():
+        with reference.as_reference():
             logprobs = self._score(reference, micro_batch).logprobs
         reshard(reference)
         return logprobs

@@ -25,11 +25,12 @@ from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
 from medr1.config.schema import register
-from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
+from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, LoraConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
 from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
+from medr1.runs.run_directory import run_at
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 
@@ -164,6 +165,7 @@ def check_components(cfg: CommonConfig) -> None:
         if settings is not None and not isinstance(settings, registry[settings.kind].settings):
             raise ConfigError(f"{group}.kind={settings.kind} cannot be set; it follows from the choice {group}=NAME")
     MODEL_KINDS[cfg.model.kind].check(cfg.model)
+    _check_continued(cfg)
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -185,6 +187,27 @@ def check_components(cfg: CommonConfig) -> None:
                 f"{', '.join(algorithm.reward_normalizations)}"
             )
         algorithm.check(cfg)
+
+
+def _check_continued(cfg: CommonConfig) -> None:
+    """Checks that a run whose training is continued (``model.path=RUN``) has this kind of model and of adapter."""
+    if not MODEL_KINDS[cfg.model.kind].is_trainable or (run := run_at(cfg.model.path)) is None:
+        return
+    before = run.stored_config(TrainConfig).model
+    if cfg.model.name != before.name:
+        raise ConfigError(
+            f"model.path={cfg.model.path} is a run of model={before.name}, not of model={cfg.model.name}; add "
+            f"model={before.name}"
+        )
+    if not isinstance(cfg, TrainConfig) or {cfg.model.tuning, before.tuning} != {Tuning.lora}:
+        return
+    for item in fields(LoraConfig):
+        own, its = getattr(cfg.model.lora, item.name), getattr(before.lora, item.name)
+        if own != its:
+            raise ConfigError(
+                f"model.lora.{item.name}={own}: the adapter of model.path={cfg.model.path}, which goes on training, "
+                f"has {its}; use model.lora.{item.name}={its}, or model.path=DIR of the exported run for a new adapter"
+            )
 
 
 def _check_validation(cfg: TrainConfig) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from medr1.config.settings import EvaluateConfig
 from medr1.errors import ConfigError
 from medr1.evaluation.predictions import Condition
-from medr1.runs.run_directory import RunDirectory
+from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.session import open_session, report
 
@@ -25,8 +25,9 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
         ConfigError, DataError, CheckpointError, ServerError: names what is wrong and the remedy.
     """
     condition = Condition.BASE
-    weights: tuple[str, Path | None] = (cfg.model.path, None)
-    if cfg.run is not None:
+    if cfg.run is None:
+        weights = starting_weights(cfg.model.path)
+    else:
         trained = RunDirectory(Path(cfg.run).absolute())
         cfg = replace(cfg, run=str(trained.path))
         condition, weights = Condition.TRAINED, trained.weights(cfg.model.path, cfg.checkpoint)

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from medr1.atomic_write import atomic_directory, write_json
-from medr1.config.enums import CheckpointChoice, Tuning
+from medr1.config.enums import CheckpointChoice
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.domain.records import Record
@@ -27,7 +27,7 @@ from medr1.models.export import save_policy
 from medr1.models.loading import load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.runs.run_directory import RunDirectory
+from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, ProgressBar
@@ -77,7 +77,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
         if algorithm.trains:
             conditions = _train_and_evaluate(session, cfg)
         elif is_first_process():
-            conditions = kind.evaluate(session, Condition.BASE, (cfg.model.path, None))
+            conditions = kind.evaluate(session, Condition.BASE, starting_weights(cfg.model.path))
         if is_first_process():
             assert cfg.trainer.max_steps is not None
             report(session, conditions, cfg.trainer.max_steps)
@@ -225,8 +225,7 @@ def _store_model(policy: Policy, processor: Processor, place: Path, state: Mappi
 def _store_best_model(session: Session, cfg: TrainConfig, best: BestCheckpoint) -> None:
     """Writes the weights of the best checkpoint, and makes those that the run evaluates its ``model/``."""
     run, last = session.run, session.run.other_model(CheckpointChoice.last)
-    weights = (str(last), None) if cfg.model.tuning == Tuning.full else (cfg.model.path, last)
-    policy, processor = load_trained(cfg, weights)
+    policy, processor = load_trained(cfg, run.weights_in(last, cfg.model.path))
     step, state = best_weights(best)
     policy.load_state_dict(state, strict=False)  # frozen weights are those of the last step
     _store_model(policy, processor, run.other_model(CheckpointChoice.best))
