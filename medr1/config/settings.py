@@ -36,6 +36,12 @@ NEUTRAL = {**UNHASHED, **MOVABLE}  # cannot change an answer
 VALIDATION_METRICS = ("validation/accuracy", "validation/format_rate", "validation/completions/mean_length")
 BLIND_VALIDATION_METRICS = ("validation/blank_image/accuracy", "validation/image_dependence")
 
+
+def greater_is_better(metric: str) -> bool:
+    """Whether a larger value of a validation metric is better: always, except for lengths."""
+    return not metric.endswith("length")
+
+
 ALL = "all"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -463,6 +469,12 @@ class SweepConfig:
     """Split of the test records that makes the columns of the matrix."""
     stop_on_failure: bool = False
     """Start no further runs after one has failed."""
+    chain: str | None = None
+    """Setting whose values are stages, such as ``algorithm``: a run begins with the trained model of the run with the
+    value before it. null: every run begins with ``model.path``."""
+    select: str | None = None
+    """Validation metric by which the report chooses among the values of settings other than the rows, the algorithm and
+    the seed, such as ``validation/accuracy``. null: the report shows all runs."""
 
 
 @dataclass

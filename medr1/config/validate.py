@@ -253,15 +253,22 @@ def _check_best_model(cfg: TrainConfig) -> None:
                     f"trainer.metric_for_best_model={VALIDATION_METRICS[0]}"
                 )
         return
+    check_validation_metric(cfg, "trainer.metric_for_best_model", metric)
+
+
+def check_validation_metric(cfg: TrainConfig, key: str, metric: str) -> None:
+    """Checks that a training computes the validation metric that the setting ``key`` names.
+
+    Raises:
+        ConfigError: it does not; names the key and the remedy.
+    """
     known = (*VALIDATION_METRICS, *BLIND_VALIDATION_METRICS)
     if metric not in known:
-        raise ConfigError(f"trainer.metric_for_best_model={metric}: no validation metric. {nearest(metric, known)}")
+        raise ConfigError(f"{key}={metric}: no validation metric. {nearest(metric, known)}")
     if metric in BLIND_VALIDATION_METRICS and not cfg.evaluation.blank_image:
-        raise ConfigError(f"trainer.metric_for_best_model={metric} needs evaluation.blank_image=true")
-    if not trainer.eval_steps:
-        raise ConfigError(
-            f"trainer.metric_for_best_model={metric} needs evaluations during training: trainer.eval_steps=25"
-        )
+        raise ConfigError(f"{key}={metric} needs evaluation.blank_image=true")
+    if not cfg.trainer.eval_steps:
+        raise ConfigError(f"{key}={metric} needs evaluations during training: trainer.eval_steps=25")
 
 
 def _multiple(size: int, of: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medr1.atomic_write import atomic_directory, write_json
 from medr1.config.enums import CheckpointChoice
-from medr1.config.settings import TrainConfig
+from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.domain.records import Record
 from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
@@ -152,7 +152,7 @@ def _fit(
         callbacks.append(validation)
         if (metric := cfg.trainer.metric_for_best_model) is not None:
             given = cfg.trainer.greater_is_better
-            greater = not metric.endswith("length") if given is None else given
+            greater = greater_is_better(metric) if given is None else given
             best = BestCheckpoint(validation, run.best_checkpoint, metric, greater)
             if patience := cfg.trainer.early_stopping_patience:
                 threshold = cfg.trainer.early_stopping_threshold

@@ -127,6 +127,18 @@ TYPED: dict[str, list[str]] = {
     "trainer.metric_for_best_model=validation/image_dependence evaluation.blank_image=false": ["blank_image=true"],
     "algorithm=zero_shot trainer.eval_steps=5 data.validation_fraction=0.1": ["has no effect with algorithm=zero_shot"],
     "evaluate.py data.validation_fraction=0.1": ["data.validation_fraction= has no effect with evaluate.py"],
+    "sweep.select=validation/accuracy": ["sweep.select= has no effect", "no sweep"],
+    "-m algorithm=sft,grpo sweep.select=validation/accuracy": [
+        "sweep.select=validation/accuracy",
+        "trainer.eval_steps",
+    ],
+    "-m algorithm=sft,grpo sweep.select=trained/accuracy": ["sweep.select=trained/accuracy", "no validation metric"],
+    "-m algorithm=sft,grpo sweep.select=validation/accuracy trainer.eval_steps=2 data.validation_fraction=0.1": [
+        "sweep.select=validation/accuracy has nothing to choose from"
+    ],
+    "-m algorithm=zero_shot,grpo sweep.select=validation/accuracy": ["algorithm=zero_shot", "sweep.select"],
+    "-m algorithm=sft,grpo sweep.chain=seed": ["sweep.chain=seed", "several values"],
+    "experiment=sft_then_grpo algorithm=grpo": ["sweep.chain=algorithm", "several values"],
     "evaluate.py checkpoint=best": ["checkpoint= has no effect", "run=RUN_DIR"],
     "data=benchmarks": ["data=benchmarks needs data.sets="],
     "data.sets=phantoms": ["data.sets=phantoms", "data.sets=[slake,vqa_rad]"],
