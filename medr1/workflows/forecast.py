@@ -132,7 +132,8 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         f"prompts of at most {max(prompt, eval_prompt)} tokens, {shown}; completions of "
         f"at most {completion or cfg.evaluation.max_completion_length}; {origin}"
     )
-    return Run(model, work, cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.strategy), lengths
+    processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
+    return Run(model, work, processes, cfg.trainer.strategy, validates), lengths
 
 
 def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:
