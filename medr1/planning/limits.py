@@ -65,8 +65,8 @@ class Run:
         peaks = dry_run_evaluation(self.model, self.work)
         if self.validates:
             beside = self.step().get("optimizer", Counter())
-            kept = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
-            peaks = {name: parts + kept for name, parts in peaks.items()}
+            persistent = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
+            peaks = {name: parts + persistent for name, parts in peaks.items()}
         return peaks
 
     def step_bytes(self) -> int:

@@ -287,11 +287,11 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         if not algorithm.uses_rewards:
             yield chosen, ("reward", *_COMPLETIONS_TABLE)
         yield from algorithm.without_effect(cfg)
-        kept = _VALIDATION_RECORDS if SOURCES[cfg.data.kind].adds_validation else _VALIDATION_RECORDS[1:]
+        unused = _VALIDATION_RECORDS if SOURCES[cfg.data.kind].adds_validation else _VALIDATION_RECORDS[1:]
         if not algorithm.trains:
             yield chosen, (*_validation_keys(cfg), "evaluation.validation_limit")
         elif not cfg.trainer.eval_steps:
-            yield "trainer.eval_steps=0", (*_validation_keys(cfg, kept), "evaluation.validation_limit")
+            yield "trainer.eval_steps=0", (*_validation_keys(cfg, unused), "evaluation.validation_limit")
         if cfg.trainer.metric_for_best_model is None:
             yield "trainer.metric_for_best_model=null", _BEST_MODEL
         elif not cfg.trainer.early_stopping_patience:
