@@ -187,11 +187,13 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
 
             compare_runs(components.checked(cfg, EvaluateConfig), run_directory())
         elif cfg.export is not None:
-            refuse_others(typed, ("run", "export", "merge", "model.path"), "export= writes the model of a run as it is")
+            allowed = ("run", "export", "merge", "checkpoint", "model.path")
+            refuse_others(typed, allowed, "export= writes the model of a run as it is")
             from medr1.workflows.export import export_run
 
             base = cfg.model.path if any(o.get_key_element() == "model.path" for o in typed) else None
-            export_run(RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute(), cfg.merge, base)
+            run, target = RunDirectory(Path(cfg.run).absolute()), Path(cfg.export).absolute()
+            export_run(run, target, cfg.merge, base, cfg.checkpoint)
         else:
             settings = _settings(cfg, EvaluateConfig, typed)
             if cfg.resume is not None and _only_pending_calls():

@@ -41,8 +41,9 @@ def check_checkpoint(path: str) -> None:
         ) from error
 
 
-def fingerprint(path: str) -> str | None:
-    """Identifies the weights of a checkpoint, wherever it lies; None if they are not on this machine yet.
+def fingerprint(path: str, adapter: Path | None = None) -> str | None:
+    """Identifies the weights of a checkpoint, and of an adapter on it, wherever they lie; None if they are not on this
+    machine yet.
 
     Hashes config.json, and of each file of weights its size, its header and samples of its content, which takes less
     than a second for 100 GB.
@@ -51,7 +52,8 @@ def fingerprint(path: str) -> str | None:
     if place is None or not list(place.glob("*.safetensors")):
         return None
     found = hashlib.sha256((place / "config.json").read_bytes())
-    for file in sorted(place.glob("*.safetensors")):
+    files = sorted(place.glob("*.safetensors"))
+    for file in [*files, *(sorted(adapter.glob("*.safetensors")) if adapter else [])]:
         size = file.stat().st_size
         found.update(f"{file.name} {size}".encode())
         with file.open("rb") as content:

@@ -20,6 +20,13 @@ class Distribution(StrEnum):
     fsdp = "fsdp"
 
 
+class CheckpointChoice(StrEnum):
+    """A checkpoint of a training: the best by a validation metric, or the last."""
+
+    best = "best"
+    last = "last"
+
+
 class Precision(StrEnum):
     """Precision of the weights and the arithmetic."""
 

@@ -12,11 +12,11 @@ _BY_FAMILY = {"qwen2-vl": _DEFAULT, "qwen2.5-vl": _DEFAULT, "qwen3-vl": 32}  # b
 def known_image_token_size(path: str) -> int | None:
     """The side of an image token of a model, in pixels, or None if it is unknown.
 
-    Read from config.json of a checkpoint directory; otherwise from the family in a hub id or in a served model's name.
-    It is a hint for defaults: ``load_policy`` checks the value.
+    Read from config.json of a checkpoint directory or of a run's model; otherwise from the family in a hub id or in a
+    served model's name. It is a hint for defaults: ``load_policy`` checks the value.
     """
-    file = Path(path) / "config.json"
-    if file.is_file():
+    files = [Path(path, "config.json"), Path(path, "model", "config.json")]  # of a checkpoint, or of a run
+    for file in filter(Path.is_file, files):
         try:
             vision = json.loads(file.read_text(encoding="utf-8"))["vision_config"]
             return int(vision["patch_size"]) * int(vision["spatial_merge_size"])

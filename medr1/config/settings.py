@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from medr1.config.enums import (
     Attention,
+    CheckpointChoice,
     Distribution,
     ImportanceSamplingLevel,
     KLLossType,
@@ -29,6 +30,16 @@ from medr1.config.enums import (
 UNHASHED = {"is_hashed": False}
 MOVABLE = {"may_change": True}  # where something lies; that it has the same content is checked by its fingerprint
 NEUTRAL = {**UNHASHED, **MOVABLE}  # cannot change an answer
+
+# By which a checkpoint can be chosen. Those of the second line need evaluation.blank_image.
+VALIDATION_METRICS = ("validation/accuracy", "validation/format_rate", "validation/completion_length")
+BLIND_VALIDATION_METRICS = ("validation/blank_image_accuracy", "validation/image_dependence")
+
+
+def greater_is_better(metric: str) -> bool:
+    """Whether a larger value of a validation metric is better: always, except for lengths."""
+    return not metric.endswith("length")
+
 
 ALL = "all"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -153,6 +164,10 @@ class DataConfig:
     """Larger images are reduced to at most so many pixels, for resize=native. The default is 448 x 448."""
     max_images: int = 8
     """Largest number of images of a record. A record with more is refused."""
+    validation_fraction: float = 0.0
+    """Share of the training images that are used for validation and not for training. 0: none.
+
+    Phantoms are made for it in addition: the training records stay the same."""
 
 
 @dataclass
@@ -424,6 +439,32 @@ class TrainerConfig:
     """Training steps between two points of the logged curves.
 
     TRL: logging_steps. verl: -."""
+    eval_steps: int = 0
+    """Training steps between two evaluations on the validation records. The first is before training, the last after
+    it. 0: none.
+
+    TRL: eval_steps. verl: trainer.test_freq."""
+    metric_for_best_model: str | None = None
+    """Validation metric by which the best checkpoint is chosen, such as ``validation/accuracy``. null: only the last
+    checkpoint is kept.
+
+    TRL: metric_for_best_model. verl: -."""
+    greater_is_better: bool | None = None
+    """Whether a larger value of ``metric_for_best_model`` is better. null: yes, except for lengths.
+
+    TRL: greater_is_better. verl: -."""
+    load_best_model_at_end: bool = False
+    """Evaluate, and store as the trained model, the best checkpoint instead of the last one.
+
+    TRL: load_best_model_at_end. verl: -."""
+    early_stopping_patience: int = 0
+    """Stop after so many evaluations in a row in which ``metric_for_best_model`` has not improved. 0: never.
+
+    TRL: -. verl: -."""
+    early_stopping_threshold: float = 0.0
+    """How much ``metric_for_best_model`` must improve to count as better, for ``early_stopping_patience``.
+
+    TRL: -. verl: -."""
 
 
 @dataclass
@@ -467,7 +508,9 @@ class EvaluationConfig:
     max_completion_length: int = MISSING
     """Maximum number of tokens of a completion in evaluation."""
     blank_image: bool = True
-    """Run the blank-image control: the evaluated model with a uniform grey image in place of the record's image."""
+    """Run the blank-image control: the evaluated model with a uniform grey image in place of the record's image.
+
+    Also in the evaluations on validation records."""
     shuffled_image: bool = True
     """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
     num_generations: int | None = None
@@ -492,6 +535,8 @@ class EvaluationConfig:
     The sample is the same for all seeds and models. It is spread over data sets and images.
 
     TRL: -. verl: data.val_max_samples."""
+    validation_limit: int | None = None
+    """The same for the validation records."""
 
 
 @dataclass
@@ -506,6 +551,12 @@ class SweepConfig:
     """Split of the test records that makes the columns of the matrix."""
     stop_on_failure: bool = False
     """Start no further runs after one has failed."""
+    chain: str | None = None
+    """Setting whose values are stages, such as ``algorithm``: a run begins with the trained model of the run with the
+    value before it. null: every run begins with ``model.path``."""
+    select: str | None = None
+    """Validation metric by which the report chooses among the values of settings other than the rows, the algorithm and
+    the seed, such as ``validation/accuracy``. null: the report shows all runs."""
 
 
 @dataclass
@@ -575,6 +626,10 @@ class EvaluateConfig(CommonConfig):
     """``data``: audit the data of this command. A directory: audit OmniMedVQA's question files in it."""
     compare: list[str] | None = None
     """Two run directories, ``[RUN_A,RUN_B]``, to compare on the records that both answered."""
+    checkpoint: CheckpointChoice | None = None
+    """Checkpoint of ``run`` that is evaluated or exported: ``best`` by ``trainer.metric_for_best_model``, or ``last``.
+
+    null: that of the run's own evaluation, see ``trainer.load_best_model_at_end``."""
     export: str | None = None
     """New directory into which the model of ``run`` is exported."""
     merge: bool = True

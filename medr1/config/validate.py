@@ -15,9 +15,17 @@ from omegaconf.errors import InterpolationKeyError
 
 from medr1.config.enums import Attention, LoraTargets, Precision, Resize, Tuning
 from medr1.config.image_tokens import fitting
-from medr1.config.messages import explain
+from medr1.config.messages import explain, nearest
 from medr1.config.renamed import RENAMED
-from medr1.config.settings import LOOPBACK, CommonConfig, EvaluationConfig, ServerConfig, TrainConfig
+from medr1.config.settings import (
+    BLIND_VALIDATION_METRICS,
+    LOOPBACK,
+    VALIDATION_METRICS,
+    CommonConfig,
+    EvaluationConfig,
+    ServerConfig,
+    TrainConfig,
+)
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import AXES, axis_problem
 from medr1.errors import ConfigError
@@ -96,6 +104,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.min_pixels": (1, 1e10),
     "data.max_pixels": (1, 1e10),
     "data.max_images": (1, 1000),
+    "data.validation_fraction": (0, 0.9),
     "algorithm.learning_rate": (0, 1),
     "algorithm.warmup_ratio": (0, 1),
     "algorithm.max_grad_norm": (1e-9, 1e9),
@@ -130,6 +139,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.devices": (1, 4096),
     "trainer.save_steps": (1, 1e9),
     "trainer.logging_steps": (1, 1e9),
+    "trainer.eval_steps": (0, 1e9),
+    "trainer.early_stopping_patience": (0, 1e9),
+    "trainer.early_stopping_threshold": (0, 1e9),
     "plan_memory": (0.001, 1e6),
     "algorithm.binding_steps": (0, 1e9),
     "algorithm.text_steps": (1, 1e9),
@@ -139,6 +151,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "evaluation.num_generations": (1, 256),
     "evaluation.temperature": (1e-3, 100),
     "evaluation.limit": (1, 1e9),
+    "evaluation.validation_limit": (1, 1e9),
     "model.lora.r": (1, 4096),
     "model.image_token_size": (1, 1024),
     "model.concurrency": (1, 1024),
@@ -257,11 +270,41 @@ def _check_training(cfg: TrainConfig) -> None:
     name = cfg.tracking.registered_model_name
     if name is not None and (not name.strip() or set(name) & set("/:")):
         raise ConfigError(f"tracking.registered_model_name={name!r}: MLflow takes a name without / and :")
+    _check_best_model(cfg)
     lora = cfg.model.tuning == Tuning.lora
     if lora and cfg.model.freeze_vision_tower and cfg.model.lora.target_modules == LoraTargets.vision:
         raise ConfigError(
             "model.freeze_vision_tower=true with model.lora.target_modules=vision leaves nothing to train"
         )
+
+
+def _check_best_model(cfg: TrainConfig) -> None:
+    """Checks by which metric the best checkpoint is chosen. Only validation metrics can be, never those of the test."""
+    trainer, metric = cfg.trainer, cfg.trainer.metric_for_best_model
+    if metric is None:
+        for key in ("load_best_model_at_end", "early_stopping_patience"):
+            if value := getattr(trainer, key):
+                raise ConfigError(
+                    f"trainer.{key}={str(value).lower()} needs the metric by which checkpoints are compared: "
+                    f"trainer.metric_for_best_model={VALIDATION_METRICS[0]}"
+                )
+        return
+    check_validation_metric(cfg, "trainer.metric_for_best_model", metric)
+
+
+def check_validation_metric(cfg: TrainConfig, key: str, metric: str) -> None:
+    """Checks that a training computes the validation metric that the setting ``key`` names.
+
+    Raises:
+        ConfigError: it does not; names the key and the remedy.
+    """
+    known = (*VALIDATION_METRICS, *BLIND_VALIDATION_METRICS)
+    if metric not in known:
+        raise ConfigError(f"{key}={metric}: no validation metric. {nearest(metric, known)}")
+    if metric in BLIND_VALIDATION_METRICS and not cfg.evaluation.blank_image:
+        raise ConfigError(f"{key}={metric} needs evaluation.blank_image=true")
+    if not cfg.trainer.eval_steps:
+        raise ConfigError(f"{key}={metric} needs evaluations during training: trainer.eval_steps=25")
 
 
 def _multiple(size: int, of: int) -> int:

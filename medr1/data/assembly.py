@@ -30,8 +30,8 @@ EXAMPLES = 10  # how many records, or notes on images, a message lists
 class Draft:
     """A record whose images are not checked yet.
 
-    ``part`` is "train" or "test", empty if the files do not divide the records. ``file`` and ``position`` name it in
-    messages.
+    ``part`` is "train", "validation" or "test", empty if the files do not divide the records. ``file`` and ``position``
+    name it in messages.
     """
 
     record: Record
@@ -57,7 +57,7 @@ class Assembly:
     fingerprint: str
 
     def of_part(self, part: str) -> list[Record]:
-        """The training or the test records."""
+        """The training, the validation or the test records."""
         return [record for record, its in zip(self.records, self.parts, strict=True) if its == part]
 
 

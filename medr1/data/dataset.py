@@ -34,7 +34,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Training records of the selected modality and question type, and test records of all of them.
+    """Training and validation records of the selected modality and question type, and test records of all of them.
 
     ``fingerprint`` identifies the data. ``facts`` are JSON-serializable statistics of the source. ``messages``
     summarise them for the log.
@@ -45,6 +45,7 @@ class Dataset:
     fingerprint: str
     facts: dict[str, Any]
     messages: list[str]
+    validation: list[Record] = dataclasses.field(default_factory=list)
 
 
 def load_dataset(
@@ -56,21 +57,22 @@ def load_dataset(
     is_trained: bool = False,
     is_other_data: bool = False,
 ) -> Dataset:
-    """Loads the data of ``settings`` and selects the training records.
+    """Loads the data of ``settings``, selects the training records, and takes validation records from them.
 
     ``control_tokens`` are those of the model's tokenizer. ``is_trained``: there must be training records.
     ``is_other_data``: the selection is that of a run on perhaps other data, which need not have the values; without
     them, there are no training records.
 
     Raises:
-        DataError: files or records that cannot be used, no test record, no training record in the selection, or with
-            ``is_trained`` no training record at all.
+        DataError: files or records that cannot be used, no test record, no training record in the selection, with
+            ``is_trained`` no training record at all, or validation records that share an image with other parts.
     """
     from medr1.data.sources import SOURCES  # sources import this module
 
     dataset = SOURCES[settings.kind].load(settings, Selection(modality, question_type, control_tokens))
     train = select(dataset.train, modality, question_type)
-    for record in (*dataset.train, *dataset.test):
+    validation = select(dataset.validation, modality, question_type)
+    for record in (*dataset.train, *dataset.validation, *dataset.test):
         check_axes(record)
     if not train and (is_trained or (dataset.train and not is_other_data)):
         raise DataError(
@@ -84,7 +86,11 @@ def load_dataset(
             f"data={settings.name}: there is no test record, so that nothing can be evaluated.\n"
             f"{_listing('training', dataset.train)}\nRemedy: add test records, or choose another split"
         )
-    for record in (*train, *dataset.test):  # a source without a way to skip bad records has not looked for these
+    for record in (
+        *train,
+        *validation,
+        *dataset.test,
+    ):  # a source without a way to skip bad records has not looked for these
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
             check_images(record.question, record.options, len(record.images), settings.max_images)
@@ -99,7 +105,56 @@ def load_dataset(
             f"data={settings.name} has no training record with modality={modality} and question_type={question_type}, "
             "those of the run, so that there is no option prior",
         ]
-    return dataclasses.replace(dataset, train=train, messages=messages)
+    if dataset.validation or settings.validation_fraction > 0:
+        train, validation = _validation(settings, train, validation, dataset)
+        messages = [*messages, f"{len(validation)} validation records, {len(train)} training records"]
+    if is_trained and not validation and SOURCES[settings.kind].has_validation(settings):
+        raise DataError(
+            f"data={settings.name}: no validation record has modality={modality} and question_type={question_type}.\n"
+            f"{_listing('validation', dataset.validation)}\nRemedy: use data.validation_fraction without "
+            "data.validation_part, or correct the part"
+        )
+    dataset = dataclasses.replace(dataset, train=train, validation=validation, messages=messages)
+    return dataclasses.replace(dataset, fingerprint=_with_validation(dataset)) if validation else dataset
+
+
+def _validation(
+    settings: DataConfig, train: list[Record], validation: list[Record], dataset: Dataset
+) -> tuple[list[Record], list[Record]]:
+    """Training and validation records, with a share of the training records taken for validation.
+
+    None are taken from benchmarks that have validation records of their own.
+
+    Raises:
+        DataError: a validation record has an image that is also in another part, or there is none to take.
+    """
+    from medr1.data.splitting import shared_images, validation_parts
+
+    own = {record.benchmark for record in dataset.validation}
+    for part, others in (("training", train), ("test", dataset.test)):
+        if shared := shared_images(validation, others):
+            raise DataError(
+                f"data={settings.name}: {len(shared)} of {len(validation)} validation records show an image that is "
+                f"also in a {part} record, first {shared[0].id}. Remedy: take validation records from the training "
+                "records instead, with data.validation_fraction=0.1"
+            )
+    divided = [record for record in train if record.benchmark not in own]
+    is_validation = validation_parts(divided, settings.validation_fraction, dataset.test)
+    taken = {id(record) for record, chosen in zip(divided, is_validation, strict=True) if chosen}
+    if divided and not taken and not validation:
+        raise DataError(
+            f"data={settings.name}: data.validation_fraction={settings.validation_fraction:g} leaves no validation "
+            f"record: {len(divided)} training records have {len({r.image_key for r in divided})} images, of which "
+            f"{len({r.image_key for r in shared_images(divided, dataset.test)})} are also in the test records. Remedy: "
+            "more images, or data.split=image_grouped"
+        )
+    return [r for r in train if id(r) not in taken], [*validation, *(r for r in divided if id(r) in taken)]
+
+
+def _with_validation(dataset: Dataset) -> str:
+    """The fingerprint of data with validation records."""
+    parts = [dataset.fingerprint, *sorted(record.id for record in dataset.validation)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def check_axes(record: Record) -> None:

@@ -41,6 +41,44 @@ def image_grouped_parts(records: Sequence[Record], test_fraction: float, seed: i
     return ["test" if group in chosen else "train" for group in groups]
 
 
+def validation_parts(records: Sequence[Record], fraction: float, excluded: Iterable[Record] = ()) -> list[bool]:
+    """Whether each record is for validation. No image content is in both parts, or also in ``excluded``.
+
+    Contents of each benchmark, modality and question type are taken in the order of a hash, as long as the records stay
+    within the fraction, and at least one of two or more. A content with records of several of them counts for the first
+    in alphabetical order, so that the order of the records does not matter.
+    """
+    groups = _groups(records)
+    sizes = Counter(groups)
+    stratum: dict[str, tuple[str, str, str]] = {}
+    for group, record in zip(groups, records, strict=True):
+        own = (record.benchmark, record.modality, record.question_type)
+        stratum[group] = min(stratum.get(group, own), own)
+    shared = {key for record in excluded for key in _keys(record)}
+    fixed = {group for group, record in zip(groups, records, strict=True) if not shared.isdisjoint(_keys(record))}
+    strata: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for group, own in stratum.items():
+        strata[own].append(group)
+    chosen: set[str] = set()
+    for contents in strata.values():
+        target, taken = fraction * sum(sizes[content] for content in contents), 0
+        free = sorted(
+            (content for content in contents if content not in fixed),
+            key=lambda content: hashlib.sha256(f"validation:{content}".encode()).digest(),
+        )
+        for content in free:
+            if taken + sizes[content] <= target or (taken == 0 and len(contents) > 1):
+                chosen.add(content)
+                taken += sizes[content]
+    return [group in chosen for group in groups]
+
+
+def shared_images(records: Iterable[Record], others: Iterable[Record]) -> list[Record]:
+    """The records that show an image content that one of the others shows, too."""
+    keys = {key for record in others for key in _keys(record)}
+    return [record for record in records if not keys.isdisjoint(_keys(record))]
+
+
 def _groups(records: Iterable[Record]) -> list[str]:
     """For each record the first of the image contents that it is connected with, by records that show several."""
     parent: dict[str, str] = {}

@@ -12,7 +12,7 @@ from torch import nn
 
 from medr1.config.settings import LoraConfig
 from medr1.errors import CheckpointError
-from medr1.models.policy import Policy
+from medr1.models.policy import REFERENCE_ADAPTER, Policy
 from medr1.models.transformers_compat import without_peft_warnings
 
 _CONFIG = "adapter_config.json"
@@ -29,16 +29,25 @@ _TARGET_MODULES["both"] = rf"({_TARGET_MODULES['language']}|{_TARGET_MODULES['vi
 def set_trainable(policy: Policy, *, freeze_vision_tower: bool = False, lora: LoraConfig | None = None) -> None:
     """Adds LoRA adapters if ``lora`` is given, and sets ``requires_grad`` of all weights.
 
+    An adapter that was loaded with the policy goes on training, or without ``lora`` is merged into its base.
+
     Raises:
         CheckpointError: no weight would be trained.
     """
-    if lora is not None:
+    if isinstance(policy.model, PeftModel):
+        if lora is None:
+            policy.model = policy.model.merge_and_unload()
+            policy.requires_grad_(True)
+        else:
+            policy.model.set_adapter(policy.model.active_adapter)  # sets requires_grad
+            policy.continues_adapter = True
+    elif lora is not None:
         config = peft.LoraConfig(
             r=lora.r, lora_alpha=lora.lora_alpha, target_modules=_TARGET_MODULES[lora.target_modules]
         )
         with without_peft_warnings():
             policy.model = peft.get_peft_model(policy.model, config)
-        # Adapters are trained in float32, whatever the precision of the base.
+    if lora is not None:  # adapters are trained in float32, whatever the precision of the base
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -52,12 +61,28 @@ def set_trainable(policy: Policy, *, freeze_vision_tower: bool = False, lora: Lo
 
 
 def make_reference(policy: Policy) -> Policy | None:
-    """A frozen copy of the policy. None with LoRA, where the policy without its adapter is the reference."""
+    """A frozen copy of the policy. None with LoRA, where ``Policy.as_reference`` is the reference.
+
+    To an adapter that goes on training a frozen copy is added.
+    """
     if isinstance(policy.model, PeftModel):
+        if policy.continues_adapter:
+            _add_reference_adapter(policy.model)
         return None
     reference = Policy(copy.deepcopy(policy.model), gradient_checkpointing=False)
     reference.requires_grad_(False)
     return reference
+
+
+def _add_reference_adapter(model: PeftModel) -> None:
+    trained = model.active_adapter
+    with without_peft_warnings():
+        model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[trained]))
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if f".{REFERENCE_ADAPTER}." in name:
+            weight.data = weights[name.replace(f".{REFERENCE_ADAPTER}.", f".{trained}.")].detach().clone()
+            weight.requires_grad_(False)
 
 
 def load_adapter(model: nn.Module, directory: Path) -> PeftModel:

@@ -21,8 +21,11 @@ def save_policy(
     ``state``: the weights, if the policy itself holds shards of them.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(directory, state_dict=state)
-    if not isinstance(policy.model, PeftModel):
+    if isinstance(policy.model, PeftModel):
+        adapters = [policy.model.active_adapter]  # not the frozen copy of one that went on training
+        policy.model.save_pretrained(str(directory), state_dict=state, selected_adapters=adapters)
+    else:
+        policy.model.save_pretrained(directory, state_dict=state)
         processor.tokenizer.save_pretrained(directory)
         processor.image_processor.save_pretrained(directory)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from transformers import DynamicCache
 from medr1.models.shared_prefix_cache import PolicyDecoder
 from medr1.models.tensors import Prefix, PromptBatch
 from medr1.models.transformers_compat import cache_argument, set_gradient_checkpointing
+
+REFERENCE_ADAPTER = "reference"  # the frozen copy of a LoRA adapter that goes on training
 
 
 class Policy(nn.Module):
@@ -29,6 +31,7 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.continues_adapter = False  # whether the LoRA adapter was trained before this training
         # If set, training uses ``hidden_without_cache``, because transformers disables the KV cache under gradient
         # checkpointing.
         self.gradient_checkpointing = gradient_checkpointing
@@ -139,9 +142,26 @@ class Policy(nn.Module):
         finally:
             self.eval()
 
-    def without_adapter(self) -> AbstractContextManager[Any]:
-        """Disables the LoRA adapter; the result is the reference policy."""
-        return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Makes it the reference policy. With LoRA: without its adapter, or with the frozen copy of a continued one."""
+        if not isinstance(self.model, PeftModel):
+            yield
+            return
+        # peft sets requires_grad of all adapters when it switches, also of those that are not trained.
+        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        active = self.model.active_adapter
+        try:
+            if REFERENCE_ADAPTER in self.model.peft_config:
+                self.model.set_adapter(REFERENCE_ADAPTER)
+                yield
+            else:
+                with self.model.disable_adapter():
+                    yield
+        finally:
+            self.model.set_adapter(active)
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     def trained_state(self, prefix: str) -> dict[str, Tensor]:
         """The trainable weights, keys prefixed with ``prefix``."""

@@ -15,6 +15,7 @@ from medr1.planning.memory_ledger import (
     CACHES,
     GRADIENTS,
     LOGITS,
+    OPTIMIZER,
     REFERENCE,
     WEIGHTS,
     Peaks,
@@ -28,12 +29,16 @@ _MAX_GENERATIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of one or more processes. ``work`` is that of all processes together."""
+    """A run of one or more processes. ``work`` is that of all processes together.
+
+    ``validates``: whether it is also evaluated during training.
+    """
 
     model: ModelSpec
     work: Workload
     processes: int = 1
     strategy: Distribution = Distribution.auto
+    validates: bool = False
 
     @property
     def local_work(self) -> Workload:
@@ -53,8 +58,16 @@ class Run:
         return {name: parts + buckets for name, parts in peaks.items()}
 
     def evaluation(self) -> Peaks:
-        """The evaluation, which the first process does alone with all weights."""
-        return dry_run_evaluation(self.model, self.work)
+        """The evaluation, which the first process does alone with all weights.
+
+        During training, beside the gradients of the last step, the state of the optimizer and the reference.
+        """
+        peaks = dry_run_evaluation(self.model, self.work)
+        if self.validates:
+            beside = self.step().get("optimizer", Counter())
+            persistent = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
+            peaks = {name: parts + persistent for name, parts in peaks.items()}
+        return peaks
 
     def step_bytes(self) -> int:
         return peak_bytes(self.step())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from medr1.config.settings import greater_is_better
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import AXES, Record
 from medr1.evaluation.calibration import OptionProbabilities, calibrate
@@ -17,6 +18,7 @@ from medr1.reporting.formatting import axis_label, label, with_interval
 from medr1.reporting.measure_table import measure_rows
 from medr1.reporting.report import GalleryItem, Section, SectionFigure, Span, Verdict
 from medr1.reporting.result_table import ResultTable
+from medr1.runs.selection import Choice
 
 _MAX_COLUMNS = 3  # columns per figure of a trend; if there are more, only all records are drawn
 _MAX_EXAMPLES = 12
@@ -34,6 +36,25 @@ _TITLES = (
 )
 
 Groups = Mapping[tuple[str, str], list[Prediction]]  # by row and method
+
+
+def selection_section(choices: Sequence[Choice], metric: str) -> Section:
+    """Which settings were chosen by a validation metric, and the metric of the others."""
+    best = "largest" if greater_is_better(metric) else "smallest"
+    sentences = [
+        f"The settings were chosen by the {best} {metric}, the mean over seeds; the tables show the chosen runs alone."
+    ]
+    rows: list[tuple[str, ...]] = []
+    for choice in choices:
+        cell = ", ".join(f"{axis_label(axis)} {label(value)}" for axis, value in choice.cell.items()) or "all"
+        chosen = ", ".join(f"{axis}={value}" for axis, value in choice.chosen.settings.items())
+        sentences.append(f"{cell}: {chosen} ({metric} {choice.chosen.value:.3f}).")
+        for option in choice.options:
+            settings = ", ".join(f"{axis}={value}" for axis, value in option.settings.items())
+            mark = "chosen" if option is choice.chosen else ""
+            rows.append((cell, settings, f"{option.value:.3f}", str(len(option.runs)), mark))
+    table = ResultTable(("", "settings", metric, "runs", ""), tuple(rows), ())
+    return Section("Chosen settings", sentences, tables=[(f"All settings, by {metric}", table)])
 
 
 def trend_section(tables: SweepTables) -> Section | None:

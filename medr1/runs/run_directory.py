@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1 import __version__
 from medr1.atomic_write import write_json, write_text
+from medr1.config.enums import CheckpointChoice
 from medr1.config.paths import CHECKOUT
-from medr1.config.settings import CommonConfig
+from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.config.stored import read_config
 from medr1.errors import CheckpointError, ConfigError
 
@@ -37,7 +38,9 @@ class RunDirectory:
         self.config = path / "config.yaml"  # the first file: without it, the directory holds no run
         self.environment = path / "environment.json"  # versions, git commit and facts about the data at the start
         self.checkpoints = path / "checkpoints"
-        self.model = path / "model"  # the trained weights; exists when training has ended
+        self.best_checkpoint = self.checkpoints / "best"  # weights of the best step so far, by a validation metric
+        self.best = path / "best.json"  # step and value of the best checkpoint; exists with model/
+        self.model = path / "model"  # the trained weights that the run evaluates; exists when training has ended
         self.metrics = path / "metrics.jsonl"  # the curves of training
         self.figures = path / "figures"  # of the results, if any
         self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
@@ -51,6 +54,10 @@ class RunDirectory:
 
     def predictions(self, condition: str) -> Path:
         return self.path / "predictions" / f"{condition}.jsonl"
+
+    def other_model(self, checkpoint: CheckpointChoice) -> Path:
+        """The weights of the best or the last checkpoint, where model/ holds the other of the two."""
+        return self.path / f"model_{checkpoint}"
 
     def reward_source(self, name: str, version: int) -> Path:
         """The source of a reward function of the user's own, from 1; later ones were given when the run was resumed."""
@@ -151,15 +158,47 @@ class RunDirectory:
         found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
-    def weights(self, base: str) -> tuple[str, Path | None]:
-        """(checkpoint, adapter) of the trained model: (model/, None), or with LoRA (``base``, model/).
+    def weights(self, base: str, checkpoint: CheckpointChoice | None = None) -> tuple[str, Path | None]:
+        """(checkpoint, adapter) of the trained model: (model/, None), or with LoRA (that of ``base``, model/).
+
+        ``base``: ``model.path`` of the run, which may be a run itself. ``checkpoint``: the best or the last; None: that
+        of the run's own evaluation.
 
         Raises:
-            CheckpointError: training has not ended.
+            CheckpointError: training has not ended, or it has kept no best checkpoint.
         """
         if not self.model.is_dir():
             raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
-        return (base, self.model) if (self.model / ADAPTER_CONFIG).is_file() else (str(self.model), None)
+        if checkpoint is CheckpointChoice.best and not self.best.is_file():
+            raise CheckpointError(
+                f"checkpoint=best: {self.path} has kept no best checkpoint; train with trainer.metric_for_best_model, "
+                "or use checkpoint=last"
+            )
+        model = self.model
+        if checkpoint is not None and self.other_model(checkpoint).is_dir():
+            model = self.other_model(checkpoint)
+        return self.weights_in(model, base)
+
+    def weights_in(self, model: Path, base: str) -> tuple[str, Path | None]:
+        """(checkpoint, adapter) of trained weights in a directory of this run."""
+        return (starting_weights(base)[0], model) if (model / ADAPTER_CONFIG).is_file() else (str(model), None)
+
+
+def starting_weights(path: str) -> tuple[str, Path | None]:
+    """(checkpoint, adapter) that a ``model.path`` stands for: itself, or those of the trained model of a run.
+
+    Raises:
+        CheckpointError: the training of the run has not ended. ConfigError: its config cannot be read.
+    """
+    if (run := run_at(path)) is None:
+        return path, None
+    return run.weights(run.stored_config(TrainConfig).model.path)
+
+
+def run_at(path: str) -> RunDirectory | None:
+    """The run in the directory that a ``model.path`` names, or None."""
+    run = RunDirectory(Path(path).absolute())
+    return run if run.config.is_file() else None
 
 
 def environment() -> dict[str, Any]:

@@ -34,16 +34,23 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a sweep: its values on the axes of the tables, and its overrides."""
+    """One run of a sweep: its values on the axes of the tables, and its overrides.
+
+    ``continues``: the run whose trained model it begins with, or "".
+    """
 
     name: str
     axes: Mapping[str, str]
     overrides: Sequence[str]
+    continues: str = ""
 
 
 @dataclass(slots=True)
 class Manifest:
-    """The content of sweep.json: all runs by name, and in ``wanted`` the runs of the latest command in its order."""
+    """The content of sweep.json: all runs by name, and in ``wanted`` the runs of the latest command in its order.
+
+    ``select``: the validation metric by which the report chooses among settings, or "".
+    """
 
     title: str
     rows: str
@@ -51,6 +58,7 @@ class Manifest:
     command: list[str]
     wanted: list[str]
     jobs: dict[str, Job] = field(default_factory=dict)
+    select: str = ""
 
 
 @dataclass(frozen=True, slots=True)

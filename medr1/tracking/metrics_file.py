@@ -5,25 +5,41 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from medr1.atomic_write import drop_torn_line, write_text
 
 
+def is_validation(names: Iterable[str]) -> bool:
+    """Whether the metrics of a line are those of an evaluation on the validation records."""
+    return any(name.startswith("validation/") for name in names)
+
+
 class MetricsFile:
-    """One line for each logged step: ``{"step": 0, "train/loss": 0.1, ...}``. A value that is not finite is null."""
+    """One line for each logged step: ``{"step": 0, "train/loss": 0.1, ...}``. A value that is not finite is null.
+
+    Evaluations on the validation records have lines of their own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def drop_from(self, step: int) -> None:
-        """Removes the lines of ``step`` and of later steps, which are computed again when a run is resumed."""
+        """Removes what is computed again when a run is resumed at ``step``: the lines of this step and of later ones.
+
+        Validation of this step stays, because it is computed before the checkpoint is written; at step 0 there is none.
+        """
         if not self.path.is_file():
             return
         drop_torn_line(self.path)
+
+        def stays(line: str) -> bool:
+            values = json.loads(line)
+            return values["step"] < step or (values["step"] == step > 0 and is_validation(values))
+
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(self.path, "".join(line for line in lines if json.loads(line)["step"] < step))
+        write_text(self.path, "".join(filter(stays, lines)))
 
     def append(self, values: Mapping[str, float], step: int) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -45,7 +45,9 @@ class Curves(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_global_zero and batch.step % self.every == 0:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            # Those of validation have been sent by their own callback.
+            names = [name for name in trainer.callback_metrics if not name.startswith("validation/")]
+            metrics = {name: float(trainer.callback_metrics[name]) for name in names}
             self.tracker.log_metrics(metrics, batch.step)
             self.file.append(metrics, batch.step)
 

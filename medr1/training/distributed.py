@@ -54,7 +54,7 @@ class ShardedStrategy(DDPStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        for key in ("state_dict", "optimizer_states"):
+        for key in {"state_dict", "optimizer_states"} & checkpoint.keys():  # the best checkpoint has weights only
             checkpoint[key] = self._full_tensors(checkpoint[key])
         super().save_checkpoint(checkpoint, filepath, storage_options)
 

@@ -97,9 +97,9 @@ class Rollout:
 class GRPOModule(PolicyModule):
     """Group relative policy optimization.
 
-    ``reference``: None if beta is 0, or with LoRA, where the policy without its adapter is the reference. ``decode``:
-    completions (ids, mask) -> texts. ``reward``: ``compute_rewards`` with its config. ``reward_weights``: the weights
-    of the rewards by name. ``domains``: the modalities of the training records (DRPO). ``seed``: of the sampling.
+    ``reference``: None if beta is 0, or with LoRA, see ``Policy.as_reference``. ``decode``: completions (ids, mask) ->
+    texts. ``reward``: ``compute_rewards`` with its config. ``reward_weights``: the weights of the rewards by name.
+    ``domains``: the modalities of the training records (DRPO). ``seed``: of the sampling.
     """
 
     on_progress_bar: ClassVar[tuple[str, ...]] = ("train/reward", "train/accuracy_reward")
@@ -340,7 +340,7 @@ class GRPOModule(PolicyModule):
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:
         reference = self._references[0] if self._references else self.policy
-        with reference.without_adapter():
+        with reference.as_reference():
             logprobs = self._score(reference, micro_batch).logprobs
         reshard(reference)
         return logprobs

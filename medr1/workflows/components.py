@@ -25,11 +25,12 @@ from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
 from medr1.config.schema import register
-from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, RecipeConfig, TrainConfig
+from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, LoraConfig, RecipeConfig, TrainConfig
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
 from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
+from medr1.runs.run_directory import run_at
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 
@@ -169,6 +170,7 @@ def check_components(cfg: CommonConfig) -> None:
             f"evaluation.option_probabilities=true needs a model that is loaded here; model={cfg.model.name} answers "
             "with text only"
         )
+    _check_continued(cfg)
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -181,8 +183,40 @@ def check_components(cfg: CommonConfig) -> None:
             )
     if isinstance(cfg, TrainConfig):
         SOURCES[cfg.data.kind].check_training(cfg.data)
+        _check_validation(cfg)
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
+
+
+def _check_continued(cfg: CommonConfig) -> None:
+    """Checks that a run whose training is continued (``model.path=RUN``) has this kind of model and of adapter."""
+    if not MODEL_KINDS[cfg.model.kind].is_trainable or (run := run_at(cfg.model.path)) is None:
+        return
+    before = run.stored_config(TrainConfig).model
+    if cfg.model.name != before.name:
+        raise ConfigError(
+            f"model.path={cfg.model.path} is a run of model={before.name}, not of model={cfg.model.name}; add "
+            f"model={before.name}"
+        )
+    if not isinstance(cfg, TrainConfig) or {cfg.model.tuning, before.tuning} != {Tuning.lora}:
+        return
+    for item in fields(LoraConfig):
+        own, its = getattr(cfg.model.lora, item.name), getattr(before.lora, item.name)
+        if own != its:
+            raise ConfigError(
+                f"model.lora.{item.name}={own}: the adapter of model.path={cfg.model.path}, which goes on training, "
+                f"has {its}; use model.lora.{item.name}={its}, or model.path=DIR of the exported run for a new adapter"
+            )
+
+
+def _check_validation(cfg: TrainConfig) -> None:
+    """Checks that a training that is evaluated has validation records, as far as its settings tell."""
+    trains, source = ALGORITHMS[cfg.algorithm.kind].trains, SOURCES[cfg.data.kind]
+    if trains and cfg.trainer.eval_steps and not source.has_validation(cfg.data):
+        part = ", or data.validation_part=NAME" if hasattr(cfg.data, "validation_part") else ""
+        raise ConfigError(
+            f"trainer.eval_steps={cfg.trainer.eval_steps} needs validation records: data.validation_fraction=0.1{part}"
+        )
 
 
 def _check_axes(cfg: CommonConfig) -> None:
@@ -223,6 +257,17 @@ _TRAINED_RECIPE = tuple(
 )
 _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
 _OF_TRAINING = (*_COMPLETIONS_TABLE, "tracking.registered_model_name")
+_VALIDATION_RECORDS = ("validation_fraction", "validation_part", "files.validation")
+_BEST_MODEL = (
+    *("trainer.greater_is_better", "trainer.load_best_model_at_end"),
+    *("trainer.early_stopping_patience", "trainer.early_stopping_threshold"),
+)
+
+
+def _validation_keys(cfg: CommonConfig, names: Sequence[str] = _VALIDATION_RECORDS) -> list[str]:
+    """The keys of the data that choose validation records, those of several data sets too."""
+    places = ["data", *(f"data.sets.{name}" for name in getattr(cfg.data, "sets", ()))]
+    return [f"{place}.{name}" for place in places for name in names]
 
 
 def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
@@ -245,6 +290,15 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         if not algorithm.uses_rewards:
             yield chosen, ("reward", *_COMPLETIONS_TABLE)
         yield from algorithm.without_effect(cfg)
+        unused = _VALIDATION_RECORDS if SOURCES[cfg.data.kind].adds_validation else _VALIDATION_RECORDS[1:]
+        if not algorithm.trains:
+            yield chosen, (*_validation_keys(cfg), "evaluation.validation_limit")
+        elif not cfg.trainer.eval_steps:
+            yield "trainer.eval_steps=0", (*_validation_keys(cfg, unused), "evaluation.validation_limit")
+        if cfg.trainer.metric_for_best_model is None:
+            yield "trainer.metric_for_best_model=null", _BEST_MODEL
+        elif not cfg.trainer.early_stopping_patience:
+            yield "trainer.early_stopping_patience=0", ("trainer.early_stopping_threshold",)
         if cfg.model.tuning == Tuning.full:
             yield "model.tuning=full", ("model.lora",)
         if cfg.trainer.max_steps is not None:
@@ -253,9 +307,12 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    yield "evaluate.py, which trains nothing", (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING)
+    validation = (*_validation_keys(cfg), "evaluation.validation_limit")
+    yield "evaluate.py, which trains nothing", (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING, *validation)
     if cfg.evaluation.num_generations is None:
         yield "evaluate.py, which samples nothing without evaluation.num_generations", ("seed",)
+    if cfg.run is None:
+        yield "a model that is no run (run=RUN_DIR)", ("checkpoint",)
     if cfg.run is not None:
         of_the_run = [
             f"model.{i.name}" for i in fields(cfg.model) if i.name not in ("path", "dtype", "attn_implementation")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
-from medr1.config.enums import Resize
+from medr1.config.enums import CheckpointChoice, Resize
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.export import export_policy
@@ -18,11 +17,18 @@ from medr1.workflows.local_model import load_trained
 from medr1.workflows.model_choice import PROMPT_SETTINGS, ModelChoice
 
 
-def export_run(run: RunDirectory, target: Path, merge: bool, base: str | None = None) -> None:
+def export_run(
+    run: RunDirectory,
+    target: Path,
+    merge: bool,
+    base: str | None = None,
+    checkpoint: CheckpointChoice | None = None,
+) -> None:
     """Writes the trained model of a finished run into the new directory ``target``, atomically.
 
     ``merge``: merge a LoRA adapter into its base and write a Hugging Face checkpoint; otherwise write the PEFT adapter
-    alone. ``base``: where the base of a LoRA adapter lies now, if it has moved.
+    alone. ``base``: where the base of a LoRA adapter lies now, if it has moved. ``checkpoint``: see
+    ``RunDirectory.weights``.
 
     Raises:
         ConfigError: no run, a target that exists or cannot be written, no adapter where one is wanted.
@@ -30,10 +36,8 @@ def export_run(run: RunDirectory, target: Path, merge: bool, base: str | None = 
     """
     cfg = run.stored_config(TrainConfig)
     cfg.model.path = base or cfg.model.path
-    choice = ModelChoice.of_run(run)
-    if choice.adapter is not None:
-        choice = replace(choice, path=cfg.model.path)
-    elif base is not None:
+    choice = ModelChoice.of_run(run, cfg.model.path, checkpoint)
+    if choice.adapter is None and base is not None:
         raise ConfigError(f"model.path={base}: {run.path} was trained in full and needs no base; leave it out")
     if os.path.lexists(target):
         raise ConfigError(f"export={target} exists already; name a new directory")

@@ -22,6 +22,7 @@ from medr1.planning.dry_run import Lengths, Workload
 from medr1.planning.limits import Run, remedies
 from medr1.planning.memory_ledger import Peaks, peak_bytes
 from medr1.planning.tables import verdict
+from medr1.runs.run_directory import starting_weights
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.session import load_data
 
@@ -93,7 +94,9 @@ def num_parameters(model: ModelSpec) -> int:
 
 def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     """The run that is planned, and a description of its lengths."""
-    model = ModelSpec.from_config(cfg.model, cfg.data, torch.device("cpu"))
+    model = replace(
+        ModelSpec.from_config(cfg.model, cfg.data, torch.device("cpu")), path=starting_weights(cfg.model.path)[0]
+    )
     if model.attn_implementation != Attention.eager:  # FlashAttention may not be installed; it keeps what sdpa keeps
         model = replace(model, attn_implementation=str(Attention.sdpa))
     count, origin = _token_counter(model.path)
@@ -129,7 +132,8 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         f"prompts of at most {max(prompt, eval_prompt)} tokens, {shown}; completions of "
         f"at most {completion or cfg.evaluation.max_completion_length}; {origin}"
     )
-    return Run(model, work, cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.strategy), lengths
+    processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
+    return Run(model, work, processes, cfg.trainer.strategy, validates), lengths
 
 
 def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:

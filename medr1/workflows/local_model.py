@@ -20,21 +20,27 @@ from medr1.generation.engines import ENGINES
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
+from medr1.runs.run_directory import starting_weights
 from medr1.runs.sweep import sweep_of
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.session import Session, prediction_settings, run_controls, run_measures
 
 
 def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
-    """The model of a config, for this machine. ``is_trained``: gradient checkpointing applies."""
-    spec = ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg))
+    """The model of a config, for this machine. ``is_trained``: gradient checkpointing applies.
+
+    If ``model.path`` is a run, its trained model.
+    """
+    path, adapter = starting_weights(cfg.model.path)
+    spec = replace(ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg)), path=path, adapter=adapter)
     return spec if is_trained else replace(spec, gradient_checkpointing=False)
 
 
 def load_trained(cfg: CommonConfig, weights: tuple[str, Path | None]) -> tuple[Policy, Processor]:
     """Loads a checkpoint, and an adapter on it or None, in place of the base that the config names."""
     path, adapter = weights
-    policy, processor = load_policy(replace(model_spec(cfg), path=path, adapter=adapter))
+    spec = ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg))
+    policy, processor = load_policy(replace(spec, gradient_checkpointing=False, path=path, adapter=adapter))
     return policy.to(device_of(cfg)), processor
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medr1.atomic_write import read_json
-from medr1.config.enums import Resize
+from medr1.config.enums import CheckpointChoice, Resize
 from medr1.config.image_tokens import fitting, known_image_token_size
 from medr1.config.settings import CommonConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from medr1.config.validate import typed
@@ -48,14 +48,16 @@ class ModelChoice:
     image_token_size: int = ModelConfig.image_token_size
 
     @classmethod
-    def of_run(cls, run: RunDirectory) -> ModelChoice:
-        """The trained model of a run.
+    def of_run(
+        cls, run: RunDirectory, base: str | None = None, checkpoint: CheckpointChoice | None = None
+    ) -> ModelChoice:
+        """The trained model of a run. ``base``, ``checkpoint``: see ``RunDirectory.weights``.
 
         Raises:
             ConfigError: no run there. CheckpointError: its training has not ended.
         """
         cfg = run.stored_config(TrainConfig)
-        path, adapter = run.weights(str(cfg.model.path))
+        path, adapter = run.weights(base or cfg.model.path, checkpoint)
         return replace(_of_config(cfg), path=path, adapter=adapter)
 
     def spec(self, device: torch.device) -> ModelSpec:

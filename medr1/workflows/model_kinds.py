@@ -13,6 +13,7 @@ from medr1.config.validate import api_key, check_server
 from medr1.errors import ServerError
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.predictions import Condition, Prediction
+from medr1.runs.run_directory import starting_weights
 
 if TYPE_CHECKING:
     from medr1.workflows.session import Session
@@ -75,12 +76,12 @@ class LocalModel:
     def check_available(self, model: ModelConfig) -> None:
         from medr1.config.checkpoints import check_checkpoint
 
-        check_checkpoint(model.path)
+        check_checkpoint(starting_weights(model.path)[0])
 
     def control_tokens(self, model: ModelConfig) -> frozenset[str]:
         from medr1.models.loading import control_tokens
 
-        return control_tokens(model.path)
+        return control_tokens(starting_weights(model.path)[0])
 
     def facts(self, session_config: Any) -> dict[str, Any]:
         from medr1.config.checkpoints import fingerprint
@@ -89,7 +90,7 @@ class LocalModel:
         return {
             "attn_implementation": model_spec(session_config).attn_implementation,
             "device": device_name(session_config),
-            "model_fingerprint": fingerprint(session_config.model.path),
+            "model_fingerprint": fingerprint(*starting_weights(session_config.model.path)),
         }
 
     def evaluate(

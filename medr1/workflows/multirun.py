@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,14 @@ from medr1.config.naming import is_below, job_name, sweep_name
 from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
+from medr1.config.validate import check_validation_metric
 from medr1.domain.records import AXES
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
+from medr1.runs.selection import chosen_axes
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
+from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.components import check_environment, check_typed, checked, explain
 from medr1.workflows.sweep_job import print_progress, quoted, run_environment
 
@@ -237,9 +241,15 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
                 f"{' '.join(job.overrides)} and {' '.join(other.overrides)} are the same run, because they differ "
                 "only in settings that cannot change a prediction; start a sweep for each, with its own output_dir"
             )
-    rows = _axis(config.sweep.rows or next((k for k in varied if k != "algorithm"), "algorithm" if varied else "seed"))
+    rows = _axis(config.sweep.rows or _rows(varied, is_selected=config.sweep.select is not None))
+    if config.sweep.chain is not None:
+        jobs = _chained(jobs, _axis(config.sweep.chain))
+        by_name = {job.name: job for job in jobs}
+    if config.sweep.select is not None:
+        _check_select(str(config.sweep.select), [settings for *_, settings in runs], jobs[0].axes, rows)
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
-    directory.add(Manifest(title, rows, columns, list(config.hydra.overrides.task), list(by_name), by_name))
+    command, select = list(config.hydra.overrides.task), config.sweep.select or ""
+    directory.add(Manifest(title, rows, columns, command, list(by_name), by_name, select))
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(directory.path)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory.path)}")
@@ -247,6 +257,52 @@ def create_sweep(config: DictConfig) -> SweepDirectory:
     finished, interrupted_runs = states.count(State.FINISHED), states.count(State.INTERRUPTED)
     print(f"{len(jobs)} runs in {directory.path}: {finished} finished, {interrupted_runs} to be continued")
     return directory
+
+
+def _rows(varied: Sequence[str], *, is_selected: bool) -> str:
+    """The key that makes the rows of the tables: the first one that varies, except for the algorithm.
+
+    If the sweep selects among settings, the first one that is not among these, modality or question type.
+    """
+    own = [key for key in varied if key != "algorithm" and (not is_selected or _axis(key) in AXES)]
+    return next(iter(own), "algorithm" if "algorithm" in varied else "seed")
+
+
+def _chained(jobs: Sequence[Job], axis: str) -> list[Job]:
+    """The runs, each with the run that it continues: that with the value before its own on the axis ``axis``.
+
+    Raises:
+        ConfigError: the sweep does not vary the axis.
+    """
+    stages = list(dict.fromkeys(job.axes.get(axis, "") for job in jobs))
+    if len(stages) < 2:
+        raise ConfigError(f"sweep.chain={axis} needs several values of {axis}, which are trained one after another")
+    others = {(*sorted(job.axes.items()),): job.name for job in jobs}
+    chained = []
+    for job in jobs:
+        done = stages[: stages.index(job.axes[axis])]
+        before = others[(*sorted({**job.axes, axis: done[-1]}.items()),)] if done else ""
+        axes = {**job.axes, axis: "_then_".join([*done, job.axes[axis]])}
+        chained.append(replace(job, axes=axes, continues=before))
+    return chained
+
+
+def _check_select(metric: str, runs: Sequence[TrainConfig], axes: Mapping[str, str], rows: str) -> None:
+    """Checks that the report can choose among settings by a validation metric.
+
+    Raises:
+        ConfigError: a run without the metric, or nothing to choose from.
+    """
+    for settings in runs:
+        if not ALGORITHMS[settings.algorithm.kind].trains:
+            name = settings.algorithm.name
+            raise ConfigError(f"sweep.select={metric}: algorithm={name} trains nothing to validate; leave it out")
+        check_validation_metric(settings, "sweep.select", metric)
+    if not chosen_axes(axes, rows):
+        raise ConfigError(
+            f"sweep.select={metric} has nothing to choose from: give several values of a setting other than {rows}, "
+            "algorithm and seed"
+        )
 
 
 def _axis(key: str) -> str:

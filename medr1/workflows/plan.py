@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -95,7 +96,18 @@ def _amounts(cfg: TrainConfig, data: Dataset) -> str:
     assert cfg.trainer.max_steps is not None
     epochs = cfg.trainer.max_steps * cfg.trainer.train_batch_size / len(data.train)
     training = f"{cfg.trainer.max_steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions"
+    if validations := _num_validations(cfg):
+        validation = len(limit_cells(data.validation, cfg.evaluation.validation_limit))
+        training += f"; {validation} validation questions, evaluated {validations} times"
     return f"{training}; {evaluation}"
+
+
+def _num_validations(cfg: TrainConfig) -> int:
+    """How often each validation record is evaluated, the blank image included."""
+    if not cfg.trainer.eval_steps or not ALGORITHMS[cfg.algorithm.kind].trains:
+        return 0
+    assert cfg.trainer.max_steps is not None
+    return (1 + ceil(cfg.trainer.max_steps / cfg.trainer.eval_steps)) * (1 + cfg.evaluation.blank_image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +138,7 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
     measured = probe(cfg, data, run)
     questions = limit_cells(data.test, cfg.evaluation.limit)
     predictions = len(questions) * _num_evaluations(cfg) + _num_measured(cfg, questions)
+    predictions += len(limit_cells(data.validation, cfg.evaluation.validation_limit)) * _num_validations(cfg)
     seconds = predictions * measured.prediction
     parts = [f"{predictions} predictions of {1000 * measured.prediction:.2g} ms"]
     if run.work.algorithm.trains:

@@ -17,7 +17,8 @@ from medr1.config.settings import CommonConfig
 
 # What a command has of its own, whatever run it starts from.
 _OF_THE_COMMAND = (
-    *("output_dir", "plugins", "resume", "run", "sweep", "audit", "compare", "export", "merge", "plan", "plan_memory"),
+    *("output_dir", "plugins", "resume", "run", "sweep", "audit", "compare", "checkpoint", "export", "merge"),
+    *("plan", "plan_memory"),
 )
 
 STORED = "stored"  # the option of a group that holds the settings of a stored run

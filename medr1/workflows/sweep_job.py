@@ -43,8 +43,16 @@ def run_job(cfg: DictConfig) -> None:
     if cfg.sweep.stop_on_failure and State.FAILED in before.values():
         print(f"{number} {name}: skipped, because another run has failed")
         return
-    is_stored = run.config.is_file()
     overrides = [override for override in settings.overrides.task if not override.startswith("launcher=")]
+    if before_this := manifest.jobs[name].continues:
+        if not _wait_for(directory, before_this, cfg.sweep.stop_on_failure):
+            run.path.mkdir(parents=True, exist_ok=True)
+            write_json(run.failure, {"status": 1, "log": run.log.name})
+            print(f"{number} {name}: skipped, because {before_this}, which it continues, has failed", flush=True)
+            return
+        overrides = [override for override in overrides if not override.startswith("model.path=")]
+        overrides.append(f"model.path={quoted(directory.run(before_this).path)}")
+    is_stored = run.config.is_file()
     new = [*overrides, f"hydra.run.dir={quoted(run.path)}", "hydra.mode=RUN"]
     # A run goes on with what it stores, but for settings that may change, such as where the data lie.
     command = [f"resume={quoted(run.path)}", *_movable(run, overrides)] if is_stored else new
@@ -77,6 +85,15 @@ def run_job(cfg: DictConfig) -> None:
     about = f", about {left / 60:.0f} min left" if left else ""
     done = f"{states.count(State.FINISHED)} of {len(states)} done{about}"
     print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; {done}", flush=True)
+
+
+def _wait_for(directory: SweepDirectory, name: str, stop_on_failure: bool, every: float = 1.0) -> bool:
+    """Waits until a run has ended, which another process of a parallel launcher may work on. Whether it is finished."""
+    while directory.state(name) in (State.WAITING, State.INTERRUPTED):
+        if stop_on_failure and State.FAILED in directory.states(directory.read().wanted).values():
+            return False
+        time.sleep(every)
+    return directory.state(name) is State.FINISHED
 
 
 def print_progress(directory: SweepDirectory, states: dict[str, State], every: float = 5.0) -> None:

@@ -26,8 +26,9 @@ from medr1.reporting.findings import findings
 from medr1.reporting.formatting import markdown
 from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
-from medr1.reporting.sections import measure_section, rationale_section, trend_section
+from medr1.reporting.sections import measure_section, rationale_section, selection_section, trend_section
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.selection import choose, validation_value
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
 from medr1.tracking.history import History
@@ -55,7 +56,15 @@ def report_sweep(place: Path) -> None:
     if history is not None:  # the curves of the report come from MLflow
         for name in finished:
             send_pending(directory.run(name))
-    runs = [_read(directory.run(name), manifest.jobs[name].axes) for name in finished]
+    axes, selection = {name: manifest.jobs[name].axes for name in finished}, list[Section]()
+    if manifest.select:
+        values = {name: validation_value(directory.run(name), manifest.select) for name in finished}
+        choices = choose(axes, values, manifest.rows, manifest.select)
+        selection.append(selection_section(choices, manifest.select))
+        # Of the options that were not chosen nothing is shown but their validation.
+        axes = {name: {**choice.cell, "seed": axes[name]["seed"]} for choice in choices for name in choice.chosen.runs}
+        finished = list(axes)
+    runs = [_read(directory.run(name), axes[name]) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
     sentences = findings(tables)
     measures = measure_section(runs, manifest.rows)
@@ -68,14 +77,18 @@ def report_sweep(place: Path) -> None:
         runs=[_link(directory, manifest, name, state, history) for name, state in states.items()],
         curves={name: _curves(directory.run(name), history) for name in finished},
         sections=[
-            section
-            for section in (trend_section(tables), measures, _rationales(directory, manifest.rows, finished, runs))
-            if section
+            *selection,
+            *(
+                section
+                for section in (trend_section(tables), measures, _rationales(directory, manifest.rows, finished, runs))
+                if section
+            ),
         ],
         facts=_facts(directory, finished),
     )
     write_json(directory.report / "matrices.json", {**asdict(tables), "findings": sentences})
-    text = ["\n".join(f"- {markdown(sentence)}" for sentence in sentences) + "\n"]
+    shown = [*(paragraph for section in selection for paragraph in section.paragraphs), *sentences]
+    text = ["\n".join(f"- {markdown(sentence)}" for sentence in shown) + "\n"]
     console = Console(width=100)
     for method, table in render_matrices(tables):
         text.append(f"## {markdown(method)}\n\n{table.to_markdown()}")
@@ -87,7 +100,7 @@ def report_sweep(place: Path) -> None:
     for matrix in tables.matrices:
         write_text(directory.report / f"{names[matrix.method]}.csv", to_csv(matrix))
     write_text(directory.report / "results.md", "\n".join(text))
-    for sentence in sentences:
+    for sentence in shown:
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
     _track(directory, states, tables, console)

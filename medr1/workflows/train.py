@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,16 +13,21 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from medr1.atomic_write import atomic_directory
-from medr1.config.settings import TrainConfig
-from medr1.data.dataset import Dataset
+from medr1.atomic_write import atomic_directory, write_json
+from medr1.config.enums import CheckpointChoice
+from medr1.config.settings import TrainConfig, greater_is_better
+from medr1.data.dataset import Dataset, limit_cells
+from medr1.domain.records import Record
+from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
+from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.predictions import Condition, Prediction
+from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
 from medr1.models.export import save_policy
 from medr1.models.loading import load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.runs.run_directory import RunDirectory
+from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, ProgressBar
@@ -30,11 +35,18 @@ from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
+from medr1.training.validation import BestCheckpoint, EarlyStop, Validation, best_weights
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import device_of, generate, load_trained, model_spec, prediction_store
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.results import report
-from medr1.workflows.session import Session, is_first_process, open_session, run_controls
+from medr1.workflows.session import (
+    Session,
+    is_first_process,
+    open_session,
+    prediction_settings,
+    run_controls,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +77,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
         if algorithm.trains:
             conditions = _train_and_evaluate(session, cfg)
         elif is_first_process():
-            conditions = kind.evaluate(session, Condition.BASE, (cfg.model.path, None))
+            conditions = kind.evaluate(session, Condition.BASE, starting_weights(cfg.model.path))
         if is_first_process():
             report(session, conditions)
             if cfg.tracking.registered_model_name is not None:
@@ -96,12 +108,17 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
             policy, processor = algorithm.initial_policy(cfg)
         pl.seed_everything(cfg.seed, verbose=False)  # LoRA is initialized identically in all processes and after resume
         set_trainable(policy, freeze_vision_tower=spec.freeze_vision_tower, lora=spec.lora)
-        state = _fit(session, cfg, policy, processor)
+        state, best = _fit(session, cfg, policy, processor)
         if not is_first:
             return {}
-        _store_model(policy, processor, run, state)
+        if best is None:
+            _store_model(policy, processor, run.model, state)
+        else:
+            _store_model(policy, processor, run.other_model(CheckpointChoice.last), state)
         del policy, state
         gc.collect()  # breaks the reference cycle module <-> trainer, to free the optimizer state
+        if best is not None:
+            _store_best_model(session, cfg, best)
     # Reloaded from disk, so that this evaluates the same files as evaluate.py.
     policy, processor = load_trained(cfg, run.weights(cfg.model.path))
     generate(session, store, policy, processor, Condition.TRAINED)
@@ -109,8 +126,10 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
     return store.conditions
 
 
-def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processor) -> Mapping[str, Tensor] | None:
-    """Trains. With FSDP, returns the full state dict, else None."""
+def _fit(
+    session: Session, cfg: TrainConfig, policy: Policy, processor: Processor
+) -> tuple[Mapping[str, Tensor] | None, BestCheckpoint | None]:
+    """Trains. Returns the full state dict with FSDP, else None, and which checkpoint was the best, if one is kept."""
     run, tracker = session.run, session.tracker
     algorithm = ALGORITHMS[cfg.algorithm.kind]
     training = algorithm.build(cfg, session.data, policy, processor, tracker)
@@ -124,8 +143,21 @@ def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processo
         monitor=None,
         enable_version_counter=False,
     )
-    curves = Curves(tracker, MetricsFile(run.metrics), cfg.trainer.logging_steps)
+    file = MetricsFile(run.metrics)
+    curves = Curves(tracker, file, cfg.trainer.logging_steps)
     callbacks: list[Callback] = [ProgressBar(), curves, CollapseWarning(), *training.callbacks]
+    best: BestCheckpoint | None = None
+    if cfg.trainer.eval_steps:
+        validation = _validation(session, cfg, processor, file)
+        callbacks.append(validation)
+        if (metric := cfg.trainer.metric_for_best_model) is not None:
+            given = cfg.trainer.greater_is_better
+            greater = greater_is_better(metric) if given is None else given
+            best = BestCheckpoint(validation, run.best_checkpoint, metric, greater)
+            if patience := cfg.trainer.early_stopping_patience:
+                threshold = cfg.trainer.early_stopping_threshold
+                callbacks.append(EarlyStop(validation, metric, greater, patience=patience, threshold=threshold))
+            callbacks.append(best)  # before ``checkpoints``, which stores its state
     strategy = build_strategy(cfg.trainer.strategy)
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -151,10 +183,58 @@ def _fit(session: Session, cfg: TrainConfig, policy: Policy, processor: Processo
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
-    return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None
+    return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None, best
 
 
-def _store_model(policy: Policy, processor: Processor, run: RunDirectory, state: Mapping[str, Tensor] | None) -> None:
-    """Writes the trained weights. ``model/`` exists as a whole or not at all."""
-    with atomic_directory(run.model) as directory:
+def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: MetricsFile) -> Validation:
+    """The evaluations on validation records, with the settings of the evaluation on test records."""
+    settings = prediction_settings(session)
+    load, engine = settings["load"], ENGINES[cfg.rollout.kind](cfg.rollout)
+
+    def greedy(policy: Policy, records: Sequence[Record], ablation: ImageAblation) -> list[Prediction]:
+        return predict(
+            policy,
+            processor,
+            records,
+            settings["mode"],
+            "validation",
+            load=ablated_loader(records, ablation, load),
+            batch_size=cfg.evaluation.batch_size,
+            max_completion_length=settings["max_completion_length"],
+            engine=engine,
+        )
+
+    assert cfg.trainer.max_steps is not None
+    return Validation(
+        limit_cells(session.data.validation, cfg.evaluation.validation_limit),
+        greedy,
+        session.tracker,
+        file,
+        every=cfg.trainer.eval_steps,
+        steps=cfg.trainer.max_steps,
+        blank_image=cfg.evaluation.blank_image,
+    )
+
+
+def _store_model(policy: Policy, processor: Processor, place: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes the trained weights. The directory exists as a whole or not at all."""
+    with atomic_directory(place) as directory:
         save_policy(policy, processor, directory, state)
+
+
+def _store_best_model(session: Session, cfg: TrainConfig, best: BestCheckpoint) -> None:
+    """Writes the weights of the best checkpoint, and makes those that the run evaluates its ``model/``."""
+    run, last = session.run, session.run.other_model(CheckpointChoice.last)
+    policy, processor = load_trained(cfg, run.weights_in(last, cfg.model.path))
+    step, state = best_weights(best)
+    policy.load_state_dict(state, strict=False)  # frozen weights are those of the last step
+    _store_model(policy, processor, run.other_model(CheckpointChoice.best))
+    step //= ALGORITHMS[cfg.algorithm.kind].num_iterations(cfg.algorithm)
+    assert best.best_model_score is not None
+    found = {"step": step, "metric": best.monitor, "value": round(float(best.best_model_score), 6)}
+    write_json(run.best, found)
+    session.tracker.log_artifact(run.best)
+    evaluated = CheckpointChoice.best if cfg.trainer.load_best_model_at_end else CheckpointChoice.last
+    log.info("best checkpoint: step %(step)d, %(metric)s %(value).4f", found)
+    log.info("the %s checkpoint is evaluated", evaluated)
+    run.other_model(evaluated).rename(run.model)

@@ -83,6 +83,7 @@ SELF = {
     "data.columns.image",
     "data.columns.options",
     "data.files.train",
+    "data.files.validation",
     "data.files.test",
     "data.modality_map",
     "data.question_type_map",

@@ -47,6 +47,13 @@ def test_the_page_has_the_metrics_of_a_run(algorithm: str, sections: list[str], 
     assert len(found) <= 40
 
 
+def test_the_page_has_the_metrics_of_validation(tmp_path: Path) -> None:
+    words = ("debug=quick", "modality=ct", "trainer.max_steps=1", "algorithm=sft", "trainer.eval_steps=1")
+    data = ("data.validation_fraction=0.1", "data.train_images_per_modality=10", "data.test_images_per_modality=1")
+    run = train_here(tmp_path / "run", *words, *data, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    assert {name for name in logged(run.path) if "validation" in name} == documented("Validation")
+
+
 def test_every_section_has_rows() -> None:
     for section in re.findall(r"^## (.+)$", PAGE, re.MULTILINE):
         assert documented(section), section

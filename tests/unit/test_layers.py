@@ -24,7 +24,8 @@ FLOORS: list[set[str]] = [
     {"cli"},
     {"ask", "train", "evaluate"},
 ]
-ON_ONE_FLOOR = {("training", "tracking")}  # a training callback writes to a tracker
+# A training callback writes to a tracker, and one predicts the validation records.
+ON_ONE_FLOOR = {("training", "tracking"), ("training", "evaluation")}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -88,6 +88,10 @@ class Benchmarks(Source[BenchmarksConfig]):
             with _named(name):
                 SOURCES[of_set.kind].check_training(of_set)
 
+    def has_validation(self, settings: BenchmarksConfig) -> bool:
+        sets = _typed(settings)
+        return any(SOURCES[sets[name].kind].has_validation(sets[name]) for name in _trained(settings))
+
     def without_effect(self, settings: BenchmarksConfig) -> Iterator[tuple[str, Sequence[str]]]:
         for name, of_set in _typed(settings).items():
             yield "data=benchmarks, whose own value is that of all sets", [f"data.sets.{name}.{key}" for key in _SHARED]
@@ -96,6 +100,7 @@ class Benchmarks(Source[BenchmarksConfig]):
 
     def load(self, settings: BenchmarksConfig, selection: Selection) -> Dataset:
         train: list[Record] = []
+        validation: list[Record] = []
         test: list[Record] = []
         fingerprints: dict[str, str] = {}
         facts: dict[str, Any] = {}
@@ -104,7 +109,9 @@ class Benchmarks(Source[BenchmarksConfig]):
         for name, of_set in _typed(settings).items():
             with _named(name):
                 dataset = SOURCES[of_set.kind].load(of_set, selection)
-            train += _of_set(name, dataset.train) if name in trained else []
+            if name in trained:
+                train += _of_set(name, dataset.train)
+                validation += _of_set(name, dataset.validation)
             test += _of_set(name, dataset.test)
             fingerprints[name] = dataset.fingerprint
             facts[name] = dataset.facts
@@ -112,7 +119,7 @@ class Benchmarks(Source[BenchmarksConfig]):
             if not dataset.test:
                 raise DataError(f"data.sets.{name}: there is no test record; choose another split, or leave it out")
         text = json.dumps([sorted(fingerprints.items()), settings.train])
-        return Dataset(train, test, hashlib.sha256(text.encode()).hexdigest(), {"sets": facts}, messages)
+        return Dataset(train, test, hashlib.sha256(text.encode()).hexdigest(), {"sets": facts}, messages, validation)
 
 
 @contextmanager

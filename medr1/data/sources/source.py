@@ -23,6 +23,8 @@ class Source(ABC, Generic[S]):
 
     kind: ClassVar[str]
     settings: type[S]
+    adds_validation: ClassVar[bool] = False
+    """Whether validation records are made in addition to the training records, which then stay the same."""
     modalities: ClassVar[Sequence[str] | None] = None
     question_types: ClassVar[Sequence[str] | None] = None
 
@@ -40,13 +42,20 @@ class Source(ABC, Generic[S]):
             ConfigError: settings without training records.
         """
 
+    def has_validation(self, settings: S) -> bool:
+        """Whether there are validation records with these settings."""
+        return settings.validation_fraction > 0
+
     def without_effect(self, settings: S) -> Iterator[tuple[str, Sequence[str]]]:
         """Choices of the settings, each with the dotted keys that it leaves without effect and that are refused."""
         yield from ()
 
     @abstractmethod
     def load(self, settings: S, selection: Selection) -> Dataset:
-        """Loads training and test records. ``load_dataset`` then restricts the training records to the selection.
+        """Loads training and test records, and validation records if the source has some of its own.
+
+        ``load_dataset`` then restricts training and validation records to the selection, and takes validation records
+        from the training records of a source that has none.
 
         Raises:
             DataError: files or records that cannot be used.

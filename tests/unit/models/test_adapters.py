@@ -94,7 +94,7 @@ def test_with_the_adapter_off_the_policy_is_the_base(saved, make_prompts) -> Non
     policy, _ = with_adapter(path)
     untouched = logits(before, processor, make_prompts)
     assert (logits(policy, processor, make_prompts) - untouched).abs().max() > 0.1
-    with policy.without_adapter():
+    with policy.as_reference():
         assert torch.equal(logits(policy, processor, make_prompts), untouched)
     assert (logits(policy, processor, make_prompts) - untouched).abs().max() > 0.1
     assert make_reference(policy) is None

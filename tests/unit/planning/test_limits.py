@@ -31,6 +31,14 @@ def test_the_largest_limit_and_group_fit_and_the_next_do_not(model: ModelSpec, w
     assert fits <= usable_bytes < next_one
 
 
+def test_an_evaluation_during_training_takes_what_training_keeps(model: ModelSpec, work: Workload) -> None:
+    before, during = (Run(model, work, validates=validates).evaluation()["evaluation"] for validates in (False, True))
+    more = during - before
+    kept = Run(model, work).step()["optimizer"]
+    assert more == {part: kept[part] for part in ("reference", "gradients", "optimizer") if kept[part]}
+    assert more["optimizer"] > more["gradients"] > 0
+
+
 def test_shards_take_less_than_one_process_and_buckets_more(model: ModelSpec, work: Workload) -> None:
     strategies = ((1, Distribution.auto), (2, Distribution.ddp), (2, Distribution.fsdp))
     alone, ddp, fsdp = (Run(model, work, processes, strategy).step_bytes() for processes, strategy in strategies)

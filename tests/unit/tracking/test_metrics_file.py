@@ -34,6 +34,21 @@ def test_a_resumed_run_has_each_step_once(resumed: int, every: int, torn: str, t
     assert len(set(found)) == len(found) and found == sorted(found)
 
 
+@pytest.mark.parametrize(
+    ("resumed", "left"), [(0, []), (1, [(0, "validation/a"), (0, "train/a"), (1, "validation/a")])]
+)
+def test_validation_of_the_step_at_which_a_run_is_resumed_stays(
+    resumed: int, left: list[tuple[int, str]], tmp_path: Path
+) -> None:
+    file = MetricsFile(tmp_path / "m")
+    for step in range(3):
+        file.append({"validation/a": 1.0}, step)
+        file.append({"train/a": 1.0}, step)
+    file.drop_from(resumed)
+    found = [json.loads(line) for line in file.path.read_text().splitlines()]
+    assert [(line["step"], list(line)[1]) for line in found] == left
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_null(value: float, tmp_path: Path) -> None:
     MetricsFile(tmp_path / "m").append({"train/loss": value, "train/reward": 1e-300}, 3)

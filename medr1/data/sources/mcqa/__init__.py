@@ -32,12 +32,14 @@ class Mcqa(Source[McqaConfig]):
             raise ConfigError(f"data.path={refusal(path)}")
         if settings.root is not None and not Path(settings.root).is_dir():
             raise ConfigError(f"data.root={settings.root}: no such folder (looked from {Path.cwd()})")
-        for part, names in (("train", settings.files.train), ("test", settings.files.test)):
+        files = settings.files
+        for part, names in (("train", files.train), ("validation", files.validation), ("test", files.test)):
             for name in names:
                 if not (path / name).is_file():
                     raise ConfigError(f"data.files.{part}={name}: no such file in the folder data.path={settings.path}")
-        if settings.files.train and not settings.files.test:
-            raise ConfigError("data.files.train needs data.files.test, the files with test records")
+        if (files.train or files.validation) and not files.test:
+            key = "data.files.train" if files.train else "data.files.validation"
+            raise ConfigError(f"{key} needs data.files.test, the files with test records")
         for key, column in (("image", settings.columns.image), ("options", settings.columns.options)):
             names = column if isinstance(column, list) else [column]
             if not names or not all(isinstance(name, str) and name for name in names):
@@ -52,6 +54,13 @@ class Mcqa(Source[McqaConfig]):
                 "several columns have one each"
             )
 
+    def has_validation(self, settings: McqaConfig) -> bool:
+        return self._has_part(settings) or super().has_validation(settings)
+
+    def _has_part(self, settings: McqaConfig) -> bool:
+        named = bool(settings.files.validation) or (not settings.files.test and settings.validation_part is not None)
+        return settings.split is OwnSplit.auto and named
+
     def check_training(self, settings: McqaConfig) -> None:
         if settings.split is OwnSplit.test_only or (settings.files.test and not settings.files.train):
             key = "data.split=test_only" if settings.split is OwnSplit.test_only else "data.files.test alone"
@@ -59,12 +68,15 @@ class Mcqa(Source[McqaConfig]):
 
     def without_effect(self, settings: McqaConfig) -> Iterator[tuple[str, Sequence[str]]]:
         if settings.split is not OwnSplit.auto:
-            keys = ("data.columns.split", "data.train_part", "data.test_part")
-            yield f"data.split={settings.split}", (*keys, "data.files.train", "data.files.test")
+            keys: tuple[str, ...] = ("data.columns.split", "data.train_part", "data.test_part")
+            keys = (*keys, "data.files.train", "data.files.test", "data.files.validation", "data.validation_part")
+            yield f"data.split={settings.split}", keys
         if settings.split is OwnSplit.test_only:
-            yield f"data.split={settings.split}", ("data.test_fraction", "data.seed")
+            yield f"data.split={settings.split}", ("data.test_fraction", "data.seed", "data.validation_fraction")
+        elif self._has_part(settings):
+            yield "the validation part of the data", ("data.validation_fraction",)
         if settings.files.test:
-            yield "data.files", ("data.columns.split", "data.train_part", "data.test_part")
+            yield "data.files", ("data.columns.split", "data.train_part", "data.test_part", "data.validation_part")
             yield "data.files", ("data.test_fraction", "data.seed")
 
     def load(self, settings: McqaConfig, selection: Selection) -> Dataset:

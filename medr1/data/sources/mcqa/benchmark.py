@@ -53,7 +53,15 @@ class Benchmark(Source[B], Generic[B]):
         if settings.split is not Split.image_grouped:
             yield f"data.split={settings.split}", ("data.test_fraction", "data.seed")
         if settings.split is Split.test_only:
-            yield f"data.split={settings.split}", ("data.train_part",)
+            yield f"data.split={settings.split}", ("data.train_part", "data.validation_fraction")
+        if settings.split is not Split.released:
+            yield f"data.split={settings.split}", ("data.validation_part",)
+        elif settings.validation_part is not None:
+            yield f"data.validation_part={settings.validation_part}", ("data.validation_fraction",)
+
+    def has_validation(self, settings: B) -> bool:
+        own = settings.split is Split.released and settings.validation_part is not None
+        return own or super().has_validation(settings)
 
     def load(self, settings: B, selection: Selection) -> Dataset:
         from medr1.data.sources.mcqa.loading import Division, Input, load_tables
@@ -87,6 +95,8 @@ class Benchmark(Source[B], Generic[B]):
         files = list(self.files(settings))
         parts = dict.fromkeys(part for part, _ in files)
         wanted = {"test_part": settings.test_part} | ({} if test_only else {"train_part": settings.train_part})
+        if settings.split is Split.released and settings.validation_part is not None:
+            wanted["validation_part"] = settings.validation_part
         for key, part in wanted.items() if "" not in parts else ():
             if part not in parts:
                 raise DataError(f"data.{key}={part}: data={settings.name} has the parts {', '.join(parts)}")

@@ -128,7 +128,8 @@ def load_tables(
     ]
     if left_out:
         messages.append(f"{left_out.total()} questions are left out: {_listing(left_out)}{_part_remedy(other_parts)}")
-    return Dataset(train, test, data.fingerprint, facts, [*messages, *leak_messages(leaks), *note_messages(data.notes)])
+    messages += [*leak_messages(leaks), *note_messages(data.notes)]
+    return Dataset(train, test, data.fingerprint, facts, messages, data.of_part("validation"))
 
 
 def _listing(left_out: Mapping[LeftOutReason, int]) -> str:
@@ -138,7 +139,7 @@ def _listing(left_out: Mapping[LeftOutReason, int]) -> str:
 def _part_remedy(parts: Mapping[str, int]) -> str:
     """The parts that are neither for training nor for test, and how to choose them."""
     listing = ", ".join(f"{count} in part {part!r}" for part, count in sorted(parts.items()))
-    return f" ({listing}; data.train_part and data.test_part choose the parts)" if parts else ""
+    return f" ({listing}; data.train_part, data.validation_part and data.test_part choose them)" if parts else ""
 
 
 def _part(part: str, settings: TableConfig, division: Division) -> str | None:
@@ -150,6 +151,8 @@ def _part(part: str, settings: TableConfig, division: Division) -> str | None:
     known = {settings.test_part.casefold(): "test"}
     if not division.test_part_only:
         known = {settings.train_part.casefold(): "train"} | known
+    if settings.validation_part is not None and not division.image_grouped and not division.test_part_only:
+        known = {settings.validation_part.casefold(): "validation"} | known
     return known.get(part.casefold())
 
 

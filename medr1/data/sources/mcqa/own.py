@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
     """
     path = Path(settings.path)
     folder = path if path.is_dir() else path.parent
+    if settings.files.validation:
+        settings = dataclasses.replace(settings, validation_part="validation")
     inputs = _inputs(settings, path, folder)
     columns = settings.columns
     if settings.split is not OwnSplit.auto:
@@ -61,6 +64,7 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
         return [Input(table, part if by_part else "") for part, of_part in tables.items() for table in of_part]
     chosen = [
         *((settings.train_part, path / name) for name in settings.files.train),
+        *(("validation", path / name) for name in settings.files.validation),
         *((settings.test_part, path / name) for name in settings.files.test),
     ]
     if not chosen:
@@ -89,7 +93,8 @@ def _folder(file: Path, folder: Path) -> str:
 def _part_of(file: Path, settings: McqaConfig) -> str:
     """The part that a file name begins with, as "test" in test-00000-of-00001.parquet; empty if it is none."""
     first = re.split(r"[-_. ]", file.stem.casefold())[0]
-    known = {settings.train_part.casefold(): settings.train_part, settings.test_part.casefold(): settings.test_part}
+    parts = (settings.train_part, settings.validation_part, settings.test_part)
+    known = {part.casefold(): part for part in parts if part is not None}
     return known.get(first, first if first in _OTHER_PARTS else "")
 
 

@@ -49,10 +49,12 @@ class ColumnsConfig:
 
 @dataclass
 class FilesConfig:
-    """Files of the training and of the test part, below ``data.path``."""
+    """Files of each part, below ``data.path``."""
 
     train: list[str] = field(default_factory=list)
     """Files with training records."""
+    validation: list[str] = field(default_factory=list)
+    """Files with validation records."""
     test: list[str] = field(default_factory=list)
     """Files with test records."""
 
@@ -70,6 +72,10 @@ class TableConfig(StoredDataConfig):
     """The part of the data that is for training, as the data calls it."""
     test_part: str = "test"
     """The part of the data that is for test, as the data calls it."""
+    validation_part: str | None = None
+    """The part of the data that is for validation, as the data calls it. null: none, see ``data.validation_fraction``.
+
+    Its records then are the validation records."""
     modality_map: dict[str, str] = field(default_factory=_open_map)
     """Groups values of the modality: {value in the data: value in medr1}. Other values stay as they are."""
     question_type_map: dict[str, str] = field(default_factory=_open_map)

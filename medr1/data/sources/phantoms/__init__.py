@@ -35,6 +35,7 @@ class Phantoms(Source[PhantomsConfig]):
     settings = PhantomsConfig
     modalities = tuple(Modality)
     question_types = tuple(QuestionType)
+    adds_validation = True
 
     def load(self, settings: PhantomsConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.phantoms.records import load_phantoms

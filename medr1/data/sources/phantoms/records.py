@@ -27,6 +27,7 @@ class World(StrEnum):
     """Disjoint sets of phantoms, drawn from the same distribution. The base model is pretrained on BASE."""
 
     TRAIN = "train"
+    VALIDATION = "validation"
     TEST = "test"
     BASE = "base"
 
@@ -185,7 +186,12 @@ def fingerprinted(record: Record) -> str:
 
 
 def load_phantoms(settings: PhantomsConfig) -> Dataset:
-    """Training and test records. The fingerprint covers all records and one drawn image of each modality."""
+    """Training, validation and test records. The fingerprint covers the records of training and test and one drawn
+    image of each modality.
+
+    There are validation images in addition to the training images, from the same scanners and without a shortcut:
+    ``validation_fraction`` of their number, at least one of each modality.
+    """
     train = make_records(World.TRAIN, settings.seed, settings.train_images_per_modality, settings.shortcut)
     test = make_records(World.TEST, settings.seed, settings.test_images_per_modality)
     digest = hashlib.sha256()
@@ -195,4 +201,9 @@ def load_phantoms(settings: PhantomsConfig) -> Dataset:
     for record in test[:: questions * settings.test_images_per_modality or 1]:
         digest.update(record.images[0].load(side).tobytes())
     counts = {"questions_train": len(train), "questions_test": len(test), "images_test": len(test) // questions}
-    return Dataset(train, test, digest.hexdigest(), {"counts": counts}, [])
+    validation: list[Record] = []
+    if settings.validation_fraction > 0:
+        images = max(1, round(settings.validation_fraction * settings.train_images_per_modality))
+        validation = make_records(World.VALIDATION, settings.seed, images)
+        counts["questions_validation"] = len(validation)
+    return Dataset(train, test, digest.hexdigest(), {"counts": counts}, [], validation)
