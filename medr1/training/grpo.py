@@ -184,7 +184,7 @@ class GRPOModule(PolicyModule):
             "policy_loss": loss,
             "kl": kl / tokens,
             "clip_ratio": clipped / tokens,
-            **({"train/kl_prcp": kl_prcp / tokens} if self._masks_images else {}),
+            **({"kl_prcp": kl_prcp / tokens} if self._masks_images else {}),
             "entropy": entropy / all_lengths.sum(),
             "completion_length": all_lengths.mean(),
             "completion_clipped_ratio": all_truncated.mean(),
