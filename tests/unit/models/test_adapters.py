@@ -115,6 +115,15 @@ def test_no_gradient_reaches_a_frozen_vision_tower(saved, make_prompts, lora) ->
     assert {name for name, p in policy.named_parameters() if "visual" in name and p.requires_grad} == set()
 
 
+def test_the_reference_leaves_frozen_adapters_frozen(saved) -> None:
+    policy, _ = load(saved[0])
+    set_trainable(policy, freeze_vision_tower=True, lora=LoraConfig(2, 4, LoraTargets.both))
+    trained = policy.trained_state("").keys()
+    with policy.as_reference():
+        pass
+    assert policy.trained_state("").keys() == trained
+
+
 def test_a_choice_that_trains_nothing_is_refused(saved) -> None:
     policy, _ = load(saved[0])
     with pytest.raises(CheckpointError, match="target_modules"):
