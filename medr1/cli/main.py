@@ -102,7 +102,8 @@ def entry_point(command: str) -> None:
                 print(help_text(command))
                 return
             sys.argv[1:] = expand_sets(sys.argv[1:])
-            typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *_OTHER_GROUPS))
+            others = (*_OTHER_GROUPS, "sweep") if command == "train" else _OTHER_GROUPS
+            typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *others))
             sys.argv[1:1] = _of_stored_run(command, typed)
     job = partial({"train": _train, "evaluate": _evaluate}[command], typed=typed)
     try:
@@ -132,6 +133,10 @@ def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:
     commands = ("resume", "run", "sweep", "audit", "compare") if command == "evaluate" else ("resume",)
     if len(chosen := [key for key in commands if given.get(key) is not None]) > 1:
         raise ConfigError(f"{'=, '.join(chosen)}= are different commands; give one of them")
+    for key in chosen:
+        texts = [str(override.input_line) for override in typed if override.get_key_element() == key]
+        if len(texts) > 1 or (key != "compare" and not isinstance(given[key], str | int | float)):
+            raise ConfigError(f"{' '.join(texts)}: give one {key}= in a command")
     if command == "evaluate" and given.get("sweep") is not None:
         SweepDirectory(Path(str(given["sweep"])).absolute()).read()  # before Hydra makes a directory of this name
     for key, schema in (("resume", _SCHEMAS[command]), ("run", TrainConfig)):

@@ -20,13 +20,17 @@ def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Overrid
 
     Raises:
         ConfigError: a word that Hydra cannot read, with the same override in quotes; a list, a number or null for a
-            group.
+            group, or a group that is removed.
     """
     overrides = [_parse(word) for word in words if not word.startswith("-") and ("=" in word or word[:1] in "~+")]
     for override in overrides:
         key, text = override.get_key_element(), str(override.input_line)
         value = override.value()
-        if override.key_or_group not in groups or override.is_delete():
+        if not key.lstrip("+~"):
+            raise ConfigError(f"{text}: an override is written KEY=VALUE")
+        if override.key_or_group in groups and override.is_delete():
+            raise ConfigError(f"{text}: a run has one {override.key_or_group}; choose another one with {key[1:]}=NAME")
+        if override.key_or_group not in groups:
             continue
         if isinstance(value, list | dict):
             options = ",".join(map(str, value))
@@ -70,13 +74,24 @@ def _parse(word: str) -> Override:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         key, separator, value = word.partition("=")
-        if not separator:
+        if not separator or not key.lstrip("+~"):
             raise ConfigError(f"{word}: an override is written KEY=VALUE") from error
+        if not _is_read(f"{key}=1"):
+            detail = "no setting has such a name; a name has letters, digits and the signs _ . / - @"
+            raise ConfigError(f"{word}: {key!r}: {detail}") from error
         raise ConfigError(
             f"{word}: the characters of its value need quotes, which the shell must not remove; type "
             f"{_quoted(key, value)}"
         ) from error
     return override
+
+
+def _is_read(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def _quoted(key: str, value: str) -> str:

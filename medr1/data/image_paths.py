@@ -7,19 +7,16 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
+from medr1.data.data_files import is_beside_the_data
 from medr1.data.images import FileImage, resolve_inside
 from medr1.domain.records import BadRecord, Reason
 
 # difflib takes milliseconds for a folder of thousands of names, and a whole release may be missing.
 _HINTS = 20
-
-
-def is_beside_the_data(name: str) -> bool:
-    """Whether a file or folder of this name holds no data: hidden ones, and what macOS puts into archives."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 class ImagePaths:
@@ -104,6 +101,11 @@ class ImageFiles:
         self._paths = ImagePaths(root)
         self._found: dict[str, FileImage | BadRecord] = {}
 
+    @property
+    def respelled(self) -> dict[str, str]:
+        """The files by the paths that are spelled differently."""
+        return self._paths.respelled
+
     def find(self, written: str) -> FileImage:
         """The image that ``ImagePaths.find`` finds. Raises BadRecord as it does."""
         if written not in self._found:
@@ -115,6 +117,17 @@ class ImageFiles:
         if isinstance(found, BadRecord):
             raise BadRecord(found.reason, found.detail)
         return found
+
+
+def respelled_messages(respelled: Mapping[str, str]) -> list[str]:
+    """What the log says of paths that are spelled differently from their files."""
+    if not respelled:
+        return []
+    written, file = next(iter(respelled.items()))
+    return [
+        f"{len(respelled)} image paths are spelled differently from their files, which are used nevertheless: "
+        f"{written!r} is {file!r}"
+    ]
 
 
 def _key(name: str) -> str:

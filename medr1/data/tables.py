@@ -88,16 +88,24 @@ class JsonTable(Table):
     """A list of objects in a JSON file. The file is in memory while it is read."""
 
     def rows(self) -> Iterator[Row | BadRecord]:
-        for number, record in enumerate(_read_json(self)):
+        for number, record in enumerate(self._records()):
             is_row = isinstance(record, dict)
             yield Row(number, number, record) if is_row else self.bad(number, f"{record!r:.80} is no object")
 
     def value(self, position: int, column: str) -> Any:
-        return _read_json(self)[position][column]
+        return self._records()[position][column]
+
+    def _records(self) -> list[Any]:
+        try:
+            state = self.state()
+        except OSError as error:
+            raise self.unreadable(error) from error
+        return _read_json(self, state)
 
 
 @lru_cache(maxsize=1)
-def _read_json(table: JsonTable) -> list[Any]:
+def _read_json(table: JsonTable, state: tuple[int, int]) -> list[Any]:
+    """The list in a file of this state, so that a file that was written again is read again."""
     try:
         content = json.loads(table.file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

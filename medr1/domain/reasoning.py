@@ -50,12 +50,18 @@ _ANY_TAG = re.compile("|".join(TAGS))
 # A letter, alone or written as an option: "C", "(C)", "C)", "C." or "C) text".
 _CHOICE = re.compile(r"\(?(?P<letter>[A-Ja-j])(?: ?|[).:](?P<rest>.*))", re.DOTALL)
 # Capital letters on their own, but neither the article in "A nodule" nor the letter in "C-spine".
-_CAPITAL = re.compile(r"(?<!\w)(?<!\w\w-)([A-J])(?!\w|-\w\w)(?<!A(?= (?!(?:and|but|is|nor|or|to)\b)[a-z]))")
-# Small letters only where no word can stand: marked as in "b)", or as an item of a list as in "or b".
-_SMALL = re.compile(
-    r"(?<!\w)([a-j])\)|(?:^|[(,;/&|+]|\b(?:and|but|nor|not|or|to|option|answer|choice)\b) ?"
-    r"([a-j])(?= ?(?:$|[,;/&|+):]|\.(?!\w)|(?:and|but|nor|or|to)\b))"
+_CAPITAL = re.compile(
+    r"(?<!\w)(?<!\w\w-)([A-J])(?!\w|-\w\w)"
+    r"(?<!A(?= (?!(?:and|but|is|nor|or|to)\b)[a-z])(?!(?: [a-z]+\.?){1,3} \(?[A-J](?!\w|-\w\w)))"
 )
+# A small "a" only where no word can stand: marked as in "a)", or as an item of a list as in "or a".
+_SMALL_A = re.compile(
+    r"(?<!\w)(a)\)|(?:^|[(,;/&|+]|\b(?:and|but|nor|not|or|to|option|answer|choice)\b) ?"
+    r"(a)(?= ?(?:$|[,;/&|+):]|\.(?!\w)|(?:and|but|nor|or|to)\b))"
+)
+# Other small letters are no words, but "5 g" is a unit, and "c-spine" and "d'emblee" are words.
+_SMALL = re.compile(r"(?<![\w'])(?<!\w\w-)(?<!\d )([b-j])(?![\w']|-\w\w)")
+_ABBREVIATION = re.compile(r"\b(?:e\. ?g|i\. ?e|c\. ?f)\b")
 # A longer block is not the text of an option.
 _MAX_OPTION_LENGTH = 2000
 
@@ -168,7 +174,8 @@ def _only_block(text: str) -> re.Match[str] | None:
 
 def _named(block: str) -> set[str]:
     """The letters that a block names, wherever they stand in it."""
-    small = (marked or listed for marked, listed in _SMALL.findall(block))
+    block = _ABBREVIATION.sub(" ", block.replace("_", " "))
+    small = ["a" for _ in _SMALL_A.findall(block)] + _SMALL.findall(block)
     return {*_CAPITAL.findall(block), *(letter.upper() for letter in small)}
 
 

@@ -6,6 +6,8 @@ import shlex
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medr1.cli.overrides import read_overrides, refuse_others
 from medr1.errors import ConfigError
@@ -57,6 +59,48 @@ def test_what_hydra_reads_is_left_to_it(value: str) -> None:
 def test_a_list_for_a_group_is_refused(value: str, prefix: str) -> None:
     with pytest.raises(ConfigError, match="a run has one modality, not a list of them"):
         read_overrides([f"{prefix}modality={value}"], ("modality",))
+
+
+@pytest.mark.parametrize("word", ["=1", "=", "+=1", "~", "~=", "+", "++", "+ct"])
+def test_an_override_has_a_name_and_a_value(word: str) -> None:
+    with pytest.raises(ConfigError, match="an override is written KEY=VALUE"):
+        read_overrides([word], ())
+
+
+@pytest.mark.parametrize("key", ["数据", "da ta", "+a b", "seed ", "a(b", "'seed'", "a,b"])
+def test_a_name_that_cannot_be_is_named(key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_overrides([f"{key}=1"], ())
+    assert repr(key) in str(error.value) and "no setting has such a name" in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["~modality", "~modality=ct"])
+def test_a_group_cannot_be_removed(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"a run has one modality; choose another one with modality=NAME"):
+        read_overrides([word], ("modality",))
+
+
+WORDS = st.lists(
+    st.sampled_from(["modality", "data.root", "seed", "=", "+", "~", "@", ",", "[", "]", "{", "}", "(", ")", "${", "$"])
+    | st.sampled_from(["'", '"', "\\", " ", ":", "null", "1e5", "range(3)", "choice(", "#", "\n", "\0", "数据"])
+    | st.text(max_size=3)
+    | st.characters(categories=["Cs"]),
+    max_size=8,
+).map("".join)
+
+
+@given(WORDS | st.text() | WORDS.map("data.root={}".format))
+@settings(deadline=None)
+def test_any_word_is_read_or_named_with_a_word_that_is_read(word: str) -> None:
+    try:
+        read_overrides([word], ("modality",))
+    except ConfigError as error:
+        message = str(error)
+        assert word in message
+        if "; type " in message:
+            (typed,) = shlex.split(message.rpartition("; type ")[2])
+            (override,) = read_overrides([typed], ("modality",))
+            assert override.get_key_element() == word.partition("=")[0]
 
 
 def test_words_that_are_no_overrides_are_left_alone() -> None:

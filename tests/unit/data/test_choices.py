@@ -74,7 +74,6 @@ def test_any_value_is_parsed_or_refused_by_name(value: Any) -> None:
         ("[" * 5000, Reason.NO_OPTIONS),
         ("['" + "x" * 30_000 + "']", Reason.NO_OPTIONS),
         ('"left"', Reason.NO_OPTIONS),
-        (["left", None], Reason.MALFORMED),
         (["left", ["right"]], Reason.MALFORMED),
         ({"first": "left"}, Reason.MALFORMED),
         ({"A": "left", "a": "right"}, Reason.DUPLICATE_OPTION),
@@ -89,8 +88,15 @@ def test_options_that_are_refused(value: Any, reason: Reason) -> None:
     assert bad.value.reason is reason
 
 
-def test_absent_options_of_a_mapping_are_left_out() -> None:
-    assert parse_options({"A": "left", "B": 2.0, "C": None, "D": " ", "E": float("nan")}) == {"A": "left", "B": "2"}
+@pytest.mark.parametrize("absent", [None, float("nan"), "", " \n", "\u200b"])
+def test_absent_options_are_left_out_and_the_others_keep_their_letters(absent: Any) -> None:
+    assert parse_options({"A": "left", "B": 2.0, "C": absent}) == {"A": "left", "B": "2"}
+    assert parse_options(["left", 2.0, absent, absent]) == {"A": "left", "B": "2"}
+    gap = parse_options(["left", absent, "right"])
+    assert gap == {"A": "left", "C": "right"}
+    assert parse_answer(2, gap, AnswerFormat.zero_based) == parse_answer(3, gap, AnswerFormat.one_based) == "C"
+    with pytest.raises(BadRecord):
+        parse_answer(1, gap, AnswerFormat.zero_based)
 
 
 OPTIONS = {"A": "1", "B": "b", "C": "A", "D": "Left lung"}
@@ -102,6 +108,8 @@ OPTIONS = {"A": "1", "B": "b", "C": "A", "D": "Left lung"}
         ("D", AnswerFormat.auto, "D"),
         ("left  lung.", AnswerFormat.auto, "D"),
         ("B", AnswerFormat.auto, "B"),  # letter and text agree
+        ("Ｄ", AnswerFormat.auto, "D"),  # noqa: RUF001 (full-width)
+        ("（ｄ）", AnswerFormat.letter, "D"),  # noqa: RUF001
         ("A", AnswerFormat.auto, Reason.AMBIGUOUS_ANSWER),
         ("A", AnswerFormat.letter, "A"),
         ("A", AnswerFormat.text, "C"),

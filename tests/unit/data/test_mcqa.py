@@ -14,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from medr1.cli.main import CONF
 from medr1.config.schema import register
 from medr1.data import images
 from medr1.data.dataset import Dataset, load_dataset
 from medr1.data.sources import SOURCES
+from medr1.data.sources.mcqa.settings import McqaConfig, OwnSplit
 from medr1.domain.records import UNSPECIFIED
 from medr1.errors import ConfigError, DataError
 from medr1.workflows.components import check_typed
@@ -36,6 +39,27 @@ def load(path: Path, *overrides: str) -> Dataset:
     cache = f"data.cache_dir={path.parent / 'cache'}"
     cfg = composed("evaluate", "data=mcqa", f"data.path={path}", cache, *overrides)
     return load_dataset(cfg.data, "all", "all")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(categories=["Cs"]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values, max_size=3),
+    max_leaves=6,
+)
+
+
+def own_settings(path: Path) -> McqaConfig:
+    """The settings for all records of a file as test records, without composing them."""
+    return McqaConfig(
+        name="mcqa", path=str(path), split=OwnSplit.test_only, cache_dir=str(path.parent.parent / "cache")
+    )
+
+
+@pytest.fixture(scope="module")
+def folder_of_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("fuzz") / "data"
+    save_images(folder, 1)
+    return folder
 
 
 def rows(count: int = 6, **changes: Any) -> list[dict[str, Any]]:
@@ -264,7 +288,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "path out of the root": ({"image": "../secret.png"}, "path_leaves_root"),
     "absolute path": ({"image": "/etc/passwd"}, "path_leaves_root"),
     "absolute path on Windows": ({"image": "C:\\secret.png"}, "path_leaves_root"),
-    "image number": ({"image": 7}, "malformed"),
+    "image number": ({"image": 7}, "no_image"),
+    "image that is not given": ({"image": float("nan")}, "no_image"),
+    "invisible image": ({"image": "\u200b"}, "no_image"),
+    "images that are not given": ({"image": [None, "", float("nan")]}, "no_image"),
+    "image of another type": ({"image": True}, "malformed"),
     "damaged base64": ({"image": "data:image/png;base64,iVBORw0K"}, "undecodable_image"),
     "base64 of no image": ({"image": {"bytes": "AAAA"}}, "undecodable_image"),
     "no base64": ({"image": {"bytes": "%%%"}}, "undecodable_image"),
@@ -314,6 +342,88 @@ def test_files_that_cannot_be_read(name: str, content: str | bytes, message: str
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         load(tmp_path / name, "data.split=test_only")
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["image", "question", "options", "answer", "id", "modality", "rationale", "dataset"]),
+            JSON | st.sampled_from(["img/0.png", "img\\0.PNG", "A", "['left', 'right']", "data:image/png;base64,AA"]),
+        ).map(lambda changes: rows(1)[0] | changes)
+        | JSON,
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(["q.json", "q.jsonl"]),
+)
+def test_any_records_are_read_or_named(folder_of_images: Path, records: list[Any], name: str) -> None:
+    path = folder_of_images / name
+    WRITERS[name](path, records)
+    try:
+        loaded = load_dataset(own_settings(path), "all", "all")
+    except DataError as error:
+        assert name in str(error) and "Remedy" in str(error)
+        str(error).encode()
+        return
+    bad = loaded.facts["bad_records"]
+    assert len(loaded.test) + len(bad) == len(records)
+    assert all(f"{name}, record #" in line for line in bad)
+    json.dumps(loaded.facts).encode()
+    for record in loaded.test:
+        assert record.answer in record.options and record.images[0].load(28).size == (40, 40)
+
+
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from(list(WRITERS)))
+@example(b"[" * 100_000, "q.json")
+@example(b"[" * 100_000, "q.jsonl")
+@example(b"[" + b"9" * 5000 + b"]", "q.json")
+@example(b'{"image": ' + b"9" * 5000 + b"}", "q.jsonl")
+@example(b"image,question\n\0,\r", "q.csv")
+def test_any_file_is_read_or_named(folder_of_images: Path, content: bytes, name: str) -> None:
+    path = folder_of_images / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        load_dataset(own_settings(path), "all", "all")
+
+
+BESIDE = [".q.json", "._q.jsonl", ".ipynb_checkpoints/q-checkpoint.json", "__MACOSX/q.csv", "sub/.git/q.parquet"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_the_data_are_skipped_and_counted(name: str, tmp_path: Path) -> None:
+    save_images(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("[{")
+    with pytest.raises(DataError, match=r"no file with one of the suffixes .* but 1 that do not belong"):
+        load(tmp_path, "data.split=test_only")
+    write_json(tmp_path / "q.json", rows())
+    loaded = load(tmp_path, "data.split=test_only")
+    assert len(loaded.test) == 6 and loaded.facts["counts"]["files_skipped"] == 1
+    assert any("1 files are skipped" in message for message in loaded.messages)
+
+
+@pytest.mark.parametrize("place", ["img", "img/1.png", "sub", "sub/q.json"])
+def test_links_to_data_elsewhere_are_followed(place: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    save_images(data)
+    (data / "sub").mkdir()
+    write_json(data / "sub/q.json", rows())
+    words = (f"data.root={data}", "data.split=test_only")
+    expected = load(data, *words)
+    (data / place).rename(tmp_path / "elsewhere")
+    (data / place).symlink_to(tmp_path / "elsewhere")
+    (data / "sub/up").symlink_to(data)
+    assert load(data, *words).fingerprint == expected.fingerprint
+
+
+def test_image_paths_in_another_spelling_are_counted(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = rows()
+    made[1]["image"], made[2]["image"] = "img\\1.PNG", "img%2F2.png "
+    write_json(tmp_path / "q.json", made)
+    loaded = load(tmp_path / "q.json", "data.split=test_only")
+    assert len(loaded.test) == 6 and loaded.facts["counts"]["images_respelled"] == 2
+    assert any("2 image paths are spelled differently" in message for message in loaded.messages)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -180,6 +180,19 @@ SEVERAL = [
     "Ａ）ｏｒ　Ｂ）",
     "Ａ，Ｂ",
     "D) Hepatitis B or C",
+    "A vs B",
+    "A vs. B",
+    "A not B",
+    "A rather than B",
+    "A perhaps (B)",
+    "A_B",
+    "A)_B)",
+    "A.b.c.d",
+    "a: b",
+    'A) "b"',
+    "A) old fracture. b. nodule",
+    "a. old fracture; b: nodule",
+    "A. or maybe b",
 ]
 
 
@@ -199,6 +212,7 @@ def test_a_block_that_names_several_letters_is_no_answer(content: str, options: 
         ("B) A nodule", "B"),
         ("B) nodule, e.g. a large one, i.e. no cyst", "B"),
         ("B) C-spine and T-cells", "B"),
+        ("B) c-spine, 5 d after a fall", "B"),
         ("B: it is b", "B"),
         ("B) not E", "B"),
         ("C) Vitamin A deficiency", "C"),

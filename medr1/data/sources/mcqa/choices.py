@@ -11,7 +11,7 @@ from typing import Any
 
 from medr1.data.value_text import value_as_text
 from medr1.domain.records import LETTERS, BadRecord, Reason
-from medr1.domain.texts import one_line, option_meaning
+from medr1.domain.texts import one_line, option_meaning, plain_line
 
 _MAX_LITERAL = 20_000  # characters of an option list that is written as a text
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
@@ -37,10 +37,10 @@ def text_or_none(value: Any, name: str) -> str | None:
 def parse_options(value: Any) -> dict[str, str]:
     """Options by letter, from a list, a mapping from letters, or either as a text in JSON or in Python.
 
-    Absent values of a mapping are left out: questions with fewer options lack the last ones.
+    Absent values are left out, and the others keep their letters: questions with fewer options lack the last ones.
 
     Raises:
-        BadRecord: another value, keys that are no letters, an empty option in a list, or more options than letters.
+        BadRecord: another value, keys that are no letters, or more options than letters.
     """
     if isinstance(value, str):
         value = _parse_text(value)
@@ -56,9 +56,8 @@ def parse_options(value: Any) -> dict[str, str]:
         options = {}
         for letter, item in zip(LETTERS, value, strict=False):
             text = text_or_none(item, f"option {letter}")
-            if text is None:
-                raise BadRecord(Reason.MALFORMED, f"option {letter} is {item!r}")
-            options[letter] = text
+            if text is not None:
+                options[letter] = text
     else:
         raise BadRecord(Reason.NO_OPTIONS, f"the options are {value!r:.80}, expected a list, a mapping or a text")
     return {letter: one_line(text) for letter, text in options.items()}
@@ -111,13 +110,13 @@ def parse_answer(value: Any, options: Mapping[str, str], form: AnswerFormat = An
         raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, f"the answer is {value!r}")
     found: set[str] = set()
     if form in (AnswerFormat.auto, AnswerFormat.letter):
-        match = _LETTER.fullmatch(text)
+        match = _LETTER.fullmatch(plain_line(text))
         found |= {match[1].upper()} & set(options) if match else set()
     if form in (AnswerFormat.auto, AnswerFormat.text):
         found |= {letter for letter, option in options.items() if option_meaning(option) == option_meaning(text)}
     if form in (AnswerFormat.zero_based, AnswerFormat.one_based) and re.fullmatch(r"\d{1,4}", text):
         index = int(text) - (form is AnswerFormat.one_based)
-        found |= {letter for i, letter in enumerate(options) if i == index}
+        found |= {letter for letter in options if LETTERS.index(letter) == index}
     if len(found) == 1:
         return found.pop()
     listing = ", ".join(f"{letter}) {option}" for letter, option in options.items())

@@ -167,14 +167,11 @@ class Cells:
             content, value = value.get("bytes"), value.get("path")
             if content is EMBEDDED or isinstance(content, str):
                 value = EMBEDDED
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return None
-        if value is EMBEDDED or (isinstance(value, str) and _is_base64(value)):
-            path = f"{self.table.name}#{self.row.number}.{column}" + ("" if item is None else f"[{item}]")
-            return EmbeddedImage(self.table, self.row.position, column, item, path, max_pixels=self.max_pixels)
-        if isinstance(value, str):
-            return below(folder, value.strip())
-        raise BadRecord(Reason.MALFORMED, f"column {column!r} is {value!r:.80}, expected an image")
+        if value is not EMBEDDED and not (isinstance(value, str) and _is_base64(value)):
+            text = text_or_none(value, f"column {column!r}")
+            return None if text is None else below(folder, text)
+        path = f"{self.table.name}#{self.row.number}.{column}" + ("" if item is None else f"[{item}]")
+        return EmbeddedImage(self.table, self.row.position, column, item, path, max_pixels=self.max_pixels)
 
 
 def _is_base64(text: str) -> bool:

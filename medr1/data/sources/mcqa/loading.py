@@ -10,7 +10,7 @@ from pathlib import Path
 from medr1.config.messages import closest
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.image_paths import ImageFiles, is_beside_the_data
+from medr1.data.image_paths import ImageFiles, respelled_messages
 from medr1.data.sources.mcqa.layout import Cells, LeftOut, LeftOutReason, RawQuestion, below
 from medr1.data.sources.mcqa.settings import TableConfig
 from medr1.data.splitting import count_leaks
@@ -54,7 +54,8 @@ def load_tables(
 ) -> Dataset:
     """Reads all tables. ``columns`` must exist, each with the remedy for one that does not.
 
-    ``facts`` has ``counts`` (``left_out`` and ``bad`` by reason, ``image_notes``), ``leaks`` (see
+    ``facts`` has ``counts`` (``left_out`` and ``bad`` by reason, ``image_notes``; ``images_respelled``: paths that are
+    spelled differently from their files), ``leaks`` (see
     ``splitting.count_leaks``), ``bad_records`` and ``image_notes`` (see ``DecodedImage``).
 
     Raises:
@@ -117,6 +118,7 @@ def load_tables(
             "left_out": {reason.value: count for reason, count in sorted(left_out.items())},
             "bad": count_reasons(data.bad),
             "image_notes": len(data.notes),
+            "images_respelled": len(files_below.respelled),
         },
         "leaks": leaks,
         "bad_records": [str(record) for record in data.bad],
@@ -128,7 +130,7 @@ def load_tables(
     ]
     if left_out:
         messages.append(f"{left_out.total()} questions are left out: {_listing(left_out)}{_part_remedy(other_parts)}")
-    messages += [*leak_messages(leaks), *note_messages(data.notes)]
+    messages += [*respelled_messages(files_below.respelled), *leak_messages(leaks), *note_messages(data.notes)]
     return Dataset(train, test, data.fingerprint, facts, messages, data.of_part("validation"))
 
 
@@ -216,14 +218,3 @@ def _guess(name: str, known: Sequence[str]) -> str:
     """The end of a sentence about a name that is not there, with the one that may be meant."""
     near = closest(name, known, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "."
-
-
-def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The files below a folder with one of the suffixes, sorted. Hidden files and folders are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and path.is_file()
-        and not any(map(is_beside_the_data, path.relative_to(folder).parts))
-    )

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from medr1.data.data_files import walk
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources.mcqa.choices import parse_answer, parse_options
 from medr1.data.sources.mcqa.layout import Cells, RawQuestion
-from medr1.data.sources.mcqa.loading import Division, Input, data_files, load_tables
+from medr1.data.sources.mcqa.loading import Division, Input, load_tables
 from medr1.data.sources.mcqa.settings import ColumnsConfig, McqaConfig, OwnSplit
 from medr1.data.tables import SUFFIXES, open_file, open_hub, pickles
 from medr1.domain.records import LETTERS, check_choices
@@ -52,6 +53,10 @@ def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
         place=settings.path,
     )
     how = "by files" if by_file else f"by column {split!r}" if split else "by image content"
+    skipped = [] if any(settings.files.train) or any(settings.files.test) else _skipped(path)
+    dataset.facts["counts"]["files_skipped"] = len(skipped)
+    if skipped:
+        dataset.messages.append(f"{len(skipped)} files are skipped, because they are hidden or below __MACOSX")
     if not division.all_test:
         dataset.messages.append(f"training and test are divided {how}")
     return dataset
@@ -68,10 +73,14 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
         *((settings.test_part, path / name) for name in settings.files.test),
     ]
     if not chosen:
-        files = data_files(path, SUFFIXES) if path.is_dir() else [path]
+        files = [file for file, is_data in walk(path, SUFFIXES) if is_data]
         if not files:
             pickled = "; pickles are never loaded, because they can run any code" if pickles(path) else ""
-            raise DataError(f"data.path={path} has no file with one of the suffixes {', '.join(SUFFIXES)}{pickled}")
+            skipped = len(_skipped(path))
+            but = f" but {skipped} that do not belong to the data (hidden, or below __MACOSX)" if skipped else ""
+            raise DataError(
+                f"data.path={path} has no file with one of the suffixes {', '.join(SUFFIXES)}{but}{pickled}"
+            )
         parts = [_part_of(file, settings) for file in files]
         named = len(files) > 1 and all(parts) and settings.test_part in parts
         chosen = [(part if named else "", file) for part, file in zip(parts, files, strict=True)]
@@ -83,6 +92,11 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
         )
         for part, file in chosen
     ]
+
+
+def _skipped(path: Path) -> list[Path]:
+    """The files below the path that are skipped because they are not part of the data."""
+    return [file for file, is_data in walk(path, SUFFIXES) if not is_data]
 
 
 def _folder(file: Path, folder: Path) -> str:

@@ -14,19 +14,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from medr1.data.image_paths import ImagePaths, is_beside_the_data
+from medr1.data.data_files import walk
+from medr1.data.image_paths import ImagePaths
 from medr1.data.sources.omnimedvqa.problem_text import parse_problem, parse_solution
 from medr1.data.value_text import value_as_text
 from medr1.domain.records import BadRecord, Modality, QuestionType, Reason, check_choices, check_text
 from medr1.domain.texts import is_blank, one_line, option_meaning
 from medr1.errors import DataError
+
+_SUFFIXES = (".json",)
 
 
 class SplitAxis(StrEnum):
@@ -161,7 +163,7 @@ def read_splits(place: Path) -> list[SplitFile]:
 
 def skipped_files(places: Iterable[Path]) -> list[Path]:
     """The JSON files below ``places`` that are skipped because they are not part of the data."""
-    return [path for place in places for path, is_data in _walk(place) if not is_data]
+    return [path for place in places for path, is_data in walk(place, _SUFFIXES) if not is_data]
 
 
 def respell_images(readings: Sequence[Reading], root: Path) -> dict[str, str]:
@@ -184,40 +186,12 @@ def respell_images(readings: Sequence[Reading], root: Path) -> dict[str, str]:
 
 
 def _json_files(place: Path) -> list[Path]:
-    files = [path for path, is_data in _walk(place) if is_data]
+    files = [path for path, is_data in walk(place, _SUFFIXES) if is_data]
     if not files:
         skipped = len(skipped_files([place]))
         but = f" but {skipped} that do not belong to the data (hidden, or below __MACOSX)" if skipped else ""
         raise DataError(f"{place} has no JSON files{but}. Remedy: unpack the question files there, or correct the path")
     return files
-
-
-def _walk(place: Path) -> Iterator[tuple[Path, bool]]:
-    """Each JSON file below a folder, sorted, and whether it belongs to the data; or ``place`` if it is a file.
-
-    Links are followed. A folder that is reached twice, as by a link to a folder above, is read once.
-    """
-    if not place.is_dir():
-        if place.exists():
-            yield place, True
-        return
-    found: list[tuple[Path, bool]] = []
-    # Two sets: a link to a hidden folder may be how the data was installed.
-    seen = {True: {os.path.realpath(place)}, False: set[str]()}
-    for folder, below, names in os.walk(place, followlinks=True):
-        inside = Path(folder)
-        is_data = not any(map(is_beside_the_data, inside.relative_to(place).parts))
-        # Folders before links to them, so that a file keeps the names of the folders that hold it.
-        below.sort(key=lambda name: ((inside / name).is_symlink(), name))
-        for name in list(below):
-            real, visited = os.path.realpath(inside / name), seen[is_data and not is_beside_the_data(name)]
-            if real in visited:
-                below.remove(name)
-            visited.add(real)
-        for name in names:
-            if name.casefold().endswith(".json"):
-                found.append((inside / name, is_data and not is_beside_the_data(name)))
-    yield from sorted(found)
 
 
 def _read_split_file(path: Path) -> SplitFile:

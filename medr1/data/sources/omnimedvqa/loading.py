@@ -10,7 +10,7 @@ from typing import Any
 from medr1.config.settings import ALL
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
-from medr1.data.image_paths import ImageFiles
+from medr1.data.image_paths import ImageFiles, respelled_messages
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, ReleasedAxis
 from medr1.data.sources.omnimedvqa.axes import complete_axes
 from medr1.data.sources.omnimedvqa.files import (
@@ -103,12 +103,7 @@ def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int
     ]
     if counts["files_skipped"]:
         lines.append(f"{counts['files_skipped']} JSON files are skipped, because they are hidden or below __MACOSX")
-    if respelled:
-        written, file = next(iter(respelled.items()))
-        lines.append(
-            f"{len(respelled)} image paths are spelled differently from their files, which are used nevertheless: "
-            f"{written!r} is {file!r}"
-        )
+    lines += respelled_messages(respelled)
     return [*lines, *leak_messages(facts["leaks"]), *note_messages(facts["image_notes"])]
 
 
