@@ -12,6 +12,8 @@ from hydra.errors import HydraException
 from medr1.config.naming import is_below
 from medr1.errors import ConfigError
 
+_REMOVABLE = ("reward.functions", "hydra")  # what has entries that a run may do without
+
 
 def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Override]:
     """The overrides among the words of a command line.
@@ -30,6 +32,8 @@ def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Overrid
             raise ConfigError(f"{text}: an override is written KEY=VALUE")
         if override.key_or_group in groups and override.is_delete():
             raise ConfigError(f"{text}: a run has one {override.key_or_group}; choose another one with {key[1:]}=NAME")
+        if override.is_delete() and not is_below(key, _REMOVABLE):
+            raise ConfigError(f"{text}: a setting cannot be removed; give it another value with {key[1:]}=VALUE")
         if override.key_or_group not in groups:
             continue
         if isinstance(value, list | dict):

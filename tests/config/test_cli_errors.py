@@ -83,6 +83,7 @@ TYPED: dict[str, list[str]] = {
     "resume=[a]": ["resume=[a]", "one resume="],
     "=1": ["=1", "KEY=VALUE"],
     "~modality": ["~modality", "one modality", "modality=NAME"],
+    "~trainer.max_steps": ["~trainer.max_steps", "cannot be removed", "trainer.max_steps=VALUE"],
     "seed": ["'seed'", "missing EQUAL"],
     # Shell completion
     "--shell-completion": ["--shell-completion", "install=SHELL", "bash, zsh or fish"],

@@ -35,7 +35,7 @@ functions:
 FILES = {
     "length.py": LENGTH,
     "reward/length.yaml": YAML,
-    "algorithm/rloo.yaml": "defaults: [grpo]\nname: rloo\n",
+    "algorithm/high_entropy.yaml": "defaults: [grpo]\nname: high_entropy\n",
     "experiment/mine.yaml": "# @package _global_\nseed: 1\n",
 }
 # What is typed between "train.py" and "plugins=plugins", and what the message must say.
@@ -93,7 +93,7 @@ def test_help_lists_the_options_of_plugins(answers: dict[str, Answer]) -> None:
     assert (answer.code, answer.err) == (0, "")
     options = {group.strip(): line.split(" | ") for group, _, line in (row.partition("=") for row in rows(answer.out))}
     assert {"length", "med_r1"} <= {word.strip() for word in options["reward"]}
-    assert {"rloo", "grpo"} <= {word.strip() for word in options["algorithm"]}
+    assert {"high_entropy", "grpo"} <= {word.strip() for word in options["algorithm"]}
     assert {"mine", "paper"} <= {word.strip() for word in options["experiment"]}
 
 

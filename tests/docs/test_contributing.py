@@ -64,7 +64,7 @@ def test_the_test_of_a_reward_passes_and_can_fail(folder: Path) -> None:
     assert subprocess.run(command, cwd=folder, env=found, check=False, timeout=300).returncode == 1
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "plugins=my_plugins algorithm=rloo debug=quick"])
+@pytest.mark.parametrize("command", [*COMMANDS, "plugins=my_plugins algorithm=high_entropy debug=quick"])
 def test_the_examples_train(command: str, folder: Path, tmp_path: Path) -> None:
     words = [
         word.replace("my_plugins", f"{folder}/my_plugins").replace("questions.csv", f"{folder}/questions.csv")

@@ -120,7 +120,7 @@ def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here
     assert stored is not None
     tracked = MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id)
     assert tracked.info.status == "FINISHED" and tracked.data.params["model.url"].endswith("/v1")
-    assert tracked.data.metrics["base/accuracy"] == ours["conditions"]["base"]["overall"]["accuracy"]["value"]
+    assert tracked.data.metrics["test_accuracy"] == ours["conditions"]["base"]["overall"]["accuracy"]["value"]
 
 
 @pytest.mark.long

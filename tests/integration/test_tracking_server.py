@@ -134,7 +134,7 @@ def test_a_server_that_restarts_gets_the_queued_calls(
     run = server.client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED" and run.data.params == {"x": "1"} and run.data.tags["t"] == "1"
     assert server.steps(tracker.run_id, "a") == [0, 1, 2, 3] and server.steps(tracker.run_id, "b") == [2]
-    assert server.files(tracker.run_id) == {"completions.json", "folder", "table_images"}
+    assert server.files(tracker.run_id) == {"completions", "completions.json", "folder", "table_images"}
     assert len(server.files(tracker.run_id, "table_images/completions")) == 2
     read = Path(server.client.download_artifacts(tracker.run_id, "folder/file.txt", str(tmp_path / ".."))).read_text()
     assert read == "new"

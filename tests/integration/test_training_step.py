@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+import medr1.workflows.train
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.models.policy import Policy
 from medr1.models.tensors import PromptBatch
@@ -89,6 +90,7 @@ def test_a_frozen_vision_tower_runs_once_a_step(
         calls.clear()
         with monkeypatch.context() as patch:
             patch.setattr(LocalPredictionStore, "generate", lambda *_, **__: None)  # evaluation runs the tower too
+            patch.setattr(medr1.workflows.train, "report", lambda *_: None)  # there are no predictions
             patch.setattr(Policy, "_image_features", counted)
             run = train_here(tmp_path / name, *settings)
         (weights,) = run.model.glob("*model.safetensors")

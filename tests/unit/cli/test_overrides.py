@@ -104,8 +104,8 @@ def test_any_word_is_read_or_named_with_a_word_that_is_read(word: str) -> None:
 
 
 def test_words_that_are_no_overrides_are_left_alone() -> None:
-    words = ["-m", "--cfg", "job", "--config-dir=/x (1)", "seed=1", "~trainer", "+a=1"]
-    assert [str(o.input_line) for o in read_overrides(words, ())] == ["seed=1", "~trainer", "+a=1"]
+    words = ["-m", "--cfg", "job", "--config-dir=/x (1)", "seed=1", "~reward.functions.format", "+a=1"]
+    assert [str(o.input_line) for o in read_overrides(words, ())] == ["seed=1", "~reward.functions.format", "+a=1"]
 
 
 def test_only_the_allowed_places_may_be_typed() -> None:
