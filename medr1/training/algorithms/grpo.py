@@ -108,11 +108,12 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.clip_cov_lb={o.clip_cov_lb:g} is not below clip_cov_ub={o.clip_cov_ub:g}; no "
                 "token has a covariance between them"
             )
-        if o.kl_prcp_coef == 0 and (o.ori_entropy_loss_coef or o.aug_entropy_loss_coef):
-            raise ConfigError(
-                "algorithm.objective.kl_prcp_coef=0 with ori_entropy_loss_coef or aug_entropy_loss_coef: these belong "
-                "to PAPO; use algorithm=papo, or algorithm.objective.entropy_coef for an entropy bonus"
-            )
+        for name in ("ori_entropy_loss_coef", "aug_entropy_loss_coef"):
+            if o.kl_prcp_coef == 0 and (value := getattr(o, name)):
+                raise ConfigError(
+                    f"algorithm.objective.{name}={value:g} with algorithm.objective.kl_prcp_coef=0: it belongs to "
+                    "PAPO; use algorithm=papo, or algorithm.objective.entropy_coef for an entropy bonus"
+                )
         if o.kl_prcp_coef > 0 and settings.noisy_rollout.gaussian_noise_step > 0:
             raise ConfigError(
                 f"algorithm.objective.kl_prcp_coef={o.kl_prcp_coef:g} with algorithm.noisy_rollout.gaussian_noise_step="
