@@ -278,24 +278,6 @@ class SamplingConfig:
 
 
 @dataclass
-class NoisyRolloutConfig:
-    """NoisyRollout: half of the completions of a prompt are sampled with a noisy image."""
-
-    gaussian_noise_step: int = 0
-    """Strength of the noise at the beginning: a step of a diffusion with 1,000 steps. 0: no noisy images.
-
-    TRL: -. verl: -."""
-    decay_coef: float = 30.0
-    """How steeply the strength falls in the course of the training.
-
-    TRL: -. verl: -."""
-    decay_sig_mid: float = 0.667
-    """Share of the training after which the strength has fallen to half.
-
-    TRL: -. verl: -."""
-
-
-@dataclass
 class ObjectiveConfig:
     """The terms of the loss; their equations are in ``medr1.rl.objective``."""
 

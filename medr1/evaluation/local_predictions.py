@@ -25,6 +25,7 @@ from medr1.generation.engines import Engine
 from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
+from medr1.models.tensors import Completions
 
 
 @dataclass(kw_only=True)
@@ -106,10 +107,8 @@ class LocalPredictionStore(PredictionStore):
             len(batch[0]),
             torch.from_numpy(np.stack(draws)).to(policy.device),
         )
-        texts = processor.decode(completions.ids, completions.mask)
-        lengths, truncated = completions.mask.sum(1).tolist(), completions.truncated.tolist()
-        for request, text, length, cut in zip(requests, texts, lengths, truncated, strict=True):
-            yield prediction(request.record, request.condition, self.mode, text, length, cut)
+        sources = [(request.record, request.condition) for request in requests]
+        yield from _read(processor, completions, sources, self.mode)
 
     def score_options(self, policy: Policy, processor: Processor, condition: str) -> None:
         """Saves the probability of each option at the answer of each prediction of ``condition``, unless its file
@@ -144,6 +143,16 @@ def _uniforms(seed: int, request: Request, max_completion_length: int) -> npt.ND
     return np.random.default_rng(sample_seed(seed, request.record.id, request.sample)).random(max_completion_length)
 
 
+def _read(
+    processor: Processor, completions: Completions, sources: Sequence[tuple[Record, str]], mode: ReasoningMode
+) -> Iterator[Prediction]:
+    """The predictions in a batch of completions, for the record and condition of each."""
+    texts = processor.decode(completions.ids, completions.mask)
+    lengths, truncated = completions.mask.sum(1).tolist(), completions.truncated.tolist()
+    for (record, condition), text, length, cut in zip(sources, texts, lengths, truncated, strict=True):
+        yield prediction(record, condition, mode, text, length, cut)
+
+
 @torch.no_grad()
 def predict(
     policy: Policy,
@@ -169,11 +178,6 @@ def predict(
         batch = records[start : start + batch_size]
         prompts = processor.encode([processor.prompt(r, mode, load(r)) for r in batch])
         completions = engine.generate(policy, prompts.to(policy.device), sampling)
-        texts = processor.decode(completions.ids, completions.mask)
-        lengths, truncated = completions.mask.sum(1).tolist(), completions.truncated.tolist()
-        predictions += [
-            prediction(record, condition, mode, text, length, cut)
-            for record, text, length, cut in zip(batch, texts, lengths, truncated, strict=True)
-        ]
+        predictions += _read(processor, completions, [(record, condition) for record in batch], mode)
         advance(len(batch))
     return predictions

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medr1.tracking.gallery import Answer, Card, gallery
+from medr1.tracking.gallery import Answer, Card, gallery, preview
 from medr1.tracking.offline_queue import OfflineQueue
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ COMPLETIONS_FILE = "completions.json"
 # The tag in which MLflow's interface looks up the tables of a run (mlflow.utils.mlflow_tags).
 TABLES_TAG = "mlflow.loggedArtifacts"
 _IMAGES_FOLDER = "table_images/completions"
-_PREVIEW_PIXELS = 256  # the size of MLflow's own previews
 
 
 class CompletionsTable:
@@ -66,10 +65,8 @@ class CompletionsTable:
         digest = hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:32]
         path = f"{_IMAGES_FOLDER}/{digest}"
         if digest not in self._images:
-            preview = image.convert("RGB")
-            preview.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
             self._queue.log_new_file(f"{path}.png", image.save)
-            self._queue.log_new_file(f"{path}.webp", preview.save)
+            self._queue.log_new_file(f"{path}.webp", preview(image).save)
             self._images.add(digest)
         return {"type": "image", "filepath": f"{path}.png", "compressed_filepath": f"{path}.webp"}
 

@@ -10,11 +10,14 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
-_PREVIEW_PIXELS = 256
+if TYPE_CHECKING:
+    from PIL import Image
+
+_PREVIEW_PIXELS = 256  # the size of MLflow's own previews
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,19 @@ def gallery(title: str, note: str, cards: Sequence[Card]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["preview"] = _preview
+    environment.filters["address"] = _address
     return environment.get_template("gallery.html").render(title=title, note=note, cards=cards)
 
 
-def _preview(image: Image.Image) -> str:
-    """The image as an address that holds it, at most 256 pixels wide and high."""
-    small, file = image.convert("RGB"), io.BytesIO()
+def preview(image: Image.Image) -> Image.Image:
+    """A copy of the image, at most 256 pixels wide and high."""
+    small = image.convert("RGB")
     small.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
-    small.save(file, "WEBP", quality=85)
+    return small
+
+
+def _address(image: Image.Image) -> str:
+    """The preview of the image as an address that holds it."""
+    file = io.BytesIO()
+    preview(image).save(file, "WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

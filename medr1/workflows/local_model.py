@@ -26,21 +26,22 @@ from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.session import Session, prediction_settings, run_controls, run_measures
 
 
-def model_spec(cfg: CommonConfig, *, is_trained: bool = False) -> ModelSpec:
+def model_spec(
+    cfg: CommonConfig, *, weights: tuple[str, Path | None] | None = None, is_trained: bool = False
+) -> ModelSpec:
     """The model of a config, for this machine. ``is_trained``: gradient checkpointing applies.
 
-    If ``model.path`` is a run, its trained model.
+    ``weights``: a checkpoint, and an adapter on it or None. By default those of ``model.path``, of a run its trained
+    model.
     """
-    path, adapter = starting_weights(cfg.model.path)
+    path, adapter = starting_weights(cfg.model.path) if weights is None else weights
     spec = replace(ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg)), path=path, adapter=adapter)
     return spec if is_trained else replace(spec, gradient_checkpointing=False)
 
 
 def load_trained(cfg: CommonConfig, weights: tuple[str, Path | None]) -> tuple[Policy, Processor]:
     """Loads a checkpoint, and an adapter on it or None, in place of the base that the config names."""
-    path, adapter = weights
-    spec = ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg))
-    policy, processor = load_policy(replace(spec, gradient_checkpointing=False, path=path, adapter=adapter))
+    policy, processor = load_policy(model_spec(cfg, weights=weights))
     return policy.to(device_of(cfg)), processor
 
 

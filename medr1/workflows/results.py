@@ -95,7 +95,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
 def _gallery(session: Session, conditions: Mapping[str, list[Prediction]]) -> str:
     """A page with a sample of the test questions, spread over modalities and question types."""
     cfg = session.cfg
-    cells = len(limit_cells(session.tested, 1))
+    cells = len({(record.benchmark, record.modality, record.question_type) for record in session.tested})
     records = limit_cells(session.tested, math.ceil(_GALLERY_QUESTIONS / cells))
     count = min(_GALLERY_QUESTIONS, len(records))
     records = [records[i * len(records) // count] for i in range(count)]

@@ -111,10 +111,8 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         state, best = _fit(session, cfg, policy, processor)
         if not is_first:
             return {}
-        if best is None:
-            _store_model(policy, processor, run.model, state)
-        else:
-            _store_model(policy, processor, run.other_model(CheckpointChoice.last), state)
+        place = run.model if best is None else run.other_model(CheckpointChoice.last)
+        _store_model(policy, processor, place, state)
         del policy, state
         gc.collect()  # breaks the reference cycle module <-> trainer, to free the optimizer state
         if best is not None:

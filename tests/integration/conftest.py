@@ -20,6 +20,19 @@ from tests.composing import composed
 ROOT = CONF.parent
 MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
 
+# Overrides of a run that takes seconds. Tests add their own; of a setting that is given twice the last value counts.
+SMALL_RUN = (
+    "debug=quick",
+    "modality=ct",
+    "reasoning=no_think",
+    "data.train_images_per_modality=8",
+    "data.test_images_per_modality=1",
+    "evaluation.limit=1",
+    "evaluation.shuffled_image=false",
+    "trainer.max_steps=2",
+    "trainer.save_steps=1",
+)
+
 needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the real images (../shared/data/omnimedvqa-mini) are absent")
 
 

@@ -26,21 +26,13 @@ from medr1.workflows.export import export_run
 from medr1.workflows.local_model import load_trained, model_spec
 from medr1.workflows.train import train
 from tests.composing import composed
-from tests.integration.conftest import read_json, train_here
+from tests.integration.conftest import SMALL_RUN, read_json, train_here
 from tests.integration.processes import end, start, train_together
 
 SMALL = (
-    "debug=quick",
-    "modality=ct",
-    "reasoning=no_think",
-    "data.train_images_per_modality=8",
-    "data.test_images_per_modality=1",
+    *SMALL_RUN,
     "trainer.accelerator=cpu",
-    "trainer.max_steps=2",
-    "trainer.save_steps=1",
-    "evaluation.limit=1",
     "evaluation.blank_image=false",
-    "evaluation.shuffled_image=false",
     "tracking=none",
     "algorithm.learning_rate=1e-3",
 )

@@ -12,21 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.integration.conftest import only_run, run_command
+from tests.integration.conftest import SMALL_RUN, only_run, run_command
 from tests.integration.processes import Watched, end, start, train_together
 
 SETTINGS = (
-    "debug=quick",
-    "modality=ct",
-    "reasoning=no_think",
+    *SMALL_RUN,
     "data.train_images_per_modality=12",
     "data.test_images_per_modality=5",
     "trainer.accelerator=cpu",
-    "trainer.max_steps=2",
-    "trainer.save_steps=1",
-    "evaluation.limit=1",
     "evaluation.blank_image=false",
-    "evaluation.shuffled_image=false",
     "tracking=none",
     # Adam makes a step of full size even of a gradient that is zero but for rounding, as that of a key's bias: at a
     # larger rate such steps would in time turn a completion.

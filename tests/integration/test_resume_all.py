@@ -14,24 +14,12 @@ import pytest
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State
 from tests.command_lines import run as command_lines
-from tests.integration.conftest import command, read_json, run_command
+from tests.integration.conftest import SMALL_RUN, command, read_json, run_command
 from tests.integration.processes import end, start
 from tests.integration.test_sweep import only_sweep
 from tests.scripted_server import completion, scripted_server
 
-SMALL = (
-    "debug=quick",
-    "modality=ct",
-    "reasoning=no_think",
-    "data.train_images_per_modality=4",
-    "data.test_images_per_modality=1",
-    "evaluation.limit=1",
-    "evaluation.blank_image=false",
-    "evaluation.shuffled_image=false",
-    "trainer.max_steps=2",
-    "trainer.save_steps=1",
-    "tracking=none",
-)
+SMALL = (*SMALL_RUN, "data.train_images_per_modality=4", "evaluation.blank_image=false", "tracking=none")
 ALGORITHMS = (
     *("grpo", "cispo", "dapo", "dr_grpo", "gspo", "medr1_legacy", "sft", "zero_shot"),
     *("drpo", "gdpo", "noisy_rollout", "papo", "reinforce_pp", "rloo", "sapo"),

@@ -12,23 +12,12 @@ import pytest
 from medr1.config.settings import TrainConfig
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.sweep import State
-from tests.integration.conftest import command, run_command
+from tests.integration.conftest import SMALL_RUN, command, run_command
 from tests.integration.test_sweep import children, only_sweep, tables
 
 pytestmark = pytest.mark.long
 
-SMALL = (
-    "debug=quick",
-    "modality=ct",
-    "reasoning=no_think",
-    "data.train_images_per_modality=8",
-    "data.test_images_per_modality=1",
-    "evaluation.limit=1",
-    "evaluation.blank_image=false",
-    "evaluation.shuffled_image=false",
-    "trainer.max_steps=2",
-    "trainer.save_steps=1",
-)
+SMALL = (*SMALL_RUN, "evaluation.blank_image=false")
 
 
 def test_sft_then_grpo_is_killed_and_repeated(tmp_path: Path) -> None:

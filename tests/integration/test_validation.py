@@ -22,22 +22,10 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.evaluate import evaluate
 from medr1.workflows.train import train
 from tests.composing import composed
-from tests.integration.conftest import read_json, train_here
+from tests.integration.conftest import SMALL_RUN, read_json, train_here
 from tests.integration.processes import end, start, train_together
 
-SMALL = (
-    "debug=quick",
-    "modality=ct",
-    "reasoning=no_think",
-    "data.train_images_per_modality=8",
-    "data.test_images_per_modality=1",
-    "trainer.accelerator=cpu",
-    "trainer.max_steps=4",
-    "trainer.save_steps=1",
-    "evaluation.limit=1",
-    "evaluation.shuffled_image=false",
-    "tracking=none",
-)
+SMALL = (*SMALL_RUN, "trainer.accelerator=cpu", "trainer.max_steps=4", "tracking=none")
 VALIDATED = ("data.validation_fraction=0.25", "trainer.eval_steps=1")
 BEST = "trainer.metric_for_best_model=validation/accuracy"
 # No accuracy improves by more than 1, so that the second evaluation without improvement is that after step 3.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from medr1.config.enums import AdvEstimator, ImportanceSamplingLevel, LossMode, ScaleRewards
-from medr1.config.settings import AlgorithmConfig, NoisyRolloutConfig, ObjectiveConfig, SamplingConfig, TrainConfig
+from medr1.config.settings import AlgorithmConfig, ObjectiveConfig, SamplingConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
@@ -24,6 +24,24 @@ if TYPE_CHECKING:
     from medr1.tracking.tracker import AnyTracker
     from medr1.training.batches import Distortion
     from medr1.training.module import PolicyModule
+
+
+@dataclass
+class NoisyRolloutConfig:
+    """NoisyRollout: half of the completions of a prompt are sampled with a noisy image."""
+
+    gaussian_noise_step: int = 0
+    """Strength of the noise at the beginning: a step of a diffusion with 1,000 steps. 0: no noisy images.
+
+    TRL: -. verl: -."""
+    decay_coef: float = 30.0
+    """How steeply the strength falls in the course of the training.
+
+    TRL: -. verl: -."""
+    decay_sig_mid: float = 0.667
+    """Share of the training after which the strength has fallen to half.
+
+    TRL: -. verl: -."""
 
 
 @dataclass

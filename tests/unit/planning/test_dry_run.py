@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medr1.config.enums import AdvEstimator, LossMode
-from medr1.config.settings import LoraConfig, NoisyRolloutConfig
+from medr1.config.settings import LoraConfig
 from medr1.errors import CheckpointError
 from medr1.models.loading import ModelSpec
 from medr1.models.policy import Policy
@@ -25,7 +25,7 @@ from medr1.planning.memory_ledger import (
     WEIGHTS,
     peak_bytes,
 )
-from medr1.training.algorithms.grpo import GRPOConfig
+from medr1.training.algorithms.grpo import GRPOConfig, NoisyRolloutConfig
 from medr1.training.algorithms.sft import SFTConfig
 from medr1.training.algorithms.zero_shot import ZeroShotConfig
 from tests.conftest import FAMILIES
