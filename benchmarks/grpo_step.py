@@ -136,7 +136,7 @@ class Clock(pl.Callback):
         self.results: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
-        seconds = {phase: float(trainer.callback_metrics[f"time/{phase}"]) for phase in PHASES}
+        seconds = {phase: float(trainer.callback_metrics[f"{phase}_time"]) for phase in PHASES}
         for phase in ("rollout", "step"):
             seconds[phase] += self.ours.encoding
         self.results.append(seconds)

@@ -171,7 +171,7 @@ def test_a_server_killed_during_training_loses_nothing(server: Server, tmp_path:
     assert server.steps(stored.run_id, "train/reward") == list(range(8))
     assert {"summary.json", "results.md", "completions.json", "predictions"} <= server.files(stored.run_id)
     accuracy = read_json(run.summary)["conditions"]["trained"]["overall"]["accuracy"]["value"]
-    assert found.data.metrics["trained/accuracy"] == accuracy
+    assert found.data.metrics["test_accuracy"] == accuracy
 
 
 def installed(program: str) -> str | None:
@@ -267,7 +267,7 @@ def check_child(server: Server, run: RunDirectory, tmp_path: Path) -> None:
     for curve in ("train/reward", "policy_loss", "completion_length"):
         assert server.steps(stored.run_id, curve) == [0, 1, 2], curve
     overall = read_json(run.summary)["conditions"]["trained"]["overall"]
-    assert tracked.data.metrics["trained/accuracy"] == overall["accuracy"]["value"]
+    assert tracked.data.metrics["test_accuracy"] == overall["accuracy"]["value"]
     assert {f"predictions/{name}.jsonl" for name in ("base", "trained")} <= server.files(stored.run_id, "predictions")
     for name in ("summary.json", "results.md", "config.yaml", "completions.json"):
         file = Path(server.client.download_artifacts(stored.run_id, name, str(tmp_path)))
