@@ -35,12 +35,21 @@ _BINS = {0.0: "0", 0.25: "up to 0.25", 0.5: "up to 0.5", 0.75: "up to 0.75", 1 -
 
 @dataclass(frozen=True, slots=True)
 class PassRate:
-    """How many of ``num_generations`` completions of a record were correct, and how many had no readable answer."""
+    """How many of ``num_generations`` completions of a record were correct, and how many had no readable answer.
+
+    Raises:
+        ValueError: counts that contradict each other.
+    """
 
     record: str
     correct: int
     unparsed: int
     num_generations: int
+
+    def __post_init__(self) -> None:
+        counts = (self.correct, self.unparsed, self.num_generations)
+        if {type(count) for count in counts} != {int} or min(counts) < 0 or not 0 < sum(counts) <= 2 * counts[-1]:
+            raise ValueError(f"record {self.record}: {self}")
 
     @property
     def value(self) -> float:
@@ -157,7 +166,7 @@ def read_pass_rates(file: Path) -> list[PassRate]:
         try:
             rates.append(PassRate(**{name: value for name, value in json.loads(line).items() if name in names}))
         except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{file}, line {number} is damaged ({error}); remove the file") from error
+            raise DataError(f"{file}, line {number} is damaged ({error}); start a new run") from error
     return rates
 
 

@@ -108,8 +108,21 @@ def test_rates_are_counted_and_survive_the_file(tmp_path: Path) -> None:
     assert [rate.value for rate in rates] == [0.5] * len(records)
     write_pass_rates(tmp_path / "rates.jsonl", rates)
     assert read_pass_rates(tmp_path / "rates.jsonl") == rates
-    (tmp_path / "rates.jsonl").write_text('{"record": 1}\n')
-    with pytest.raises(DataError, match=r"rates\.jsonl, line 1"):
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"record": "a"}', "[]", "{", '{"record": "a", "correct": "1", "unparsed": 0, "num_generations": 4}'),
+        *(
+            json.dumps({"record": "a", "correct": correct, "unparsed": unparsed, "num_generations": n})
+            for correct, unparsed, n in ((5, 0, 4), (3, 2, 4), (-1, 0, 4), (0, 0, 0), (1.5, 0, 4))
+        ),
+    ],
+)
+def test_damaged_rates_are_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "rates.jsonl").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"rates\.jsonl, line 1 is damaged"):
         read_pass_rates(tmp_path / "rates.jsonl")
 
 
