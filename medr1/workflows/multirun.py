@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from medr1.config.naming import is_below, sweep_name
+from medr1.config.naming import is_below, metric_part, sweep_name
 from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
@@ -122,7 +122,8 @@ def _start_tracker(config: DictConfig, directory: SweepDirectory) -> None:
         tags={"sweep": manifest.title},
         run_id=before.run_id if before else None,
     )
-    tracker.log_params({"rows": manifest.rows, "columns": manifest.columns, **manifest.searched})
+    tracker.log_params({"rows": manifest.rows, "columns": manifest.columns})
+    tracker.log_params({metric_part(key.lstrip("+")): text for key, text in manifest.searched.items()})
     _open_trackers.append(tracker)
 
 
@@ -172,13 +173,14 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     fixed = [f"{k}={v[0]}" for k, v in values.items() if k not in (*varied, *unnamed, "seed")]
     ranges = [of.text for of in swept.space.values()]
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, [*ranges, *fixed]))
-    jobs = [run.job(varied) for run in runs]
+    jobs = [run.job() for run in runs]
     by_name = {job.name: job for job in jobs}
-    for job in jobs:
-        other = by_name[job.name]
-        if other.overrides != job.overrides:
+    last = {job.name: run for run, job in zip(runs, jobs, strict=True)}
+    for run, job in zip(runs, jobs, strict=True):
+        other = last[job.name]
+        if other.overrides != run.overrides:
             raise ConfigError(
-                f"{' '.join(job.overrides)} and {' '.join(other.overrides)} are the same run, because they differ "
+                f"{run.name} and {other.name} are the same run, because they differ "
                 "only in settings that cannot change a prediction; start a sweep for each, with its own output_dir"
             )
     if config.sweep.chain is not None:
@@ -251,7 +253,7 @@ def _check_select(metric: str, runs: Sequence[ComposedRun], jobs: Sequence[Job],
         if different := [key for key in own if own[key] != others.get(key)]:
             key = different[0]
             raise ConfigError(
-                f"{' '.join(run.overrides)}: sweep.select={metric} compares settings on the same records, and {key}="
+                f"{run.name}: sweep.select={metric} compares settings on the same records, and {key}="
                 f"{own[key]} in place of {others.get(key)} changes them; leave it out, or make it the rows of the "
                 f"tables with sweep.rows"
             )

@@ -95,7 +95,8 @@ class Search:
             ConfigError: the settings contradict each other; names them.
         """
         searched = {key: settings[axis(key)] for key in self.swept.space}
-        return [compose(self.config, {**chosen, **searched}).job(self.swept.varied) for chosen in self.cells[cell]]
+        varied = self.swept.varied
+        return [compose(self.config, {**chosen, **searched}, varied).job() for chosen in self.cells[cell]]
 
     def _report(self, trials: Mapping[Cell, Sequence[Trial]], metric: str) -> None:
         """Prints the value of each trial that has ended since the last round."""
@@ -124,7 +125,7 @@ def begin_search(
     manifest.searched = {axis(key): of.text for key, of in swept.space.items()}
     cells: dict[Cell, list[dict[str, str]]] = {}
     for run in probes:
-        of_cell = cells.setdefault(cell_of(run.job(swept.varied).axes, manifest.searched), [])
+        of_cell = cells.setdefault(cell_of(run.job().axes, manifest.searched), [])
         chosen = {key: value for key, value in run.chosen.items() if key not in swept.space}
         of_cell += [chosen] if chosen not in of_cell else []
     search = Search(config, swept, directory, cells)

@@ -6,7 +6,7 @@ import copy
 import itertools
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -35,9 +35,13 @@ _EXAMPLE = "'algorithm.learning_rate=tag(log,interval(1e-5,1e-3))'"
 
 @dataclass(frozen=True, slots=True)
 class ComposedRun:
-    """One run: its value of each key, its composed config, and that config as checked dataclasses."""
+    """One run: its value of each key, its composed config, and that config as checked dataclasses.
+
+    ``varied``: the keys that vary over the sweep.
+    """
 
     chosen: Mapping[str, str]
+    varied: Sequence[str]
     cfg: DictConfig
     settings: TrainConfig
 
@@ -45,12 +49,19 @@ class ComposedRun:
     def overrides(self) -> list[str]:
         return [f"{key}={value}" for key, value in self.chosen.items()]
 
-    def job(self, varied: Iterable[str]) -> Job:
+    @property
+    def name(self) -> str:
+        """What distinguishes the run from others of the sweep, for messages."""
+        return _distinction(self.chosen, self.varied)
+
+    def job(self) -> Job:
         """The run with its values on the axes of the tables. Those of the data have no quotes, as a command may need.
 
         The seed is always an axis, so that a later command can add seeds to the same tables.
         """
-        axes = {axis(key): str(self.cfg[axis(key)].name) if axis(key) in AXES else self.chosen[key] for key in varied}
+        axes = {
+            axis(key): str(self.cfg[axis(key)].name) if axis(key) in AXES else self.chosen[key] for key in self.varied
+        }
         return Job(job_name(self.cfg), axes | {"seed": str(self.cfg.seed)}, self.overrides)
 
 
@@ -95,22 +106,25 @@ def parse(config: DictConfig) -> Swept:
     varied = list(dict.fromkeys([*map(str, params), *swept]))
     rows = axis(config.sweep.rows or rows_of(varied, is_selected=config.sweep.select is not None))
     searched: list[str] = []
+    if several := next((o.input_line for k, o in overrides.items() if k in swept and k.startswith("sweep.")), None):
+        raise ConfigError(f"{several}: a sweep has one value of it")
     if config.sweep.trials is None:
         _check_no_search(config, overrides)
     else:
         searched = [key for key in swept if chosen_axes([axis(key)], rows)]
-        _check_search(config, overrides, searched)
-    return Swept(
-        {key: _values(override) for key, override in overrides.items() if key not in searched},
-        varied,
-        rows,
-        {key: of for key in searched if (of := range_of(overrides[key]))},
-    )
+        _check_search(config)
+    values = {key: _values(override) for key, override in overrides.items() if key not in searched}
+    space = {key: of for key in searched if (of := range_of(overrides[key]))}
+    if config.sweep.trials is not None:
+        _check_space(config.sweep.trials, space)
+    return Swept(values, varied, rows, space)
 
 
 def _values(override: Override) -> list[str]:
     if override.is_interval_sweep():
-        raise ConfigError(f"{override.input_line}: it is not searched; give it one value or several, such as 0,1")
+        raise ConfigError(
+            f"{override.input_line}: the rows of the tables, the algorithm and the seed are not searched; give values"
+        )
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [str(override.get_value_element_as_str())]
@@ -120,14 +134,14 @@ def _check_no_search(config: DictConfig, overrides: Mapping[str, Override]) -> N
     if interval := next((o.input_line for o in overrides.values() if o.is_interval_sweep()), None):
         metric = config.sweep.select or VALIDATION_METRICS[0]
         raise ConfigError(
-            f"{interval}: an interval has no end of values; search it with sweep.trials=20 sweep.select={metric}, or "
-            "give several values"
+            f"{interval}: an interval has infinitely many values; give some of them, or search it with sweep.trials=20 "
+            f"sweep.select={metric}"
         )
     if "sweep.trials_at_once" in overrides:
         raise ConfigError("sweep.trials_at_once= has no effect without sweep.trials; leave it out")
 
 
-def _check_search(config: DictConfig, overrides: Mapping[str, Override], searched: Sequence[str]) -> None:
+def _check_search(config: DictConfig) -> None:
     trials = f"sweep.trials={config.sweep.trials}"
     for key in ("sweep.trials", "sweep.trials_at_once"):
         check_range(key, OmegaConf.select(config, key))
@@ -140,14 +154,17 @@ def _check_search(config: DictConfig, overrides: Mapping[str, Override], searche
         )
     if config.hydra.runtime.choices["hydra/sweeper"] != "basic" or config.hydra.sweeper.get("max_batch_size"):
         raise ConfigError(f"{trials}: hydra/sweeper has no effect; leave it out (max_batch_size: sweep.trials_at_once)")
-    if not searched:
-        raise ConfigError(f"{trials}: nothing is searched; give a setting a range, such as {_EXAMPLE}")
     if find_spec("optuna") is None:
         raise ConfigError(f'{trials} needs Optuna: pip install "medr1[search]"')
-    space = {key: of for key in searched if (of := range_of(overrides[key]))}
-    if size(space) < config.sweep.trials:
+
+
+def _check_space(trials: int, space: Mapping[str, Range]) -> None:
+    if not space:
+        raise ConfigError(f"sweep.trials={trials}: nothing is searched; give a setting a range, such as {_EXAMPLE}")
+    if size(space) < trials:
         raise ConfigError(
-            f"{trials}: there are {size(space)} different settings; leave out sweep.trials, and each of them is run"
+            f"sweep.trials={trials}: there are {size(space)} different settings; leave out sweep.trials, and each of "
+            "them is run"
         )
 
 
@@ -165,47 +182,54 @@ def axis(key: str) -> str:
     return next((name for name in AXES if key == f"{name}.name"), key)
 
 
-def compose(config: DictConfig, chosen: Mapping[str, str]) -> ComposedRun:
-    """Composes and checks the run with these overrides.
+def compose(config: DictConfig, chosen: Mapping[str, str], varied: Sequence[str]) -> ComposedRun:
+    """Composes and checks the run with these values of the keys, of which those of ``varied`` vary over the sweep.
 
     Raises:
-        ConfigError: the run is misconfigured; names its overrides.
+        ConfigError: the run is misconfigured; names its values of the varied keys.
     """
-    overrides = [f"{key}={value}" for key, value in chosen.items()]
+    name = _distinction(chosen, varied)
     try:
+        overrides = [f"{key}={value}" for key, value in chosen.items()]
         cfg = without_hydra(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides))
         settings = checked(cfg, TrainConfig)
         check_environment(settings, run_environment(config.hydra.launcher))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {explain(error, TrainConfig)}") from error
+        raise ConfigError(f"{name}: {explain(error, TrainConfig)}") from error
     except ConfigError as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-    return ComposedRun(chosen, cfg, settings)
+        raise ConfigError(f"{name}: {error}") from error
+    return ComposedRun(chosen, varied, cfg, settings)
+
+
+def _distinction(chosen: Mapping[str, str], varied: Sequence[str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in chosen.items() if key in varied) or "this run"
 
 
 def compose_all(config: DictConfig, swept: Swept) -> list[ComposedRun]:
     """All runs of a sweep, or the probes of a search.
 
     Raises:
-        ConfigError: a run is misconfigured; names its overrides.
+        ConfigError: a run is misconfigured; names its values of the varied keys.
     """
     runs = []
     for chosen in swept.probes():
         try:
-            runs.append(compose(config, chosen))
+            runs.append(compose(config, chosen, swept.varied))
         except ConfigError as error:
-            inside = [
-                key
-                for key, of in swept.space.items()
-                if isinstance(of, Interval) and chosen[key] not in (of.probes[0], of.probes[1])
-            ]
-            if not inside:
-                raise
-            raise ConfigError(
-                f"{error}\nThe interval of {inside[0]} has values that cannot be; whole numbers are "
-                "int(interval(LOW,HIGH)), others choice(A,B) or range(START,STOP,STEP)"
-            ) from error
+            hint = _hint(error, chosen, swept.space)
+            raise ConfigError("\n".join([*str(error).splitlines()[: 4 if hint else None], *hint])) from error
     return runs
+
+
+def _hint(error: ConfigError, chosen: Mapping[str, str], space: Mapping[str, Range]) -> list[str]:
+    """How to give a range whose values cannot be composed."""
+    intervals = {key: of for key, of in space.items() if isinstance(of, Interval)}
+    for key, of in intervals.items():
+        if f"override {key}=" in str(error) and "to Integer" in str(error):
+            return [f"Whole numbers: {key}=int({of.text})"]
+        if chosen[key] not in (of.probes[0], of.probes[1]):
+            return [f"Not every number of {key}={of.text} is possible; use choice(A,B) or range(START,STOP,STEP)"]
+    return []
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
