@@ -102,7 +102,7 @@ def test_a_killed_search_goes_on_with_the_same_trials_all_different_and_in_range
 def test_the_sampler_goes_where_the_metric_is_better(metric: str, finds: bool) -> None:
     late = search(SPACES["interval"], 40, metric=metric)[20:]
     near = [trial for trial in late if abs(float(trial.settings["x"]) - 0.3) < 0.15]
-    assert (len(near) > 12) if finds else (len(near) < 3)
+    assert (len(near) >= 10) if finds else (len(near) < 3)
 
 
 def test_trials_at_once_are_different() -> None:
