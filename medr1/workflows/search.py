@@ -143,7 +143,7 @@ def begin_search(
     manifest.planned = search.trials * sum(map(len, cells.values()))
     directory.add(manifest)
     finished = list(directory.states(manifest.wanted).values()).count(State.FINISHED)
-    print(f"search of {search.trials} trials in {directory.path}: {manifest.planned} runs, {finished} finished")
+    print(f"search in {directory.path}: sweep.trials={search.trials}, {manifest.planned} runs, {finished} finished")
     if done > search.trials:
         print(f"{done} trials were begun by earlier commands; the report has all that are finished, none is added")
     return search
