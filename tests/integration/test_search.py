@@ -21,15 +21,13 @@ pytestmark = pytest.mark.long
 
 METRIC = "validation/accuracy"
 RATE = "algorithm.learning_rate"
-SEARCH = (
-    *("-m", *SMALL_RUN, "algorithm=sft", "evaluation.blank_image=false", f"{RATE}=tag(log,interval(1e-9,1e-2))"),
-    *("algorithm.warmup_ratio=choice(0,0.5)", f"sweep.select={METRIC}", "data.validation_fraction=0.5"),
-    "trainer.eval_steps=1",
-)
+VALIDATED = (*SMALL_RUN, "evaluation.blank_image=false", "data.validation_fraction=0.5", "trainer.eval_steps=1")
+SEARCH = ("-m", *VALIDATED, "algorithm=sft", f"sweep.select={METRIC}")
+RANGES = (f"{RATE}=tag(log,interval(1e-9,1e-2))", "algorithm.warmup_ratio=choice(0,0.5)")
 
 
 def test_a_killed_search_goes_on(tmp_path: Path) -> None:
-    words = (*SEARCH, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"output_dir={tmp_path / 'runs'}")
+    words = (*SEARCH, *RANGES, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"output_dir={tmp_path / 'runs'}")
     process = command("train.py", *words, "sweep.trials=4")
     deadline = time.monotonic() + 400
     while len(list(tmp_path.glob("runs/search*/*/config.yaml"))) < 3:  # the third trial has begun
