@@ -296,6 +296,7 @@ Choose (group=name):
 
 Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
 Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2
+Search for the best values with Optuna: -m sweep.trials=20 sweep.select=METRIC 'KEY=interval(0,1)'
 Your own components (CONTRIBUTING.md): plugins=DIR. Together with --help it lists their options too"""
     )
 

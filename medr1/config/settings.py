@@ -31,6 +31,7 @@ from medr1.config.enums import (
 UNHASHED = {"is_hashed": False}
 MOVABLE = {"may_change": True}  # where something lies; that it has the same content is checked by its fingerprint
 NEUTRAL = {**UNHASHED, **MOVABLE}  # cannot change an answer
+SAME_RECORDS = {"same_records": True}  # a setting of the data that leaves the validation and the test records the same
 
 # By which a checkpoint can be chosen. Those of the second line need evaluation.blank_image.
 VALIDATION_METRICS = ("validation/accuracy", "validation/format_rate", "validation/completion_length")
@@ -178,14 +179,14 @@ class DataConfig:
     """Name of the choice, shown in MLflow and in reports."""
     kind: str = MISSING
     """Data source, set by the schema of the choice."""
-    image_size: int = MISSING
+    image_size: int = field(default=MISSING, metadata=SAME_RECORDS)
     """Side length in pixels to which every image is resized. A multiple of model.image_token_size. For
     resize=square."""
     resize: Resize = Resize.square
     """square: every image has the same size; native: images keep their aspect ratio, in whole image tokens."""
-    min_pixels: int = 3136
+    min_pixels: int = field(default=3136, metadata=SAME_RECORDS)
     """Smaller images are enlarged to about so many pixels, for resize=native. The default is 56 x 56."""
-    max_pixels: int = 200704
+    max_pixels: int = field(default=200704, metadata=SAME_RECORDS)
     """Larger images are reduced to at most so many pixels, for resize=native. The default is 448 x 448."""
     max_images: int = 8
     """Largest number of images of a record. A record with more is refused."""
@@ -575,6 +576,14 @@ class SweepConfig:
     select: str | None = None
     """Validation metric by which the report chooses among the values of settings other than the rows, the algorithm and
     the seed, such as ``validation/accuracy``. null: the report shows all runs."""
+    trials: int | None = None
+    """Search for the settings that are best by ``sweep.select`` with so many trials: Optuna's TPE sampler chooses the
+    values of all varied settings other than the rows, the algorithm and the seed, among ``interval(LOW,HIGH)``,
+    ``tag(log,interval(LOW,HIGH))``, ``int(interval(LOW,HIGH))``, ``choice(A,B)`` or ``range(START,STOP)``. A trial has
+    a run for each seed. Each row and each algorithm has its own trials. null: a run for each combination of values."""
+    trials_at_once: int = 1
+    """Number of trials that are chosen together and handed to the launcher, of each row and algorithm. The sampler
+    knows the values of all trials before these."""
 
 
 @dataclass

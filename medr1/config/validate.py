@@ -148,6 +148,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.early_stopping_patience": (0, 1e9),
     "trainer.early_stopping_threshold": (0, 1e9),
     "plan_memory": (0.001, 1e6),
+    "sweep.trials": (1, 1e6),
+    "sweep.trials_at_once": (1, 1e6),
     "algorithm.binding_steps": (0, 1e9),
     "algorithm.text_steps": (1, 1e9),
     "algorithm.ramp": (1, 1e9),

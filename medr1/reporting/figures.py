@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,22 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
                 histogram.set_ylabel("Records (%)")
             if place + columns >= len(calibrations):
                 histogram.set_xlabel("Confidence (%)")
+        return figure
+
+
+def search_history(trials: Mapping[str, Mapping[int, float]], metric: str, *, maximize: bool) -> Figure:
+    """The value of each trial of a search by its number, and as a line the best value so far. One series a search."""
+    with _style():
+        figure, axes = _plot(1, list(trials))
+        axes.grid(axis="y")
+        for i, (name, values) in enumerate(trials.items()):
+            numbers, heights = list(values), list(values.values())
+            (line,) = axes.step(numbers, list(accumulate(heights, max if maximize else min)), where="post", linewidth=1)
+            axes.plot(numbers, heights, _MARKERS[i % len(_MARKERS)], markersize=3.5, color=line.get_color(), label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set(xlabel="Trial", ylabel=_wrap(metric, 32, 2))
+        if len(trials) > 1:
+            _legend(figure, [axes], list(trials))
         return figure
 
 

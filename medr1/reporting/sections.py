@@ -13,11 +13,12 @@ from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import CheckedRationale, RationaleRates, rationale_rates, select_examples
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, SweepRun, SweepTables
-from medr1.reporting.figures import RELIABILITY, rates, reliability
+from medr1.reporting.figures import RELIABILITY, rates, reliability, search_history
 from medr1.reporting.formatting import axis_label, label, with_interval
 from medr1.reporting.measure_table import measure_rows
 from medr1.reporting.report import GalleryItem, Section, SectionFigure, Span, Verdict
 from medr1.reporting.result_table import ResultTable
+from medr1.runs.search import Cell, Trial
 from medr1.runs.selection import Choice
 
 _MAX_COLUMNS = 3  # columns per figure of a trend; if there are more, only all records are drawn
@@ -55,6 +56,53 @@ def selection_section(choices: Sequence[Choice], metric: str) -> Section:
             rows.append((cell, settings, f"{option.value:.3f}", str(len(option.runs)), mark))
     table = ResultTable(("", "settings", metric, "runs", ""), tuple(rows), ())
     return Section("Chosen settings", sentences, tables=[(f"All settings, by {metric}", table)])
+
+
+def search_section(
+    trials: Mapping[Cell, Sequence[Trial]], choices: Sequence[Choice], metric: str, searched: Mapping[str, str]
+) -> Section:
+    """What a search has tried, what it has found, and what may be quoted of it.
+
+    Args:
+        choices: the best trial of each cell that has finished one.
+        searched: the ranges of the settings by axis.
+    """
+    maximize = greater_is_better(metric)
+    found = {tuple(choice.cell.items()): choice.chosen for choice in choices}
+    names = {cell: ", ".join(label(value) for _, value in cell) for cell in trials}
+    ranges = "; ".join(f"{axis}={text}" for axis, text in searched.items())
+    sentences = [
+        f"This sweep was a search: Optuna's TPE sampler chose {ranges} by the {'largest' if maximize else 'smallest'} "
+        f"{metric}, the mean over seeds."
+    ]
+    tables: list[tuple[str, ResultTable]] = []
+    history: dict[str, dict[int, float]] = {}
+    for cell, own in trials.items():
+        best = found.get(cell)
+        prefix = f"{names[cell]}: " if names[cell] else ""
+        rows: list[tuple[str, ...]] = []
+        for number, trial in enumerate(own, 1):
+            state = str(trial.state)
+            if best is not None and trial.settings == best.settings:
+                state = "best"
+                settings = ", ".join(f"{axis}={value}" for axis, value in best.settings.items())
+                equal = sum(other.value == trial.value for other in own)
+                which = f"the first of {equal} best ones" if equal > 1 else "the best"
+                sentences.append(f"{prefix}Trial {number} of {len(own)} is {which}: {settings} ({best.value:.3f}).")
+            value = "" if trial.value is None else f"{trial.value:.3f}"
+            rows.append((str(number), *trial.settings.values(), value, state))
+        if best is None:
+            sentences.append(f"{prefix}None of {len(own)} trials has finished.")
+        titles = ("trial", *map(axis_label, searched), metric, "")
+        tables.append((f"Trials{' of ' if names[cell] else ''}{names[cell]}", ResultTable(titles, tuple(rows), ())))
+        history[names[cell] or metric] = {n: t.value for n, t in enumerate(own, 1) if t.value is not None}
+    sentences.append(
+        "Tables and figures show the test accuracy of the best trial alone. Only that may be quoted as selected on "
+        "validation; the test records took no part in the search."
+    )
+    caption = f"{metric} of each trial, and as a line the best so far."
+    figure = SectionFigure("search", search_history(history, metric, maximize=maximize), caption)
+    return Section("Search", sentences, [figure], tables)
 
 
 def trend_section(tables: SweepTables) -> Section | None:

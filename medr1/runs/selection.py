@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -31,7 +31,7 @@ class Choice:
     chosen: Option
 
 
-def chosen_axes(axes: Mapping[str, str], rows: str) -> list[str]:
+def chosen_axes(axes: Iterable[str], rows: str) -> list[str]:
     """The axes of a run among whose values is chosen: all but the rows of the tables, the algorithm and the seed."""
     return [axis for axis in axes if axis not in (rows, "algorithm", "seed")]
 

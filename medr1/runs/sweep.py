@@ -49,7 +49,9 @@ class Job:
 class Manifest:
     """The content of sweep.json: all runs by name, and in ``wanted`` the runs of the latest command in its order.
 
-    ``select``: the validation metric by which the report chooses among settings, or "".
+    ``select``: the validation metric by which the report chooses among settings, or "". ``searched``: the ranges that a
+    search draws values from, by axis. ``planned``: the number of runs that the command comes to; those of a search are
+    chosen one after another.
     """
 
     title: str
@@ -59,6 +61,12 @@ class Manifest:
     wanted: list[str]
     jobs: dict[str, Job] = field(default_factory=dict)
     select: str = ""
+    searched: dict[str, str] = field(default_factory=dict)
+    planned: int = 0
+
+    @property
+    def total(self) -> int:
+        return max(self.planned, len(self.wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +83,8 @@ class SweepDirectory:
     def report(self) -> Path:
         return self.path / "report"
 
-    def add(self, manifest: Manifest) -> Manifest:
-        """Adds the manifest to that of earlier commands, and removes the failure marks of the wanted runs."""
+    def add(self, manifest: Manifest, *, retries: bool = True) -> Manifest:
+        """Adds the manifest to that of earlier commands. ``retries``: removes the failure marks of the wanted runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path / ".sweep.lock"):
             before = self.read().jobs if self.manifest_file.exists() else {}
@@ -84,8 +92,9 @@ class SweepDirectory:
             # A list, because the tables have rows and methods in the order of the runs.
             jobs = [asdict(job) for job in manifest.jobs.values()]
             write_json(self.manifest_file, {**asdict(manifest), "jobs": jobs})
-        for name in manifest.wanted:
-            self.run(name).failure.unlink(missing_ok=True)
+        if retries:
+            for name in manifest.wanted:
+                self.run(name).failure.unlink(missing_ok=True)
         return manifest
 
     def read(self) -> Manifest:

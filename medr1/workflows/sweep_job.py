@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +34,7 @@ def run_job(cfg: DictConfig) -> None:
     directory = SweepDirectory(Path(settings.sweep.dir))
     name = Path(settings.runtime.output_dir).name
     manifest = directory.read()
-    number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{len(manifest.wanted)}]"
+    number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{manifest.total}]"
     run = directory.run(name)
     if run.is_locked:  # a sweep that was killed may leave a run behind that continues
         print(f"{number} {name}: waiting for another process that works on it", flush=True)
@@ -80,10 +82,10 @@ def run_job(cfg: DictConfig) -> None:
     write_json(run.timing, {"seconds": seconds})
     states = list(directory.states(manifest.wanted).values())
     durations = [s for job in manifest.wanted if (s := directory.seconds(job)) is not None]
-    waiting = len(states) - states.count(State.FINISHED) - states.count(State.FAILED)
+    waiting = manifest.total - states.count(State.FINISHED) - states.count(State.FAILED)
     left = seconds_left(durations, waiting, _parallel_runs(settings.launcher))
     about = f", about {left / 60:.0f} min left" if left else ""
-    done = f"{states.count(State.FINISHED)} of {len(states)} done{about}"
+    done = f"{states.count(State.FINISHED)} of {manifest.total} done{about}"
     print(f"{number} {name}: {_score(run.summary)} in {seconds:.0f} s; {done}", flush=True)
 
 
@@ -94,6 +96,12 @@ def _wait_for(directory: SweepDirectory, name: str, stop_on_failure: bool, every
             return False
         time.sleep(every)
     return directory.state(name) is State.FINISHED
+
+
+def watch_remote_runs(launcher: DictConfig, directory: SweepDirectory, names: Iterable[str]) -> None:
+    """Prints the progress of runs whose output is written to their own logs only, those of submitit."""
+    if "submitit_folder" in launcher:
+        threading.Thread(target=print_progress, args=(directory, directory.states(names)), daemon=True).start()
 
 
 def print_progress(directory: SweepDirectory, states: dict[str, State], every: float = 5.0) -> None:

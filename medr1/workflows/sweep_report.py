@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.naming import distinct_names, metric_part, safe_name
-from medr1.config.settings import TrainConfig
+from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
@@ -26,9 +26,16 @@ from medr1.reporting.findings import findings
 from medr1.reporting.formatting import markdown
 from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
-from medr1.reporting.sections import measure_section, rationale_section, selection_section, trend_section
+from medr1.reporting.sections import (
+    measure_section,
+    rationale_section,
+    search_section,
+    selection_section,
+    trend_section,
+)
 from medr1.runs.run_directory import RunDirectory
-from medr1.runs.selection import choose, validation_value
+from medr1.runs.search import Cell, Trial, read_trials
+from medr1.runs.selection import Choice, choose, validation_value
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
 from medr1.tracking.history import History
@@ -57,10 +64,21 @@ def report_sweep(place: Path) -> None:
         for name in finished:
             send_pending(directory.run(name))
     axes, selection = {name: manifest.jobs[name].axes for name in finished}, list[Section]()
+    choices: list[Choice] = []
+    trials = read_trials(directory, manifest, manifest.jobs) if manifest.searched else {}
     if manifest.select:
-        values = {name: validation_value(directory.run(name), manifest.select) for name in finished}
+        if manifest.searched:  # a trial counts if the runs of all its seeds are finished
+            whole = [t for of_cell in trials.values() for t in of_cell if t.value is not None]
+            axes = {name: axes[name] for trial in whole for name in trial.runs.values()}
+            if not axes:
+                raise DataError(f"{directory.path}: no trial has finished all its runs; repeat the command")
+        values = {name: validation_value(directory.run(name), manifest.select) for name in axes}
         choices = choose(axes, values, manifest.rows, manifest.select)
-        selection.append(selection_section(choices, manifest.select))
+        selection.append(
+            search_section(trials, choices, manifest.select, manifest.searched)
+            if manifest.searched
+            else selection_section(choices, manifest.select)
+        )
         # Of the options that were not chosen nothing is shown but their validation.
         axes = {name: {**choice.cell, "seed": axes[name]["seed"]} for choice in choices for name in choice.chosen.runs}
         finished = list(axes)
@@ -94,7 +112,9 @@ def report_sweep(place: Path) -> None:
         text.append(f"## {markdown(method)}\n\n{table.to_markdown()}")
         console.print(f"\n{method}", style="bold", markup=False)
         console.print(table)
-    for title, table in measures.tables if measures else ():
+    for title, table in (
+        pair for section in (*selection, *([measures] if measures else [])) for pair in section.tables
+    ):
         text.append(f"## {markdown(title)}\n\n{table.to_markdown()}")
     names = distinct_names((m.method for m in tables.matrices), lambda method: safe_name(method.replace(" ", "_")))
     for matrix in tables.matrices:
@@ -103,7 +123,7 @@ def report_sweep(place: Path) -> None:
     for sentence in shown:
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
-    _track(directory, states, tables, console)
+    _track(directory, states, tables, console, choices, trials, manifest.select)
 
 
 def _read(run: RunDirectory, axes: Mapping[str, str]) -> SweepRun:
@@ -184,8 +204,16 @@ def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
     return {key: ", ".join(sorted(values)) for key, values in found.items()}
 
 
-def _track(directory: SweepDirectory, states: Mapping[str, State], tables: SweepTables, console: Console) -> None:
-    """Logs the report and its summary metrics to the sweep's own run in MLflow."""
+def _track(
+    directory: SweepDirectory,
+    states: Mapping[str, State],
+    tables: SweepTables,
+    console: Console,
+    choices: Sequence[Choice],
+    trials: Mapping[Cell, Sequence[Trial]],
+    metric: str,
+) -> None:
+    """Logs the report, its summary metrics and the chosen settings to the sweep's own run in MLflow."""
     stored = stored_run(directory.path)
     if stored is None:
         return
@@ -207,6 +235,32 @@ def _track(directory: SweepDirectory, states: Mapping[str, State], tables: Sweep
                 parts = {"diagonal": g.diagonal, "off_diagonal": g.off_diagonal, "gap": g.gap}
                 numbers |= {f"{name}/{method}": estimate.value for name, estimate in parts.items()}
         tracker.log_metrics(numbers, 0)
+        _track_choices(tracker, choices, trials, metric)
         tracker.log_artifact(directory.report)
         tracker.end_run("FINISHED" if set(states.values()) == {State.FINISHED} else "FAILED")
         console.print(f"MLflow: {tracker.ui_command()}", soft_wrap=True, highlight=False)
+
+
+def _track_choices(
+    tracker: Tracker, choices: Sequence[Choice], trials: Mapping[Cell, Sequence[Trial]], metric: str
+) -> None:
+    """Logs the best settings of each row and algorithm as tags, its value, and for a search that of each trial."""
+    best_of = max if greater_is_better(metric) else min
+    for choice in choices:
+        cell = [metric_part(value) for value in choice.cell.values()]
+        tracker.set_tags(
+            {
+                ".".join(["best", *cell, metric_part(key.lstrip("+"))]): value
+                for key, value in choice.chosen.settings.items()
+            }
+        )
+        best = "/".join(["best", *cell, metric])
+        if not trials:
+            tracker.log_metrics({best: choice.chosen.value}, 0)
+            continue
+        so_far: list[float] = []
+        for number, trial in enumerate(trials[tuple(choice.cell.items())], 1):
+            if trial.value is not None:
+                so_far.append(trial.value)
+                values = {"/".join(["trial", *cell, metric]): trial.value, best: best_of(so_far)}
+                tracker.log_metrics(values, number)

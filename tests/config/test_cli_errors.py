@@ -203,6 +203,32 @@ TYPED: dict[str, list[str]] = {
     "-m algorithm=zero_shot,grpo sweep.select=validation/accuracy": ["algorithm=zero_shot", "sweep.select"],
     "-m algorithm=sft,grpo sweep.chain=seed": ["sweep.chain=seed", "several values"],
     "experiment=sft_then_grpo algorithm=grpo": ["sweep.chain=algorithm", "several values"],
+    # Search. VALIDATED and RATE are written out below.
+    "-m RATE": ["learning_rate=interval(1e-5,1e-3)", "sweep.trials=20 sweep.select=validation/accuracy"],
+    "-m sweep.trials=3 RATE": ["sweep.trials=3 needs the metric", "sweep.select=validation/accuracy"],
+    "-m sweep.trials=3 VALIDATED algorithm=sft,grpo": ["sweep.trials=3", "nothing is searched"],
+    "-m sweep.trials=0 VALIDATED RATE": ["sweep.trials=0", "between 1"],
+    "-m sweep.trials=1,2 VALIDATED RATE": ["sweep.trials=1,2", "one value"],
+    "-m sweep.trials=9 VALIDATED reward=med_r1,accuracy_only": ["sweep.trials=9", "2 different settings"],
+    "-m sweep.trials_at_once=2 seed=0,1": ["sweep.trials_at_once= has no effect without sweep.trials"],
+    "sweep.trials=3": ["sweep.trials= has no effect", "no sweep"],
+    "-m sweep.trials=3 VALIDATED algorithm.learning_rate=interval(1e-3,1e-5)": ["interval(1e-3,1e-5)", "less than"],
+    "-m sweep.trials=3 VALIDATED algorithm.learning_rate=interval(0,10)": ["learning_rate=10.0", "between 0 and 1"],
+    "-m sweep.trials=3 VALIDATED RATE trainer.train_batch_size=interval(8,16)": [
+        "train_batch_size=8.0",
+        "trainer.train_batch_size=int(interval(8,16))",
+    ],
+    "-m sweep.trials=3 VALIDATED RATE data.image_size=int(interval(28,112))": [
+        "data.image_size=79",
+        "choice(A,B) or range(START,STOP,STEP)",
+    ],
+    "-m sweep.trials=3 VALIDATED RATE evaluation.validation_limit=1,2": ["evaluation.validation_limit=2 in place of 1"],
+    "-m VALIDATED algorithm.learning_rate=1e-4,1e-3 data.seed=0,1": ["data.seed=1 in place of 0"],
+    "-m sweep.trials=3 VALIDATED RATE trainer.save_steps=1,2": ["save_steps=1", "save_steps=2 are the same run"],
+    "-m sweep.trials=3 VALIDATED RATE seed=interval(0,4)": ["seed=interval(0,4)", "not searched"],
+    "-m sweep.trials=3 VALIDATED RATE sweep.rows=algorithm.learning_rate": ["rows", "not searched"],
+    "-m sweep.trials=3 VALIDATED RATE sweep.chain=algorithm algorithm=sft,grpo": ["sweep.chain=algorithm", "exclude"],
+    "-m sweep.trials=3 VALIDATED RATE hydra.sweeper.max_batch_size=2": ["hydra/sweeper", "sweep.trials_at_once"],
     "evaluate.py checkpoint=best": ["checkpoint= has no effect", "run=RUN_DIR"],
     "data=benchmarks": ["data=benchmarks needs data.sets="],
     "data.sets=phantoms": ["data.sets=phantoms", "data.sets=[slake,vqa_rad]"],
@@ -241,6 +267,10 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py export=out": ["export=out needs run="],
     "evaluate.py merge=false": ["merge=false is a setting of export=DIR"],
     "evaluate.py trainer.max_steps=3": ["'trainer.max_steps'"],
+}
+_WRITTEN_OUT = {
+    "VALIDATED": "trainer.eval_steps=2 data.validation_fraction=0.1 sweep.select=validation/accuracy",
+    "RATE": "algorithm.learning_rate=interval(1e-5,1e-3)",
 }
 HELP = ["train.py --help", "evaluate.py -h"]
 
@@ -302,6 +332,7 @@ def answers(folder: Path) -> dict[str, Answer]:
     for script in ("train.py", "evaluate.py"):  # not in one process: they register different config groups
         given = [line for line in (*HELP, *TYPED) if line.startswith("evaluate.py") == (script == "evaluate.py")]
         lines = [line if line.split()[0].endswith(".py") else f"{script} {line}" for line in given]
+        lines = [" ".join(_WRITTEN_OUT.get(word, word) for word in line.split()) for line in lines]
         found |= zip(given, run([(folder, line) for line in lines]), strict=True)
     return found
 

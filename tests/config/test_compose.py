@@ -25,7 +25,7 @@ from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
-from medr1.workflows.multirun import _axes
+from medr1.workflows.sweep_runs import ComposedRun
 from tests.composing import check
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -373,4 +373,7 @@ def test_the_axes_of_a_table_have_the_values_without_quotes(key: str) -> None:
     word = '"Chest X-ray"'
     cfg = compose("train", overrides=[f"{key}={word}", "algorithm=sft"])
     chosen = {key: word, "algorithm": "sft"}
-    assert _axes(cfg, [key, "algorithm"], chosen) == {"modality": "Chest X-ray", "algorithm": "sft"}
+    settings = OmegaConf.to_object(cfg)
+    assert isinstance(settings, TrainConfig)
+    job = ComposedRun(chosen, [key, "algorithm"], cfg, settings).job()
+    assert job.axes == {"modality": "Chest X-ray", "algorithm": "sft", "seed": "0"}

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from medr1.cli.main import CONF
 from medr1.cli.overrides import expand_sets
 from medr1.config.schema import register, register_sweeps
+from medr1.config.search_space import range_of
 from medr1.workflows.components import check_typed
 from tests.composing import check
 
@@ -30,12 +31,14 @@ PAGES = {
 }
 README = PAGES["README.md"]
 # Commands with plugins= need a folder of plugins: tests/docs/test_contributing.py runs those of CONTRIBUTING.md.
+# To the end of the line, or to a comment, a backtick or a parenthesis that the command has not opened.
+_WORDS = r"(?:[^\n#`()]|\((?:[^\n#`()]|\([^\n#`()]*\))*\))*"
 COMMANDS = sorted(
     {
         command
         for name, page in PAGES.items()
         if name != "CHANGELOG.md"
-        for command in re.findall(r"(?:python (?:train|evaluate)\.py|medr1-(?:train|evaluate)) ?[^\n#`)]*", page)
+        for command in re.findall(rf"(?:python (?:train|evaluate)\.py|medr1-(?:train|evaluate)) ?{_WORDS}", page)
         if "plugins=" not in command and " -sc " not in command
     }
 )
@@ -57,10 +60,9 @@ def test_every_command_composes_and_passes_the_checks(
     assert all("=" in word or word in ("-m", "--help", "--cfg", "job") for word in words)
     single = []
     for override in OverridesParser.create().parse_overrides(overrides):
-        values = (
-            override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
-        )
-        single.append(f"{override.get_key_element()}={next(iter(values))}")
+        found = range_of(override)
+        values = found.probes if found else [override.get_value_element_as_str()]
+        single.append(f"{override.get_key_element()}={values[0]}")
     register()
     ConfigStore.instance().repo.pop("sweep", None)  # as in evaluate.py, where it is a directory and not a group
     if name == "train":

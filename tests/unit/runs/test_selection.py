@@ -14,8 +14,9 @@ from medr1.reporting.sections import selection_section
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.selection import choose, validation_value
 from medr1.runs.sweep import Job, Manifest, SweepDirectory
-from medr1.workflows.multirun import _chained, _rows
+from medr1.workflows.multirun import _chained
 from medr1.workflows.sweep_job import _wait_for
+from medr1.workflows.sweep_runs import rows_of
 from tests.composing import composed
 
 RATE = "algorithm.learning_rate"
@@ -107,7 +108,7 @@ def test_each_stage_continues_the_run_of_the_stage_before_with_the_same_other_se
     ],
 )
 def test_what_is_chosen_among_makes_no_rows(varied: list[str], is_selected: bool, rows: str) -> None:
-    assert _rows(varied, is_selected=is_selected) == rows
+    assert rows_of(varied, is_selected=is_selected) == rows
 
 
 @pytest.mark.parametrize(("mark", "expected"), [("finished", True), ("failure", False)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from medr1.config.settings import DataConfig
+from medr1.config.settings import SAME_RECORDS, DataConfig
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
@@ -22,7 +22,7 @@ class PhantomsConfig(DataConfig):
     """Training images of each modality, with one question of each type."""
     test_images_per_modality: int = 80
     """Test images of each modality, with one question of each type. Half of them come from a held-out scanner."""
-    shortcut: float = 0.0
+    shortcut: float = field(default=0.0, metadata=SAME_RECORDS)
     """Fraction of training questions of each type whose correct letter is that of the scanner.
 
     Without a shortcut it is 0.25, by chance; values up to 0.25 change nothing."""
