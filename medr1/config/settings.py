@@ -194,9 +194,9 @@ class DataConfig:
     """Share of the training images that are used for validation and not for training. 0: none.
 
     Phantoms are made for it in addition: the training records stay the same."""
-    filter: FilterConfig = field(default_factory=FilterConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig, metadata=SAME_RECORDS)
     """Which training records are trained on, by their difficulty."""
-    curriculum: Curriculum = Curriculum.none
+    curriculum: Curriculum = field(default=Curriculum.none, metadata=SAME_RECORDS)
     """Order of the training records in each epoch: shuffled (``none``), or from easy to hard, by falling pass rate.
 
     TRL: -. verl: data.sampler.class_name."""

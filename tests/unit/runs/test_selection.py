@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from medr1.config.schema import marked_keys
 from medr1.errors import ConfigError, DataError
 from medr1.reporting.sections import selection_section
 from medr1.runs.run_directory import RunDirectory
@@ -127,3 +128,9 @@ def test_a_stage_does_not_wait_for_one_that_will_not_start(tmp_path: Path) -> No
     directory.run("a").path.mkdir()
     directory.run("a").failure.write_text("{}")
     assert _wait_for(directory, "b", stop_on_failure=True) is False
+
+
+def test_settings_of_training_records_alone_can_be_chosen_among() -> None:
+    same = set(marked_keys(composed("train").data, "same_records"))
+    assert {"image_size", "shortcut", "filter", "curriculum"} <= same
+    assert same.isdisjoint({"validation_fraction", "seed", "test_images_per_modality", "train_images_per_modality"})
