@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_SYNC_EVERY = 16  # lines
 
 
 @contextmanager
@@ -43,6 +45,29 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
+
+
+@contextmanager
+def append_lines(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that appends a JSON line to ``path``.
+
+    A kill leaves at most one incomplete line, see ``drop_torn_line``; a power failure loses at most ``_SYNC_EVERY``.
+    """
+    count = 0
+    with path.open("ab") as file:
+
+        def append(line: Any) -> None:
+            nonlocal count
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            count += 1
+            if count % _SYNC_EVERY == 0:
+                os.fsync(file.fileno())
+
+        try:
+            yield append
+        finally:
+            os.fsync(file.fileno())
 
 
 def drop_torn_line(path: Path) -> None:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medr1.cli.overrides import expand_sets, read_overrides, refuse_others
 from medr1.cli.process import prepare_process
+from medr1.config.naming import is_below
 from medr1.config.paths import CONF
 from medr1.config.processes import check_processes
 from medr1.config.schema import groups, marked_keys, register_sweeps
@@ -185,7 +186,10 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
                 ("audit", "output_dir", "tracking", "plugins", *(("data", "data@data") if is_data else ())),
                 "audit=data audits data= as it is" if is_data else "audit=DIR reads question files as they are",
             )
-            (audit_records if is_data else audit_files)(components.checked(cfg, EvaluateConfig), run_directory())
+            settings = components.checked(cfg, EvaluateConfig)
+            names = (override.get_key_element() for override in typed)
+            components.check_typed([settings], [name for name in names if is_below(name, components.DIFFICULTY)])
+            (audit_records if is_data else audit_files)(settings, run_directory())
         elif cfg.compare is not None:
             refuse_others(typed, ("compare", "output_dir", "tracking"), "compare= reads finished runs as they are")
             from medr1.workflows.compare_runs import compare_runs

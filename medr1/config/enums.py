@@ -27,6 +27,13 @@ class CheckpointChoice(StrEnum):
     last = "last"
 
 
+class Curriculum(StrEnum):
+    """Order of the training records: shuffled, or from easy to hard by the pass rate of the model before training."""
+
+    none = "none"
+    pass_rate = "pass_rate"
+
+
 class Precision(StrEnum):
     """Precision of the weights and the arithmetic."""
 

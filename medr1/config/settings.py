@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from medr1.config.enums import (
     Attention,
     CheckpointChoice,
+    Curriculum,
     Distribution,
     ImportanceSamplingLevel,
     KLLossType,
@@ -146,6 +147,30 @@ class ServerConfig(ModelConfig):
 
 
 @dataclass
+class FilterConfig:
+    """Difficulty of the training records: the pass rate of the model that training starts from, ``model.path``."""
+
+    pass_rate: list[float] | None = None
+    """Smallest and largest pass rate of the records that are trained on, such as ``[0.1,0.9]``. null: all records.
+
+    TRL: -. verl: -."""
+    num_generations: int = 16
+    """Completions of each training record from which its pass rate is computed, for the filter and the curriculum.
+
+    TRL: -. verl: -."""
+    temperature: float | None = None
+    """Temperature of these completions. null: that of training, ``algorithm.sampling.temperature``; 1.0 if the
+    algorithm samples nothing.
+
+    TRL: -. verl: -."""
+    seed: int = 0
+    """Seed of these completions. It is not that of the run, so that runs with different seeds have the same
+    records.
+
+    TRL: -. verl: -."""
+
+
+@dataclass
 class DataConfig:
     """Settings of every data source. Each source adds its own, see ``medr1.data.sources``."""
 
@@ -168,6 +193,17 @@ class DataConfig:
     """Share of the training images that are used for validation and not for training. 0: none.
 
     Phantoms are made for it in addition: the training records stay the same."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Which training records are trained on, by their difficulty."""
+    curriculum: Curriculum = Curriculum.none
+    """Order of the training records in each epoch: shuffled (``none``), or from easy to hard, by falling pass rate.
+
+    TRL: -. verl: data.sampler.class_name."""
+
+    @property
+    def needs_pass_rates(self) -> bool:
+        """Whether training records are chosen or ordered by their pass rates."""
+        return self.filter.pass_rate is not None or self.curriculum is Curriculum.pass_rate
 
 
 @dataclass

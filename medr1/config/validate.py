@@ -23,6 +23,7 @@ from medr1.config.settings import (
     VALIDATION_METRICS,
     CommonConfig,
     EvaluationConfig,
+    FilterConfig,
     ServerConfig,
     TrainConfig,
 )
@@ -56,6 +57,7 @@ def _typed(cfg: DictConfig, schema: type[T]) -> T:
     settings = OmegaConf.to_object(cfg)
     assert isinstance(settings, schema)
     _check_images(settings)
+    _check_filter(settings.data.filter)
     _check_evaluation(settings.evaluation)
     if isinstance(settings, TrainConfig):
         _check_training(settings)
@@ -105,6 +107,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.max_pixels": (1, 1e10),
     "data.max_images": (1, 1000),
     "data.validation_fraction": (0, 0.9),
+    "data.filter.num_generations": (1, 256),
+    "data.filter.temperature": (1e-3, 100),
+    "data.filter.seed": (0, 2**32 - 1),
     "algorithm.learning_rate": (0, 1),
     "algorithm.warmup_ratio": (0, 1),
     "algorithm.max_grad_norm": (1e-9, 1e9),
@@ -199,6 +204,23 @@ def _check_images(cfg: CommonConfig) -> None:
         raise ConfigError(
             "model.attn_implementation=flash_attention_2 needs half precision; use model.dtype=bfloat16 or "
             "model.attn_implementation=sdpa"
+        )
+
+
+def _check_filter(cfg: FilterConfig) -> None:
+    """Checks that there are pass rates that ``data.filter.pass_rate`` lets through."""
+    if cfg.pass_rate is None:
+        return
+    if len(cfg.pass_rate) != 2 or not 0 <= cfg.pass_rate[0] <= cfg.pass_rate[1] <= 1:
+        raise ConfigError(
+            f"data.filter.pass_rate={cfg.pass_rate}: give the smallest and the largest pass rate, two numbers between "
+            "0 and 1 in this order, such as [0.1,0.9], or null"
+        )
+    (low, high), n = cfg.pass_rate, cfg.num_generations
+    if not any(low <= correct / n <= high for correct in range(n + 1)):
+        raise ConfigError(
+            f"data.filter.pass_rate={cfg.pass_rate}: no share of data.filter.num_generations={n} completions lies "
+            "between these; use a wider interval or more completions"
         )
 
 

@@ -111,7 +111,7 @@ def assemble(
     if not usable:
         raise DataError(f"{place}: the files hold no record. Remedy: {remedy}")
     contents = group_by_content(images.values())
-    records = _to_records(usable, contents)
+    records = _to_records(usable, contents, images)
     parts = [draft.part for draft in usable]
     if image_grouped:
         parts = image_grouped_parts(records, settings.test_fraction, settings.seed)
@@ -179,14 +179,17 @@ def _report_bad(place: str, bad: list[BadRecord], on_bad: OnBadRecord, remedy: s
     raise DataError(f"{place}: {which} be used: {listing}\nRemedy: {remedy}")
 
 
-def _to_records(drafts: Iterable[Draft], contents: Mapping[str, str]) -> list[Record]:
-    """The records with the content ids of their images. Predictions are stored by id, so repeated ids are numbered."""
+def _to_records(drafts: Iterable[Draft], contents: Mapping[str, str], facts: Mapping[str, ImageFacts]) -> list[Record]:
+    """The records with the content ids and hashes of their images. Predictions are stored by id, so repeated ids are
+    numbered."""
     records: list[Record] = []
     seen: Counter[str] = Counter()
     for record in (draft.record for draft in drafts):
         seen[record.id] += 1
         identity = record.id if seen[record.id] == 1 else f"{record.id}~{seen[record.id]}"
-        images = tuple(image.with_content_id(contents[image.path]) for image in stored_images(record))
+        images = tuple(
+            image.with_content_id(contents[image.path], facts[image.path].sha256) for image in stored_images(record)
+        )
         records.append(dataclasses.replace(record, id=identity, images=images))
     return records
 

@@ -37,7 +37,8 @@ class Dataset:
     """Training and validation records of the selected modality and question type, and test records of all of them.
 
     ``fingerprint`` identifies the data. ``facts`` are JSON-serializable statistics of the source. ``messages``
-    summarise them for the log.
+    summarise them for the log. ``pass_rates``: the difficulty of each training record, if a training goes from easy to
+    hard by it, else empty.
     """
 
     train: list[Record]
@@ -46,6 +47,7 @@ class Dataset:
     facts: dict[str, Any]
     messages: list[str]
     validation: list[Record] = dataclasses.field(default_factory=list)
+    pass_rates: list[float] = dataclasses.field(default_factory=list)
 
 
 def load_dataset(

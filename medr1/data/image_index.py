@@ -68,8 +68,8 @@ class StoredImage(ImageSource, Protocol):
     def decoded(self) -> DecodedImage:
         """The image in its own size. BadRecord if it cannot be decoded."""
 
-    def with_content_id(self, content_id: str) -> StoredImage:
-        """This image with the id of its content, see ``group_by_content``."""
+    def with_content_id(self, content_id: str, sha256: str) -> StoredImage:
+        """This image with the id of its content, see ``group_by_content``, and the hash of ``content()``."""
 
 
 @dataclass(frozen=True, slots=True)

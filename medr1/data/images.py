@@ -47,7 +47,8 @@ class DecodedImage:
 class FileImage:
     """An image file below ``root``, decoded when it is loaded. Implements ``ImageSource``.
 
-    ``content_id`` is the same for all files with the same image content (see ``image_index.group_by_content``).
+    ``content_id`` is the same for all files with the same image content (see ``image_index.group_by_content``);
+    ``sha256`` is that of the bytes of the file, empty if they were not read.
     Images of more than ``max_pixels`` pixels are not decoded.
     """
 
@@ -55,6 +56,7 @@ class FileImage:
     path: str
     content_id: str = ""
     max_pixels: int = DEFAULT_MAX_PIXELS
+    sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -82,9 +84,9 @@ class FileImage:
         """The image in its own size. Raises BadRecord, see ``decode``."""
         return decode(self.root, self.path, self.max_pixels)
 
-    def with_content_id(self, content_id: str) -> FileImage:
-        """This image with the id of its content."""
-        return dataclasses.replace(self, content_id=content_id)
+    def with_content_id(self, content_id: str, sha256: str) -> FileImage:
+        """This image with the id of its content and the hash of its file."""
+        return dataclasses.replace(self, content_id=content_id, sha256=sha256)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

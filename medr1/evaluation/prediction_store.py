@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from medr1.atomic_write import drop_torn_line
+from medr1.atomic_write import append_lines, drop_torn_line
 from medr1.data.image_loader import ImageLoader
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
@@ -21,8 +19,6 @@ from medr1.evaluation.circular import rotate
 from medr1.evaluation.option_prior import OptionPrior, option_prior_predictions
 from medr1.evaluation.predictions import Condition, Measure, Prediction, read_predictions, write_predictions
 from medr1.evaluation.surface_cues import surface_cue_predictions
-
-_SYNC_EVERY = 16  # predictions; a power failure can lose this many
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +110,13 @@ class PredictionStore:
             return read_predictions(file)
         predictions = {(line.record, line.condition): line for line in self._read_partial(partial, requests)}
         missing = [request for request in requests if request.key not in predictions]
-        with Progress(console=Console(stderr=True)) as progress, partial.open("ab") as stored:
+        with Progress(console=Console(stderr=True)) as progress, append_lines(partial) as append:
             bar = progress.add_task(f"predictions: {name.replace('_', ' ').replace('.', ' ')}", total=len(requests))
             progress.advance(bar, len(predictions))
-            try:
-                for number, line in enumerate(generate(missing), start=1):
-                    stored.write(json.dumps(asdict(line)).encode() + b"\n")
-                    stored.flush()
-                    if number % _SYNC_EVERY == 0:
-                        os.fsync(stored.fileno())
-                    predictions[line.record, line.condition] = line
-                    progress.advance(bar)
-            finally:
-                os.fsync(stored.fileno())
+            for line in generate(missing):
+                append(asdict(line))
+                predictions[line.record, line.condition] = line
+                progress.advance(bar)
         ordered = [predictions[request.key] for request in requests]
         write_predictions(file, ordered)
         partial.unlink()

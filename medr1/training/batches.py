@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from medr1.config.settings import TrainConfig
+from medr1.data.dataset import Dataset
 from medr1.data.image_loader import ImageLoader, cached_image_loader
 from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode, target_text
@@ -61,7 +62,7 @@ class RecordBatches:
     """Makes the batches of a step from training records. Each process makes its own part.
 
     ``rationale``: SFT targets include the rationale of records that have one. ``distort``: makes the images of
-    ``RolloutBatch.distorted``.
+    ``RolloutBatch.distorted``. ``pass_rates`` of the records: each epoch goes from easy to hard, see ``step_indices``.
     """
 
     records: Sequence[Record]
@@ -72,19 +73,21 @@ class RecordBatches:
     seed: int
     rationale: bool = False
     distort: Distortion | None = None
+    pass_rates: Sequence[float] = ()
 
     @classmethod
     def from_config(
         cls,
         cfg: TrainConfig,
-        records: Sequence[Record],
+        data: Dataset,
         processor: Processor,
         *,
         rationale: bool = False,
         distort: Distortion | None = None,
     ) -> RecordBatches:
         mode, load = ReasoningMode(cfg.reasoning.mode), cached_image_loader(ImageSize.from_config(cfg.data, cfg.model))
-        return cls(records, processor, mode, load, cfg.trainer.train_batch_size, cfg.seed, rationale, distort)
+        size, rates = cfg.trainer.train_batch_size, data.pass_rates
+        return cls(data.train, processor, mode, load, size, cfg.seed, rationale, distort, rates)
 
     def rollout(self, step: int, rank: int, world_size: int) -> RolloutBatch:
         """The batch of GRPO."""
@@ -108,7 +111,7 @@ class RecordBatches:
         return SupervisedBatch(step, self._encode(records), Targets(ids, mask, mask.float()))
 
     def _records(self, step: int, rank: int, world_size: int) -> tuple[list[Record], list[int]]:
-        order = step_indices(len(self.records), self.train_batch_size, self.seed, step)
+        order = step_indices(len(self.records), self.train_batch_size, self.seed, step, self.pass_rates)
         indices, first = local_share(order, rank, world_size)
         return [self.records[i] for i in indices], list(range(first, first + len(indices)))
 

@@ -12,11 +12,20 @@ from torch.utils.data import DataLoader, IterableDataset
 B = TypeVar("B")
 
 
-def step_indices(records: int, train_batch_size: int, seed: int, step: int) -> list[int]:
-    """Indices of the records of one step. Each epoch is a new permutation of all records."""
+def step_indices(
+    records: int, train_batch_size: int, seed: int, step: int, pass_rates: Sequence[float] = ()
+) -> list[int]:
+    """Indices of the records of one step. Each epoch is a new permutation of all records.
+
+    ``pass_rates`` of all records: each epoch then goes from the highest to the lowest, and only records with the same
+    one change places.
+    """
     positions = range(step * train_batch_size, (step + 1) * train_batch_size)
     epochs = {position // records for position in positions}
     orders = {epoch: np.random.default_rng((seed, epoch)).permutation(records) for epoch in epochs}
+    if pass_rates:
+        falling = -np.asarray(pass_rates)
+        orders = {epoch: order[np.argsort(falling[order], kind="stable")] for epoch, order in orders.items()}
     return [int(orders[position // records][position % records]) for position in positions]
 
 

@@ -257,6 +257,7 @@ _TRAINED_RECIPE = tuple(
 )
 _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
 _OF_TRAINING = (*_COMPLETIONS_TABLE, "tracking.registered_model_name")
+DIFFICULTY = ("data.filter", "data.curriculum")  # what chooses and orders the records of a training
 _VALIDATION_RECORDS = ("validation_fraction", "validation_part", "files.validation")
 _BEST_MODEL = (
     *("trainer.greater_is_better", "trainer.load_best_model_at_end"),
@@ -274,6 +275,9 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
     """Pairs of a choice and the keys without effect, including keys below them; ``KEY=``: only KEY itself."""
     yield f"model={cfg.model.name}", MODEL_KINDS[cfg.model.kind].ignores
     yield from SOURCES[cfg.data.kind].without_effect(cfg.data)
+    if not cfg.data.needs_pass_rates:
+        sampled = [f"data.filter.{item.name}" for item in fields(cfg.data.filter) if item.name != "pass_rate"]
+        yield "data.filter.pass_rate=null and data.curriculum=none", sampled
     if cfg.data.resize == Resize.native:
         yield "data.resize=native", ("data.image_size", "model.image_size")
     else:
@@ -287,6 +291,8 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         algorithm, chosen = ALGORITHMS[cfg.algorithm.kind], f"algorithm={cfg.algorithm.name}"
         if not algorithm.trains:
             yield chosen, (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING)
+        if not algorithm.trains_base:
+            yield f"{chosen}, which does not train the model in model.path", DIFFICULTY
         if not algorithm.uses_rewards:
             yield chosen, ("reward", *_COMPLETIONS_TABLE)
         yield from algorithm.without_effect(cfg)
@@ -307,8 +313,8 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    validation = (*_validation_keys(cfg), "evaluation.validation_limit")
-    yield "evaluate.py, which trains nothing", (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING, *validation)
+    training = (*_OF_TRAINING, *_validation_keys(cfg), "evaluation.validation_limit", *DIFFICULTY)
+    yield "evaluate.py, which trains nothing", (*TRAINED_MODEL, *_TRAINED_RECIPE, *training)
     if cfg.evaluation.num_generations is None:
         yield "evaluate.py, which samples nothing without evaluation.num_generations", ("seed",)
     if cfg.run is None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from medr1.config.enums import Curriculum
 from medr1.config.settings import EvaluateConfig
+from medr1.data.dataset import Dataset
 from medr1.errors import ConfigError
+from medr1.evaluation.pass_rates import read_pass_rates, with_pass_rates
 from medr1.evaluation.predictions import Condition
 from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.workflows.model_kinds import MODEL_KINDS
@@ -41,6 +45,27 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
             log.info("%s is evaluated with other settings than it was trained with: %s", trained.path, " ".join(own))
     kind = MODEL_KINDS[cfg.model.kind]
     with open_session(
-        cfg, RunDirectory(run_dir), overrides, is_resumed=cfg.resume is not None, facts=kind.facts(cfg)
+        cfg,
+        RunDirectory(run_dir),
+        overrides,
+        is_resumed=cfg.resume is not None,
+        facts=kind.facts(cfg),
+        choose=partial(_trained_records, cfg),
     ) as session:
         report(session, kind.evaluate(session, condition, weights))
+
+
+def _trained_records(cfg: EvaluateConfig, data: Dataset) -> Dataset:
+    """The data with the training records that the evaluated run has chosen by their pass rates, for the option prior.
+
+    Other data than those of the run stay as they are.
+    """
+    file = RunDirectory(Path(cfg.run)).pass_rates if cfg.run is not None else None
+    if file is None or not file.is_file():
+        return data
+    rates = read_pass_rates(file)
+    if {rate.record for rate in rates} != {record.id for record in data.train}:
+        return data
+    return with_pass_rates(
+        data, rates, cfg.data.filter.pass_rate, curriculum=cfg.data.curriculum is Curriculum.pass_rate
+    )

@@ -24,6 +24,7 @@ from medr1.planning.memory_ledger import Peaks, peak_bytes
 from medr1.planning.tables import verdict
 from medr1.runs.run_directory import starting_weights
 from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows.difficulty import sampling
 from medr1.workflows.session import load_data
 
 _TOKENIZED_TEXTS = 32  # only the longest texts in characters are tokenized
@@ -113,13 +114,21 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     algorithm, completion = ALGORITHMS[cfg.algorithm.kind], 0
     if algorithm.trains:
         completion = algorithm.completion_length(cfg, data.train, count)
+    eval_count, eval_completion = (
+        len(test) * (cfg.evaluation.num_generations or 1),
+        cfg.evaluation.max_completion_length,
+    )
+    if cfg.data.needs_pass_rates and algorithm.trains_base:  # completions of training records, in the same batches
+        eval_prompt, eval_images = max(prompt, eval_prompt), max(images, eval_images)
+        eval_count = max(eval_count, len(data.train) * cfg.data.filter.num_generations)
+        eval_completion = max(eval_completion, sampling(cfg).max_completion_length)
     work = Workload(
         settings=cfg.algorithm,
         train_batch_size=cfg.trainer.train_batch_size,
         lengths=Lengths(prompt, completion, grid, images),
         max_tokens_per_device=cfg.trainer.max_tokens_per_device,
-        eval_batch_size=min(cfg.evaluation.batch_size, len(test) * (cfg.evaluation.num_generations or 1)),
-        eval_lengths=Lengths(eval_prompt, cfg.evaluation.max_completion_length, grid, eval_images),
+        eval_batch_size=min(cfg.evaluation.batch_size, eval_count),
+        eval_lengths=Lengths(eval_prompt, eval_completion, grid, eval_images),
         on_gpu=device.on_gpu,
     )
     per_prompt = max(images, eval_images)

@@ -24,6 +24,7 @@ from medr1.evaluation.measures import (
     summarise_measures,
 )
 from medr1.evaluation.metrics import compare, metric_items, summarise
+from medr1.evaluation.pass_rates import describe
 from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.evaluation.statistics import Estimate
 from medr1.reporting.benchmark_table import render_benchmarks
@@ -61,6 +62,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
         tables.append(render_benchmarks(summaries))
     if measures:
         tables.append(render_measures(measures, differences))
+    rates = data.facts.get("pass_rates")
     write_json(
         run.summary,
         {
@@ -68,11 +70,14 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
             "comparison": comparison.to_dict() if comparison else None,
             **_measures_to_dict(measures, differences),
             "data_fingerprint": data.fingerprint,
+            **({"pass_rates": rates} if rates else {}),
             "seed": session.cfg.seed,
             "mlflow_run_id": tracker.run_id,
         },
     )
     results = "\n".join(table.to_markdown() for table in tables)
+    if rates:
+        results += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in describe(rates))
     tracker.describe(results)
     if calibrations := {name: found.calibration for name, found in measures.items() if found.calibration}:
         results += f"\n{_draw_reliability(run, calibrations)}"

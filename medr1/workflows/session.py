@@ -68,12 +68,14 @@ def open_session(
     is_resumed: bool,
     facts: Mapping[str, Any],
     preflight: Callable[[Dataset], None] = lambda data: None,
+    choose: Callable[[Dataset], Dataset] = lambda data: data,
 ) -> Iterator[Session]:
     """Opens a run; at the end of the block marks it as finished.
 
     Only rank zero locks, writes files and logs to MLflow. The lock and the MLflow run are also released if the block
     raises. ``facts`` are added to environment.json and must contain ``device``. ``preflight`` is called for a new run
-    before its config is stored, and may raise.
+    before its config is stored, and may raise. ``choose`` is called then, in all processes and also for a resumed run,
+    and chooses its training records.
 
     Raises:
         ConfigError: the directory holds another run, is locked by another process, or its data has changed.
@@ -83,16 +85,21 @@ def open_session(
     is_first = is_first_process()
     with _one_storage_message(cfg, run), run.lock() if is_first else nullcontext():
         data = load_data(cfg)
+        if is_first:
+            for message in data.messages:
+                log.info(message)
+            if not is_resumed:
+                preflight(data)
+        loaded, data = data, choose(data)
         if isinstance(cfg, TrainConfig):
             set_max_steps(cfg, len(data.train))
         tested = limit_cells(data.test, cfg.evaluation.limit)
         if not is_first:
             yield Session(cfg, run, data, tested, NullTracker(), is_resumed)
             return
-        for message in data.messages:
+        for message in data.messages[len(loaded.messages) :]:
             log.info(message)
         if not is_resumed:
-            preflight(data)
             stored = OmegaConf.structured(cfg)
             run.create(stored, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **facts})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
@@ -291,10 +298,13 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
     tracker.log_params(values)
     context = "training and test" if isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains else "test"
     counts = {"training records": len(data.train), "test records": len(data.test)}
+    if "pass_rates" in data.facts:
+        counts["training records before data.filter"] = data.facts["pass_rates"]["records"]
     source = next((settings["data"][key] for key in ("root", "path") if settings["data"].get(key)), "")
     tracker.log_dataset(cfg.data.name, data.fingerprint, source, counts, context)
-    for file in ("config.yaml", "overrides.yaml", "environment.json"):
-        tracker.log_artifact(run.path / file)
+    for file in (run.config, run.path / "overrides.yaml", run.environment, run.pass_rates):
+        if file.is_file():
+            tracker.log_artifact(file)
 
 
 def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> AnyTracker:

@@ -36,6 +36,7 @@ from medr1.training.distributed import ShardedStrategy, build_strategy
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
 from medr1.training.validation import BestCheckpoint, EarlyStop, Validation, best_weights
+from medr1.workflows.difficulty import choose_records
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import device_of, generate, load_trained, model_spec, prediction_store
 from medr1.workflows.model_kinds import MODEL_KINDS
@@ -71,7 +72,13 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
 
     run = RunDirectory(run_dir)
     with open_session(
-        cfg, run, overrides, is_resumed=cfg.resume is not None, facts=kind.facts(cfg), preflight=preflight
+        cfg,
+        run,
+        overrides,
+        is_resumed=cfg.resume is not None,
+        facts=kind.facts(cfg),
+        preflight=preflight,
+        choose=partial(choose_records, cfg, run),
     ) as session:
         conditions: dict[str, list[Prediction]] = {}
         if algorithm.trains:

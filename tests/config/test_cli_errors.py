@@ -158,6 +158,27 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py compare=[a,b] seed=3": ["compare=", "leave out seed=3"],
     "evaluate.py compare=[a,b] run=c": ["run=, compare= are different commands"],
     # Validation
+    # Difficulty
+    "data.filter.pass_rate=[0.9,0.1]": ["data.filter.pass_rate=[0.9, 0.1]", "[0.1,0.9]"],
+    "data.filter.pass_rate=[0.1,1.5]": ["data.filter.pass_rate=[0.1, 1.5]", "between 0 and 1"],
+    "data.filter.pass_rate=[-0.1,1]": ["data.filter.pass_rate=[-0.1, 1.0]"],
+    "data.filter.pass_rate=[nan,1]": ["data.filter.pass_rate=[nan, 1.0]"],
+    "data.filter.pass_rate=[0.5]": ["data.filter.pass_rate=[0.5]", "two numbers"],
+    "data.filter.pass_rate=0.5": ["data.filter.pass_rate"],
+    "data.filter.pass_rate=[0.6,0.7] data.filter.num_generations=4": ["[0.6, 0.7]", "num_generations=4", "wider"],
+    "data.filter.pass_rate=[0,0.5] data.filter.num_generations=0": ["data.filter.num_generations=0", "between 1"],
+    "data.filter.pass_rate=[0,0.5] data.filter.temperature=0": ["data.filter.temperature=0", "between 0.001"],
+    "data.filter.num_generations=8": ["num_generations= has no effect", "data.filter.pass_rate=null"],
+    "data.filter.temperature=0.7": ["data.filter.temperature= has no effect", "data.curriculum=none"],
+    "data.curriculum=easy": ["data.curriculum", "pass_rate"],
+    "algorithm=zero_shot data.filter.pass_rate=[0.1,0.9]": ["data.filter.pass_rate= has no effect", "zero_shot"],
+    "experiment=tiny_base data.curriculum=pass_rate": ["data.curriculum= has no effect", "algorithm=pretrain"],
+    "evaluate.py data.filter.pass_rate=[0.1,0.9]": ["data.filter.pass_rate= has no effect with evaluate.py"],
+    "evaluate.py audit=data data.curriculum=pass_rate": ["data.curriculum= has no effect with evaluate.py"],
+    "model=server model.url=http://127.0.0.1:1/v1 model.path=n algorithm=zero_shot data.curriculum=pass_rate": [
+        "data.curriculum= has no effect with algorithm=zero_shot"
+    ],
+    "data.sets=[phantoms] data.sets.phantoms.filter.pass_rate=[0,1]": ["filter.pass_rate= has no effect", "all sets"],
     "trainer.eval_steps=5": ["trainer.eval_steps=5 needs validation records", "data.validation_fraction"],
     "data.validation_fraction=0.1": ["data.validation_fraction= has no effect with trainer.eval_steps=0"],
     "trainer.eval_steps=5 data.validation_fraction=2": ["data.validation_fraction=2"],

@@ -68,6 +68,7 @@ RIGHT = {
     "tracking.uri": "sqlite:///DIR/other.db",
     "plan_memory": "24",
     "evaluation.k": "[1,2]",
+    "data.filter.pass_rate": "[0.1, 0.9]",
     "trainer.metric_for_best_model": "validation/accuracy",
 }
 SELF = {

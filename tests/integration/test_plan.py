@@ -78,9 +78,11 @@ def test_a_plan_of_several_runs_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_plan_measures_the_time_of_real_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    plan(composed("train", "plan=true", "debug=quick", "algorithm=sft", "trainer=cpu"))
+    filtered = ("data.filter.pass_rate=[0.1,0.9]", "data.filter.num_generations=2", "data.train_images_per_modality=1")
+    plan(composed("train", "plan=true", "debug=quick", "algorithm=sft", "trainer=cpu", *filtered))
     printed = capsys.readouterr().out
     assert "4 steps" in printed and "fits: " in printed
+    assert "before them 80 completions for pass rates" in printed and "leaves fewer questions" in printed
     assert re.search(
         r"^time: about \d+ s: 4 steps of .* \(measured in 4 steps and a batch of predictions on this CPU\)",
         printed,

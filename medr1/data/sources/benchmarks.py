@@ -58,6 +58,10 @@ class _ImageOfSet:
     def key(self) -> str:
         return f"{self.benchmark}/{self.image.key}"
 
+    @property
+    def sha256(self) -> str:
+        return getattr(self.image, "sha256", "")
+
     def load(self, side: int) -> Image.Image:
         return self.image.load(side)
 

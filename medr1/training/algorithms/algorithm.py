@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from medr1.config.settings import AlgorithmConfig, TrainConfig
+from medr1.config.settings import AlgorithmConfig, SamplingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -67,6 +67,11 @@ class Algorithm(ABC, Generic[S]):
     uses_rewards: ClassVar[bool] = False
     """Whether completions are generated and rewarded in training. Otherwise ``reward=`` is refused."""
 
+    @property
+    def trains_base(self) -> bool:
+        """Whether the model in ``model.path`` is trained, so that its training records have pass rates."""
+        return self.trains and self.needs_base
+
     def check(self, cfg: TrainConfig) -> None:
         """Checks the config before anything is loaded.
 
@@ -101,6 +106,11 @@ class Algorithm(ABC, Generic[S]):
     def num_iterations(self, settings: S) -> int:
         """Optimizer steps of a training step."""
         return 1
+
+    def sampling(self, settings: S) -> SamplingConfig | None:
+        """How completions are sampled in training: the setting ``algorithm.sampling``, if there is one."""
+        found = getattr(settings, "sampling", None)
+        return found if isinstance(found, SamplingConfig) else None
 
     def num_generations(self, settings: S) -> int:
         """Completions of a prompt. If it is more than one, it is the setting ``algorithm.num_generations``."""

@@ -182,7 +182,7 @@ class GRPO(Algorithm[GRPOConfig]):
         )
         assert cfg.trainer.max_steps is not None
         distort = _distortion(settings, cfg.trainer.max_steps)
-        batches, tracking = RecordBatches.from_config(cfg, data.train, processor, distort=distort), cfg.tracking
+        batches, tracking = RecordBatches.from_config(cfg, data, processor, distort=distort), cfg.tracking
         table = CompletionsTable(tracker, batches.load, mode, tracking.log_completions_steps, tracking.num_completions)
         return Training(module, batches.rollout, [table] if tracking.enabled else [])
 

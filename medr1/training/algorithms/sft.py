@@ -48,7 +48,7 @@ class SFT(Algorithm[SFTConfig]):
         from medr1.training.sft import SFTModule
 
         settings, max_tokens = self.settings_of(cfg), cfg.trainer.max_tokens_per_device
-        batches = RecordBatches.from_config(cfg, data.train, processor, rationale=settings.rationale)
+        batches = RecordBatches.from_config(cfg, data, processor, rationale=settings.rationale)
         module = SFTModule(policy, settings, total_steps=self.total_steps(cfg), max_tokens_per_device=max_tokens)
         return Training(module, batches.supervised)
 

@@ -25,6 +25,23 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert tuple(range(50)) not in orders
 
 
+RATES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=30)
+
+
+@given(RATES, PROMPTS, SEEDS)
+def test_a_curriculum_goes_from_easy_to_hard_in_every_epoch(rates: list[float], prompts: int, seed: int) -> None:
+    records = len(rates)
+    steps = -(-2 * records // prompts)
+    seen = [i for step in range(steps) for i in step_indices(records, prompts, seed, step, rates)]
+    shuffled = [i for step in range(steps) for i in step_indices(records, prompts, seed, step)]
+    for start in (0, records):
+        epoch, before = seen[start : start + records], shuffled[start : start + records]
+        assert sorted(epoch) == list(range(records))
+        assert [rates[i] for i in epoch] == sorted(rates, reverse=True)
+        for rate in set(rates):  # records of the same pass rate stay in the shuffled order
+            assert [i for i in epoch if rates[i] == rate] == [i for i in before if rates[i] == rate]
+
+
 def test_a_step_does_not_depend_on_the_steps_before_it() -> None:
     forward = [step_indices(17, 5, 3, step) for step in range(10)]
     backward = [step_indices(17, 5, 3, step) for step in reversed(range(10))]

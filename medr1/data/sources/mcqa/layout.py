@@ -57,6 +57,7 @@ class EmbeddedImage:
     path: str
     content_id: str = ""
     max_pixels: int = 0
+    sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -90,9 +91,9 @@ class EmbeddedImage:
         """The image in its own size. Raises BadRecord, see ``images.decode``."""
         return decode_content(self.content(), self.path, self.max_pixels)
 
-    def with_content_id(self, content_id: str) -> EmbeddedImage:
-        """This image with the id of its content."""
-        return dataclasses.replace(self, content_id=content_id)
+    def with_content_id(self, content_id: str, sha256: str) -> EmbeddedImage:
+        """This image with the id of its content and the hash of its bytes."""
+        return dataclasses.replace(self, content_id=content_id, sha256=sha256)
 
 
 ImageValue = str | EmbeddedImage  # the path of a file, or an image in the table itself
