@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from medr1.cli.main import CONF
 from medr1.tracking.address import stored_run
-from tests.integration.conftest import train_here
+from tests.integration.conftest import FEW_IMAGES, train_here
 
 PAGE = (CONF.parent / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 VALUES = {"NAME": ["accuracy", "format"]}
@@ -41,7 +41,7 @@ def logged(run_dir: Path) -> set[str]:
 )
 def test_the_page_has_the_metrics_of_a_run(algorithm: str, sections: list[str], tmp_path: Path) -> None:
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
-    run = train_here(tmp_path / "run", "debug=quick", "trainer.max_steps=1", f"algorithm={algorithm}", uri)
+    run = train_here(tmp_path / "run", "debug=quick", *FEW_IMAGES, "trainer.max_steps=1", f"algorithm={algorithm}", uri)
     found = {name for name in logged(run.path) if not name.startswith("system/")}
     assert found == set().union(*map(documented, (*sections, "Evaluation")))
     assert len(found) <= 40

@@ -20,6 +20,9 @@ from tests.composing import composed
 ROOT = CONF.parent
 MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
 
+# Synthetic images of each modality, enough for a few small steps. The default number takes seconds to make.
+FEW_IMAGES = ("data.train_images_per_modality=8", "data.test_images_per_modality=2")
+
 # Overrides of a run that takes seconds. Tests add their own; of a setting that is given twice the last value counts.
 SMALL_RUN = (
     "debug=quick",
@@ -78,6 +81,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunDire
     """One run of the command line, tracked in MLflow, and what it printed."""
     output_dir = tmp_path_factory.mktemp("finished")
     printed = run_command(
-        "train.py", "debug=quick", "modality=mri", "reasoning=think_after", f"output_dir={output_dir}"
+        "train.py", "debug=quick", *FEW_IMAGES, "modality=mri", "reasoning=think_after", f"output_dir={output_dir}"
     )
     yield only_run(output_dir), printed

@@ -21,7 +21,7 @@ from medr1.generation.sampling import Sampling
 from medr1.models.processor import Prompt
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.export import export_run
-from tests.integration.conftest import ROOT, run_command, train_here
+from tests.integration.conftest import FEW_IMAGES, ROOT, run_command, train_here
 
 QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}
 
@@ -29,7 +29,14 @@ QUESTION, OPTIONS = "Which modality is this?", {"A": "ct", "B": "mri"}
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run with a LoRA adapter that differs from its base."""
-    changes = ("debug=quick", "modality=mri", "reasoning=think_after", "model.tuning=lora", "tracking=none")
+    changes = (
+        "debug=quick",
+        "modality=mri",
+        "reasoning=think_after",
+        "model.tuning=lora",
+        "tracking=none",
+        *FEW_IMAGES,
+    )
     return train_here(tmp_path_factory.mktemp("adapted") / "run", *changes, "algorithm.learning_rate=1e-2")
 
 
@@ -85,7 +92,7 @@ def test_an_export_keeps_the_aspect_ratio_of_its_training(tmp_path: Path) -> Non
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 190, 3), dtype=np.uint8)).save(path)
     native = ("data.resize=native", "data.min_pixels=784", "data.max_pixels=7000", "trainer.max_steps=1")
     short = ("evaluation.limit=1", "evaluation.blank_image=false", "evaluation.shuffled_image=false", "tracking=none")
-    run = train_here(tmp_path / "run", "debug=quick", "reasoning=think_after", *native, *short)
+    run = train_here(tmp_path / "run", "debug=quick", "reasoning=think_after", *native, *short, *FEW_IMAGES)
     export_run(run, tmp_path / "export", merge=True)
     assert load(tmp_path / "export").choice.size.of(190, 90) == (112, 56)
     expected = greedy_with_medr1(run.path, path)

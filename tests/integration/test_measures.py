@@ -15,10 +15,10 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.evaluate import evaluate
 from medr1.workflows.train import train
-from tests.integration.conftest import composed, read_json, run_command, train_here
+from tests.integration.conftest import FEW_IMAGES, composed, read_json, run_command, train_here
 
 ASKED = ("evaluation.num_generations=4", "evaluation.circular=true", "evaluation.option_probabilities=true")
-QUICK = ("debug=quick", "trainer.max_steps=1", "evaluation.limit=1", "modality=mri", "reasoning=no_think")
+QUICK = ("debug=quick", "trainer.max_steps=1", "evaluation.limit=1", "modality=mri", "reasoning=no_think", *FEW_IMAGES)
 WITHOUT_CONTROLS = ("evaluation.blank_image=false", "evaluation.shuffled_image=false")
 FILES = [measure.file(condition) for condition in ("base", "trained") for measure in Measure]
 

@@ -15,7 +15,7 @@ from medr1.planning.memory_ledger import peak_bytes
 from medr1.workflows.forecast import forecast_memory, refuse_what_cannot_fit
 from medr1.workflows.plan import plan
 from medr1.workflows.train import train
-from tests.integration.conftest import ROOT, composed, run_command
+from tests.integration.conftest import FEW_IMAGES, ROOT, composed, run_command
 
 TINY = ROOT / "medr1" / "models" / "tiny_base"
 # A GPU on which the tiny model can be trained and evaluated only with changes.
@@ -48,7 +48,7 @@ def test_memory_is_what_training_takes(setting: list[str], tmp_path: Path) -> No
     Completions are truncated, so that they are as long as the plan assumes.
     """
     short = ("model.recipe.max_completion_length=8", "evaluation.max_completion_length=2", "evaluation.batch_size=8")
-    given = overrides(TINY, 168, "cpu", [*setting, *short])
+    given = overrides(TINY, 168, "cpu", [*setting, *short, *FEW_IMAGES])
     cfg = composed("train", *given)
     ledger = Measurement()
     with ledger:

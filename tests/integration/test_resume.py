@@ -19,9 +19,16 @@ from medr1.tracking.address import stored_run
 from medr1.training.batches import RolloutBatch
 from medr1.training.grpo import GRPOModule
 from medr1.workflows.train import train
-from tests.integration.conftest import command, composed, only_run, run_command, train_here
+from tests.integration.conftest import FEW_IMAGES, command, composed, only_run, run_command, train_here
 
-SETTINGS = ("debug=quick", "modality=ct", "reasoning=no_think", "trainer.max_steps=8", "evaluation.limit=1")
+SETTINGS = (
+    "debug=quick",
+    "modality=ct",
+    "reasoning=no_think",
+    "trainer.max_steps=8",
+    "evaluation.limit=1",
+    *FEW_IMAGES,
+)
 
 
 def status_of(run: RunDirectory) -> str:
@@ -80,6 +87,7 @@ def test_an_interrupted_run_of_every_method_resumes_exactly(
     settings = (*SETTINGS[2:4], "debug=quick", f"algorithm={algorithm}", "trainer.max_steps=4", "trainer.save_steps=1")
     quick = (
         *settings,
+        *FEW_IMAGES,
         "evaluation.limit=1",
         "evaluation.blank_image=false",
         "tracking=none",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medr1.runs.run_directory import RunDirectory
-from tests.integration.conftest import MINI, needs_mini, only_run, read_json, run_command, train_here
+from tests.integration.conftest import FEW_IMAGES, MINI, needs_mini, only_run, read_json, run_command, train_here
 from tests.miniatures import MINIATURES
 
 
@@ -17,7 +17,7 @@ from tests.miniatures import MINIATURES
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A few steps on phantoms."""
     folder = tmp_path_factory.mktemp("trained")
-    return train_here(folder / "run", "debug=quick", "modality=mri", "tracking=none", "evaluation.limit=1")
+    return train_here(folder / "run", "debug=quick", *FEW_IMAGES, "modality=mri", "tracking=none", "evaluation.limit=1")
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from medr1.models.policy import Policy
 from medr1.models.tensors import PromptBatch
 from medr1.rewards import REWARDS, RewardFunction
 from medr1.training.grpo import GRPOModule
-from tests.integration.conftest import train_here
+from tests.integration.conftest import FEW_IMAGES, train_here
 
 SETTINGS = (
     "debug=quick",
+    *FEW_IMAGES,
     "reasoning=no_think",
     "trainer.max_steps=2",
     "evaluation.limit=1",
