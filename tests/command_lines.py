@@ -53,6 +53,6 @@ def run(lines: Sequence[tuple[Path, str]]) -> list[Answer]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=1800,
     )
     return [Answer(*answer) for answer in json.loads(done.stdout.splitlines()[-1])]

@@ -327,10 +327,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(folder: Path) -> dict[str, Answer]:
+def answers(folder: Path, request: pytest.FixtureRequest) -> dict[str, Answer]:
+    """What each line of the selected tests was answered."""
+    tests = (item for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec"))
+    selected = {item.callspec.params.get("line") for item in tests if item.path == request.path}
     found: dict[str, Answer] = {}
     for script in ("train.py", "evaluate.py"):  # not in one process: they register different config groups
-        given = [line for line in (*HELP, *TYPED) if line.startswith("evaluate.py") == (script == "evaluate.py")]
+        of_script = [line for line in (*HELP, *TYPED) if line.startswith("evaluate.py") == (script == "evaluate.py")]
+        given = [line for line in of_script if line in selected]
         lines = [line if line.split()[0].endswith(".py") else f"{script} {line}" for line in given]
         lines = [" ".join(_WRITTEN_OUT.get(word, word) for word in line.split()) for line in lines]
         found |= zip(given, run([(folder, line) for line in lines]), strict=True)
@@ -343,7 +347,14 @@ def default() -> DictConfig:
         return compose("train")
 
 
-@pytest.mark.parametrize("line", TYPED)
+def is_long(line: str) -> bool:
+    """Most sweeps and searches: each of their runs is composed, which takes seconds."""
+    return ("-m " in line or "sweep=" in line) and line not in ("-m modality=ct,xay", "sweep=cross_modalty")
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.long) if is_long(line) else line for line in TYPED]
+)
 def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer]) -> None:
     answer = answers[line]
     assert answer.code == 2, answer.err

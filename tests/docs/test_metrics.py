@@ -36,7 +36,11 @@ def logged(run_dir: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("algorithm", "sections"),
-    [("grpo", ["Training: GRPO"]), ("papo", ["Training: GRPO", "Training: PAPO"]), ("sft", ["Training: SFT"])],
+    [
+        ("grpo", ["Training: GRPO"]),
+        pytest.param("papo", ["Training: GRPO", "Training: PAPO"], marks=pytest.mark.long),
+        ("sft", ["Training: SFT"]),
+    ],
     ids=str,
 )
 def test_the_page_has_the_metrics_of_a_run(algorithm: str, sections: list[str], tmp_path: Path) -> None:

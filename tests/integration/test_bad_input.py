@@ -284,6 +284,7 @@ def test_a_broken_input_is_named(row: str, at: Place) -> None:
     assert len(message) < 1500 and len(message.splitlines()[0]) > 15
 
 
+@pytest.mark.long
 def test_the_command_line_answers_with_one_message(at: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
     lines = {
         "json: cut off": "train.py data=omnimedvqa data.root=data data.split=image_grouped tracking=none",

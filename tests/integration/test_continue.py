@@ -65,7 +65,7 @@ def tensors(run: RunDirectory) -> dict[str, Tensor]:
         ("lora", "lora", ("sft", "grpo")),
         pytest.param("full", "full", ("sft", "grpo"), marks=pytest.mark.long),
         pytest.param("full", "lora", ("grpo", "sft"), marks=pytest.mark.long),
-        ("lora", "full", ("grpo", "sft")),
+        pytest.param("lora", "full", ("grpo", "sft"), marks=pytest.mark.long),
     ],
 )
 def test_a_run_goes_on(before: str, after: str, algorithms: tuple[str, str], first: object, tmp_path: Path) -> None:
@@ -128,6 +128,7 @@ def test_the_reference_is_the_adapter_with_which_training_began(first: object) -
     assert {name for name in policy.trained_state("")} == trained
 
 
+@pytest.mark.long
 def test_a_continued_adapter_is_killed_and_resumed_where_its_run_lies_now(first: object, tmp_path: Path) -> None:
     base: RunDirectory = first("lora", "sft")  # type: ignore[operator]
     peace = train_here(tmp_path / "peace", *words(base, "lora", "grpo"))

@@ -111,6 +111,7 @@ def killed(place: Path, *given: str, at: str, size: int = 0) -> None:
     assert end(processes) == [-signal.SIGKILL]
 
 
+@pytest.mark.long
 def test_killed_while_it_samples_and_while_it_trains(peace: tuple[RunDirectory, Watched], tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     given = words(tmp_path, "evaluation.batch_size=16")

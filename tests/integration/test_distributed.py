@@ -86,13 +86,13 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(
     ("kind", "strategy", "count", "limit"),
     [
-        ("full", "fsdp", 2, 615),
+        pytest.param("full", "fsdp", 2, 615, marks=pytest.mark.long),
         pytest.param("full", "ddp", 4, 0, marks=pytest.mark.long),
         pytest.param("lora", "fsdp", 4, 0, marks=pytest.mark.long),
         pytest.param("sft", "fsdp", 2, 110, marks=pytest.mark.long),
         ("sft", "ddp", 2, 110),
         pytest.param("gdpo", "ddp", 2, 0, marks=pytest.mark.long),
-        ("papo", "ddp", 2, 615),
+        pytest.param("papo", "ddp", 2, 615, marks=pytest.mark.long),
         pytest.param("papo", "fsdp", 2, 615, marks=pytest.mark.long),
         pytest.param("papo_lora", "ddp", 2, 0, marks=pytest.mark.long),
         pytest.param("reinforce_pp", "ddp", 2, 0, marks=pytest.mark.long),

@@ -75,6 +75,7 @@ def test_a_stopped_evaluation_continues_with_what_is_stored(measured: RunDirecto
     assert read_json(measured.summary)["measures"] == summary
 
 
+@pytest.mark.long
 def test_evaluate_measures_a_run_and_a_model_as_it_is(measured: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "trained")
     words = (f"run={measured.path}", f"output_dir={tmp_path}", "tracking=none")

@@ -33,12 +33,15 @@ SMALL = (
     "setting",
     [
         ["algorithm=grpo"],
-        [
-            "algorithm=grpo",
-            "model.tuning=lora",
-            "model.gradient_checkpointing=true",
-            "trainer.max_tokens_per_device=700",
-        ],
+        pytest.param(
+            [
+                "algorithm=grpo",
+                "model.tuning=lora",
+                "model.gradient_checkpointing=true",
+                "trainer.max_tokens_per_device=700",
+            ],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["grpo", "grpo-lora-checkpointing-split"],
 )

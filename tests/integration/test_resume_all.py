@@ -68,6 +68,7 @@ def test_a_killed_run_of_every_algorithm_resumes(
         assert [line[:10] for line in run.metrics.read_text().splitlines()] == ['{"step": 0', '{"step": 1']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "words"),
     [

@@ -123,13 +123,16 @@ def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory,
     "overrides",
     [
         ("algorithm=sft", "reasoning=think_before"),
-        ("algorithm=sft", "algorithm.rationale=false", "reasoning=think_after"),
+        pytest.param(("algorithm=sft", "algorithm.rationale=false", "reasoning=think_after"), marks=pytest.mark.long),
         ("reasoning=no_think", "algorithm=medr1_legacy"),
         ("reasoning=no_think", "model.tuning=lora", "model.gradient_checkpointing=true"),
-        ("reasoning=no_think", "algorithm.num_iterations=2", "model.freeze_vision_tower=true"),
+        pytest.param(
+            ("reasoning=no_think", "algorithm.num_iterations=2", "model.freeze_vision_tower=true"),
+            marks=pytest.mark.long,
+        ),
         ("question_type=lesion", "algorithm.objective.beta=0", "reward=accuracy_only"),
     ],
-    ids=lambda overrides: " ".join(overrides),
+    ids=" ".join,
 )
 def test_each_kind_of_training_ends_with_a_model_and_a_table(overrides: tuple[str, ...], tmp_path: Path) -> None:
     run = train_here(tmp_path / "run", "debug=quick", *FEW_IMAGES, "evaluation.limit=1", "tracking=none", *overrides)

@@ -37,6 +37,7 @@ def sets(slake: Path) -> list[str]:
     return words
 
 
+@pytest.mark.long
 def test_accuracies_by_benchmark_are_those_counted_in_the_predictions(
     trained: RunDirectory, sets: list[str], tmp_path: Path
 ) -> None:

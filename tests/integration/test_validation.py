@@ -162,7 +162,8 @@ def equal(run: RunDirectory, peace: RunDirectory) -> None:
     assert read_predictions(run.predictions("trained")) == read_predictions(peace.predictions("trained"))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_validate_as_one(strategy: str, tmp_path: Path) -> None:
     words = (*SMALL, *VALIDATED, BEST, "trainer.max_steps=2", "algorithm.learning_rate=1e-5")
     train_together(1, tmp_path / "one", *words)

@@ -311,6 +311,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     return audit(REAL, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.long
 @needs_splits
 def test_the_records_of_the_real_splits(real: Audit) -> None:
     source = real.sources[0]
@@ -320,6 +321,7 @@ def test_the_records_of_the_real_splits(real: Audit) -> None:
     assert [crossing.shared for crossing in real.crossings] == [9_256, 5_251]
 
 
+@pytest.mark.long
 @needs_splits
 def test_the_leaks_of_the_real_splits(real: Audit) -> None:
     leaks = {value: c.leak for value, c in family(real, SplitAxis.MODALITY).cells.items()}
@@ -336,6 +338,7 @@ def test_the_leaks_of_the_real_splits(real: Audit) -> None:
     assert (leaks[Modality.MRI], cell(real, Modality.MRI).train) == (None, None)
 
 
+@pytest.mark.long
 @needs_splits
 def test_the_option_prior_of_the_real_splits(real: Audit) -> None:
     cells = {value: cell for f in real.families for value, cell in f.cells.items()}
@@ -356,6 +359,7 @@ def test_the_option_prior_of_the_real_splits(real: Audit) -> None:
     assert (modality.pairs, round(modality.off_diagonal or 0, 3)) == (49, 0.277)
 
 
+@pytest.mark.long
 @needs_splits
 def test_chance_and_cues_of_the_real_splits(real: Audit) -> None:
     chances = [c.chance for c in family(real, SplitAxis.MODALITY).cells.values() if c.chance is not None]

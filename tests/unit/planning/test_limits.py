@@ -21,6 +21,7 @@ def test_the_largest_is_the_largest(usable_bytes: int) -> None:
     assert largest(bytes_of, 1, 500, usable_bytes) == expected
 
 
+@pytest.mark.long
 def test_the_largest_limit_and_group_fit_and_the_next_do_not(model: ModelSpec, work: Workload) -> None:
     run = Run(model, work)
     usable_bytes = run.with_work(max_tokens_per_device=2 * work.tokens_per_prompt).step_bytes()

@@ -253,6 +253,7 @@ print(tracker.run_id)
 """
 
 
+@pytest.mark.long
 def test_processes_that_start_at_once_on_a_new_database(tmp_path: Path) -> None:
     uri, go = f"sqlite:///{tmp_path}/race.db", tmp_path / "go"
     command = [sys.executable, "-c", STARTS, uri, str(go)]
