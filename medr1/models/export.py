@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -46,3 +48,24 @@ def export_policy(policy: Policy, processor: Processor, directory: Path, max_com
         suppress_tokens=processor.suppressed_token_ids(),
     )
     save_policy(policy, processor, directory)
+
+
+@torch.no_grad()
+def save_merged_weights(policy: Policy, directory: Path) -> None:
+    """Writes the weights as a Hugging Face checkpoint with any adapter merged. The policy stays as it is.
+
+    peft merges and unmerges in place, which would change the weights by rounding errors.
+    """
+    state = None
+    if isinstance(policy.model, PeftModel):
+        state = {
+            name.replace(".base_layer.", "."): value
+            for name, value in policy.core.state_dict().items()
+            if ".lora_" not in name
+        }
+        for name, layer in policy.core.named_modules():
+            if isinstance(layer, Linear):
+                delta = layer.get_delta_weight(policy.model.active_adapter)
+                weight = state[f"{name}.weight"]
+                state[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(weight.dtype)
+    policy.core.save_pretrained(directory, state_dict=state)

@@ -18,6 +18,7 @@ from medr1.config.enums import CheckpointChoice
 from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.domain.records import Record
+from medr1.errors import ServerError
 from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
 from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.predictions import Condition, Prediction
@@ -59,6 +60,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     """
     kind, algorithm = MODEL_KINDS[cfg.model.kind], ALGORITHMS[cfg.algorithm.kind]
     if kind.is_trainable:
+        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
         silence_library_logs()
     pl.seed_everything(cfg.seed, verbose=False)
 
@@ -177,9 +179,11 @@ def _fit(
         log.info("continuing from %s", checkpoint)
     try:
         trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations), ckpt_path=checkpoint)
-    except BaseException:
+    except BaseException as error:
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
+        if isinstance(error, ServerError):
+            raise ServerError(f"{error}. Then continue with: {session.resume_command}") from error
         raise
     return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None, best
 
