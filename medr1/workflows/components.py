@@ -162,6 +162,19 @@ def check_environment(cfg: TrainConfig, environment: Mapping[str, str]) -> None:
     check_processes(cfg.trainer.devices, cfg.trainer.num_nodes, environment, trains=trains)
 
 
+def check_available(cfg: CommonConfig) -> None:
+    """Checks that there are the model and the rollout engine of a run, before it is created or goes on.
+
+    Raises:
+        CheckpointError, ServerError: names the place and the remedy.
+    """
+    kind = MODEL_KINDS[cfg.model.kind]
+    if not isinstance(cfg, EvaluateConfig) or cfg.run is None:  # else the weights are those of the run
+        kind.check_available(cfg.model)
+    if kind.is_trainable:
+        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
+
+
 def check_components(cfg: CommonConfig) -> None:
     """Checks the settings of the chosen components, each by its own rules, before anything is loaded.
 

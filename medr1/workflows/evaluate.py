@@ -9,7 +9,6 @@ from pathlib import Path
 from medr1.config.settings import EvaluateConfig
 from medr1.errors import ConfigError
 from medr1.evaluation.predictions import Condition
-from medr1.generation.engines import ENGINES
 from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.results import report
@@ -41,8 +40,6 @@ def evaluate(cfg: EvaluateConfig, run_dir: Path, overrides: list[str]) -> None:
         if own:
             log.info("%s is evaluated with other settings than it was trained with: %s", trained.path, " ".join(own))
     kind = MODEL_KINDS[cfg.model.kind]
-    if kind.is_trainable:
-        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
     with open_session(
         cfg, RunDirectory(run_dir), overrides, is_resumed=cfg.resume is not None, facts=kind.facts(cfg)
     ) as session:

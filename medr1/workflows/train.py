@@ -60,7 +60,6 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     """
     kind, algorithm = MODEL_KINDS[cfg.model.kind], ALGORITHMS[cfg.algorithm.kind]
     if kind.is_trainable:
-        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
         silence_library_logs()
     pl.seed_everything(cfg.seed, verbose=False)
 
