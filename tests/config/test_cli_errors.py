@@ -241,6 +241,10 @@ TYPED: dict[str, list[str]] = {
     ],
     "rollout.importance_sampling_correction=true": ["a setting of rollout=vllm_server", "not chosen"],
     "rollout.url=http://h:1": ["rollout.url is a setting of rollout=vllm_server", "not chosen"],
+    "algorithm=noisy_rollout rollout=vllm_server rollout.url=http://h:1": [
+        "rollout=vllm_server with algorithm.noisy_rollout.gaussian_noise_step=500",
+        "use rollout=local",
+    ],
     "rollout=vlm_server": ["Did you mean 'vllm_server'"],
     "evaluate.py model.url=http://h/v1": ["model.url is a setting of model=server", "not chosen"],
     "evaluate.py resume=nowhere": ["nowhere is no run directory", "config.yaml"],

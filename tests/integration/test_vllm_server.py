@@ -42,6 +42,7 @@ from medr1.models.tensors import PromptBatch
 from medr1.workflows.session import load_data
 from tests.docs.test_metrics import documented, logged
 from tests.integration.conftest import ROOT, command, composed, only_run, read_json, train_here
+from tests.integration.processes import train_together
 
 PYTHON = os.environ.get("MEDR1_VLLM_PYTHON")
 pytestmark = [
@@ -245,6 +246,21 @@ def test_grpo_trains_and_logs_how_the_samplers_differ(tuning: str, vllm: VLLM, t
     sections = ("Training: GRPO", "Training: rollout=vllm_server", "Evaluation")
     assert found == set().union(*map(documented, sections))
     assert not list((tmp_path / ".weights").glob("*/*"))
+
+
+def test_two_processes_send_the_weights_once_and_each_its_prompts(vllm: VLLM, tmp_path: Path) -> None:
+    more = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2", "tracking=none")
+    before = loads(vllm)
+    watched = train_together(2, tmp_path, *run_words(vllm, *more))
+    assert len(watched.curves) == 2
+    assert all(line["sampling_logp_difference_max"] < 1e-3 for line in watched.curves)
+    assert len({record for step in watched.completions for record, *_ in step}) > len(watched.completions[0]) // 4
+    assert loads(vllm) - before in (2, 3)  # after each step, and the base if the server has other weights
+
+
+def loads(vllm: VLLM) -> int:
+    """How often the server has loaded weights."""
+    return vllm.log.read_text().count("Reloading and processing weights took")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
