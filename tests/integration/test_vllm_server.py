@@ -69,7 +69,13 @@ class VLLM:
         words += ["--host", "127.0.0.1", "--port", str(self.port), "--logprobs-mode", "processed_logprobs"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [str(Path(str(PYTHON)).with_name("vllm")), *words, "--max-num-seqs", "64"],
+                [
+                    str(Path(str(PYTHON)).with_name("vllm")),
+                    *words,
+                    "--max-num-seqs",
+                    "64",
+                    "--no-enable-chunked-prefill",
+                ],
                 env={**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
                 stdout=log,
                 stderr=log,

@@ -122,8 +122,11 @@ class VLLMServerEngine(Engine):
             raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
         try:
             client.get("/weight_info")
-            served = client.get("/server_info?config_format=json")["vllm_config"]["model_config"]
-            mode, dtype = str(served["logprobs_mode"]), str(served["dtype"]).removeprefix("torch.")
+            served = client.get("/server_info?config_format=json")["vllm_config"]
+            mode, dtype = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
+            dtype = dtype.removeprefix("torch.")
+            # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
+            ends = "cpu" in str(served["device_config"]) and served["scheduler_config"]["enable_chunked_prefill"]
         except (ServerError, LookupError, TypeError) as error:
             raise ServerError(
                 f"rollout.url={config.url}: the weights of this server cannot be updated, because it is not in dev "
@@ -133,6 +136,11 @@ class VLLMServerEngine(Engine):
             raise ServerError(
                 f"rollout.url={config.url}: the server gives {mode} in place of the log-probabilities of the "
                 f"distribution that it samples from\n{command}"
+            )
+        if ends:
+            raise ServerError(
+                f"rollout.url={config.url}: on a CPU vLLM fails at seeded samples with chunked prefill\n{command} "
+                "--no-enable-chunked-prefill"
             )
         if dtype != str(model.dtype):
             raise ServerError(

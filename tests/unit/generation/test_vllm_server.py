@@ -29,13 +29,17 @@ Replies = dict[str, tuple[int, Any]]  # path -> status (0: the connection is clo
 MODEL = ModelConfig("hf", "tiny", "a checkpoint", dtype=Precision.float32)
 
 
-def served(**changes: str) -> Replies:
-    """The replies of a usable server to the questions at the start, with changes of its model."""
-    model = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **changes}
+def served(is_chunked: bool = False, **changes: str) -> Replies:
+    """The replies of a usable server on a CPU to the questions at the start, with changes of its model."""
+    info = {
+        "model_config": {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **changes},
+        "device_config": {"device": "cpu", "device_type": "cpu"},
+        "scheduler_config": {"enable_chunked_prefill": is_chunked},
+    }
     return {
         "/health": (200, None),
         "/weight_info": (200, {"weight_version": "default"}),
-        "/server_info?config_format=json": (200, {"vllm_config": {"model_config": model}}),
+        "/server_info?config_format=json": (200, {"vllm_config": info}),
     }
 
 
@@ -91,8 +95,9 @@ def test_a_usable_server_is_accepted(serve: Callable[[Replies], str]) -> None:
         (served() | {"/server_info?config_format=json": (200, [])}, ["dev mode"]),
         (served(logprobs_mode="raw_logprobs"), ["gives raw_logprobs"]),
         (served(dtype="torch.bfloat16"), ["computes in bfloat16", "model.dtype=float32", "--dtype float32"]),
+        (served(is_chunked=True), ["on a CPU", "--no-enable-chunked-prefill"]),
     ],
-    ids=["failing", "not in dev mode", "no info", "other info", "raw log-probabilities", "precision"],
+    ids=["failing", "not in dev mode", "no info", "other info", "raw log-probabilities", "precision", "chunks"],
 )
 def test_an_unusable_server_is_refused_with_the_command_that_starts_it(
     replies: Replies, words: list[str], serve: Callable[[Replies], str]
