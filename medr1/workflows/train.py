@@ -18,7 +18,6 @@ from medr1.config.enums import CheckpointChoice
 from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.domain.records import Record
-from medr1.errors import ServerError
 from medr1.evaluation.image_ablation import ImageAblation, ablated_loader
 from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.predictions import Condition, Prediction
@@ -178,11 +177,9 @@ def _fit(
         log.info("continuing from %s", checkpoint)
     try:
         trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations), ckpt_path=checkpoint)
-    except BaseException as error:
+    except BaseException:
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if isinstance(error, ServerError):
-            raise ServerError(f"{error}. Then continue with: {session.resume_command}") from error
         raise
     return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None, best
 

@@ -86,7 +86,6 @@ class VLLMServerEngine(Engine):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self._client = VLLMClient(self.config.url, self.config.timeout)
-        self._model = ""
 
     @classmethod
     def check(cls, config: VLLMServerConfig, trainer: TrainerConfig | None) -> None:
@@ -215,12 +214,12 @@ class VLLMServerEngine(Engine):
         Raises:
             ServerUnavailable: the server is away, or got other weights in the meantime.
         """
-        self._model = str(self._client.get("/v1/models")["data"][0]["id"])
+        model = self._client.get("/v1/models")["data"][0]["id"]
         self._send_weights(policy, version)
         pool = ThreadPoolExecutor(self.config.concurrency)
         try:
             complete = partial(self._client.post, "/v1/chat/completions")
-            replies = list(pool.map(complete, [{**request, "model": self._model} for request in requests]))
+            replies = list(pool.map(complete, [{**request, "model": model} for request in requests]))
         finally:
             pool.shutdown(cancel_futures=True)
         if self._version() != version:
