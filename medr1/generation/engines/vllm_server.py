@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -242,6 +243,7 @@ class VLLMServerEngine(Engine):
         with FileLock(f"{directory}.lock"):  # one process of a training sends, the others find the version there
             if self._version() == version:
                 return
+            self._check_model(policy)
             self._client.post("/update_weight_version", {"new_version": _UPDATING})
             remove(directory)  # of a process that was killed
             try:
@@ -252,8 +254,8 @@ class VLLMServerEngine(Engine):
                 raise
             except ServerError as error:
                 raise ServerError(
-                    f"the server cannot load the weights of this policy from {directory}: it serves another model, or "
-                    f"does not see this directory (rollout.weights_dir)\n{error}"
+                    f"the server cannot load weights from {directory}; rollout.weights_dir must be a directory that "
+                    f"it sees. Start the server again, because it has lost its weights. {error}"
                 ) from error
             finally:
                 remove(directory)
@@ -262,6 +264,19 @@ class VLLMServerEngine(Engine):
             self._client.post("/reset_mm_cache", {})
             self._client.post("/reset_encoder_cache", {})
             self._client.post("/update_weight_version", {"new_version": version})
+
+    def _check_model(self, policy: Policy) -> None:
+        """Refuses a server of another model. vLLM is not usable any more after it has failed to load weights."""
+        inspection = self._client.post("/collective_rpc", {"method": "get_model_inspection"})["results"][0]
+        embedding = re.search(r"embedding_dim=(\d+), org_vocab_size=(\d+)", inspection)
+        served = (inspection.partition("(")[0], *(map(int, embedding.groups()) if embedding else (0, 0)))
+        text = policy.core.config.get_text_config()
+        trained = (type(policy.core).__name__, text.hidden_size, text.vocab_size)
+        if served != trained:
+            raise ServerError(
+                f"{self.config.url}: the server has another model than model.path: (class, hidden size, vocabulary) "
+                f"is {served}, and of the policy {trained}"
+            )
 
     def _check_prompt(self, ids: list[int], reply: Any) -> None:
         found = reply["prompt_token_ids"]
