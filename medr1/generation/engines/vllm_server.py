@@ -115,18 +115,18 @@ class VLLMServerEngine(Engine):
 
     @classmethod
     def check_available(cls, config: VLLMServerConfig, model: ModelConfig) -> None:
-        client, command = VLLMClient(config.url, min(config.timeout, 30)), start_command(config.url, model.path)
+        # The first question for the versions of its environment takes a server several seconds.
+        client, command = VLLMClient(config.url, timeout=60), start_command(config.url, model.path)
         try:
             client.get("/health")
-        except ServerError as error:
-            raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
-        try:
             client.get("/weight_info")
             served = client.get("/server_info?config_format=json")["vllm_config"]
             mode, dtype = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
             dtype = dtype.removeprefix("torch.")
             # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
             ends = "cpu" in str(served["device_config"]) and served["scheduler_config"]["enable_chunked_prefill"]
+        except ServerUnavailable as error:
+            raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
         except (ServerError, LookupError, TypeError) as error:
             raise ServerError(
                 f"rollout.url={config.url}: the weights of this server cannot be updated, because it is not in dev "
@@ -247,7 +247,8 @@ class VLLMServerEngine(Engine):
             self._client.post("/update_weight_version", {"new_version": _UPDATING})
             remove(directory)  # of a process that was killed
             try:
-                save_merged_weights(policy, directory)
+                directory.mkdir()
+                save_merged_weights(policy, directory / "model.safetensors")
                 reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
                 self._client.post("/collective_rpc", reload)
             except ServerUnavailable:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medr1.config.enums import Precision
 from medr1.config.settings import LoraConfig, ModelConfig
@@ -234,11 +235,12 @@ def test_merged_weights_are_those_of_peft_and_the_policy_stays(
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn_like(parameter)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    save_merged_weights(policy, tmp_path)
+    save_merged_weights(policy, tmp_path / "model.safetensors")
     after = policy.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
-    merged = type(policy.core).from_pretrained(tmp_path)
+    merged = load_file(tmp_path / "model.safetensors")
     expected = policy.model.merge_and_unload().state_dict()
-    assert merged.state_dict().keys() == expected.keys()
-    for name, value in merged.state_dict().items():
+    assert expected.keys() - merged.keys() == ({"lm_head.weight"} if family == "qwen2_vl" else set())  # it is tied
+    assert not merged.keys() - expected.keys()
+    for name, value in merged.items():
         torch.testing.assert_close(value, expected[name])
