@@ -146,7 +146,7 @@ def make_prompts() -> MakePrompts:
             for width, height in size if isinstance(size, list) else [size] if size else []:
                 pixel_values = rng.integers(0, 256, (height * side, width * side, 3), dtype=np.uint8)
                 images.append(Image.fromarray(pixel_values))
-            prompts.append(Prompt(processor.chat(text, len(images)), tuple(images)))
+            prompts.append(processor.user_prompt(text, images))
         return prompts
 
     return make

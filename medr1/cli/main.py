@@ -37,7 +37,6 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import SweepDirectory, sweep_of
 from medr1.workflows import components, multirun, reward_sources
-from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.new_directory import discard_unstarted
 from medr1.workflows.stored_options import stored_options
 from medr1.workflows.sweep_job import run_job
@@ -158,7 +157,7 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
         if cfg.resume is not None and _only_pending_calls():
             return
         components.check_environment(settings, os.environ)
-        MODEL_KINDS[settings.model.kind].check_available(settings.model)
+        components.check_available(settings)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read on import; DDP warns of find_unused_parameters
         from medr1.workflows.train import train
 
@@ -207,8 +206,7 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             settings = _settings(cfg, EvaluateConfig, typed)
             if cfg.resume is not None and _only_pending_calls():
                 return
-            if settings.run is None:
-                MODEL_KINDS[settings.model.kind].check_available(settings.model)
+            components.check_available(settings)
             from medr1.workflows.evaluate import evaluate
 
             evaluate(settings, run_directory(), [str(o.input_line) for o in typed])

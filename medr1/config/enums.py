@@ -80,6 +80,15 @@ class ImportanceSamplingLevel(StrEnum):
     sequence = "sequence"
 
 
+class ImportanceSamplingMode(StrEnum):
+    """How the ratio of trainer to sampler probabilities is bounded; see ``medr1.rl.importance_sampling``."""
+
+    token_truncate = "token_truncate"
+    token_mask = "token_mask"
+    sequence_truncate = "sequence_truncate"
+    sequence_mask = "sequence_mask"
+
+
 class LossMode(StrEnum):
     """How a large change of a token's probability is bounded; see ``medr1.rl.objective``."""
 

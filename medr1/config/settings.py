@@ -14,6 +14,7 @@ from medr1.config.enums import (
     Curriculum,
     Distribution,
     ImportanceSamplingLevel,
+    ImportanceSamplingMode,
     KLLossType,
     LoraTargets,
     LossAggMode,
@@ -254,6 +255,35 @@ class RolloutConfig:
     """Rollout engine, set by the schema of the choice.
 
     TRL: use_vllm. verl: actor_rollout_ref.rollout.name."""
+
+
+@dataclass
+class ExternalRolloutConfig(RolloutConfig):
+    """Settings of engines that sample outside of the training process, where the log-probabilities of a token differ
+    slightly from those that training computes."""
+
+    importance_sampling_correction: bool = True
+    """Multiply the policy loss by the ratio of the probabilities that training and sampling give to the completion.
+
+    TRL: vllm_importance_sampling_correction. verl: algorithm.rollout_correction.rollout_is."""
+    importance_sampling_mode: ImportanceSamplingMode = ImportanceSamplingMode.token_truncate
+    """Whether each token has its own ratio (``token``), or a completion has one (``sequence``). A ratio outside of the
+    bounds is set to the bound (``truncate``) or to 0 (``mask``).
+
+    TRL: vllm_importance_sampling_mode. verl: algorithm.rollout_correction.rollout_is."""
+    importance_sampling_clip_max: float | None = 3.0
+    """Upper bound of the ratio. null: none.
+
+    TRL: vllm_importance_sampling_clip_max. verl: algorithm.rollout_correction.rollout_is_threshold."""
+    importance_sampling_clip_min: float | None = None
+    """Lower bound of the ratio. null: none.
+
+    TRL: vllm_importance_sampling_clip_min. verl: -."""
+    max_logp_difference: float | None = 0.5
+    """Largest mean difference between the log-probabilities of training and of sampling, in nats. If a rollout exceeds
+    it, the training ends with an error. null: no limit.
+
+    TRL: -. verl: -."""
 
 
 @dataclass

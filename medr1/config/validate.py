@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
@@ -147,6 +147,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.eval_steps": (0, 1e9),
     "trainer.early_stopping_patience": (0, 1e9),
     "trainer.early_stopping_threshold": (0, 1e9),
+    "rollout.concurrency": (1, 4096),
+    "rollout.timeout": (0.1, 1e6),
+    "rollout.importance_sampling_clip_max": (1e-6, 1e6),
+    "rollout.importance_sampling_clip_min": (0, 1e6),
+    "rollout.max_logp_difference": (1e-9, 1e6),
     "plan_memory": (0.001, 1e6),
     "sweep.trials": (1, 1e6),
     "sweep.trials_at_once": (1, 1e6),
@@ -256,24 +261,34 @@ def api_key(model: ServerConfig) -> str | None:
     return key or None
 
 
-def check_server(model: ServerConfig) -> None:
-    if find_spec("openai") is None:
-        raise ConfigError('model=server needs the openai library: pip install "medr1[server]"')
-    url, form = str(model.url), "use http://HOST:PORT/v1 or https://HOST/v1"
+def check_address(key: str, url: str, form: str) -> SplitResult:
+    """The parts of the setting ``key``, the address of an HTTP server. ``form``: how it should look, for messages.
+
+    Raises:
+        ConfigError: it is no such address, or contains a name and password, a query or a fragment.
+    """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"model.url={url}: {error}; {form}") from error
+        raise ConfigError(f"{key}={url}: {error}; {form}") from error
     if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"model.url={url}: not the address of a server; {form}")
+        raise ConfigError(f"{key}={url}: not the address of a server; {form}")
     if "@" in parts.netloc:  # the message must not show the URL, which may contain a password
-        raise ConfigError(f"model.url: leave out name and password, which would be stored with the config; {form}")
+        raise ConfigError(f"{key}: leave out name and password, which would be stored with the config; {form}")
     if parts.query or parts.fragment:
-        raise ConfigError(f"model.url={url}: it cannot have a query (?) or a fragment (#); {form}")
+        raise ConfigError(f"{key}={url}: it cannot have a query (?) or a fragment (#); {form}")
+    return parts
+
+
+def check_server(model: ServerConfig) -> None:
+    if find_spec("openai") is None:
+        raise ConfigError('model=server needs the openai library: pip install "medr1[server]"')
+    url, form = str(model.url), "use http://HOST:PORT/v1 or https://HOST/v1"
+    parts = check_address("model.url", url, form)
     if parts.path.rstrip("/").endswith("/completions"):
         raise ConfigError(f"model.url={url}: leave out /chat/completions; {form}")
-    if api_key(model) and parts.scheme == "http" and host not in LOOPBACK:
+    if api_key(model) and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise ConfigError(
             f"model.url={url}: the API key in {model.api_key_variable} would be sent unencrypted; use https, or "
             "model.api_key_variable=null to send none"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -46,3 +49,26 @@ def export_policy(policy: Policy, processor: Processor, directory: Path, max_com
         suppress_tokens=processor.suppressed_token_ids(),
     )
     save_policy(policy, processor, directory)
+
+
+@torch.no_grad()
+def save_merged_weights(policy: Policy, file: Path) -> None:
+    """Writes the weights as safetensors with any adapter merged. The policy stays as it is.
+
+    peft merges and unmerges in place, which would change the weights by rounding errors. ``save_pretrained`` writes in
+    one process of a distributed training only.
+    """
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in policy.core.state_dict().items()
+        if ".lora_" not in name
+    }
+    if isinstance(policy.model, PeftModel):
+        for name, layer in policy.core.named_modules():
+            if isinstance(layer, Linear):
+                delta = layer.get_delta_weight(policy.model.active_adapter)
+                weight = state[f"{name}.weight"]
+                state[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(weight.dtype)
+    if policy.core.get_output_embeddings().weight is policy.core.get_input_embeddings().weight:
+        del state["lm_head.weight"]
+    save_file({name: value.contiguous() for name, value in state.items()}, file, metadata={"format": "pt"})

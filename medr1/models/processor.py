@@ -26,10 +26,14 @@ RopeIndex = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as chat text, and its images in the order of the text, which has one image token for each."""
+    """A prompt as chat text, and its images in the order of the text, which has one image token for each.
+
+    ``parts``: texts and images of the user turn in order, from which a chat server makes the same prompt.
+    """
 
     text: str
     images: tuple[Image.Image, ...] = ()
+    parts: tuple[str | Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,13 @@ class Processor:
 
     def user_prompt(self, content: str, images: Sequence[Image.Image]) -> Prompt:
         """The prompt of one user turn."""
-        order = [part for part in content_parts(content, len(images)) if isinstance(part, int)]
-        return Prompt(self.chat(content, len(images)), tuple(images[i] for i in order))
+        parts = content_parts(content, len(images))
+        order = [part for part in parts if isinstance(part, int)]
+        return Prompt(
+            self.chat(content, len(images)),
+            tuple(images[i] for i in order),
+            tuple(images[part] if isinstance(part, int) else part for part in parts),
+        )
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Tokenizes prompts, padded on the left, and cuts their images into patches.
@@ -127,8 +136,7 @@ class Processor:
             pixel_values,
             image_grid_thw,
             image_index,
-            texts=tuple(p.text for p in prompts),
-            images=tuple(p.images for p in prompts),
+            parts=tuple(p.parts for p in prompts),
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -44,7 +44,7 @@ class PromptBatch:
     image_index: for each prompt the indices of its images, in the order of the prompt; prompts may share images.
     image_features: [levels, image tokens, H] for each image. If set, the vision tower is skipped. The first level
     replaces embeddings, the others are added in the first layers (DeepStack).
-    texts, images: the prompts before encoding, for engines that encode them elsewhere.
+    parts: for each prompt the texts and images of its user turn, for engines that encode it elsewhere.
     """
 
     ids: Tensor
@@ -55,8 +55,7 @@ class PromptBatch:
     image_grid_thw: Tensor | None
     image_index: tuple[tuple[int, ...], ...]
     image_features: tuple[Tensor, ...] | None = None
-    texts: tuple[str, ...] = ()
-    images: tuple[tuple[Image.Image, ...], ...] = ()
+    parts: tuple[tuple[str | Image.Image, ...], ...] = ()
 
     def to(self, device: torch.device) -> PromptBatch:
         return map_tensors(lambda x: x.to(device), self)
@@ -86,8 +85,7 @@ class PromptBatch:
             image_grid_thw,
             tuple(tuple(images.index(image) for image in self.image_index[row]) for row in rows),
             None if self.image_features is None else tuple(self.image_features[image] for image in images),
-            tuple(self.texts[row] for row in rows if self.texts),
-            tuple(self.images[row] for row in rows if self.images),
+            tuple(self.parts[row] for row in rows if self.parts),
         )
 
 

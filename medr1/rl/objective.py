@@ -143,6 +143,7 @@ def grpo_loss(
     normalizer: LossNormalizer,
     *,
     policy_mask: Tensor | None = None,
+    importance_weights: Tensor | None = None,
     entropy: Tensor | None = None,
     masked_image: Tensor | None = None,
 ) -> Loss:
@@ -152,8 +153,9 @@ def grpo_loss(
     computed by the training forward pass, not by the rollout engine: at the sampling temperature, without top-k and
     top-p. In the first update after a rollout they equal ``logprobs``, and the gradient is the policy gradient.
     ``reference``: log-probabilities under the reference policy. Each [R', C]: ``policy_mask``: the tokens with a policy
-    gradient, None for all. ``entropy``: of the policy, needed if entropy_coef > 0. ``masked_image``: log-probabilities
-    with a masked image, needed for PAPO.
+    gradient, None for all. ``importance_weights``: factors of the surrogate, see ``medr1.rl.importance_sampling``.
+    ``entropy``: of the policy, needed if entropy_coef > 0. ``masked_image``: log-probabilities with a masked image,
+    needed for PAPO.
 
     Raises:
         ValueError: beta > 0 without ``reference``.
@@ -168,6 +170,8 @@ def grpo_loss(
     kl_prcp = torch.zeros_like(logprobs)
     if policy_mask is not None:
         per_token = per_token * policy_mask
+    if importance_weights is not None:
+        per_token = per_token * importance_weights
     if reference is not None:
         kl = kl_divergence(logprobs, reference.detach(), objective.kl_loss_type)
         per_token = per_token + objective.beta * kl

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from medr1.config.enums import LossMode
+from medr1.config.settings import ExternalRolloutConfig
 from medr1.domain.records import Record
+from medr1.errors import TrainingError
 from medr1.generation.engines import Engine
 from medr1.generation.logprobs import Scores, completion_hidden, score
 from medr1.generation.sampling import Sampling
@@ -20,6 +22,7 @@ from medr1.models.sharding import reshard, unsharded_params
 from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.rewards import Rewards
 from medr1.rl.advantages import Outcomes, advantages, scores, zero_std_groups
+from medr1.rl.importance_sampling import importance_weights
 from medr1.rl.objective import LossNormalizer, grpo_loss
 from medr1.rl.token_masks import high_entropy_tokens, low_covariance_tokens
 from medr1.training.algorithms.grpo import GRPOConfig
@@ -34,9 +37,10 @@ class RolloutMicroBatch:
 
     loss_mask [R', C]: True where a token enters the loss. prefix: KV cache of the prompts with its autograd graph, so
     that rollout and first update share one prefill; None with several micro-batches, gradient checkpointing or FSDP.
-    advantages [R'], reference_logprobs, old_logprobs and policy_mask [R', C] are set in the course of the step.
-    policy_mask: True where a token has a policy gradient, None if all have. masked_image: the prompts with masked
-    images (PAPO).
+    advantages [R'], reference_logprobs, old_logprobs, policy_mask, importance_weights and logp_difference [R', C] are
+    set in the course of the step. policy_mask: True where a token has a policy gradient, None if all have.
+    importance_weights, logp_difference: see ``medr1.rl.importance_sampling``, None if the engine is the policy itself.
+    masked_image: the prompts with masked images (PAPO).
     """
 
     prompts: PromptBatch
@@ -48,6 +52,8 @@ class RolloutMicroBatch:
     reference_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     policy_mask: Tensor | None = None
+    importance_weights: Tensor | None = None
+    logp_difference: Tensor | None = None
     masked_image: PromptBatch | None = None
 
     def select(self, rows: list[int], num_generations: int) -> RolloutMicroBatch:
@@ -179,6 +185,7 @@ class GRPOModule(PolicyModule):
         loss, kl, clipped, entropy, kl_prcp, zero_std_share = self.all_reduce_sum(local_sums)
         tokens = max(normalizer.tokens, 1.0)
         return {
+            **self._sampler_metrics(micro_batches),
             **_reward_metrics(torch.stack(all_rewards), list(rollout.rewards.parts), s.num_generations),
             "frac_reward_zero_std": zero_std_share,
             "policy_loss": loss,
@@ -364,6 +371,7 @@ class GRPOModule(PolicyModule):
                 masked_image = self._score(self.policy, micro, masked=True).logprobs
             if micro.old_logprobs is None:
                 micro.old_logprobs = found.logprobs.detach()
+                self._compare_with_sampler(micro)
             assert micro.advantages is not None
             loss = grpo_loss(
                 found.logprobs,
@@ -374,12 +382,56 @@ class GRPOModule(PolicyModule):
                 self.settings.objective,
                 normalizer,
                 policy_mask=micro.policy_mask,
+                importance_weights=micro.importance_weights,
                 entropy=found.entropy if with_entropy else None,
                 masked_image=masked_image,
             )
             entropy = found.entropy.detach().sum()
             sums.append(torch.stack([loss.loss.detach(), loss.kl, loss.clipped.float(), entropy, loss.kl_prcp]))
             yield loss.loss
+
+    @property
+    def _external(self) -> ExternalRolloutConfig | None:
+        """The settings of an engine whose log-probabilities differ from those of training."""
+        config = self.engine.config
+        return config if isinstance(config, ExternalRolloutConfig) else None
+
+    def _compare_with_sampler(self, micro: RolloutMicroBatch) -> None:
+        """Sets the importance weights of the tokens of an external engine.
+
+        Raises:
+            TrainingError: its log-probabilities differ so much from those of training that it cannot be the policy.
+        """
+        if (settings := self._external) is None:
+            return
+        assert micro.old_logprobs is not None
+        completions = micro.completions
+        weights, differences = importance_weights(micro.old_logprobs, completions.logprobs, completions.mask, settings)
+        micro.importance_weights = weights if settings.importance_sampling_correction else None
+        micro.logp_difference = differences
+        mean = float(differences.sum() / completions.mask.sum())
+        if settings.max_logp_difference is not None and not mean <= settings.max_logp_difference:
+            raise TrainingError(
+                f"step {self._step}: the log-probabilities of the completions under rollout={settings.name} differ "
+                f"from those of training by {mean:.3g} nats a token, more than rollout.max_logp_difference="
+                f"{settings.max_logp_difference:g}. Its model, precision or sampling settings are not those of the "
+                "policy. If the difference is intended, raise rollout.max_logp_difference"
+            )
+
+    def _sampler_metrics(self, micro_batches: list[RolloutMicroBatch]) -> dict[str, Tensor]:
+        """How the log-probabilities of an external engine differ from those of training."""
+        if (settings := self._external) is None:
+            return {}
+        pairs = [(m.logp_difference, m.importance_weights, m.completions.mask) for m in micro_batches]
+        differences = torch.cat([d[mask] for d, _, mask in pairs if d is not None])
+        found = {"sampling_logp_difference": differences}
+        if settings.importance_sampling_correction:
+            found["importance_sampling_ratio"] = torch.cat([w[mask] for _, w, mask in pairs if w is not None])
+        metrics: dict[str, Tensor] = {}
+        for name, values in found.items():
+            total, count = self.all_reduce_sum(torch.stack([values.sum(), torch.tensor(float(len(values))).to(values)]))
+            metrics |= {name: total / count, f"{name}_max": self.runtime.all_gather(values.max()).max()}
+        return metrics
 
     def _score(
         self,

@@ -16,7 +16,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-import medr1.generation.engines  # noqa: F401  (registers its components)
 from medr1 import rewards
 from medr1.config import axis_values, messages
 from medr1.config.enums import Resize, Tuning
@@ -25,11 +24,20 @@ from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
 from medr1.config.schema import register
-from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, LoraConfig, RecipeConfig, TrainConfig
+from medr1.config.settings import (
+    ALL,
+    CommonConfig,
+    EvaluateConfig,
+    ExternalRolloutConfig,
+    LoraConfig,
+    RecipeConfig,
+    TrainConfig,
+)
 from medr1.config.validate import typed
 from medr1.data.sources import SOURCES
 from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
+from medr1.generation.engines import ENGINES
 from medr1.runs.run_directory import run_at
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
@@ -154,6 +162,19 @@ def check_environment(cfg: TrainConfig, environment: Mapping[str, str]) -> None:
     check_processes(cfg.trainer.devices, cfg.trainer.num_nodes, environment, trains=trains)
 
 
+def check_available(cfg: CommonConfig) -> None:
+    """Checks that there are the model and the rollout engine of a run, before it is created or goes on.
+
+    Raises:
+        CheckpointError, ServerError: names the place and the remedy.
+    """
+    kind = MODEL_KINDS[cfg.model.kind]
+    if not isinstance(cfg, EvaluateConfig) or cfg.run is None:  # else the weights are those of the run
+        kind.check_available(cfg.model)
+    if kind.is_trainable:
+        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
+
+
 def check_components(cfg: CommonConfig) -> None:
     """Checks the settings of the chosen components, each by its own rules, before anything is loaded.
 
@@ -173,6 +194,7 @@ def check_components(cfg: CommonConfig) -> None:
     _check_continued(cfg)
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
+    ENGINES[cfg.rollout.kind].check(cfg.rollout, cfg.trainer if isinstance(cfg, TrainConfig) else None)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
         if cfg.plan:
             raise ConfigError(f"model={cfg.model.name} loads no model here, so there is nothing to plan")
@@ -255,6 +277,8 @@ def _ignored(cfg: CommonConfig, typed: Iterable[str]) -> Iterator[tuple[str, str
 _TRAINED_RECIPE = tuple(
     f"model.recipe.{item.name}" for item in fields(RecipeConfig) if item.name != "max_completion_length"
 )
+# The settings of rollout engines that only an algorithm with rewards reads.
+_CORRECTION = tuple(f"rollout.{f.name}" for f in fields(ExternalRolloutConfig) if f.name not in ("name", "kind"))
 _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
 _OF_TRAINING = (*_COMPLETIONS_TABLE, "tracking.registered_model_name")
 DIFFICULTY = ("data.filter", "data.curriculum")  # what chooses and orders the records of a training
@@ -278,6 +302,7 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
     if not cfg.data.needs_pass_rates:
         sampled = [f"data.filter.{item.name}" for item in fields(cfg.data.filter) if item.name != "pass_rate"]
         yield "data.filter.pass_rate=null and data.curriculum=none", sampled
+    yield from ENGINES[cfg.rollout.kind].without_effect(cfg.rollout)
     if cfg.data.resize == Resize.native:
         yield "data.resize=native", ("data.image_size", "model.image_size")
     else:
@@ -294,7 +319,7 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         if not algorithm.trains_base:
             yield f"{chosen}, which does not train the model in model.path", DIFFICULTY
         if not algorithm.uses_rewards:
-            yield chosen, ("reward", *_COMPLETIONS_TABLE)
+            yield chosen, ("reward", *_COMPLETIONS_TABLE, *_CORRECTION)
         yield from algorithm.without_effect(cfg)
         unused = _VALIDATION_RECORDS if SOURCES[cfg.data.kind].adds_validation else _VALIDATION_RECORDS[1:]
         if not algorithm.trains:
@@ -313,8 +338,9 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         yield "a single run, which is no sweep", ("sweep",)
         return
     assert isinstance(cfg, EvaluateConfig)
-    training = (*_OF_TRAINING, *_validation_keys(cfg), "evaluation.validation_limit", *DIFFICULTY)
-    yield "evaluate.py, which trains nothing", (*TRAINED_MODEL, *_TRAINED_RECIPE, *training)
+    validation = (*_validation_keys(cfg), "evaluation.validation_limit")
+    of_training = (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING, *_CORRECTION, *DIFFICULTY, *validation)
+    yield "evaluate.py, which trains nothing", of_training
     if cfg.evaluation.num_generations is None:
         yield "evaluate.py, which samples nothing without evaluation.num_generations", ("seed",)
     if cfg.run is None:

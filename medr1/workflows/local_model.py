@@ -107,6 +107,7 @@ def _shared(
         "path": cfg.model.path,
         "dtype": str(cfg.model.dtype),
         "attn_implementation": model_spec(cfg).attn_implementation,
+        "rollout": cfg.rollout.kind,
         "max_completion_length": cfg.evaluation.max_completion_length,
         "limit": cfg.evaluation.limit,
         "mode": cfg.reasoning.mode,

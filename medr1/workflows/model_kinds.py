@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from medr1.config.registry import Registry
 from medr1.config.settings import ModelConfig, ServerConfig
 from medr1.config.validate import api_key, check_server
-from medr1.errors import ServerError
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.runs.run_directory import starting_weights
@@ -143,14 +142,10 @@ class ServerModel:
         )
         store = ServerPredictionStore(**prediction_settings(session), concurrency=model.concurrency)
         generate = partial(store.generate, client)
-        try:
-            with closing(client):
-                generate(condition, ImageAblation.NONE)
-                run_measures(session, store, condition, partial(store.answer, client))
-                run_controls(session, store, generate)
-        except ServerError as error:
-            command = session.resume_command
-            raise ServerError(f"{error}\nthe predictions so far are on disk; continue with {command}") from error
+        with closing(client):
+            generate(condition, ImageAblation.NONE)
+            run_measures(session, store, condition, partial(store.answer, client))
+            run_controls(session, store, generate)
         return store.conditions
 
 

@@ -20,7 +20,7 @@ from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
-from medr1.errors import ConfigError
+from medr1.errors import ConfigError, ServerError
 from medr1.evaluation.local_predictions import predict
 from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
@@ -143,6 +143,11 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
         reason = "the weights are not on this machine"
     elif not device.on_gpu and size > _MAX_CPU_PARAMETERS:
         reason = f"{size / 1e6:,.0f} M parameters take too long on a CPU"
+    if not reason:
+        try:
+            ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
+        except ServerError as error:
+            reason = str(error)
     if reason:
         return f"time: not measured, because {reason}"
     measured = probe(cfg, data, run)

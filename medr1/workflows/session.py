@@ -22,7 +22,7 @@ from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
-from medr1.errors import ConfigError, Medr1Error, RewardError, StorageError
+from medr1.errors import ConfigError, Medr1Error, RewardError, ServerError, StorageError
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.prediction_store import Generate, PredictionStore
 from medr1.evaluation.predictions import Condition, Measure
@@ -155,8 +155,8 @@ def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]
     """Turns an error of storage, whatever library raises it, into one message."""
     try:
         yield
-    except RewardError as error:
-        raise RewardError(f"{error}. Then continue with: {resume_command(cfg, run)}{_safe(run)}") from error
+    except (RewardError, ServerError) as error:
+        raise type(error)(f"{error}. Then continue with: {resume_command(cfg, run)}{_safe(run)}") from error
     except Medr1Error:
         raise
     except Exception as error:

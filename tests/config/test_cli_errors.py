@@ -260,6 +260,39 @@ TYPED: dict[str, list[str]] = {
         "evaluation.option_probabilities=true",
         "model=server",
     ],
+    "rollout=vllm_server": ["rollout=vllm_server needs rollout.url=..."],
+    "rollout=vllm_server rollout.url=127.0.0.1:8124": ["rollout.url=127.0.0.1:8124", "use http://HOST:PORT"],
+    "rollout=vllm_server rollout.url=http://127.0.0.1:1/v1": ["rollout.url=http://127.0.0.1:1/v1", "leave out /v1"],
+    "rollout=vllm_server rollout.url=http://127.0.0.1:1": [
+        "rollout.url=http://127.0.0.1:1: no vLLM server answers",
+        "VLLM_SERVER_DEV_MODE=1 vllm serve",
+        "--port 1 --logprobs-mode processed_logprobs",
+    ],
+    "evaluate.py rollout=vllm_server rollout.url=http://127.0.0.1:1": ["no vLLM server answers", "vllm serve"],
+    "rollout=vllm_server rollout.url=http://h:1 trainer=fsdp trainer.devices=2": ["rollout=local", "strategy=fsdp"],
+    "rollout=vllm_server rollout.url=http://h:1 rollout.importance_sampling_clip_min=4": [
+        "rollout.importance_sampling_clip_min=4",
+        "rollout.importance_sampling_clip_max=3",
+    ],
+    "rollout=vllm_server rollout.url=http://h:1 rollout.importance_sampling_mode=token": ["Did you mean 'token_mask'"],
+    "rollout=vllm_server rollout.url=http://h:1 rollout.timeout=0": ["rollout.timeout=0"],
+    "rollout=vllm_server rollout.url=http://h:1 rollout.importance_sampling_correction=false "
+    "rollout.importance_sampling_mode=token_mask": [
+        "rollout.importance_sampling_mode= has no effect with rollout.importance_sampling_correction=false"
+    ],
+    "rollout=vllm_server rollout.url=http://h:1 algorithm=sft rollout.max_logp_difference=1": [
+        "rollout.max_logp_difference= has no effect with algorithm=sft"
+    ],
+    "evaluate.py rollout=vllm_server rollout.url=http://h:1 rollout.importance_sampling_clip_max=2": [
+        "rollout.importance_sampling_clip_max= has no effect with evaluate.py"
+    ],
+    "rollout.importance_sampling_correction=true": ["a setting of rollout=vllm_server", "not chosen"],
+    "rollout.url=http://h:1": ["rollout.url is a setting of rollout=vllm_server", "not chosen"],
+    "algorithm=noisy_rollout rollout=vllm_server rollout.url=http://h:1": [
+        "rollout=vllm_server with algorithm.noisy_rollout.gaussian_noise_step=500",
+        "use rollout=local",
+    ],
+    "rollout=vlm_server": ["Did you mean 'vllm_server'"],
     "evaluate.py model.url=http://h/v1": ["model.url is a setting of model=server", "not chosen"],
     "evaluate.py resume=nowhere": ["nowhere is no run directory", "config.yaml"],
     "evaluate.py resume=a run=b": ["resume=, run= are different commands"],

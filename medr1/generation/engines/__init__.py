@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from medr1.config.registry import Registry
-from medr1.config.settings import RolloutConfig
+from medr1.config.settings import ModelConfig, RolloutConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,13 +21,39 @@ if TYPE_CHECKING:
     from medr1.models.tensors import Completions, Prefix, PromptBatch
 
 
-class Engine(Protocol):
-    """Generates completions. ``ENGINES[config.kind](config)`` creates it."""
+class Engine:
+    """Generates completions. ``ENGINES[config.kind](config)`` creates it.
+
+    If ``settings`` is a subclass of ``ExternalRolloutConfig``, GRPO compares the log-probabilities of the completions
+    with those of training, and corrects the loss.
+    """
 
     kind: ClassVar[str]
-    settings: ClassVar[type[RolloutConfig]]
+    settings: ClassVar[type[RolloutConfig]] = RolloutConfig
 
-    def __init__(self, config: RolloutConfig) -> None: ...
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.settings() if config is None else config
+
+    @classmethod
+    def check(cls, config: Any, trainer: TrainerConfig | None) -> None:
+        """Checks the settings before anything is loaded. ``trainer``: None in an evaluation.
+
+        Raises:
+            ConfigError: names the key, the value and the remedy.
+        """
+
+    @classmethod
+    def without_effect(cls, config: Any) -> Iterator[tuple[str, Sequence[str]]]:
+        """Pairs of a choice and the dotted keys that have no effect with it, so that overrides are refused."""
+        yield from ()
+
+    @classmethod
+    def check_available(cls, config: Any, model: ModelConfig) -> None:
+        """Checks that the engine can generate with the weights of ``model``, before a run is created or goes on.
+
+        Raises:
+            ServerError: names what is missing and the remedy.
+        """
 
     def generate(
         self,
@@ -43,6 +70,7 @@ class Engine(Protocol):
         max_completion_length] in [0, 1) determine the samples of engines that draw from them. ``prefix``: the prompts
         after prefill, if the caller has it already. An engine that runs the model elsewhere ignores it.
         """
+        raise NotImplementedError
 
 
 ENGINES: Registry[type[Engine]] = Registry("rollout")

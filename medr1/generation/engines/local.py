@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from medr1.config.settings import RolloutConfig
-from medr1.generation.engines import ENGINES
+from medr1.generation.engines import ENGINES, Engine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,14 +15,10 @@ if TYPE_CHECKING:
 
 
 @ENGINES.register
-@dataclass(frozen=True)
-class LocalEngine:
+class LocalEngine(Engine):
     """Prefills the prompts unless the caller passes ``prefix``, and decodes with ``medr1.generation.rollout``."""
 
     kind: ClassVar[str] = "local"
-    settings: ClassVar[type[RolloutConfig]] = RolloutConfig
-
-    config: RolloutConfig = field(default_factory=RolloutConfig)
 
     def generate(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from medr1.config.enums import AdvEstimator, ImportanceSamplingLevel, LossMode, ScaleRewards
-from medr1.config.settings import AlgorithmConfig, ObjectiveConfig, SamplingConfig, TrainConfig
+from medr1.config.settings import AlgorithmConfig, ExternalRolloutConfig, ObjectiveConfig, SamplingConfig, TrainConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
@@ -132,6 +132,13 @@ class GRPO(Algorithm[GRPOConfig]):
                     f"algorithm.objective.{name}={value:g} with algorithm.objective.kl_prcp_coef=0: it belongs to "
                     "PAPO; use algorithm=papo, or algorithm.objective.entropy_coef for an entropy bonus"
                 )
+        if settings.noisy_rollout.gaussian_noise_step > 0 and isinstance(cfg.rollout, ExternalRolloutConfig):
+            raise ConfigError(
+                f"rollout={cfg.rollout.name} with algorithm.noisy_rollout.gaussian_noise_step="
+                f"{settings.noisy_rollout.gaussian_noise_step}: half of the completions would have the "
+                "log-probabilities with a noisy image, which cannot be compared with those of training; use "
+                "rollout=local"
+            )
         if o.kl_prcp_coef > 0 and settings.noisy_rollout.gaussian_noise_step > 0:
             raise ConfigError(
                 f"algorithm.objective.kl_prcp_coef={o.kl_prcp_coef:g} with algorithm.noisy_rollout.gaussian_noise_step="

@@ -1,0 +1,384 @@
+"""The engine ``vllm_server``: generates on a vLLM server, which gets the weights of each step through a directory."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+from omegaconf import MISSING
+
+from medr1.atomic_write import remove
+from medr1.config.enums import Distribution
+from medr1.config.naming import safe_name
+from medr1.config.settings import NEUTRAL, ExternalRolloutConfig, ModelConfig, RolloutConfig, TrainerConfig
+from medr1.config.validate import check_address
+from medr1.errors import ConfigError, ServerError
+from medr1.generation.engines import ENGINES, Engine
+from medr1.generation.vllm_client import ServerUnavailable, VLLMClient
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from medr1.generation.sampling import Sampling
+    from medr1.models.policy import Policy
+    from medr1.models.tensors import Completions, Prefix, PromptBatch
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# The least that the API takes. At most temperatures it leaves suppressed tokens no probability.
+_SUPPRESSED = -100.0
+_MAX_TEMPERATURE = 4.0
+_MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
+_UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
+
+
+@dataclass
+class VLLMServerConfig(ExternalRolloutConfig):
+    """Settings of ``rollout=vllm_server``."""
+
+    kind: str = "vllm_server"
+    url: str = field(default=MISSING, metadata=NEUTRAL)
+    """Address of the vLLM server: ``http://HOST:PORT``.
+
+    TRL: vllm_server_base_url. verl: -."""
+    weights_dir: str = field(default=MISSING, metadata=NEUTRAL)
+    """Directory through which the server gets new weights. The server must see it under the same path.
+
+    TRL: -. verl: -."""
+    timeout: float = field(default=600.0, metadata=NEUTRAL)
+    """Seconds without an answer after which a request has failed, and seconds that a run waits for a server that has
+    gone away.
+
+    TRL: vllm_server_timeout. verl: -."""
+    concurrency: int = field(default=64, metadata=NEUTRAL)
+    """Number of requests at a time. A request has all completions of a prompt.
+
+    TRL: -. verl: -."""
+
+
+@ENGINES.register
+class VLLMServerEngine(Engine):
+    """Sends prompts and images to ``/v1/chat/completions``. All completions are of the policy's current weights.
+
+    The server keeps a version of its weights, here a fingerprint of the policy. If it is another than the policy's, the
+    weights are written to ``weights_dir`` and loaded by the server. It is read again after the completions have
+    arrived, so that weights of another run, or the first ones of a server that was restarted, are never used.
+    """
+
+    kind: ClassVar[str] = "vllm_server"
+    settings: ClassVar[type[RolloutConfig]] = VLLMServerConfig
+    config: VLLMServerConfig
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self._client = VLLMClient(self.config.url, self.config.timeout)
+
+    @classmethod
+    def check(cls, config: VLLMServerConfig, trainer: TrainerConfig | None) -> None:
+        form = "use http://HOST:PORT"
+        parts = check_address("rollout.url", config.url, form)
+        if parts.path.strip("/"):
+            raise ConfigError(f"rollout.url={config.url}: leave out {parts.path}; {form}")
+        low, high = config.importance_sampling_clip_min, config.importance_sampling_clip_max
+        if low is not None and high is not None and low > high:
+            raise ConfigError(
+                f"rollout.importance_sampling_clip_min={low:g} is more than "
+                f"rollout.importance_sampling_clip_max={high:g}"
+            )
+        if trainer is not None and trainer.strategy == Distribution.fsdp:
+            raise ConfigError(
+                "rollout=vllm_server with trainer.strategy=fsdp: the weights of a policy in shards cannot be sent to "
+                "the server; use trainer=ddp, trainer=single or rollout=local"
+            )
+
+    @classmethod
+    def without_effect(cls, config: VLLMServerConfig) -> Iterator[tuple[str, Sequence[str]]]:
+        if not config.importance_sampling_correction:
+            names = ("mode", "clip_max", "clip_min")
+            choice = "rollout.importance_sampling_correction=false"
+            yield choice, [f"rollout.importance_sampling_{name}" for name in names]
+
+    @classmethod
+    def check_available(cls, config: VLLMServerConfig, model: ModelConfig) -> None:
+        # The first question for the versions of its environment takes a server several seconds.
+        client, command = VLLMClient(config.url, timeout=60), start_command(config.url, model.path)
+        try:
+            client.get("/health")
+            client.get("/weight_info")
+            served = client.get("/server_info?config_format=json")["vllm_config"]
+            mode, dtype = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
+            dtype = dtype.removeprefix("torch.")
+            # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
+            ends = "cpu" in str(served["device_config"]) and served["scheduler_config"]["enable_chunked_prefill"]
+        except ServerUnavailable as error:
+            raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
+        except (ServerError, LookupError, TypeError) as error:
+            raise ServerError(
+                f"rollout.url={config.url}: the weights of this server cannot be updated, because it is not in dev "
+                f"mode, or is older than vLLM 0.32 ({error})\n{command}"
+            ) from error
+        if mode != "processed_logprobs":
+            raise ServerError(
+                f"rollout.url={config.url}: the server gives {mode} in place of the log-probabilities of the "
+                f"distribution that it samples from\n{command}"
+            )
+        if ends:
+            raise ServerError(
+                f"rollout.url={config.url}: on a CPU vLLM fails at seeded samples with chunked prefill\n{command} "
+                "--no-enable-chunked-prefill"
+            )
+        if dtype != str(model.dtype):
+            raise ServerError(
+                f"rollout.url={config.url}: the server computes in {dtype}, and the policy has model.dtype="
+                f"{model.dtype}\n{start_command(config.url, model.path, str(model.dtype))}"
+            )
+
+    def generate(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        num_generations: int = 1,
+        uniforms: Tensor | None = None,
+        prefix: Prefix | None = None,
+    ) -> Completions:
+        if sampling.temperature > _MAX_TEMPERATURE:
+            raise ConfigError(
+                f"temperature={sampling.temperature:g}: rollout=vllm_server can only suppress tokens up to a "
+                f"temperature of {_MAX_TEMPERATURE:g}; use a lower one, or rollout=local"
+            )
+        if sampling.temperature > 0 and uniforms is None:
+            raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
+        requests = [
+            {
+                **_sampling_parameters(sampling),
+                "messages": [{"role": "user", "content": [_part(part) for part in parts]}],
+                "n": num_generations,
+                # The samples of a prompt have the seeds s, s + 1, ...
+                "seed": None if uniforms is None else int(float(uniforms[i * num_generations, 0]) * 2**53),
+            }
+            for i, parts in enumerate(prompts.parts)
+        ]
+        version = fingerprint(policy)
+        replies = self._patiently(partial(self._replies, policy, version, requests))
+        rows: list[list[tuple[int, float]]] = []
+        for ids, mask, reply in zip(prompts.ids, prompts.mask, replies, strict=True):
+            self._check_prompt(ids[mask].tolist(), reply)
+            rows += _completions(reply, num_generations, sampling, self.config.url)
+        return _batch(rows, sampling, prompts.ids.device)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """The result of ``attempt``, which is repeated while the server is away, for at most ``timeout`` seconds.
+
+        Raises:
+            ServerError: the server did not come back.
+        """
+        since, pause, away = 0.0, 1.0, False
+        while True:
+            try:
+                result = attempt()
+            except ServerUnavailable as error:
+                now = time.monotonic()
+                if not away:
+                    since, away = now, True
+                    log.warning("%s; waiting up to %g seconds for the vLLM server", error, self.config.timeout)
+                if now - since + pause > self.config.timeout:
+                    raise ServerError(
+                        f"{error}. The vLLM server did not come back within rollout.timeout={self.config.timeout:g} "
+                        "seconds; start it again"
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE)
+            else:
+                if away:
+                    log.info("the vLLM server at %s is back", self.config.url)
+                return result
+
+    def _replies(self, policy: Policy, version: str, requests: list[dict[str, Any]]) -> list[Any]:
+        """The replies to all requests, from the weights of ``version``.
+
+        Raises:
+            ServerUnavailable: the server is away, or got other weights in the meantime.
+        """
+        model = self._client.get("/v1/models")["data"][0]["id"]
+        self._send_weights(policy, version)
+        pool = ThreadPoolExecutor(self.config.concurrency)
+        try:
+            complete = partial(self._client.post, "/v1/chat/completions")
+            replies = list(pool.map(complete, [{**request, "model": model} for request in requests]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if self._version() != version:
+            raise ServerUnavailable(
+                f"{self.config.url}: the server was restarted, or another run has changed its weights"
+            )
+        return replies
+
+    def _version(self) -> str:
+        return str(self._client.get("/weight_info")["weight_version"])
+
+    def _send_weights(self, policy: Policy, version: str) -> None:
+        """Makes the server load the weights of ``policy`` if its own have another version."""
+        from filelock import FileLock
+
+        from medr1.models.export import save_merged_weights
+
+        directory = Path(self.config.weights_dir).absolute() / safe_name(urlsplit(self.config.url).netloc)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):  # one process of a training sends, the others find the version there
+            if self._version() == version:
+                return
+            self._check_model(policy)
+            self._client.post("/update_weight_version", {"new_version": _UPDATING})
+            remove(directory)  # of a process that was killed
+            try:
+                directory.mkdir()
+                save_merged_weights(policy, directory / "model.safetensors")
+                reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+                self._client.post("/collective_rpc", reload)
+            except ServerUnavailable:
+                raise
+            except ServerError as error:
+                raise ServerError(
+                    f"the server cannot load weights from {directory}; rollout.weights_dir must be a directory that "
+                    f"it sees. Start the server again, because it has lost its weights. {error}"
+                ) from error
+            finally:
+                remove(directory)
+            if not self._client.post("/reset_prefix_cache", {})["success"]:  # held by requests of a run that was killed
+                raise ServerUnavailable(f"{self.config.url}: the server is busy with requests of another run")
+            self._client.post("/reset_mm_cache", {})
+            self._client.post("/reset_encoder_cache", {})
+            self._client.post("/update_weight_version", {"new_version": version})
+
+    def _check_model(self, policy: Policy) -> None:
+        """Refuses a server of another model. vLLM is not usable any more after it has failed to load weights."""
+        inspection = self._client.post("/collective_rpc", {"method": "get_model_inspection"})["results"][0]
+        embedding = re.search(r"embedding_dim=(\d+), org_vocab_size=(\d+)", inspection)
+        served = (inspection.partition("(")[0], *(map(int, embedding.groups()) if embedding else (0, 0)))
+        text = policy.core.config.get_text_config()
+        trained = (type(policy.core).__name__, text.hidden_size, text.vocab_size)
+        if served != trained:
+            raise ServerError(
+                f"{self.config.url}: the server has another model than model.path: (class, hidden size, vocabulary) "
+                f"is {served}, and of the policy {trained}"
+            )
+
+    def _check_prompt(self, ids: list[int], reply: Any) -> None:
+        found = reply["prompt_token_ids"]
+        if found != ids:
+            place = next(
+                (i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), min(len(ids), len(found))
+            )
+            raise ServerError(
+                f"{self.config.url}: the server makes {len(found)} tokens of a prompt, and the policy {len(ids)}; they "
+                f"differ from token {place} on. Serve the checkpoint of model.path, with images of at least its "
+                "min_pixels and at most its max_pixels (data.image_size)"
+            )
+
+
+def start_command(url: str, path: str, dtype: str | None = None) -> str:
+    """How to start a server that the engine can use."""
+    port = urlsplit(url).port or 80
+    precision = f" --dtype {dtype}" if dtype else ""
+    return (
+        f"start it with: VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(path)} --port {port} "
+        f"--logprobs-mode processed_logprobs{precision}"
+    )
+
+
+def fingerprint(policy: Policy) -> str:
+    """A hash of the sum and the norm of each weight, which an optimizer step changes."""
+    import torch
+
+    with torch.no_grad():
+        values = [
+            torch.stack([p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)])
+            for p in policy.parameters()
+        ]
+        return hashlib.sha256(torch.stack(values).cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def _sampling_parameters(sampling: Sampling) -> dict[str, Any]:
+    """All of them are given, because the checkpoint's generation config would set what is missing."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "max_completion_tokens": sampling.max_completion_length,
+        "stop_token_ids": [sampling.eos_token_id],
+        "logit_bias": {str(token): _SUPPRESSED for token in sampling.suppress_tokens},
+        "logprobs": True,
+        "top_logprobs": 0,
+        "return_token_ids": True,
+        "skip_special_tokens": False,
+    }
+
+
+def _part(part: str | Image.Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    file = BytesIO()
+    part.save(file, "PNG", compress_level=1)
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"},
+    }
+
+
+def _completions(reply: Any, num_generations: int, sampling: Sampling, url: str) -> Iterator[list[tuple[int, float]]]:
+    """Token ids and log-probabilities of each completion of a prompt.
+
+    Raises:
+        ServerError: a completion that the sampling settings exclude.
+    """
+    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    if len(choices) != num_generations:
+        raise ServerError(f"{url}: {len(choices)} completions in place of {num_generations}")
+    for choice in choices:
+        ids, logprobs = choice["token_ids"], [float(token["logprob"]) for token in choice["logprobs"]["content"]]
+        ended = ids[-1:] == [sampling.eos_token_id]
+        if len(ids) != len(logprobs) or not (ended or len(ids) == sampling.max_completion_length):
+            raise ServerError(
+                f"{url}: a completion of {len(ids)} tokens with {len(logprobs)} log-probabilities, finish_reason "
+                f"{choice['finish_reason']}; start the server with a --max-model-len for prompt and "
+                f"{sampling.max_completion_length} tokens"
+            )
+        if not set(ids).isdisjoint(sampling.suppress_tokens):
+            raise ServerError(f"{url}: the server has sampled a token that is suppressed, in {ids}")
+        yield list(zip(ids, logprobs, strict=True))
+
+
+def _batch(rows: list[list[tuple[int, float]]], sampling: Sampling, device: Any) -> Completions:
+    import torch
+
+    from medr1.models.tensors import Completions
+
+    width = max(2, *map(len, rows))  # as in ``rollout``
+    ids = torch.full((len(rows), width), sampling.eos_token_id, dtype=torch.long)
+    mask, logprobs = torch.zeros(len(rows), width, dtype=torch.bool), torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor([token for token, _ in row])
+        logprobs[i, : len(row)] = torch.tensor([logprob for _, logprob in row])
+        mask[i, : len(row)] = True
+    truncated = torch.tensor([row[-1][0] != sampling.eos_token_id for row in rows])
+    return Completions(*(value.to(device) for value in (ids, mask, logprobs, truncated)))

@@ -1,0 +1,335 @@
+"""``rollout=vllm_server`` with a real vLLM server of the shipped base: ``pytest -m vllm``.
+
+The server runs in an environment of its own, whose python is $MEDR1_VLLM_PYTHON (docs/guides/vllm.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medr1.config.settings import LoraConfig
+from medr1.data.image_loader import cached_image_loader
+from medr1.data.image_size import ImageSize
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Record
+from medr1.errors import ServerError
+from medr1.evaluation.local_predictions import predict
+from medr1.evaluation.prediction_store import partial_file
+from medr1.evaluation.predictions import read_predictions
+from medr1.generation.engines import ENGINES, Engine
+from medr1.generation.engines.local import LocalEngine
+from medr1.generation.engines.vllm_server import VLLMServerConfig, fingerprint
+from medr1.generation.logprobs import completion_hidden
+from medr1.generation.sampling import Sampling, warped_log_probs
+from medr1.models.adapters import set_trainable
+from medr1.models.loading import ModelSpec, load_policy
+from medr1.models.policy import Policy
+from medr1.models.processor import Processor
+from medr1.models.tensors import PromptBatch
+from medr1.workflows.session import load_data
+from tests.docs.test_metrics import documented, logged
+from tests.integration.conftest import ROOT, command, composed, only_run, read_json, train_here
+from tests.integration.processes import train_together
+
+PYTHON = os.environ.get("MEDR1_VLLM_PYTHON")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not PYTHON, reason="no vLLM environment: MEDR1_VLLM_PYTHON=ENVIRONMENT/bin/python"),
+]
+TINY = ROOT / "medr1" / "models" / "tiny_base"
+CFG = composed("train", "data.test_images_per_modality=11", "data.train_images_per_modality=1")
+
+
+class VLLM:
+    """A vLLM server of the shipped base, in a process group of its own."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        words = ["serve", str(TINY), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
+        words += ["--host", "127.0.0.1", "--port", str(self.port), "--logprobs-mode", "processed_logprobs"]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    str(Path(str(PYTHON)).with_name("vllm")),
+                    *words,
+                    "--max-num-seqs",
+                    "64",
+                    "--no-enable-chunked-prefill",
+                ],
+                env={**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + 300
+        while not self.answers():
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
+            time.sleep(0.5)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLM]:
+    server = VLLM(tmp_path_factory.mktemp("vllm") / "server.log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def engine(vllm: VLLM, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    weights = str(tmp_path_factory.mktemp("weights"))
+    return ENGINES["vllm_server"](VLLMServerConfig("vllm_server", url=vllm.url, weights_dir=weights, timeout=120.0))
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    records = load_data(CFG).test
+    assert len(records) >= 400
+    return records
+
+
+@pytest.fixture(params=["full", "lora"])
+def loaded(request: pytest.FixtureRequest) -> tuple[Policy, Processor]:
+    policy, processor = load_policy(ModelSpec(str(TINY)))
+    torch.manual_seed(0)
+    set_trainable(policy, lora=LoraConfig(r=4) if request.param == "lora" else None)
+    return policy, processor
+
+
+@torch.no_grad()
+def change_weights(policy: Policy, scale: float = 0.02) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def encode(processor: Processor, records: list[Record]) -> PromptBatch:
+    load = cached_image_loader(ImageSize.from_config(CFG.data, CFG.model))
+    return processor.encode([processor.prompt(r, ReasoningMode.THINK_BEFORE, load(r)) for r in records])
+
+
+def texts(policy: Policy, processor: Processor, records: list[Record], engine: Engine) -> list[str]:
+    load = cached_image_loader(ImageSize.from_config(CFG.data, CFG.model))
+    mode = ReasoningMode.THINK_BEFORE
+    settings: dict[str, Any] = {"load": load, "batch_size": 64, "max_completion_length": 40, "engine": engine}
+    return [p.text for p in predict(policy, processor, records, mode, "base", **settings)]
+
+
+def test_greedy_texts_equal_those_of_the_local_engine_before_and_after_an_update(
+    loaded: tuple[Policy, Processor], records: list[Record], engine: Engine
+) -> None:
+    policy, processor = loaded
+    before = texts(policy, processor, records, LocalEngine())
+    assert texts(policy, processor, records, engine) == before
+    change_weights(policy)
+    weights = {name: p.clone() for name, p in policy.named_parameters()}
+    after = texts(policy, processor, records, LocalEngine())
+    assert sum(a != b for a, b in zip(before, after, strict=True)) > 100
+    assert texts(policy, processor, records, engine) == after
+    assert all(torch.equal(p, weights[name]) for name, p in policy.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.0, 0.8, 0), (1.5, 1.0, 5), (1.2, 0.9, 20)]
+)
+@torch.no_grad()
+def test_samples_have_the_log_probabilities_of_the_policy(
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    loaded: tuple[Policy, Processor],
+    records: list[Record],
+    engine: Engine,
+) -> None:
+    policy, processor = loaded
+    change_weights(policy)
+    prompts = encode(processor, records[:24])
+    suppressed = tuple(processor.suppressed_token_ids())
+    sampling = Sampling(30, processor.eos_token_id, suppressed, temperature, top_p, top_k)
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((24 * 4, 30)))
+    found = engine.generate(policy, prompts, sampling, 4, uniforms)
+    hidden = completion_hidden(policy, policy.prefill(prompts), found.ids, found.mask)
+    log_p = warped_log_probs(policy.logits(hidden[found.mask]), sampling, torch.tensor(suppressed))
+    expected = log_p.gather(-1, found.ids[found.mask].unsqueeze(-1)).squeeze(-1)
+    assert (found.logprobs[found.mask] - expected).abs().max() < 1e-3
+    assert not set(found.ids[found.mask].tolist()) & set(suppressed)
+    ended = [row[-1] == processor.eos_token_id for row in found.token_ids()]
+    assert found.truncated.tolist() == [not e for e in ended] and any(ended)
+    assert len({tuple(row) for row in found.token_ids()[:4]}) > 1
+    again = engine.generate(policy, prompts, sampling, 4, uniforms)
+    assert again.token_ids() == found.token_ids()
+    others = engine.generate(policy, prompts, sampling, 4, 1 - uniforms)
+    assert others.token_ids() != found.token_ids()
+
+
+def test_another_model_or_tokenizer_is_refused_and_leaves_the_server_usable(
+    records: list[Record], engine: Engine, build: Any, make_prompts: Any
+) -> None:
+    policy, processor = load_policy(ModelSpec(str(TINY)))
+    greedy = Sampling.greedy(8, processor)
+    prompts = encode(processor, records[:2])
+    expected = LocalEngine().generate(policy, prompts, greedy).token_ids()
+    other, other_processor = build("qwen2_vl")
+    with pytest.raises(ServerError, match="another model"):
+        engine.generate(other, other_processor.encode(make_prompts(other_processor, [(2, 2)])), greedy)
+    changed = encode(processor, records[:2])
+    changed.ids[1, -1] += 1
+    with pytest.raises(ServerError, match=r"tokens of a prompt.*model\.path"):
+        engine.generate(policy, changed, greedy)
+    assert engine.generate(policy, prompts, greedy).token_ids() == expected
+
+
+def test_weights_that_another_run_has_sent_are_not_used(records: list[Record], engine: Engine) -> None:
+    policy, processor = load_policy(ModelSpec(str(TINY)))
+    other, _ = load_policy(ModelSpec(str(TINY)))
+    change_weights(other)
+    prompts, greedy = encode(processor, records[:8]), Sampling.greedy(20, processor)
+    expected = LocalEngine().generate(policy, prompts, greedy).token_ids()
+    assert fingerprint(policy) != fingerprint(other)
+    client, post, intruded = engine._client, engine._client.post, []  # type: ignore[attr-defined]
+
+    def intruding_post(path: str, body: Any) -> Any:
+        """After the first completion another run sends its weights."""
+        reply = post(path, body)
+        if path == "/v1/chat/completions" and not intruded:
+            intruded.append(path)
+            engine._send_weights(other, fingerprint(other))  # type: ignore[attr-defined]
+        return reply
+
+    client.post = intruding_post
+    try:
+        assert engine.generate(policy, prompts, greedy).token_ids() == expected and intruded
+    finally:
+        client.post = post
+
+
+def run_words(vllm: VLLM, *more: str) -> tuple[str, ...]:
+    words = ("debug=quick", "modality=ct", "reasoning=no_think", "evaluation.limit=1", "trainer.save_steps=2")
+    return (*words, "rollout=vllm_server", f"rollout.url={vllm.url}", *more)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_grpo_trains_and_logs_how_the_samplers_differ(tuning: str, vllm: VLLM, tmp_path: Path) -> None:
+    more = (f"model.tuning={tuning}", "trainer.max_steps=3", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    run = train_here(tmp_path / "run", *run_words(vllm, *more))
+    steps = [line for line in read_metrics(run.metrics) if "grad_norm" in line]
+    assert len(steps) == 3
+    for line in steps:
+        assert 0 < line["sampling_logp_difference_max"] < 1e-3
+        assert abs(line["importance_sampling_ratio"] - 1) < 1e-3
+    found = {name for name in logged(run.path) if not name.startswith("system/")}
+    sections = ("Training: GRPO", "Training: rollout=vllm_server", "Evaluation")
+    assert found == set().union(*map(documented, sections))
+    assert not list((tmp_path / ".weights").glob("*/*"))
+
+
+def test_two_processes_send_the_weights_once_and_each_its_prompts(vllm: VLLM, tmp_path: Path) -> None:
+    more = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2", "tracking=none")
+    before = loads(vllm)
+    watched = train_together(2, tmp_path, *run_words(vllm, *more))
+    assert len(watched.curves) == 2
+    assert all(line["sampling_logp_difference_max"] < 1e-3 for line in watched.curves)
+    assert [len({record for record, *_ in step}) for step in watched.completions] == [4, 4]  # two of each process
+    assert loads(vllm) - before in (2, 3)  # after each step, and the base if the server has other weights
+
+
+def loads(vllm: VLLM) -> int:
+    """How often the server has loaded weights."""
+    return vllm.log.read_text().count("Reloading and processing weights took")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+
+
+def count_steps(output_dir: Path) -> int:
+    files = list(output_dir.glob("*/metrics.jsonl"))
+    return len(files[0].read_text().splitlines()) if files else 0
+
+
+def check_whole(output_dir: Path, steps: int) -> None:
+    run = only_run(output_dir)
+    lines = [line for line in read_metrics(run.metrics) if "grad_norm" in line]
+    assert [line["step"] for line in lines] == list(range(steps))
+    assert max(line["sampling_logp_difference_max"] for line in lines) < 1e-3
+    for name in ("base", "trained"):
+        ids = [p.record for p in read_predictions(run.predictions(name))]
+        assert len(ids) == len(set(ids)) == 40 and not partial_file(run.predictions(name)).exists()
+
+
+def test_a_run_waits_for_a_server_that_was_killed(vllm: VLLM, tmp_path: Path) -> None:
+    words = run_words(vllm, "trainer.max_steps=8", "tracking=none", f"output_dir={tmp_path}")
+    process = command("train.py", *words)
+    wait_for(lambda: count_steps(tmp_path) >= 3, process)
+    vllm.kill()
+    wait_for(lambda: "waiting up to" in next(tmp_path.glob("*/job.log")).read_text(), process)
+    vllm.start()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "is back" in output, output
+    check_whole(tmp_path, 8)
+
+
+def test_a_run_ends_without_its_server_and_is_resumed(vllm: VLLM, tmp_path: Path) -> None:
+    more = ("trainer.max_steps=6", "tracking=none", f"output_dir={tmp_path}", "rollout.timeout=3")
+    process = command("train.py", *run_words(vllm, *more))
+    wait_for(lambda: count_steps(tmp_path) >= 3, process)
+    vllm.kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2 and "resume=" in output and "Traceback" not in output, output
+    refused = command("train.py", f"resume={only_run(tmp_path).path}")
+    output, _ = refused.communicate(timeout=240)
+    assert refused.returncode == 2 and "VLLM_SERVER_DEV_MODE=1 vllm serve" in output, output
+    vllm.start()
+    process = command("train.py", f"resume={only_run(tmp_path).path}", "rollout.timeout=100")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    check_whole(tmp_path, 6)
+    assert read_json(only_run(tmp_path).finished)
+
+
+def test_the_first_weights_are_sent_again_after_a_restart(vllm: VLLM, records: list[Record], engine: Engine) -> None:
+    policy, processor = load_policy(ModelSpec(str(TINY)))
+    change_weights(policy)
+    prompts, greedy = encode(processor, records[:8]), Sampling.greedy(20, processor)
+    first = engine.generate(policy, prompts, greedy).token_ids()
+    vllm.kill()
+    vllm.start()
+    assert engine.generate(policy, prompts, greedy).token_ids() == first
