@@ -1,6 +1,6 @@
 """``rollout=vllm_server`` with a real vLLM server of the shipped base: ``pytest -m vllm``.
 
-The server runs in an environment of its own, whose python is $MEDR1_VLLM_PYTHON (docs/guides/vllm.md).
+The server runs in an environment of its own, whose python is $MEDR1_VLLM_PYTHON (docs/guides/rollout.md).
 """
 
 from __future__ import annotations
