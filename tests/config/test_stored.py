@@ -24,6 +24,7 @@ NEEDS = {
     },
     "data=mcqa": (f"data.path={CONF}",),
     "data=benchmarks": ("+data@data.sets.phantoms=phantoms",),
+    "rollout=vllm_server": ("rollout.url=http://127.0.0.1:1",),
     "experiment=": (f"data.root={CONF}", "reasoning=no_think"),
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))
@@ -53,6 +54,7 @@ def test_every_option_of_an_evaluation(option: str, tmp_path: Path) -> None:
     read_back("evaluate", tmp_path, option, *NEEDS.get(option, ()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")))
 @pytest.mark.parametrize("model", ["model=tiny", "model=hf_lora", "model=qwen3_vl_2b"])
 def test_every_algorithm_with_every_kind_of_model(algorithm: str, model: str, tmp_path: Path) -> None:

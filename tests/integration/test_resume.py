@@ -27,6 +27,8 @@ SETTINGS = (
     "reasoning=no_think",
     "trainer.max_steps=8",
     "evaluation.limit=1",
+    "evaluation.blank_image=false",
+    "evaluation.shuffled_image=false",
     *FEW_IMAGES,
 )
 
@@ -76,7 +78,13 @@ def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: 
 def test_an_interrupted_run_of_every_method_resumes_exactly(
     algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (*SETTINGS[2:4], "debug=quick", f"algorithm={algorithm}", "trainer.max_steps=4", "trainer.save_steps=1")
+    settings = (
+        "reasoning=no_think",
+        "debug=quick",
+        f"algorithm={algorithm}",
+        "trainer.max_steps=4",
+        "trainer.save_steps=1",
+    )
     quick = (
         *settings,
         *FEW_IMAGES,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +19,18 @@ from tests.composing import composed
 from tests.miniatures import MINIATURES, write_path_vqa, write_slake
 
 
+@cache
+def composed_data(words: str, *overrides: str) -> Any:
+    """The settings of these words, composed once."""
+    return composed("evaluate", *f"data={words}".split(), "data.root=.", *overrides).data
+
+
 def load(words: str, root: Path, *overrides: str) -> Dataset:
     """The dataset as a command line would load it."""
-    cache = f"data.cache_dir={root.parent / 'cache'}"
-    cfg = composed("evaluate", *f"data={words}".split(), f"data.root={root}", cache, *overrides)
-    SOURCES[cfg.data.kind].check(cfg.data)
-    return load_dataset(cfg.data, "all", "all")
+    places = {"root": str(root), "cache_dir": str(root.parent / "cache")}
+    settings = replace(composed_data(words, *overrides), **places)
+    SOURCES[settings.kind].check(settings)
+    return load_dataset(settings, "all", "all")
 
 
 def by_id(dataset: Dataset) -> dict[str, Record]:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,21 @@ assert CONF.is_dir()
 register()
 
 
+@cache
+def composed_data(place: str, *overrides: str) -> McqaConfig:
+    """The settings of these overrides, composed once."""
+    data = composed("evaluate", "data=mcqa", f"data.path={place}", *overrides).data
+    assert isinstance(data, McqaConfig)
+    return data
+
+
 def load(path: Path, *overrides: str) -> Dataset:
     """The dataset as a command line would load it."""
-    cache = f"data.cache_dir={path.parent / 'cache'}"
-    cfg = composed("evaluate", "data=mcqa", f"data.path={path}", cache, *overrides)
-    return load_dataset(cfg.data, "all", "all")
+    names_files = any(override.startswith("data.files") for override in overrides)  # which must be there
+    settings = composed_data(str(path) if names_files else ".", *overrides)
+    settings = dataclasses.replace(settings, path=str(path), cache_dir=str(path.parent / "cache"))
+    SOURCES[settings.kind].check(settings)
+    return load_dataset(settings, "all", "all")
 
 
 JSON = st.recursive(
