@@ -18,6 +18,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+import medr1.workflows.components
 import medr1.workflows.evaluate
 import medr1.workflows.train
 from medr1.cli.main import entry_point
@@ -36,6 +37,7 @@ CHOICES = {
     "data.axis": "data=omnimedvqa data.root=DIR data.split=image_grouped",
     "data.path": "data=mcqa data.path=DIR",
     "data.version": "data=pmc_vqa data.root=DIR",
+    "rollout.url": "rollout=vllm_server rollout.url=http://127.0.0.1:1",
     "algorithm.rationale": "algorithm=sft",
     "algorithm.text_steps": "algorithm=pretrain",
 }
@@ -58,6 +60,7 @@ RIGHT = {
     "model.image_size": "112",
     "model.image_token_size": "42",
     "model.url": "http://127.0.0.1:2/v1",
+    "rollout.url": "http://127.0.0.1:2",
     "trainer.accelerator": "cpu",
     "trainer.train_batch_size": "32",
     "trainer.devices": "2",
@@ -183,6 +186,7 @@ def outcome(case: Case, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     if script == "evaluate":  # for which a train.py of this process must not have made sweep a group
         ConfigStore.instance().repo.pop("sweep", None)
     started: list[Any] = []
+    monkeypatch.setattr(medr1.workflows.components, "check_available", lambda settings: None)  # there is no server
     monkeypatch.setattr(medr1.workflows.train, "train", lambda cfg, *_: started.append(cfg))
     monkeypatch.setattr(medr1.workflows.evaluate, "evaluate", lambda cfg, *_: started.append(cfg))
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
