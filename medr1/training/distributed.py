@@ -54,8 +54,9 @@ class ShardedStrategy(DDPStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        for key in {"state_dict", "optimizer_states"} & checkpoint.keys():  # the best checkpoint has weights only
-            checkpoint[key] = self._full_tensors(checkpoint[key])
+        for key in ("state_dict", "optimizer_states"):  # no set, whose order differs between processes
+            if key in checkpoint:  # the best checkpoint has weights only
+                checkpoint[key] = self._full_tensors(checkpoint[key])
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def test_accuracies_by_benchmark_are_those_counted_in_the_predictions(
 
 @pytest.mark.long
 def test_an_evaluation_is_compared_with_another_one(trained: RunDirectory, tmp_path: Path) -> None:
-    words = ("evaluation.limit=2", "modality=mri", "tracking=none", "evaluation.blank_image=false")
+    words = (*FEW_IMAGES, "evaluation.limit=2", "modality=mri", "tracking=none", "evaluation.blank_image=false")
     run_command("evaluate.py", *words, "evaluation.shuffled_image=false", f"output_dir={tmp_path / 'base'}")
     base = only_run(tmp_path / "base")
     printed = run_command(
