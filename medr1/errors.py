@@ -35,5 +35,9 @@ class ServerError(Medr1Error):
     """A chat server that does not answer, or answers what cannot be used."""
 
 
+class ServerUnavailable(ServerError):
+    """A server that does not answer now; it may do so later."""
+
+
 class TrackingError(Medr1Error):
     """An MLflow server that does not answer when a run begins, or that refuses what it is sent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import ssl
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 from medr1.config.settings import LOOPBACK
 from medr1.errors import ConfigError, ServerError
+from medr1.generation.chat_messages import chat_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class ChatClient:
         import openai
         from openai import APIConnectionError, APIStatusError
 
-        content: Any = [{"type": "text", "text": p} if isinstance(p, str) else _image_part(p) for p in parts]
+        content: Any = chat_content(parts)
         retries: str | None = None
         try:
             response = self._client.chat.completions.with_raw_response.create(
@@ -114,10 +114,6 @@ class ChatClient:
     def close(self) -> None:
         """Closes the connections. Threads that wait for a retry send nothing more."""
         self._client.close()
-
-
-def _image_part(png: bytes) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}}
 
 
 def _parse(body: bytes) -> ChatCompletion:

@@ -10,11 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from medr1.config.settings import LOOPBACK
-from medr1.errors import ServerError
-
-
-class ServerUnavailable(ServerError):
-    """The server does not answer now; it may do so later."""
+from medr1.errors import ServerError, ServerUnavailable
 
 
 class _NoRedirects(HTTPRedirectHandler):

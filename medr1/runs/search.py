@@ -84,24 +84,21 @@ def candidates(space: Mapping[str, Range], trials: Sequence[Trial], metric: str)
 
     tried = {tuple(trial.settings.values()) for trial in trials}
     number = len(trials)
-    others = (RandomSampler(seed=number + (draw << 16)) for draw in range(1, _DRAWS))
-    samplers: Iterator[BaseSampler] = itertools.chain([TPESampler(seed=number)], () if _is_listed(space) else others)
-    drawn = (_ask(space, trials, metric, sampler) for sampler in samplers)
-    for settings in itertools.chain(drawn, _untried(space, tried, number)):
+    others: Iterator[dict[str, str]]
+    if size(space) <= _LISTED:
+        others = _untried(space, tried, number)
+    else:
+        samplers = (RandomSampler(seed=number + (draw << 16)) for draw in range(1, _DRAWS))
+        others = (_ask(space, trials, metric, sampler) for sampler in samplers)
+    for settings in itertools.chain([_ask(space, trials, metric, TPESampler(seed=number))], others):
         key = tuple(settings.values())
         if key not in tried:
             tried.add(key)
             yield settings
 
 
-def _is_listed(space: Mapping[str, Range]) -> bool:
-    return size(space) <= _LISTED
-
-
 def _untried(space: Mapping[str, Range], tried: set[tuple[str, ...]], seed: int) -> Iterator[dict[str, str]]:
-    """All settings that are left, in random order; none of a space that is too large to be listed."""
-    if not _is_listed(space):
-        return
+    """All settings of a finite space that are left, in random order."""
     values = (of.values if isinstance(of, Choice) else range(int(of.low), int(of.high) + 1) for of in space.values())
     left = [own for own in itertools.product(*([str(v) for v in of] for of in values)) if own not in tried]
     random.Random(seed).shuffle(left)

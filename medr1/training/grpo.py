@@ -407,8 +407,7 @@ class GRPOModule(PolicyModule):
         assert micro.old_logprobs is not None
         completions = micro.completions
         weights, differences = importance_weights(micro.old_logprobs, completions.logprobs, completions.mask, settings)
-        micro.importance_weights = weights if settings.importance_sampling_correction else None
-        micro.logp_difference = differences
+        micro.importance_weights, micro.logp_difference = weights, differences
         mean = float(differences.sum() / completions.mask.sum())
         if settings.max_logp_difference is not None and not mean <= settings.max_logp_difference:
             raise TrainingError(

@@ -48,7 +48,7 @@ def choose_records(cfg: TrainConfig, run: RunDirectory, data: Dataset) -> Datase
     Raises:
         DataError: no record is left, or the data of a resumed run has changed.
     """
-    if not cfg.data.needs_pass_rates or not ALGORITHMS[cfg.algorithm.kind].trains_base:
+    if not num_completions(cfg, data):
         return data
     is_stored = cfg.resume is not None and run.pass_rates.is_file()
     rates = read_pass_rates(run.pass_rates) if is_stored else _measured(cfg, data)
@@ -58,6 +58,13 @@ def choose_records(cfg: TrainConfig, run: RunDirectory, data: Dataset) -> Datase
     if is_first_process() and not is_stored:
         write_pass_rates(run.pass_rates, rates)
     return chosen
+
+
+def num_completions(cfg: TrainConfig, data: Dataset) -> int:
+    """How many completions the pass rates of the training records take; 0 if nothing is chosen or ordered by them."""
+    if not cfg.data.needs_pass_rates or not ALGORITHMS[cfg.algorithm.kind].trains_base:
+        return 0
+    return len(data.train) * cfg.data.filter.num_generations
 
 
 def sampling(cfg: TrainConfig) -> SamplingConfig:
@@ -80,7 +87,7 @@ def _measured(cfg: TrainConfig, data: Dataset) -> list[PassRate]:
         with cache.lock():
             requests = cache.missing(data.train, n)
             if requests and is_first_process():
-                _generate(cfg, cache, requests, len(data.train) * n)
+                _generate(cfg, cache, requests, num_completions(cfg, data))
                 requests = []
             elif is_first_process():
                 log.info("the pass rates of %d training records are in %s", len(data.train), cache.file)

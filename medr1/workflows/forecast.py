@@ -24,7 +24,7 @@ from medr1.planning.memory_ledger import Peaks, peak_bytes
 from medr1.planning.tables import verdict
 from medr1.runs.run_directory import starting_weights
 from medr1.training.algorithms import ALGORITHMS
-from medr1.workflows.difficulty import sampling
+from medr1.workflows.difficulty import num_completions, sampling
 from medr1.workflows.session import load_data
 
 _TOKENIZED_TEXTS = 32  # only the longest texts in characters are tokenized
@@ -114,13 +114,11 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     algorithm, completion = ALGORITHMS[cfg.algorithm.kind], 0
     if algorithm.trains:
         completion = algorithm.completion_length(cfg, data.train, count)
-    eval_count, eval_completion = (
-        len(test) * (cfg.evaluation.num_generations or 1),
-        cfg.evaluation.max_completion_length,
-    )
-    if cfg.data.needs_pass_rates and algorithm.trains_base:  # completions of training records, in the same batches
+    eval_count = len(test) * (cfg.evaluation.num_generations or 1)
+    eval_completion = cfg.evaluation.max_completion_length
+    if sampled := num_completions(cfg, data):  # of training records, in the same batches
         eval_prompt, eval_images = max(prompt, eval_prompt), max(images, eval_images)
-        eval_count = max(eval_count, len(data.train) * cfg.data.filter.num_generations)
+        eval_count = max(eval_count, sampled)
         eval_completion = max(eval_completion, sampling(cfg).max_completion_length)
     work = Workload(
         settings=cfg.algorithm,

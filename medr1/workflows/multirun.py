@@ -174,7 +174,6 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     ranges = [of.text for of in swept.space.values()]
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, [*ranges, *fixed]))
     jobs = [run.job() for run in runs]
-    by_name = {job.name: job for job in jobs}
     last = {job.name: run for run, job in zip(runs, jobs, strict=True)}
     for run, job in zip(runs, jobs, strict=True):
         other = last[job.name]
@@ -185,10 +184,10 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
             )
     if config.sweep.chain is not None:
         jobs = _chained(jobs, axis(config.sweep.chain))
-        by_name = {job.name: job for job in jobs}
     if config.sweep.select is not None:
         _check_select(str(config.sweep.select), runs, jobs, rows)
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
+    by_name = {job.name: job for job in jobs}
     command, select = list(config.hydra.overrides.task), config.sweep.select or ""
     manifest = Manifest(title, rows, columns, command, list(by_name), by_name, select)
     with read_write(config), open_dict(config):

@@ -31,6 +31,7 @@ from medr1.planning.tables import duration, memory_table, verdict
 from medr1.tracking.tracker import NullTracker
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.steps import Steps
+from medr1.workflows.difficulty import num_completions
 from medr1.workflows.forecast import forecast_memory, num_parameters, planned_device, refusal
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import model_spec
@@ -96,20 +97,13 @@ def _amounts(cfg: TrainConfig, data: Dataset) -> str:
     assert cfg.trainer.max_steps is not None
     epochs = cfg.trainer.max_steps * cfg.trainer.train_batch_size / len(data.train)
     training = f"{cfg.trainer.max_steps} steps, {epochs:.2g} epochs of {len(data.train)} training questions"
-    if completions := _num_pass_rate_completions(cfg, data):
+    if completions := num_completions(cfg, data):
         training += f"; before them {completions} completions for pass rates, unless an earlier run has stored them"
         training += ", after which data.filter leaves fewer questions" if cfg.data.filter.pass_rate else ""
     if validations := _num_validations(cfg):
         validation = len(limit_cells(data.validation, cfg.evaluation.validation_limit))
         training += f"; {validation} validation questions, evaluated {validations} times"
     return f"{training}; {evaluation}"
-
-
-def _num_pass_rate_completions(cfg: TrainConfig, data: Dataset) -> int:
-    """How many completions are sampled to choose or order the training records."""
-    if not cfg.data.needs_pass_rates or not ALGORITHMS[cfg.algorithm.kind].trains_base:
-        return 0
-    return len(data.train) * cfg.data.filter.num_generations
 
 
 def _num_validations(cfg: TrainConfig) -> int:
@@ -154,7 +148,7 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
     questions = limit_cells(data.test, cfg.evaluation.limit)
     predictions = len(questions) * _num_evaluations(cfg) + _num_measured(cfg, questions)
     predictions += len(limit_cells(data.validation, cfg.evaluation.validation_limit)) * _num_validations(cfg)
-    predictions += _num_pass_rate_completions(cfg, data)
+    predictions += num_completions(cfg, data)
     seconds = predictions * measured.prediction
     parts = [f"{predictions} predictions of {1000 * measured.prediction:.2g} ms"]
     if run.work.algorithm.trains:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,7 @@ def report_sweep(place: Path) -> None:
         text.append(f"## {markdown(method)}\n\n{table.to_markdown()}")
         console.print(f"\n{method}", style="bold", markup=False)
         console.print(table)
-    for title, table in (
-        pair for section in (*selection, *([measures] if measures else [])) for pair in section.tables
-    ):
+    for title, table in chain.from_iterable(section.tables for section in (*selection, measures) if section):
         text.append(f"## {markdown(title)}\n\n{table.to_markdown()}")
     names = distinct_names((m.method for m in tables.matrices), lambda method: safe_name(method.replace(" ", "_")))
     for matrix in tables.matrices:

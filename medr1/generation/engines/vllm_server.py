@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 import re
@@ -24,9 +23,9 @@ from medr1.config.enums import Distribution
 from medr1.config.naming import safe_name
 from medr1.config.settings import NEUTRAL, ExternalRolloutConfig, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.config.validate import check_address
-from medr1.errors import ConfigError, ServerError
+from medr1.errors import ConfigError, ServerError, ServerUnavailable
+from medr1.generation.chat_messages import chat_content
 from medr1.generation.engines import ENGINES, Engine
-from medr1.generation.vllm_client import ServerUnavailable, VLLMClient
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,6 +84,8 @@ class VLLMServerEngine(Engine):
     config: VLLMServerConfig
 
     def __init__(self, config: Any = None) -> None:
+        from medr1.generation.vllm_client import VLLMClient  # its imports are not for every command
+
         super().__init__(config)
         self._client = VLLMClient(self.config.url, self.config.timeout)
 
@@ -115,6 +116,8 @@ class VLLMServerEngine(Engine):
 
     @classmethod
     def check_available(cls, config: VLLMServerConfig, model: ModelConfig) -> None:
+        from medr1.generation.vllm_client import VLLMClient
+
         # The first question for the versions of its environment takes a server several seconds.
         client, command = VLLMClient(config.url, timeout=60), start_command(config.url, model.path)
         try:
@@ -164,15 +167,16 @@ class VLLMServerEngine(Engine):
             )
         if sampling.temperature > 0 and uniforms is None:
             raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
+        turns = ([part if isinstance(part, str) else _png(part) for part in parts] for parts in prompts.parts)
         requests = [
             {
                 **_sampling_parameters(sampling),
-                "messages": [{"role": "user", "content": [_part(part) for part in parts]}],
+                "messages": [{"role": "user", "content": chat_content(turn)}],
                 "n": num_generations,
                 # The samples of a prompt have the seeds s, s + 1, ...
                 "seed": None if uniforms is None else int(float(uniforms[i * num_generations, 0]) * 2**53),
             }
-            for i, parts in enumerate(prompts.parts)
+            for i, turn in enumerate(turns)
         ]
         version = fingerprint(policy)
         replies = self._patiently(partial(self._replies, policy, version, requests))
@@ -334,15 +338,10 @@ def _sampling_parameters(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _part(part: str | Image.Image) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
+def _png(image: Image.Image) -> bytes:
     file = BytesIO()
-    part.save(file, "PNG", compress_level=1)
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"},
-    }
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _completions(reply: Any, num_generations: int, sampling: Sampling, url: str) -> Iterator[list[tuple[int, float]]]:

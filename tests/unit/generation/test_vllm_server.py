@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from medr1.config.enums import Precision
 from medr1.config.settings import LoraConfig, ModelConfig
-from medr1.errors import ConfigError, ServerError
+from medr1.errors import ConfigError, ServerError, ServerUnavailable
 from medr1.generation.engines import ENGINES
 from medr1.generation.engines.vllm_server import VLLMServerConfig, VLLMServerEngine, _completions, fingerprint
 from medr1.generation.sampling import Sampling
-from medr1.generation.vllm_client import ServerUnavailable, VLLMClient
+from medr1.generation.vllm_client import VLLMClient
 from medr1.models.adapters import set_trainable
 from medr1.models.export import save_merged_weights
 
