@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from medr1.data.sources.phantoms.records import World, make_phantom, make_records
 from medr1.domain.records import Modality
 from medr1.reporting.formatting import label
-from medr1.tracking.address import stored_run
-from medr1.tracking.history import History
+from medr1.tracking.metrics_file import MetricsFile
 
 IMAGES = Path(__file__).parent / "images"
 QUESTION = "test/mri/00001/disease"
@@ -50,10 +49,8 @@ def question() -> None:
 
 def curve(run: Path) -> None:
     """Accuracy and format reward of the training completions, and the test accuracy before and after training."""
-    stored = stored_run(run)
-    assert stored is not None, f"{run} was not tracked in MLflow"
     lines = {"accuracy": BLUE, "format": ORANGE}
-    curves = History(stored.uri).metrics(stored, [f"train/{name}_reward" for name in lines])
+    curves = MetricsFile(run / "metrics.jsonl").read()
     conditions = json.loads((run / "summary.json").read_text(encoding="utf-8"))["conditions"]
     before, after = (100 * conditions[name]["by_modality"]["mri"]["accuracy"]["value"] for name in ("base", "trained"))
     matplotlib.rcParams.update({"svg.hashsalt": "medr1", "font.size": 9, "text.color": GREY})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from statistics import fmean
 
 from medr1.evaluation.predictions import Condition
@@ -71,13 +72,26 @@ def findings(tables: SweepTables) -> tuple[str, ...]:
     # The effect of two changed settings cannot be attributed to one of them.
     contrasts = [contrast for contrast in tables.contrasts if _one_change(contrast)]
     return (
-        *_control_findings(subjects),
+        *_baseline_findings(subjects),
+        *_ablation_findings(subjects),
         *(sentence for matrix in matrices for sentence in _gain_findings(matrix, row_axis)),
         *_contrast_findings(contrasts),
         *(sentence for matrix in matrices for sentence in _gap_findings(matrix, row_axis, tables.column_axis)),
         *_contrast_gap_findings(contrasts),
         *_seed_findings(matrices),
     )
+
+
+def verdict(tables: SweepTables) -> tuple[str, ...]:
+    """The findings that a reader needs first, at most three: a gain, a contrast, and what the controls say."""
+    matrices, row_axis = tables.matrices, tables.row_axis
+    subjects = [subject for matrix in matrices for subject in _subjects(matrix, row_axis)]
+    kinds: tuple[Iterator[str], ...] = (
+        (sentence for matrix in matrices for sentence in _gain_findings(matrix, row_axis)),
+        _contrast_findings([contrast for contrast in tables.contrasts if _one_change(contrast)]),
+        chain(_ablation_findings(subjects), _baseline_findings(subjects)),
+    )
+    return tuple(sentence for kind in kinds for sentence in islice(kind, 1))
 
 
 def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:
@@ -106,7 +120,7 @@ def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell]) -> _Subj
     )
 
 
-def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
+def _baseline_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
     at_chance = [s for s in subjects if s.accuracy.low <= s.chance]
     if at_chance:
         yield f"Not significantly above chance: {_join(s.beside('chance', s.chance) for s in at_chance)}."
@@ -124,6 +138,10 @@ def _control_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
         ):
             if part:
                 yield f"{lead} {verb} {_join(s.beside(name, s.controls[control]) for s in part)}{claim}."
+
+
+def _ablation_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
+    above = [s for s in subjects if s.accuracy.low > s.chance]
     for condition, ablation in _ABLATIONS.items():
         by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], ablation.at_chance: []}
         for s in (s for s in above if condition in s.controls):

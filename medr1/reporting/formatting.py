@@ -76,12 +76,14 @@ def percent(fraction: float, sign: str = "") -> str:
 
 
 def interval(estimate: Estimate, sign: str = "") -> str:
-    """Both ends of the interval in brackets."""
+    """Both ends of the interval in brackets; nothing if a bootstrap of too few images gives no interval."""
+    if estimate.low == estimate.high:
+        return ""
     return f"[{percent(estimate.low, sign)}, {percent(estimate.high, sign)}]"
 
 
 def with_interval(estimate: Estimate, sign: str = "") -> str:
-    return f"{percent(estimate.value, sign)} {interval(estimate, sign)}"
+    return f"{percent(estimate.value, sign)} {interval(estimate, sign)}".rstrip()
 
 
 def p_value(p: float) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,19 +23,20 @@ from medr1.evaluation.statistics import Estimate, wilson
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, SweepTables
 from medr1.reporting import figures as draw
 from medr1.reporting import formatting
+from medr1.reporting.pages import data_url, page_templates
 from medr1.reporting.references import CONTROL_DESCRIPTIONS, references
 from medr1.reporting.result_table import ResultTable
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
-_STRUCK = "Struck through: the interval contains zero. Blue is better, red is worse."
+_UNDECIDED = "Grey: the interval contains zero. Blue is better, red is worse."
 
 
 @dataclass(frozen=True, slots=True)
 class RunLink:
     """One run of the sweep.
 
-    ``state`` is finished, failed, interrupted or waiting. ``directory`` is relative to the report, ``page`` is the
-    run's page in MLflow or empty, ``error`` the log of a failed run or empty.
+    ``state`` is finished, failed, interrupted or waiting. ``directory`` is shown as text, ``page`` is the run's page on
+    an MLflow server that others can reach, or empty, ``error`` the log of a failed run or empty.
     """
 
     name: str
@@ -76,7 +76,7 @@ class GalleryItem:
     def source(self) -> str:
         stored = io.BytesIO()
         self.image.save(stored, "PNG")
-        return _data_url("image/png", stored.getvalue())
+        return data_url("image/png", stored.getvalue())
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +105,32 @@ def write_report(
     title: str,
     command: str,
     tables: SweepTables,
+    verdict: Sequence[str],
     findings: Sequence[str],
+    conditions: Mapping[str, str],
     runs: Sequence[RunLink],
     curves: Curves,
+    max_rewards: Mapping[str, float | None],
     sections: Sequence[Section] = (),
     facts: Mapping[str, str],
 ) -> Path:
     """Writes ``folder/report.html`` and ``folder/figures``; returns the path of the report.
 
     Args:
-        curves: metrics of the runs; those of ``figures.CURVES`` are drawn.
+        verdict: the sentences of the first screen. findings: all of them.
+        conditions: what the runs have in common or differ in, such as model and data, for the first screen.
+        curves: metrics of the runs; those of ``figures.CURVES`` are drawn. max_rewards: by run, None if not known.
         facts: additional facts for reproduction, such as versions, commit and data fingerprint.
 
     Raises:
         DataError: a cell of a table names a run that is not in ``runs``, or two figures have the same name.
     """
-    links = {run.name: run.page or quote(run.directory) for run in runs}
+    anchors = {run.name: f"run-{place}" for place, run in enumerate(runs)}
 
-    def href(name: str) -> str:
-        if name not in links:
+    def anchor(name: str) -> str:
+        if name not in anchors:
             raise DataError(f"run {name!r} of the tables is not among the {len(runs)} runs of the report")
-        return links[name]
+        return anchors[name]
 
     drawn: set[str] = set()
 
@@ -139,43 +144,45 @@ def write_report(
             draw.save(figure.figure, folder / "figures", figure.name)
             svg = (folder / "figures" / f"{figure.name}.svg").read_bytes()
             width = round(130 * figure.figure.get_figwidth())  # a third larger than in print
-            source = _data_url("image/svg+xml", svg)
+            source = data_url("image/svg+xml", svg)
             sources.append({"figure": figure, "number": len(drawn), "source": source, "width": width})
         return sources
 
-    html = _template().render(
-        title=title,
-        command=command,
-        tables=tables,
-        findings=findings,
-        runs=runs,
-        axes=list(dict.fromkeys(axis for run in runs for axis in run.axes)),
-        figures=draw_all(_figures(tables)),
-        curves=draw_all(_curves(tables, curves)),
-        sections=[(section, draw_all(section.figures)) for section in sections],
-        facts=_facts(tables) | dict(facts),
-        records=max((cell.n for m in tables.matrices for row in m.cells.values() for cell in row.values()), default=0),
-        href=href,
+    html = (
+        _templates()
+        .get_template("report.html")
+        .render(
+            title=title,
+            command=command,
+            tables=tables,
+            verdict=verdict,
+            findings=findings,
+            conditions=conditions,
+            runs=runs,
+            axes=list(dict.fromkeys(axis for run in runs for axis in run.axes)),
+            figures=draw_all(_figures(tables)),
+            curves=draw_all(_curves(tables, curves, max_rewards)),
+            sections=[(section, draw_all(section.figures)) for section in sections],
+            facts=_facts(tables) | dict(facts),
+            records=max(
+                (cell.n for m in tables.matrices for row in m.cells.values() for cell in row.values()), default=0
+            ),
+            anchor=anchor,
+        )
     )
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("medr1.reporting", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+def _templates() -> Environment:
+    environment = page_templates()
     text = formatting
     filters = (text.label, text.axis_label, text.contrast_label, text.percent, text.interval, text.with_interval)
-    environment.filters |= {function.__name__: function for function in (*filters, text.p_text, slug, duration, quote)}
+    environment.filters |= {function.__name__: function for function in (*filters, text.p_text, slug, duration)}
     environment.globals |= {"row_title": _row_title, "references": references, "on_diagonal": text.on_diagonal}
     environment.globals |= {"sizes": _sizes, "is_square": _is_square, "formats": draw.FORMATS}
     environment.globals |= {"ALL": ALL, "MEAN": text.MEAN}
-    return environment.get_template("report.html")
+    return environment
 
 
 def slug(name: str) -> str:
@@ -187,6 +194,12 @@ def _figures(tables: SweepTables) -> list[SectionFigure]:
     figures = [_overview(tables)] if tables.matrices else []
     sides = [side for contrast in tables.contrasts for side in (contrast.a, contrast.b)]
     file_name = distinct_names([*(matrix.method for matrix in tables.matrices), *sides], slug)
+    # One scale for all figures of a kind, so that colours can be compared.
+    shown = [draw.shown_accuracies(matrix, references(matrix)) for matrix in tables.matrices]
+    accuracies = draw.accuracy_limits([*chain.from_iterable(shown)])
+    gains = draw.difference_limits([*chain.from_iterable(map(draw.shown_gains, tables.matrices))])
+    contrasted = [cell for contrast in tables.contrasts for of in contrast.cells.values() for cell in of.values()]
+    differences = draw.difference_limits([cell.difference.value for cell in contrasted])
     for matrix in tables.matrices:
         name, beneath, row_title = formatting.label(matrix.method), references(matrix), _row_title(tables)
         caption = (
@@ -198,18 +211,17 @@ def _figures(tables: SweepTables) -> list[SectionFigure]:
         for control, description in CONTROL_DESCRIPTIONS.items():
             if any(reference.key.startswith(control) for reference in beneath):
                 caption += f" {formatting.label(control)}: {description}."
-        heatmap = draw.accuracy_heatmap(matrix, beneath, row_title)
+        heatmap = draw.accuracy_heatmap(matrix, beneath, row_title, accuracies)
         figures.append(SectionFigure(f"accuracy-{file_name[matrix.method]}", heatmap, caption))
         if any(cell.gain_over_base for row in matrix.cells.values() for cell in row.values()):
-            caption = f"{name}: gain over the base in percentage points, with its 95 % interval. {_STRUCK}"
-            figures.append(
-                SectionFigure(f"gain-{file_name[matrix.method]}", draw.gain_heatmap(matrix, row_title), caption)
-            )
+            caption = f"{name}: gain over the base in percentage points, with its 95 % interval. {_UNDECIDED}"
+            heatmap = draw.gain_heatmap(matrix, row_title, gains)
+            figures.append(SectionFigure(f"gain-{file_name[matrix.method]}", heatmap, caption))
     for contrast in tables.contrasts:
         caption = (
-            f"{formatting.contrast_label(contrast)}: difference in percentage points on the same records. {_STRUCK}"
+            f"{formatting.contrast_label(contrast)}: difference in percentage points on the same records. {_UNDECIDED}"
         )
-        heatmap = draw.contrast_heatmap(contrast, _row_title(tables, contrast))
+        heatmap = draw.contrast_heatmap(contrast, _row_title(tables, contrast), differences)
         figures.append(SectionFigure(f"contrast-{file_name[contrast.b]}-{file_name[contrast.a]}", heatmap, caption))
     return figures
 
@@ -258,7 +270,7 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(*(fmean(getattr(e, end) for e in estimates) for end in ("value", "low", "high")))
 
 
-def _curves(tables: SweepTables, curves: Curves) -> list[SectionFigure]:
+def _curves(tables: SweepTables, curves: Curves, max_rewards: Mapping[str, float | None]) -> list[SectionFigure]:
     """Training curves of the runs in the matrices that logged a reward, averaged over seeds."""
     reward, *_ = draw.CURVES
     lines = []
@@ -267,10 +279,11 @@ def _curves(tables: SweepTables, curves: Curves) -> list[SectionFigure]:
             names = dict.fromkeys(name for cell in cells.values() for name in cell.runs)
             seeds = [curves[name] for name in names if reward in curves.get(name, {})]
             values = {metric: _average([seed.get(metric, ()) for seed in seeds]) for metric in draw.CURVES}
-            lines += [draw.Curve(row, matrix.method, values)] if seeds else []
+            maxima = [value for name in names if (value := max_rewards.get(name)) is not None]
+            lines += [draw.Curve(row, matrix.method, values, max(maxima, default=None))] if seeds else []
     caption = (
         "Reward and completion length during training, averaged over seeds. Lines: running mean of 5 values, drawn "
-        "over the values."
+        "over the values. Dashed: the highest possible reward, where it is known."
     )
     return [SectionFigure("curves", draw.curves(lines), caption)] if lines else []
 
@@ -300,7 +313,3 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -13,6 +13,7 @@ from rich.text import Text
 from medr1.domain.records import QuestionType, in_order
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
+from medr1.evaluation.statistics import Estimate
 from medr1.reporting.formatting import markdown, p_value, value_labels
 
 # Title and attribute of each section of a summary or a comparison.
@@ -121,18 +122,23 @@ def _numbers(
     for condition in conditions[:-1]:
         yield _percent(cells[condition].accuracy.value) if condition in cells else ABSENT
     if cell:
-        accuracy = cell.accuracy
-        yield f"{_percent(accuracy.value)} [{_percent(accuracy.low)},{_percent(accuracy.high)}]"
+        yield _with_interval(cell.accuracy)
     else:
         yield ABSENT
     if compared and contrast:
-        d = contrast.difference
-        yield f"{_percent(d.value, '+')} [{_percent(d.low, '+')},{_percent(d.high, '+')}]"
+        yield _with_interval(contrast.difference, "+")
         yield p_value(contrast.p) + ("*" if contrast.p_holm < 0.05 else " ")
     elif compared:
         yield from (ABSENT, ABSENT)
     yield _percent(cell.format_rate) if cell else ABSENT
     yield _percent(cell.unparsed_rate) if cell else ABSENT
+
+
+def _with_interval(estimate: Estimate, sign: str = "") -> str:
+    """The value alone if a bootstrap of too few images gives no interval."""
+    if estimate.low == estimate.high:
+        return _percent(estimate.value, sign)
+    return f"{_percent(estimate.value, sign)} [{_percent(estimate.low, sign)},{_percent(estimate.high, sign)}]"
 
 
 def _percent(fraction: float, sign: str = "") -> str:

@@ -46,11 +46,13 @@ class RewardFunction:
     """A reward function, and what checks its settings before anything is loaded, if it has that.
 
     ``by_name``: it gets completions and records by name too, as one of the user's own does, if it has them.
+    ``maximum``: the highest number it returns, or None if that is not known.
     """
 
     function: Function
     check: Callable[..., None] | None
     by_name: bool = False
+    maximum: float | None = None
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -71,7 +73,9 @@ REWARDS: dict[str, RewardFunction] = {}
 _OWN: dict[str, tuple[OwnFunction, RewardFunction]] = {}
 
 
-def reward_function(name: str, check: Callable[..., None] | None = None) -> Callable[[Function], Function]:
+def reward_function(
+    name: str, check: Callable[..., None] | None = None, maximum: float | None = None
+) -> Callable[[Function], Function]:
     """Registers a reward function under a name.
 
     The function gets the texts of n completions and their n records, in this order, and by name those of the following
@@ -80,13 +84,14 @@ def reward_function(name: str, check: Callable[..., None] | None = None) -> Call
     maximum length without an EOS token. Its other parameters are its settings. It returns n finite numbers.
 
     ``check`` gets those of the settings, by name, that it has as parameters, and raises ValueError if they cannot work.
+    ``maximum`` is the highest number that the function returns; figures show it.
 
     Raises:
         ConfigError: the name is taken by another file, or the function does not take completions and records.
     """
 
     def register(function: Function) -> Function:
-        reward = RewardFunction(function, check)
+        reward = RewardFunction(function, check, maximum=maximum)
         try:
             inspect.signature(function).bind_partial([], [])
         except TypeError as error:
@@ -252,6 +257,20 @@ def check(config: RewardConfig) -> None:
                 raise ConfigError(f"{key}: {problem}") from error
     if not any(settings["weight"] for settings in config.functions.values()):
         raise ConfigError("reward.functions: no weight is above 0, so that all advantages would be zero; give one")
+
+
+def max_reward(config: RewardConfig) -> float | None:
+    """The highest reward that a completion can get, or None if that of a function is not known."""
+    total = 0.0
+    for name, settings in config.functions.items():
+        try:
+            maximum = None if "function" in settings else _find(name).maximum
+        except ConfigError:  # a plugin of a stored run that is no longer there
+            maximum = None
+        if maximum is None:
+            return None
+        total += settings["weight"] * maximum
+    return total
 
 
 def explain_key(key: str) -> str:

@@ -9,7 +9,7 @@ from medr1.domain.records import Record
 from medr1.rewards import reward_function
 
 
-@reward_function("accuracy")
+@reward_function("accuracy", maximum=1.0)
 def accuracy(completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode) -> list[float]:
     """1 if the only answer block of a completion holds the letter of the correct option, else 0.
 

@@ -14,7 +14,7 @@ from medr1.rewards import reward_function
 _CONCLUSION = re.compile(r"\b(?i:answer|option|choice)(?: (?i:is|would be|must be))?:? ?\(?([A-J])\b(?!\w|')")
 
 
-@reward_function("consistency")
+@reward_function("consistency", maximum=1.0)
 def consistency(completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode) -> list[float]:
     """1 if the rationale concludes the option of the answer block, -1 if it concludes another one, else 0.
 

@@ -9,7 +9,7 @@ from medr1.domain.records import Record
 from medr1.rewards import reward_function
 
 
-@reward_function("format")
+@reward_function("format", maximum=1.0)
 def format_(completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode) -> list[float]:
     """1 if the whole completion follows the format of the reasoning mode, else 0.
 

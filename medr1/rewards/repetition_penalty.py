@@ -15,7 +15,7 @@ def _check(ngram_size: int, max_penalty: float) -> None:
         raise ValueError(f"max_penalty={max_penalty} must be negative; it is the reward of endless repetition")
 
 
-@reward_function("repetition_penalty", check=_check)
+@reward_function("repetition_penalty", check=_check, maximum=0.0)
 def repetition_penalty(
     completions: Sequence[str], records: Sequence[Record], *, ngram_size: int = 3, max_penalty: float = -1.0
 ) -> list[float]:

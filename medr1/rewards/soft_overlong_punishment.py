@@ -13,7 +13,7 @@ def _check(max_completion_len: int, soft_punish_cache: int) -> None:
         raise ValueError(f"soft_punish_cache={soft_punish_cache} must lie between 1 and {max_completion_len=}")
 
 
-@reward_function("soft_overlong_punishment", check=_check)
+@reward_function("soft_overlong_punishment", check=_check, maximum=0.0)
 def soft_overlong_punishment(
     completions: Sequence[str],
     records: Sequence[Record],

@@ -13,7 +13,7 @@ from medr1.rewards import reward_function
 _TAG = re.compile("|".join(TAGS))
 
 
-@reward_function("tag_count")
+@reward_function("tag_count", maximum=1.0)
 def tag_count(completions: Sequence[str], records: Sequence[Record], *, reasoning: ReasoningMode) -> list[float]:
     """Share of the tags of the reasoning mode that stand exactly once and in order, where ``format`` is all or nothing.
 

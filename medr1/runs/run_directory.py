@@ -47,6 +47,8 @@ class RunDirectory:
         self.log = path / "job.log"  # what the run has printed, with the traceback of an unexpected error
         self.summary = path / "summary.json"
         self.results = path / "results.md"
+        self.report = path / "report.html"  # settings, curves and results on one page
+        self.curves = path / "curves.png"  # of training, if there were at least ten steps
         self.gallery = path / "gallery.html"  # some test questions with their images and completions
         self.finished = path / "finished.json"  # the last file; calls to MLflow may still be queued
         # Only in a sweep:

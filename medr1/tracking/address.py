@@ -32,6 +32,13 @@ class StoredRun:
         # Without the query, MLflow shows its menu for chat applications.
         return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
 
+    @property
+    def shared_url(self) -> str:
+        """The run's page on a server, or "" where only this machine has it."""
+        host = urlsplit(self.uri).hostname or ""
+        local = host == "localhost" or host.startswith("127.") or host == "::1"
+        return self.url if is_server(self.uri) and not local else ""
+
 
 def stored_run(run_dir: Path) -> StoredRun | None:
     """The MLflow run of a run directory, or None if it was never tracked.

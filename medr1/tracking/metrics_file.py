@@ -41,6 +41,17 @@ class MetricsFile:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(self.path, "".join(filter(stays, lines)))
 
+    def read(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) by metric, without values that are not finite; nothing if the run has no curves."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+            values = json.loads(line)
+            step = values.pop("step")
+            for name, value in values.items():
+                if value is not None:
+                    found.setdefault(name, []).append((step, value))
+        return found
+
     def append(self, values: Mapping[str, float], step: int) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:

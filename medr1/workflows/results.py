@@ -30,8 +30,12 @@ from medr1.evaluation.statistics import Estimate
 from medr1.reporting.benchmark_table import render_benchmarks
 from medr1.reporting.measure_table import render_measures
 from medr1.reporting.result_table import render_results
+from medr1.reporting.run_report import write_run_report
+from medr1.rewards import max_reward
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.gallery import Answer, Card, gallery
+from medr1.tracking.metrics_file import MetricsFile
+from medr1.workflows.conditions import conditions as settings_of
 from medr1.workflows.session import Session
 
 _GALLERY_QUESTIONS = 24
@@ -48,14 +52,15 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
     measures, differences = _measures(session, conditions)
     if measures:
         tracker.log_metrics(dict(measure_items(measures)), 0)
+    seen = data.train if Condition.TRAINED in conditions else []
     tables = [
         render_results(
             summaries,
             comparison,
-            trained_modalities={r.modality for r in data.train},
-            trained_question_types={r.question_type for r in data.train},
+            trained_modalities={r.modality for r in seen},
+            trained_question_types={r.question_type for r in seen},
             # The benchmarks of an evaluation need not be those that its model was trained on.
-            trained_benchmarks={r.benchmark for r in data.train} if isinstance(session.cfg, TrainConfig) else (),
+            trained_benchmarks={r.benchmark for r in seen} if isinstance(session.cfg, TrainConfig) else (),
         )
     ]
     if any(summary.by_benchmark for summary in summaries.values()):
@@ -84,8 +89,18 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
         tracker.log_artifact(run.figures, run.figures.name)
     write_text(run.results, results)
     write_text(run.gallery, _gallery(session, conditions))
-    for path in (run.summary, run.results, run.gallery):
-        tracker.log_artifact(path)
+    write_run_report(
+        run.report,
+        title=run.path.name,
+        conditions=settings_of([(run, session.cfg)]),
+        tables=tables,
+        curves=MetricsFile(run.metrics).read(),
+        max_reward=max_reward(session.cfg.reward) if isinstance(session.cfg, TrainConfig) else None,
+        curves_file=run.curves,
+    )
+    for path in (run.summary, run.results, run.gallery, run.report, run.curves):
+        if path.is_file():
+            tracker.log_artifact(path)
     for name in (*conditions, *(measure.file(name) for name in measures for measure in Measure)):
         if run.predictions(name).is_file():
             tracker.log_artifact(run.predictions(name), "predictions")

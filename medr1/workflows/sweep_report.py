@@ -18,12 +18,12 @@ from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
-from medr1.errors import DataError
+from medr1.errors import DataError, TrackingError
 from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.measures import read_measured
 from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.evaluation.sweep_tables import SweepRun, SweepTables
-from medr1.reporting.findings import findings
+from medr1.reporting.findings import findings, verdict
 from medr1.reporting.formatting import markdown
 from medr1.reporting.matrix_tables import render_matrices, to_csv
 from medr1.reporting.report import RunLink, Section, write_report
@@ -34,18 +34,18 @@ from medr1.reporting.sections import (
     selection_section,
     trend_section,
 )
+from medr1.rewards import max_reward
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.search import Cell, Trial, read_trials
 from medr1.runs.selection import Choice, choose, validation_value
 from medr1.runs.sweep import Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run, without_password
-from medr1.tracking.history import History
+from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import Tracker
+from medr1.workflows.conditions import conditions
 from medr1.workflows.session import send_pending
 
 log = logging.getLogger(__name__)
-
-_CURVES = ("train/reward", "completion_length", "train/loss")
 
 
 def report_sweep(place: Path) -> None:
@@ -60,10 +60,7 @@ def report_sweep(place: Path) -> None:
     finished = [name for name, state in states.items() if state == State.FINISHED]
     if not finished:
         raise DataError(f"{directory.path}: none of its {len(states)} runs is finished; see the job.log of each")
-    history = _history(directory)
-    if history is not None:  # the curves of the report come from MLflow
-        for name in finished:
-            send_pending(directory.run(name))
+    _send_pending(directory, finished)
     axes, selection = {name: manifest.jobs[name].axes for name in finished}, list[Section]()
     choices: list[Choice] = []
     trials = read_trials(directory, manifest, manifest.jobs) if manifest.searched else {}
@@ -92,9 +89,12 @@ def report_sweep(place: Path) -> None:
         title=manifest.title,
         command=" ".join(["python train.py", *manifest.command]),
         tables=tables,
+        verdict=verdict(tables),
         findings=sentences,
-        runs=[_link(directory, manifest, name, state, history) for name, state in states.items()],
-        curves={name: _curves(directory.run(name), history) for name in finished},
+        conditions=conditions((run, run.stored_config(TrainConfig)) for run in map(directory.run, finished)),
+        runs=[_link(directory, manifest, name, state) for name, state in states.items()],
+        curves={name: MetricsFile(directory.run(name).metrics).read() for name in finished},
+        max_rewards={name: max_reward(directory.run(name).stored_config(TrainConfig).reward) for name in finished},
         sections=[
             *selection,
             *(
@@ -134,18 +134,12 @@ def _read(run: RunDirectory, axes: Mapping[str, str]) -> SweepRun:
     return SweepRun(run.path.name, axes, found, measured)
 
 
-def _history(directory: SweepDirectory) -> History | None:
-    if stored_run(directory.path) is None:
-        return None
-    uri = _uri(directory)
-    history = History(uri)
-    if not history.is_reachable():
-        log.warning(
-            "MLflow at %s does not answer: the report has no curves; python evaluate.py sweep=%s makes it whole",
-            *(without_password(uri), directory.path),
-        )
-        return None
-    return history
+def _send_pending(directory: SweepDirectory, finished: Sequence[str]) -> None:
+    try:
+        for name in finished:
+            send_pending(directory.run(name))
+    except TrackingError as error:
+        log.warning("%s; metrics of the runs wait in the queue: python evaluate.py sweep=%s", error, directory.path)
 
 
 def _uri(directory: SweepDirectory) -> str:
@@ -157,12 +151,7 @@ def _uri(directory: SweepDirectory) -> str:
     return next((uri for uri in uris if without_password(uri) == stored.uri), stored.uri)
 
 
-def _curves(run: RunDirectory, history: History | None) -> dict[str, list[tuple[int, float]]]:
-    stored = stored_run(run.path)
-    return history.metrics(stored, _CURVES) if history and stored else {}
-
-
-def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State, history: History | None) -> RunLink:
+def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State) -> RunLink:
     run = directory.run(name)
     stored = stored_run(run.path)
     failed = state == State.FAILED and run.log.is_file()
@@ -172,7 +161,7 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
         state=state.value,
         seconds=directory.seconds(name),
         directory=os.path.relpath(run.path, directory.report),
-        page=stored.url if history and stored else "",
+        page=stored.shared_url if stored else "",
         error=run.log.read_text(encoding="utf-8", errors="replace") if failed else "",
     )
 

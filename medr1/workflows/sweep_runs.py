@@ -105,6 +105,7 @@ def parse(config: DictConfig) -> Swept:
     swept = [key for key, override in overrides.items() if override.is_sweep_override() and key != "seed"]
     varied = list(dict.fromkeys([*map(str, params), *swept]))
     rows = axis(config.sweep.rows or rows_of(varied, is_selected=config.sweep.select is not None))
+    varied = varied or [rows]
     searched: list[str] = []
     if several := next((o.input_line for k, o in overrides.items() if k in swept and k.startswith("sweep.")), None):
         raise ConfigError(f"{several}: a sweep has one value of it")
@@ -171,10 +172,11 @@ def _check_space(trials: int, space: Mapping[str, Range]) -> None:
 def rows_of(varied: Sequence[str], *, is_selected: bool) -> str:
     """The key that makes the rows of the tables: the first one that varies, except for the algorithm.
 
-    If the sweep selects among settings, the first one that is not among these, modality or question type.
+    The modality, if only the seed varies, so that the seeds are pooled. If the sweep selects among settings, the first
+    one that is not among these, modality or question type.
     """
     own = [key for key in varied if key != "algorithm" and (not is_selected or axis(key) in AXES)]
-    return next(iter(own), "algorithm" if "algorithm" in varied else "seed")
+    return next(iter(own), "algorithm" if "algorithm" in varied else "modality")
 
 
 def axis(key: str) -> str:

@@ -63,7 +63,7 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     assert parameters["data_fingerprint"] == read_json(run.summary)["data_fingerprint"]
     files = {f.path for f in client.list_artifacts(tracked.info.run_id)}
     assert {"config.yaml", "environment.json", "overrides.yaml", "summary.json", "results.md", "predictions"} <= files
-    assert "completions.json" in files
+    assert {"completions.json", "report.html"} <= files
     assert "mlflow ui --backend-store-uri sqlite:////" in printed
 
 
@@ -152,6 +152,10 @@ def test_without_training_the_base_answers_and_so_do_its_controls(
     assert not run.model.exists() and not run.predictions("trained").exists()
     assert read_predictions(run.predictions("base")) == read_predictions(finished[0].predictions("base"))
     assert set(read_json(run.summary)["conditions"]) == set(CONDITIONS) - {"trained"}
+    assert "seen in training" not in run.results.read_text(encoding="utf-8")
+    assert "seen in training" in finished[0].results.read_text(encoding="utf-8")
+    assert "Zero-shot: none" in run.report.read_text(encoding="utf-8")
+    assert "GRPO: 4 steps of 4 prompts x" in finished[0].report.read_text(encoding="utf-8")
 
 
 def test_the_shuffled_image_control_shows_another_image(

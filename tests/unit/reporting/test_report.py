@@ -129,7 +129,7 @@ def report(
 ) -> Page:
     """``real=False``: figures are made, but the files are not theirs, which would take seconds."""
     arguments: dict[str, object] = {"title": "A sweep", "command": "python train.py", "findings": ()} | more
-    arguments = {"curves": {}, "facts": {}} | arguments
+    arguments = {"curves": {}, "facts": {}, "verdict": (), "conditions": {}, "max_rewards": {}} | arguments
     with pytest.MonkeyPatch.context() as patch:
         if not real:
             patch.setattr("medr1.reporting.figures.save", lambda _, folder, name: stand_in(folder / f"{name}.svg"))
@@ -149,7 +149,7 @@ def points(fraction: float, sign: str = "") -> str:
 
 def test_every_number_of_a_matrix_is_that_of_its_cell_and_links_to_its_run(tmp_path: Path) -> None:
     t = tables(matrix("sft"), matrix("grpo"))
-    runs = [replace(run, page=f"http://127.0.0.1:5000/#/{run.name}") if "sft" in run.name else run for run in links(t)]
+    runs = [replace(run, page=f"http://server:5000/#/{run.name}") if "sft" in run.name else run for run in links(t)]
     page = report(tmp_path, t, runs)
     for m in t.matrices:
         for row, cells in m.cells.items():
@@ -163,7 +163,10 @@ def test_every_number_of_a_matrix_is_that_of_its_cell_and_links_to_its_run(tmp_p
                 assert float(td.attributes["data-value"]) == a.value
                 assert float(td.attributes["data-gain-low"]) == gain.difference.low
                 (run,) = [run for run in runs if run.name == cell.runs[0]]
-                assert td.links == [run.page or run.directory]
+                (anchor,) = td.links
+                of_run = page.one("tr", id=anchor.removeprefix("#"))
+                assert run.name in of_run.text and run.directory in of_run.text
+                assert of_run.links == ([run.page] if run.page else [])
                 assert ("diagonal" in td.attributes.get("class", "")) == (row == column)
             mean = page.one("td", data_method=m.method, data_row=row, data_column="mean")
             assert mean.text == "55.1[51.1, 59.1]"
@@ -172,7 +175,9 @@ def test_every_number_of_a_matrix_is_that_of_its_cell_and_links_to_its_run(tmp_p
 def test_several_seeds_have_a_link_each(tmp_path: Path) -> None:
     page = report(tmp_path, tables(matrix(seeds=3)))
     td = page.one("td", data_row="ct", data_column="mri")
-    assert td.links == [f"../runs/grpo-ct-{seed}" for seed in range(3)]
+    assert len(td.links) == 3
+    for seed, link in enumerate(td.links):
+        assert page.one("tr", id=link.removeprefix("#")).text.startswith(f"grpo-ct-{seed}")
     assert td.text.startswith("57.1123[")
 
 
@@ -215,28 +220,30 @@ def test_a_row_that_was_not_run_is_no_number(tmp_path: Path) -> None:
     )
 
 
-def test_a_contrast_is_struck_through_exactly_where_its_interval_contains_zero(tmp_path: Path) -> None:
+def test_a_contrast_is_grey_exactly_where_its_interval_contains_zero(tmp_path: Path) -> None:
     page = report(tmp_path, tables(contrasts=[contrast()]))
     shown = {(td.attributes["data-row"], td.attributes["data-column"]): td for td in page.all("td", data_b="grpo")}
-    assert {key for key, td in shown.items() if "struck" in td.attributes.get("class", "").split()} == {
+    assert {key for key, td in shown.items() if "undecided" in td.attributes.get("class", "").split()} == {
         ("ct", "mri"),
         ("mri", "mri"),
     }
     assert shown["ct", "ct"].text == "+5.0*[+0.1, +10.0]p = .040"
     assert shown["ct", "mri"].text == f"{MINUS}5.0[{MINUS}10.0, +0.0]p = .120"
     assert shown["mri", "ct"].text == f"{MINUS}20.0*[{MINUS}30.0, {MINUS}10.0]p <.001"
-    assert shown["mri", "mri"].text == "+0.0[+0.0, +0.0]p = 1.00"
+    assert shown["mri", "mri"].text == "+0.0p = 1.00", "an interval that has collapsed says nothing"
     text = page.one("body").text
     assert f"Mean over rows and columns: +1.2 [{MINUS}2.8, +5.2]" in text
     assert f"gaps: {MINUS}3.4 [{MINUS}7.4, +0.6]" in text
 
 
-def test_findings_come_first_and_every_link_within_the_page_leads_somewhere(tmp_path: Path) -> None:
+def test_the_verdict_comes_first_and_every_link_within_the_page_leads_somewhere(tmp_path: Path) -> None:
     t = tables(matrix(), contrasts=[contrast()])
     curves = {"grpo-ct-0": {"train/reward": [(0, 0.1), (1, 0.2)], "completion_length": [(0, 5.0), (1, 6.0)]}}
     page = report(
         tmp_path,
         t,
+        verdict=["A verdict."],
+        conditions={"model": "tiny", "date": "2026-01-02"},
         findings=["A finding."],
         sections=[Section("Rationales & more", ("A paragraph.",)), Section("Runs", ("Of one name.",))],
         curves=curves,
@@ -244,12 +251,16 @@ def test_findings_come_first_and_every_link_within_the_page_leads_somewhere(tmp_
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     inner = [link[1:] for link in page.one("nav").links]
-    assert len(inner) == 8 and set(inner) <= set(ids)
-    text = page.one("body").text
-    order = ("A sweep", "Findings", "A finding.", "Figure 1.", "n = 1,200", "Contrasts", "Training curves")
+    assert len(inner) == 9 and set(inner) <= set(ids)
+    text = page.one("main").text
+    order = ("A verdict.", "Figure 1.", "More figures", "A finding.", "n = 1,200", "Contrasts", "Training curves")
     order = (*order, "A paragraph.", "1 min 15 s", "Reproduction")
-    places = [text.index(part, text.index("Figure 1.") if i > 3 else 0) for i, part in enumerate(order)]
+    places = [text.index(part, text.index("Figure 2.") if i > 2 else 0) for i, part in enumerate(order)]
     assert places == sorted(places)
+    assert page.one("dl").text == "modeltinydate2026-01-02"
+    assert [e.attributes.get("open") is not None or "open" in e.attributes for e in page.all("details")].count(
+        True
+    ) == 1
 
 
 def test_nothing_comes_from_the_network_and_all_figures_are_files_too(tmp_path: Path) -> None:
@@ -258,9 +269,8 @@ def test_nothing_comes_from_the_network_and_all_figures_are_files_too(tmp_path: 
     assert len(sources) == 4 and all(source.startswith("data:image/") for source in sources)
     assert not page.all("script") and not page.all("link")
     assert "url(" not in page.one("style").text and "@import" not in page.one("style").text
-    files = [link for link in page.one("body").links if link.startswith("figures/")]
-    assert len(files) == 3 * len(sources)
-    assert all((tmp_path / file).is_file() for file in files)
+    assert all(link.startswith("#") for link in page.one("body").links)  # whoever receives the file has no other
+    assert len(list((tmp_path / "figures").iterdir())) == 3 * len(sources)
 
 
 def test_text_cannot_break_out(tmp_path: Path) -> None:
@@ -283,10 +293,10 @@ def test_a_failed_run_shows_its_traceback(tmp_path: Path) -> None:
         "grpo-us-0", {"modality": "us", "seed": "0"}, "failed", 7265, "../runs/a b,c=d", error="ValueError: x < y"
     )
     page = report(tmp_path, t, [*links(t), failed])
-    assert page.one("details").text == "Why it failedValueError: x < y"
+    assert "Why it failedValueError: x < y" in [e.text for e in page.all("details")]
     assert "2 of 3 runs have finished" in page.one("p", **{"class": "lead"}).text
-    assert page.one("tr", id="run-2").text == "grpo-us-0us0failed2 h 1 mindirectory"
-    assert page.one("tr", id="run-2").links == ["../runs/a%20b%2Cc%3Dd"]
+    assert page.one("tr", id="run-2").text == "grpo-us-0us0failed2 h 1 min../runs/a b,c=d"
+    assert page.one("tr", id="run-2").links == []
 
 
 def test_claims_are_marked_by_more_than_colour(tmp_path: Path) -> None:
@@ -312,9 +322,10 @@ def test_seeds_are_averaged_in_the_curves(tmp_path: Path, monkeypatch: pytest.Mo
         "grpo-ct-1": {"train/reward": [(0, 2.0)], "completion_length": [(0, 20.0)]},
         "sft-ct-0": {"train/loss": [(0, 1.0)], "completion_length": [(0, 1.0)]},
     }
-    report(tmp_path, tables(matrix("grpo", seeds=2), matrix("sft")), curves=curves)
+    t, maxima = tables(matrix("grpo", seeds=2), matrix("sft")), {"grpo-ct-0": 2.0, "grpo-ct-1": None}
+    report(tmp_path, t, curves=curves, max_rewards=maxima)
     (curve,) = drawn
-    assert (curve.row, curve.method) == ("ct", "grpo")
+    assert (curve.row, curve.method, curve.maximum) == ("ct", "grpo", 2.0)
     assert curve.values == {"train/reward": [(0, 1.5), (5, 2.0)], "completion_length": [(0, 15.0)]}
 
 

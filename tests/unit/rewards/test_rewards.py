@@ -18,7 +18,7 @@ from medr1.config.settings import RewardConfig
 from medr1.domain.reasoning import ReasoningMode, parse, target_text
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import ConfigError, RewardError
-from medr1.rewards import REWARDS, check, compute_rewards, explain_key, reward_function
+from medr1.rewards import REWARDS, check, compute_rewards, explain_key, max_reward, reward_function
 
 NO_THINK = ReasoningMode.NO_THINK
 
@@ -391,3 +391,18 @@ def test_the_name_of_a_function_of_the_package_is_taken(
 )
 def test_a_key_that_a_reward_does_not_have_is_explained(brevity: None, key: str, named: list[str]) -> None:
     assert [words for words in named if words not in explain_key(key)] == [], explain_key(key)
+
+
+@pytest.mark.parametrize(
+    ("functions", "highest"),
+    [
+        ({"accuracy": {"weight": 1.0}, "format": {"weight": 0.5}}, 1.5),
+        ({"accuracy": {"weight": 1.0}, "repetition_penalty": {"weight": 1.0}}, 1.0),
+        ({"accuracy": {"weight": 1.0}, "removed": {"weight": 1.0}}, None),
+        ({"mine": {"weight": 1.0, "function": "mine.py:mine"}}, None),
+    ],
+)
+def test_the_highest_reward_is_known_where_every_function_says_its_own(
+    functions: dict[str, dict[str, float]], highest: float | None
+) -> None:
+    assert max_reward(RewardConfig("own", functions)) == highest

@@ -19,7 +19,6 @@ from PIL import Image
 
 from medr1.errors import ConfigError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, stored_run, without_password
-from medr1.tracking.history import History
 from medr1.tracking.tracker import NullTracker, Tracker
 
 
@@ -157,14 +156,28 @@ def test_a_run_whose_process_was_killed_before_it_wrote_the_id_is_created_once(
     assert start().run_id != killed.run_id, "a run that has ended is not continued"
 
 
-def test_url_and_metrics_of_a_run_that_has_ended(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+def test_url_of_a_run_that_has_ended(start: Callable[..., Tracker], tmp_path: Path) -> None:
     with start() as tracker:
-        for step, value in ((2, 3.0), (0, 1.0), (1, 2.0)):
-            tracker.log_metrics({"train/reward": value}, step)
-    stored, history = stored_run(tmp_path / "run"), History(uri)
+        pass
+    stored = stored_run(tmp_path / "run")
     assert stored is not None
-    assert history.metrics(stored, ["train/reward", "kl"]) == {"train/reward": [(0, 1.0), (1, 2.0), (2, 3.0)]}
-    assert tracker.ui_command().endswith(stored.url)
+    assert tracker.ui_command().endswith(stored.url) and stored.shared_url == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "shared"),
+    [
+        ("http://127.0.0.1:5000", False),
+        ("http://localhost:5000", False),
+        ("http://[::1]:5000", False),
+        ("sqlite:////data/mlflow.db", False),
+        ("https://mlflow.example.org/", True),
+        ("http://10.0.0.7:5000", True),
+    ],
+)
+def test_only_the_page_on_a_server_of_another_machine_is_shared(uri: str, shared: bool) -> None:
+    stored = StoredRun(uri, "medr1", "run", "1")
+    assert stored.shared_url == (stored.url if shared else "")
 
 
 def test_parameters_are_whole_up_to_the_limit_of_mlflow(start: Callable[..., Tracker], uri: str) -> None:

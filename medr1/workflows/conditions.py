@@ -1,0 +1,40 @@
+"""What a report says about its runs: model, data, reasoning, budget and date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.reporting.formatting import label
+from medr1.runs.run_directory import RunDirectory
+from medr1.training.algorithms import ALGORITHMS
+
+
+def conditions(runs: Iterable[tuple[RunDirectory, CommonConfig]]) -> dict[str, str]:
+    """The settings of the runs by name. Where runs differ, their values one after another, without repetition."""
+    found: dict[str, dict[str, None]] = {}
+    days = set()
+    for run, cfg in runs:
+        for name, value in _settings(cfg):
+            found.setdefault(name, {})[value] = None
+        days.add(datetime.fromtimestamp(run.config.stat().st_mtime).astimezone().date())
+    shown = {name: "; ".join(values) for name, values in found.items()}
+    dates = dict.fromkeys(day.isoformat() for day in (min(days), max(days))) if days else {}
+    return shown | ({"date": " to ".join(dates)} if dates else {})
+
+
+def _settings(cfg: CommonConfig) -> Iterator[tuple[str, str]]:
+    yield "model", cfg.model.name
+    yield "data", cfg.data.name
+    yield "reasoning", label(str(cfg.reasoning.mode))
+    if not isinstance(cfg, TrainConfig):
+        return
+    algorithm, trainer = ALGORITHMS[cfg.algorithm.kind], cfg.trainer
+    if not algorithm.trains:
+        yield "training", f"{label(cfg.algorithm.name)}: none"
+        return
+    generations = getattr(cfg.algorithm, "num_generations", None)
+    completions = f" x {generations} completions" if generations else ""
+    budget = f"{trainer.max_steps} steps of {trainer.train_batch_size} prompts{completions}"
+    yield "training", f"{label(cfg.algorithm.name)}: {budget}, learning rate {cfg.algorithm.learning_rate:g}"
