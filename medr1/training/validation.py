@@ -18,7 +18,7 @@ from medr1.domain.records import Record
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.predictions import Prediction
 from medr1.models.policy import Policy
-from medr1.models.sharding import unsharded_params
+from medr1.models.sharding import generation
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import AnyTracker
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
@@ -74,7 +74,7 @@ class Validation(pl.Callback):
         start, policy = time.perf_counter(), module.policy
         is_training = policy.training
         own = self.records[trainer.global_rank :: trainer.world_size]
-        with isolate_rng(), unsharded_params(policy):
+        with isolate_rng(), generation(policy):
             seen = self.predict(policy, own, ImageAblation.NONE)
             blind = self.predict(policy, own, ImageAblation.BLANK) if self.blank_image else []
         policy.train(is_training)
