@@ -515,6 +515,11 @@ class TrainerConfig:
 
     TRL: -. verl: -."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a shard of the weights."""
+        return self.strategy is Distribution.fsdp
+
 
 @dataclass
 class TrackingConfig:

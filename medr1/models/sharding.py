@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,11 +26,17 @@ from medr1.models.policy import Policy
 
 
 def shard(policy: Policy, mesh: DeviceMesh) -> None:
-    """Shards all weights in place, onto the mesh's device. They must be equal in all processes."""
+    """Shards all weights in place, onto the mesh's device. They must be equal in all processes.
+
+    Reads one group after the other from the checkpoint if ``load_policy`` has left the weights there.
+    """
     core = policy.core.model
-    for block in (*core.language_model.layers, *core.visual.blocks):
-        fully_shard(block, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
+    for group in (*core.language_model.layers, *core.visual.blocks, policy):
+        if policy.dtype is not None:
+            for parameter in group.parameters():
+                if not isinstance(parameter, DTensor):
+                    parameter.data = parameter.data.to(policy.dtype)
+        fully_shard(group, mesh=mesh)
     register_fsdp_forward_method(policy, "embed")
 
 
@@ -189,23 +198,35 @@ def local_tensor(value: Tensor) -> Tensor:
 
 
 def shard_like(value: Any, parameter: Tensor) -> Any:
-    """Shards a full tensor like its parameter. Returns any other value as it is."""
+    """The shard of a full tensor that is sharded like its parameter. Returns any other value as it is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         mesh = parameter.device_mesh
-        return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
+        shards = distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
+        return shards.clone()  # not a view of the full tensor
     return value
 
 
-def full_state_dict(policy: Policy, *, keep: bool) -> Mapping[str, Tensor]:
-    """The weights of the transformers model of a sharded policy, gathered on the CPU, as ``save_policy`` takes them.
+def full_state_dict(policy: Policy, directory: Path | None) -> Mapping[str, Tensor]:
+    """The weights of a sharded policy that ``save_policy`` writes, gathered one after the other into ``directory``.
 
-    All processes must call it. Those with ``keep=False`` get an empty dict. Tied weights stay tied.
+    All processes must call it. Those without a directory get an empty dict. Tied weights stay tied.
     """
     gathered: dict[int, Tensor] = {}
     state = {}
     for name, value in policy.model.state_dict(keep_vars=True).items():
+        if isinstance(policy.model, PeftModel) and ".lora_" not in name:
+            continue
         if id(value) not in gathered:
             full = full_tensor(value.detach())
-            gathered[id(value)] = full.cpu() if keep else full[:0]
+            gathered[id(value)] = full[:0] if directory is None else on_disk(full, directory)
         state[name] = gathered[id(value)]
-    return state if keep else {}
+    return {} if directory is None else state
+
+
+def on_disk(tensor: Tensor, directory: Path) -> Tensor:
+    """A copy on the CPU, in a file in ``directory`` that has no name any more, so that it takes no memory."""
+    if not tensor.numel():
+        return tensor.cpu()
+    with NamedTemporaryFile(dir=directory) as file:
+        copy = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    return copy.view(tensor.shape).copy_(tensor)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from medr1.config.enums import Distribution
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
@@ -22,7 +24,8 @@ from medr1.planning.memory_ledger import (
     peak_bytes,
 )
 
-_GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time: the current and the next
+_GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time in training: the current and the next
+_TRANSFERS = 2  # copies of a group while FSDP gathers it: the buffer of the transfer, and the weights
 _MAX_TRIALS = 14  # dry runs of one search
 _MAX_GENERATIONS = 4096
 
@@ -58,11 +61,13 @@ class Run:
         return {name: parts + buckets for name, parts in peaks.items()}
 
     def evaluation(self) -> Peaks:
-        """The evaluation, which the first process does alone with all weights.
+        """The evaluation, which the first process does alone, with FSDP with its shard of the weights.
 
         During training, beside the gradients of the last step, the state of the optimizer and the reference.
         """
         peaks = dry_run_evaluation(self.model, self.work)
+        if self.strategy == Distribution.fsdp and self.processes > 1:
+            peaks = _sharded(peaks, self.model, self.processes)
         if self.validates:
             beside = self.step().get("optimizer", Counter())
             persistent = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
@@ -76,6 +81,10 @@ class Run:
         return replace(self, work=replace(self.work, **changes))  # type: ignore[arg-type]
 
 
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
 def _trained_bytes(model: ModelSpec) -> int:
     return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
 
@@ -83,19 +92,20 @@ def _trained_bytes(model: ModelSpec) -> int:
 def _sharded(peaks: Peaks, model: ModelSpec, processes: int) -> Peaks:
     """The peaks with FSDP: weights, reference, gradients and optimizer state are divided by the number of processes.
 
-    On top of its shards, a process holds all weights in the rollout, and in the other phases the root group (embeddings
-    and head) and two groups of layers.
+    On top of its shards, a process holds one gathered group in the phases without gradients, and in the update the root
+    group (embeddings and head) and two groups of layers.
     """
-    core = build_policy(model).core.model
-    blocks = [*core.language_model.layers, *core.visual.blocks]
-    sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
+    policy = build_policy(model)
+    core = policy.core.model
+    total, *sizes = map(_bytes, (policy, *core.language_model.layers, *core.visual.blocks))
+    root = total - sum(sizes)
+    training, one = root + _GATHERED_GROUPS * max(sizes), _TRANSFERS * max(root, *sizes)
     sharded: Peaks = {}
     for phase, parts in peaks.items():
         local = Counter(
             {part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes for part, size in parts.items()}
         )
-        root = parts[WEIGHTS] - sum(sizes)
-        gathered = {"rollout": parts[WEIGHTS], "optimizer": 0}.get(phase, root + _GATHERED_GROUPS * max(sizes))
+        gathered = {"update": training, "optimizer": 0}.get(phase, one)
         local[REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS] += gathered
         if phase == "update" and parts[GRADIENTS]:
             local[GRADIENTS] += root + max(sizes)
@@ -198,12 +208,12 @@ def _single_changes(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
         size = largest_group(run, usable_bytes)
         if size is not None and size < run.work.num_generations:
             yield f"algorithm.num_generations={size}", replace(run, work=run.work.with_generations(size))
-    if run.model.lora is None:
-        yield from _more_processes("", run)
+    yield from _more_processes("", run)
 
 
 def _combined_changes(run: Run) -> Iterator[tuple[str, Run]]:
-    """More and more of the changes of the model, then one prompt per micro-batch, then full tuning on more devices."""
+    """More and more of the changes of the model, then one prompt per micro-batch, then more devices, first for full
+    tuning."""
     texts: list[str] = []
     changed, full = run, ("", run)
     while (change := next(_model_changes(changed), None)) is not None:
@@ -211,9 +221,11 @@ def _combined_changes(run: Run) -> Iterator[tuple[str, Run]]:
         yield " ".join(texts), changed
         if changed.model.lora is None:
             full = " ".join(texts), changed
-    yield _one_prompt(" ".join(texts), changed)
+    last = _one_prompt(" ".join(texts), changed)
+    yield last
     if run.model.lora is None:
         yield from _more_processes(*_one_prompt(*full))
+    yield from _more_processes(*last)
 
 
 def _model_changes(run: Run) -> Iterator[tuple[str, Run]]:

@@ -134,7 +134,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 def best_weights(best: BestCheckpoint) -> tuple[int, dict[str, Tensor]]:
     """Optimizer steps of the best checkpoint, and its trained weights under their names in the policy."""
-    checkpoint = SafetensorsCheckpointIO().load_checkpoint(best.best_model_path)
+    checkpoint = SafetensorsCheckpointIO(is_mapped=True).load_checkpoint(best.best_model_path)
     state = {name.removeprefix("policy."): value for name, value in checkpoint["state_dict"].items()}
     return int(checkpoint["global_step"]), state
 

@@ -175,7 +175,7 @@ class GRPO(Algorithm[GRPOConfig]):
         weights = {name: float(function["weight"]) for name, function in cfg.reward.functions.items()}
         module = GRPOModule(
             policy,
-            make_reference(policy) if settings.objective.beta > 0 else None,
+            make_reference(policy, is_sharded=cfg.trainer.is_sharded) if settings.objective.beta > 0 else None,
             settings,
             sampling=Sampling.from_config(settings.sampling, processor),
             engine=ENGINES[cfg.rollout.kind](cfg.rollout),
