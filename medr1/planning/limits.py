@@ -11,7 +11,7 @@ from torch import nn
 from medr1.config.enums import Distribution
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
-from medr1.planning.dry_run import Workload, build_policy, dry_run_evaluation, dry_run_step
+from medr1.planning.dry_run import EVALUATION, Workload, build_policy, dry_run_evaluation, dry_run_step
 from medr1.planning.memory_ledger import (
     ACTIVATIONS,
     CACHES,
@@ -34,7 +34,7 @@ _MAX_GENERATIONS = 4096
 class Run:
     """A run of one or more processes. ``work`` is that of all processes together.
 
-    ``validates``: whether it is also evaluated during training.
+    ``validates``: whether it is also evaluated during training. ``gathers``: ``trainer.gather_for_generation``.
     """
 
     model: ModelSpec
@@ -42,6 +42,7 @@ class Run:
     processes: int = 1
     strategy: Distribution = Distribution.auto
     validates: bool = False
+    gathers: bool = False
 
     @property
     def local_work(self) -> Workload:
@@ -55,7 +56,7 @@ class Run:
         if self.processes == 1 or not peaks:
             return peaks
         if self.strategy == Distribution.fsdp:
-            return _sharded(peaks, self.model, self.processes)
+            return self._sharded(peaks)
         # DDP copies the gradients into buckets, which it keeps.
         buckets = Counter({GRADIENTS: _trained_bytes(self.model)})
         return {name: parts + buckets for name, parts in peaks.items()}
@@ -67,12 +68,36 @@ class Run:
         """
         peaks = dry_run_evaluation(self.model, self.work)
         if self.strategy == Distribution.fsdp and self.processes > 1:
-            peaks = _sharded(peaks, self.model, self.processes)
+            peaks = self._sharded(peaks)
         if self.validates:
             beside = self.step().get("optimizer", Counter())
             persistent = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
             peaks = {name: parts + persistent for name, parts in peaks.items()}
         return peaks
+
+    def _sharded(self, peaks: Peaks) -> Peaks:
+        """The peaks with FSDP: weights, reference, gradients and optimizer state are divided by the processes.
+
+        On top of its shards, a process holds one gathered group in the phases without gradients, and in the update the
+        root group (embeddings and head) and two groups of layers.
+        """
+        policy = build_policy(self.model)
+        core = policy.core.model
+        total, *sizes = map(_bytes, (policy, *core.language_model.layers, *core.visual.blocks))
+        root = total - sum(sizes)
+        gathered = {"update": root + _GATHERED_GROUPS * max(sizes), "optimizer": 0}
+        if self.gathers:
+            gathered |= dict.fromkeys(("rollout", EVALUATION), total)
+        sharded: Peaks = {}
+        for phase, parts in peaks.items():
+            kept = (ACTIVATIONS, CACHES, LOGITS)
+            local = Counter({part: n if part in kept else n // self.processes for part, n in parts.items()})
+            whole = REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS
+            local[whole] += gathered.get(phase, _TRANSFERS * max(root, *sizes))
+            if phase == "update" and parts[GRADIENTS]:
+                local[GRADIENTS] += root + max(sizes)
+            sharded[phase] = local
+        return sharded
 
     def step_bytes(self) -> int:
         return peak_bytes(self.step())
@@ -87,30 +112,6 @@ def _bytes(module: nn.Module) -> int:
 
 def _trained_bytes(model: ModelSpec) -> int:
     return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
-
-
-def _sharded(peaks: Peaks, model: ModelSpec, processes: int) -> Peaks:
-    """The peaks with FSDP: weights, reference, gradients and optimizer state are divided by the number of processes.
-
-    On top of its shards, a process holds one gathered group in the phases without gradients, and in the update the root
-    group (embeddings and head) and two groups of layers.
-    """
-    policy = build_policy(model)
-    core = policy.core.model
-    total, *sizes = map(_bytes, (policy, *core.language_model.layers, *core.visual.blocks))
-    root = total - sum(sizes)
-    training, one = root + _GATHERED_GROUPS * max(sizes), _TRANSFERS * max(root, *sizes)
-    sharded: Peaks = {}
-    for phase, parts in peaks.items():
-        local = Counter(
-            {part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes for part, size in parts.items()}
-        )
-        gathered = {"update": training, "optimizer": 0}.get(phase, one)
-        local[REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS] += gathered
-        if phase == "update" and parts[GRADIENTS]:
-            local[GRADIENTS] += root + max(sizes)
-        sharded[phase] = local
-    return sharded
 
 
 def largest(bytes_of: Callable[[int], int], low: int, high: int, usable_bytes: int) -> int | None:
@@ -208,6 +209,8 @@ def _single_changes(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
         size = largest_group(run, usable_bytes)
         if size is not None and size < run.work.num_generations:
             yield f"algorithm.num_generations={size}", replace(run, work=run.work.with_generations(size))
+    if run.gathers:
+        yield "trainer.gather_for_generation=false", replace(run, gathers=False)
     yield from _more_processes("", run)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy as ProcessGroup
+from lightning_fabric.strategies.ddp import DDPStrategy as ProcessGroup
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -50,8 +49,8 @@ def joined_processes(trainer: TrainerConfig) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if group.launcher is not None:
-            group.launcher.kill(signal.SIGKILL)
+        for process in getattr(group.launcher, "procs", ()):
+            process.kill()
         raise
 
 

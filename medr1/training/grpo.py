@@ -124,6 +124,7 @@ class GRPOModule(PolicyModule):
         domains: Sequence[str],
         total_steps: int,
         max_tokens_per_device: int = 0,
+        gather_for_generation: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -135,6 +136,7 @@ class GRPOModule(PolicyModule):
         )
         self.settings, self.sampling, self.engine, self.seed = settings, sampling, engine, seed
         self.decode, self.reward, self.reward_weights = decode, reward, reward_weights
+        self.gather_for_generation = gather_for_generation
         self.rollout_log: RolloutLog | None = None
         self.domains = list(domains)
         # DRPO: number of the prompts of each domain so far, and the sum of their mean rewards.
@@ -253,7 +255,7 @@ class GRPOModule(PolicyModule):
         have zero variance are replaced by others. Those that still have zero variance then stay.
         """
         records, prompt_indices = batch.records, batch.prompt_indices
-        with generation(self.policy):
+        with generation(self.policy, gather=self.gather_for_generation):
             micro_batches = self._generate(batch, attempt=0)
             rewards, found, zero_std = self._rewards(records, micro_batches)
             initial_share = zero_std.float().mean().item()

@@ -49,9 +49,11 @@ class Validation(pl.Callback):
         every: int,
         steps: int,
         blank_image: bool,
+        gather_for_generation: bool = False,
     ) -> None:
         self.records, self.predict, self.tracker, self.file = records, predict, tracker, file
         self.every, self.steps, self.blank_image = every, steps, blank_image
+        self.gather_for_generation = gather_for_generation
 
     def is_due(self, step: int) -> bool:
         """Whether there is an evaluation after ``step`` steps."""
@@ -74,7 +76,7 @@ class Validation(pl.Callback):
         start, policy = time.perf_counter(), module.policy
         is_training = policy.training
         own = self.records[trainer.global_rank :: trainer.world_size]
-        with isolate_rng(), generation(policy):
+        with isolate_rng(), generation(policy, gather=self.gather_for_generation):
             seen = self.predict(policy, own, ImageAblation.NONE)
             blind = self.predict(policy, own, ImageAblation.BLANK) if self.blank_image else []
         policy.train(is_training)

@@ -38,13 +38,8 @@ def model_spec(
     """
     path, adapter = starting_weights(cfg.model.path) if weights is None else weights
     spec = replace(ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg)), path=path, adapter=adapter)
-    spec = replace(spec, is_sharded=is_sharded(cfg))
+    spec = replace(spec, is_sharded=isinstance(cfg, TrainConfig) and cfg.trainer.is_sharded)
     return spec if is_trained else replace(spec, gradient_checkpointing=False)
-
-
-def is_sharded(cfg: CommonConfig) -> bool:
-    """Whether the weights are sharded over the processes of a run, in training and in evaluation."""
-    return isinstance(cfg, TrainConfig) and cfg.trainer.is_sharded
 
 
 @contextmanager
@@ -53,12 +48,12 @@ def placed(cfg: CommonConfig, policy: Policy) -> Iterator[Policy]:
 
     If the weights are sharded, all processes must enter. One of them may generate; the others take part.
     """
-    if not is_sharded(cfg):
+    if not (isinstance(cfg, TrainConfig) and cfg.trainer.is_sharded):
         yield policy.to(device_of(cfg))
         return
     shard(policy, init_device_mesh(device_of(cfg).type, (torch.distributed.get_world_size(),)))
     policy.to(device_of(cfg))  # the buffers
-    with generation(policy):
+    with generation(policy, gather=cfg.trainer.gather_for_generation):
         yield policy
 
 

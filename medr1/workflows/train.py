@@ -223,6 +223,7 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
         every=cfg.trainer.eval_steps,
         steps=cfg.trainer.max_steps,
         blank_image=cfg.evaluation.blank_image,
+        gather_for_generation=cfg.trainer.gather_for_generation,
     )
 
 

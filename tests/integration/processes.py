@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +31,17 @@ class Watched(NamedTuple):
 
 
 def start(
-    count: int, run_dir: Path, *overrides: str, resume: bool = False, fail: int | None = None
+    count: int,
+    run_dir: Path,
+    *overrides: str,
+    resume: bool = False,
+    fail: int | None = None,
+    cgroups: Sequence[Path] = (),
 ) -> list[BaseProcess]:
-    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step."""
+    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step.
+
+    ``cgroups``: the one that each process enters, before it allocates anything.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,16 +50,18 @@ def start(
         left.unlink()
     together: list[BaseProcess] = []
     for rank in range(count):
-        process = _context.Process(target=_one, args=(rank, count, port, run_dir, overrides, resume, rank == fail))
+        cgroup = cgroups[rank] if cgroups else None
+        settings = (run_dir, overrides, resume, rank == fail, cgroup)
+        process = _context.Process(target=_one, args=(rank, count, port, *settings))
         process.start()
         together.append(process)
     return together
 
 
-def end(together: list[BaseProcess]) -> list[int | None]:
-    """Waits for all; their exit codes."""
+def end(together: list[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """Waits for all, ``timeout`` seconds for each; their exit codes."""
     for process in together:
-        process.join(120)
+        process.join(timeout)
         if process.is_alive():
             process.kill()
             process.join()
@@ -71,7 +82,18 @@ def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = Fa
     )
 
 
-def _one(rank: int, count: int, port: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, fail: bool) -> None:
+def _one(
+    rank: int,
+    count: int,
+    port: int,
+    run_dir: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    fail: bool,
+    cgroup: Path | None,
+) -> None:
+    if cgroup is not None:
+        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     with (run_dir / f"rank{rank}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -185,6 +185,7 @@ class GRPO(Algorithm[GRPOConfig]):
             domains=sorted({str(record.modality) for record in data.train}),
             total_steps=self.total_steps(cfg),
             max_tokens_per_device=cfg.trainer.max_tokens_per_device,
+            gather_for_generation=cfg.trainer.gather_for_generation,
             seed=cfg.seed,
         )
         assert cfg.trainer.max_steps is not None

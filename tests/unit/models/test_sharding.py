@@ -19,10 +19,12 @@ from torch.distributed.fsdp import FSDPModule
 from medr1.config.settings import LoraConfig
 from medr1.generation.engines.local import LocalEngine
 from medr1.generation.sampling import Sampling
-from medr1.models.adapters import set_trainable
+from medr1.models.adapters import make_reference, set_trainable
+from medr1.models.export import save_policy
+from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
-from medr1.models.sharding import generation, shard
+from medr1.models.sharding import full_state_dict, generation, shard
 from tests.conftest import FAMILIES, randomize
 from tests.unit.models.processes import run_together
 
@@ -87,6 +89,32 @@ def complete(
         c = LocalEngine().generate(policy, encoded, settings, G, torch.from_numpy(draws))
         found += list(zip(c.token_ids(), c.logprobs.tolist(), strict=True))
     return found
+
+
+@pytest.mark.parametrize("family", FAMILIES[:2])  # with tied weights and without
+def test_weights_stay_in_the_checkpoint_until_they_are_sharded(build, family: str, tmp_path: Path) -> None:
+    policy, processor = build(family)
+    policy.model.bfloat16()
+    save_policy(policy, processor, tmp_path / "start")
+    spec = ModelSpec(str(tmp_path / "start"), dtype="float32")
+    expected = load_policy(spec)[0].model.state_dict()
+
+    def run(rank: int) -> Any:
+        own, _ = load_policy(replace(spec, is_sharded=True))
+        reference = make_reference(own, is_sharded=True)
+        assert reference is not None
+        pairs = zip(own.parameters(), reference.parameters(), strict=True)
+        is_shared = all(p.data_ptr() == q.data_ptr() and p.dtype == torch.bfloat16 for p, q in pairs)
+        equal = []
+        for each in (own, reference):
+            shard(each, init_device_mesh("cpu", (2,)))
+            state = full_state_dict(each, None if rank else tmp_path)
+            equal.append([name for name in state if torch.equal(state[name], expected[name])])
+        return is_shared, equal
+
+    names = list(expected)
+    assert run_together(2, tmp_path, run) == [(True, [names, names]), (True, [[], []])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["start", "store"]
 
 
 # The records of each process; some have none.

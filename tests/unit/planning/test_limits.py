@@ -61,3 +61,7 @@ def test_shards_hold_one_gathered_group_where_there_are_no_gradients(model: Mode
     }.items():
         gathered = phases[phase]["weights"] - unsharded[phase]["weights"] // 4
         assert gathered == 2 * max(total - sum(sizes), *sizes)
+    gathering = replace(run, gathers=True)
+    for phases, unsharded in ((gathering.step(), alone.step()), (gathering.evaluation(), alone.evaluation())):
+        phase = "rollout" if "rollout" in phases else "evaluation"
+        assert phases[phase]["weights"] == unsharded[phase]["weights"] // 4 + total
