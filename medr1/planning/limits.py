@@ -90,8 +90,8 @@ class Run:
             gathered |= dict.fromkeys(("rollout", EVALUATION), total)
         sharded: Peaks = {}
         for phase, parts in peaks.items():
-            kept = (ACTIVATIONS, CACHES, LOGITS)
-            local = Counter({part: n if part in kept else n // self.processes for part, n in parts.items()})
+            own = (ACTIVATIONS, CACHES, LOGITS)
+            local = Counter({part: n if part in own else n // self.processes for part, n in parts.items()})
             whole = REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS
             local[whole] += gathered.get(phase, _TRANSFERS * max(root, *sizes))
             if phase == "update" and parts[GRADIENTS]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -43,6 +44,7 @@ def joined_processes(trainer: TrainerConfig) -> Iterator[None]:
 
     Processes started here are ended after an error, because they would wait for this one.
     """
+    _return_freed_memory()
     group = ProcessGroup(timeout=_TIMEOUT)
     accelerator, devices, nodes = trainer.accelerator, trainer.devices, trainer.num_nodes
     Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=group).launch()
@@ -52,6 +54,14 @@ def joined_processes(trainer: TrainerConfig) -> Iterator[None]:
         for process in getattr(group.launcher, "procs", ()):
             process.kill()
         raise
+
+
+def _return_freed_memory() -> None:
+    """Makes glibc return the memory of weights that are freed. Without this it keeps them, and in fragments, so that a
+    process on a CPU comes to hold more than all weights after gathering them one group at a time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: blocks of this many bytes are not taken from the heap
 
 
 class ShardedStrategy(DDPStrategy):

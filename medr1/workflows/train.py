@@ -113,8 +113,10 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
                 with placed(cfg, policy):
                     if is_first:
                         generate(session, store, policy, processor, Condition.BASE)
-            if cfg.trainer.is_sharded:
-                policy, processor = load_policy(spec)  # adapters must be added before weights are sharded
+            if cfg.trainer.is_sharded:  # anew, because adapters must be added before weights are sharded
+                del policy, processor  # the processor has a method of the model
+                gc.collect()  # breaks the reference cycles of FSDP
+                policy, processor = load_policy(spec)
         else:
             policy, processor = algorithm.initial_policy(cfg)
         pl.seed_everything(cfg.seed, verbose=False)  # LoRA is initialized identically in all processes and after resume
@@ -125,7 +127,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         if is_first:
             place = run.model if best is None else run.other_model(CheckpointChoice.last)
             _store_model(policy, processor, place, state)
-        del policy, state
+        del policy, processor, state
         gc.collect()  # breaks the reference cycle module <-> trainer, to free the optimizer state
         if is_first and best is not None:
             _store_best_model(session, cfg, best)
