@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,17 +30,9 @@ class Watched(NamedTuple):
 
 
 def start(
-    count: int,
-    run_dir: Path,
-    *overrides: str,
-    resume: bool = False,
-    fail: int | None = None,
-    cgroups: Sequence[Path] = (),
+    count: int, run_dir: Path, *overrides: str, resume: bool = False, fail: int | None = None
 ) -> list[BaseProcess]:
-    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step.
-
-    ``cgroups``: the one that each process enters, before it allocates anything.
-    """
+    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -50,18 +41,16 @@ def start(
         left.unlink()
     together: list[BaseProcess] = []
     for rank in range(count):
-        cgroup = cgroups[rank] if cgroups else None
-        settings = (run_dir, overrides, resume, rank == fail, cgroup)
-        process = _context.Process(target=_one, args=(rank, count, port, *settings))
+        process = _context.Process(target=_one, args=(rank, count, port, run_dir, overrides, resume, rank == fail))
         process.start()
         together.append(process)
     return together
 
 
-def end(together: list[BaseProcess], timeout: float = 120) -> list[int | None]:
-    """Waits for all, ``timeout`` seconds for each; their exit codes."""
+def end(together: list[BaseProcess]) -> list[int | None]:
+    """Waits for all; their exit codes."""
     for process in together:
-        process.join(timeout)
+        process.join(120)
         if process.is_alive():
             process.kill()
             process.join()
@@ -82,18 +71,7 @@ def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = Fa
     )
 
 
-def _one(
-    rank: int,
-    count: int,
-    port: int,
-    run_dir: Path,
-    overrides: tuple[str, ...],
-    resume: bool,
-    fail: bool,
-    cgroup: Path | None,
-) -> None:
-    if cgroup is not None:
-        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+def _one(rank: int, count: int, port: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, fail: bool) -> None:
     with (run_dir / f"rank{rank}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
