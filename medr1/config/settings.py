@@ -480,6 +480,11 @@ class TrainerConfig:
     checkpointing or FSDP.
 
     TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
+    gather_for_generation: bool = False
+    """With ``strategy=fsdp``, gather all weights in each process for rollouts and evaluations, which is faster for
+    models that fit. false: one group of weights at a time.
+
+    TRL: ds3_gather_for_generation. verl: -."""
     save_steps: int = field(default=25, metadata=NEUTRAL)
     """Training steps between two checkpoints.
 
@@ -514,6 +519,11 @@ class TrainerConfig:
     """How much ``metric_for_best_model`` must improve to count as better, for ``early_stopping_patience``.
 
     TRL: -. verl: -."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a shard of the weights."""
+        return self.strategy is Distribution.fsdp
 
 
 @dataclass

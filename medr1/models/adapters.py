@@ -60,16 +60,19 @@ def set_trainable(policy: Policy, *, freeze_vision_tower: bool = False, lora: Lo
     policy.eval()
 
 
-def make_reference(policy: Policy) -> Policy | None:
+def make_reference(policy: Policy, *, is_sharded: bool = False) -> Policy | None:
     """A frozen copy of the policy. None with LoRA, where ``Policy.as_reference`` is the reference.
 
-    To an adapter that goes on training a frozen copy is added.
+    To an adapter that goes on training a frozen copy is added. ``is_sharded``: both will be sharded, which copies the
+    weights; until then they have the same ones.
     """
     if isinstance(policy.model, PeftModel):
         if policy.continues_adapter:
             _add_reference_adapter(policy.model)
         return None
-    reference = Policy(copy.deepcopy(policy.model), gradient_checkpointing=False)
+    shared = {id(p): nn.Parameter(p.detach()) for p in policy.parameters()} if is_sharded else {}
+    reference = Policy(copy.deepcopy(policy.model, shared), gradient_checkpointing=False)
+    reference.dtype = policy.dtype
     reference.requires_grad_(False)
     return reference
 

@@ -35,7 +35,7 @@ class ModelSpec:
     path: checkpoint directory or hub id. attn_implementation: as ``resolve_attn_implementation`` returns it.
     image_size: side of square images in pixels, image_token_size: that of images in their own aspect ratio; each is
     checked against the model's image tokens if given. adapter: directory of a trained PEFT adapter.
-    freeze_vision_tower, lora: see ``medr1.models.adapters.set_trainable``.
+    freeze_vision_tower, lora: see ``medr1.models.adapters.set_trainable``. is_sharded: the weights will be sharded.
     """
 
     path: str
@@ -47,6 +47,7 @@ class ModelSpec:
     adapter: Path | None = None
     freeze_vision_tower: bool = False
     lora: LoraConfig | None = None
+    is_sharded: bool = False
 
     @classmethod
     def from_config(cls, model: ModelConfig, data: DataConfig, device: torch.device) -> ModelSpec:
@@ -79,6 +80,9 @@ def resolve_attn_implementation(attn_implementation: str, dtype: str, device: to
 def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
     """Loads a checkpoint, with its adapter if one is given, into the memory of the CPU.
 
+    Weights that have the dtype of the checkpoint are mapped from its file, so that they take no memory before they are
+    read. If they will be sharded, they have this dtype until then. Adapters need the final one.
+
     Only safetensors are read, and no code from the checkpoint is run. The generation config of the checkpoint
     (Qwen2.5-VL: top_k = 1) has no effect.
 
@@ -99,11 +103,12 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
             f"model.path={path}: image_size={spec.image_size} is no multiple of its image token size of {token} "
             f"pixels; use image_size={fitting(spec.image_size, token)} and model.image_token_size={token}"
         )
+    is_mapped = spec.is_sharded and spec.lora is None and spec.adapter is None
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             output_loading_info=True,
-            dtype=getattr(torch, spec.dtype),
+            dtype="auto" if is_mapped else getattr(torch, spec.dtype),
             attn_implementation=spec.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
@@ -134,6 +139,7 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
             "config.json, as in Qwen's own checkpoints, or use another checkpoint"
         )
     policy = Policy(adapted, spec.gradient_checkpointing)
+    policy.dtype = getattr(torch, spec.dtype) if is_mapped else None
     processor = Processor(tokenizer, image_processor, model.model.get_rope_index)
     if processor.chat("").rstrip().endswith("<think>"):
         raise CheckpointError(

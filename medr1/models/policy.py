@@ -32,6 +32,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.continues_adapter = False  # whether the LoRA adapter was trained before this training
+        self.dtype: torch.dtype | None = None  # that of the weights once they are sharded, if it is another than now
         # If set, training uses ``hidden_without_cache``, because transformers disables the KV cache under gradient
         # checkpointing.
         self.gradient_checkpointing = gradient_checkpointing

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from medr1.config.enums import Distribution
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
-from medr1.planning.dry_run import Workload, build_policy, dry_run_evaluation, dry_run_step
+from medr1.planning.dry_run import EVALUATION, Workload, build_policy, dry_run_evaluation, dry_run_step
 from medr1.planning.memory_ledger import (
     ACTIVATIONS,
     CACHES,
@@ -22,7 +24,8 @@ from medr1.planning.memory_ledger import (
     peak_bytes,
 )
 
-_GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time: the current and the next
+_GATHERED_GROUPS = 2  # groups of layers whose weights FSDP gathers at a time in training: the current and the next
+_TRANSFERS = 2  # copies of a group while FSDP gathers it: the buffer of the transfer, and the weights
 _MAX_TRIALS = 14  # dry runs of one search
 _MAX_GENERATIONS = 4096
 
@@ -31,7 +34,7 @@ _MAX_GENERATIONS = 4096
 class Run:
     """A run of one or more processes. ``work`` is that of all processes together.
 
-    ``validates``: whether it is also evaluated during training.
+    ``validates``: whether it is also evaluated during training. ``gathers``: ``trainer.gather_for_generation``.
     """
 
     model: ModelSpec
@@ -39,6 +42,7 @@ class Run:
     processes: int = 1
     strategy: Distribution = Distribution.auto
     validates: bool = False
+    gathers: bool = False
 
     @property
     def local_work(self) -> Workload:
@@ -52,22 +56,48 @@ class Run:
         if self.processes == 1 or not peaks:
             return peaks
         if self.strategy == Distribution.fsdp:
-            return _sharded(peaks, self.model, self.processes)
+            return self._sharded(peaks)
         # DDP copies the gradients into buckets, which it keeps.
         buckets = Counter({GRADIENTS: _trained_bytes(self.model)})
         return {name: parts + buckets for name, parts in peaks.items()}
 
     def evaluation(self) -> Peaks:
-        """The evaluation, which the first process does alone with all weights.
+        """The evaluation, which the first process does alone, with FSDP with its shard of the weights.
 
         During training, beside the gradients of the last step, the state of the optimizer and the reference.
         """
         peaks = dry_run_evaluation(self.model, self.work)
+        if self.strategy == Distribution.fsdp and self.processes > 1:
+            peaks = self._sharded(peaks)
         if self.validates:
             beside = self.step().get("optimizer", Counter())
             persistent = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
             peaks = {name: parts + persistent for name, parts in peaks.items()}
         return peaks
+
+    def _sharded(self, peaks: Peaks) -> Peaks:
+        """The peaks with FSDP: weights, reference, gradients and optimizer state are divided by the processes.
+
+        On top of its shards, a process holds one gathered group in the phases without gradients, and in the update the
+        root group (embeddings and head) and two groups of layers.
+        """
+        policy = build_policy(self.model)
+        core = policy.core.model
+        total, *sizes = map(_bytes, (policy, *core.language_model.layers, *core.visual.blocks))
+        root = total - sum(sizes)
+        gathered = {"update": root + _GATHERED_GROUPS * max(sizes), "optimizer": 0}
+        if self.gathers:
+            gathered |= dict.fromkeys(("rollout", EVALUATION), total)
+        sharded: Peaks = {}
+        for phase, parts in peaks.items():
+            own = (ACTIVATIONS, CACHES, LOGITS)
+            local = Counter({part: n if part in own else n // self.processes for part, n in parts.items()})
+            whole = REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS
+            local[whole] += gathered.get(phase, _TRANSFERS * max(root, *sizes))
+            if phase == "update" and parts[GRADIENTS]:
+                local[GRADIENTS] += root + max(sizes)
+            sharded[phase] = local
+        return sharded
 
     def step_bytes(self) -> int:
         return peak_bytes(self.step())
@@ -76,31 +106,12 @@ class Run:
         return replace(self, work=replace(self.work, **changes))  # type: ignore[arg-type]
 
 
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
 def _trained_bytes(model: ModelSpec) -> int:
     return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
-
-
-def _sharded(peaks: Peaks, model: ModelSpec, processes: int) -> Peaks:
-    """The peaks with FSDP: weights, reference, gradients and optimizer state are divided by the number of processes.
-
-    On top of its shards, a process holds all weights in the rollout, and in the other phases the root group (embeddings
-    and head) and two groups of layers.
-    """
-    core = build_policy(model).core.model
-    blocks = [*core.language_model.layers, *core.visual.blocks]
-    sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
-    sharded: Peaks = {}
-    for phase, parts in peaks.items():
-        local = Counter(
-            {part: size if part in (ACTIVATIONS, CACHES, LOGITS) else size // processes for part, size in parts.items()}
-        )
-        root = parts[WEIGHTS] - sum(sizes)
-        gathered = {"rollout": parts[WEIGHTS], "optimizer": 0}.get(phase, root + _GATHERED_GROUPS * max(sizes))
-        local[REFERENCE if phase == "reference" and parts[REFERENCE] else WEIGHTS] += gathered
-        if phase == "update" and parts[GRADIENTS]:
-            local[GRADIENTS] += root + max(sizes)
-        sharded[phase] = local
-    return sharded
 
 
 def largest(bytes_of: Callable[[int], int], low: int, high: int, usable_bytes: int) -> int | None:
@@ -198,12 +209,14 @@ def _single_changes(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
         size = largest_group(run, usable_bytes)
         if size is not None and size < run.work.num_generations:
             yield f"algorithm.num_generations={size}", replace(run, work=run.work.with_generations(size))
-    if run.model.lora is None:
-        yield from _more_processes("", run)
+    if run.gathers:
+        yield "trainer.gather_for_generation=false", replace(run, gathers=False)
+    yield from _more_processes("", run)
 
 
 def _combined_changes(run: Run) -> Iterator[tuple[str, Run]]:
-    """More and more of the changes of the model, then one prompt per micro-batch, then full tuning on more devices."""
+    """More and more of the changes of the model, then one prompt per micro-batch, then more devices, first for full
+    tuning."""
     texts: list[str] = []
     changed, full = run, ("", run)
     while (change := next(_model_changes(changed), None)) is not None:
@@ -211,9 +224,11 @@ def _combined_changes(run: Run) -> Iterator[tuple[str, Run]]:
         yield " ".join(texts), changed
         if changed.model.lora is None:
             full = " ".join(texts), changed
-    yield _one_prompt(" ".join(texts), changed)
+    last = _one_prompt(" ".join(texts), changed)
+    yield last
     if run.model.lora is None:
         yield from _more_processes(*_one_prompt(*full))
+    yield from _more_processes(*last)
 
 
 def _model_changes(run: Run) -> Iterator[tuple[str, Run]]:

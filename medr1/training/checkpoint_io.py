@@ -27,10 +27,17 @@ STATE_FILE = "state.json"
 FORMAT = "medr1-checkpoint/1"
 
 _CHUNK = 1 << 22
+_SMALL = 1 << 10  # bytes of tensors that are always copied, because a step count would keep the file
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Saves and loads Lightning's checkpoints as directories. Only one process may write to a target at a time."""
+    """Saves and loads Lightning's checkpoints as directories. Only one process may write to a target at a time.
+
+    ``is_mapped``: loaded tensors lie in the files, for a caller that copies what it keeps of them.
+    """
+
+    def __init__(self, *, is_mapped: bool = False) -> None:
+        self._is_mapped = is_mapped
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Replaces the target atomically: a process that is killed leaves the old checkpoint or the new one.
@@ -80,7 +87,8 @@ class SafetensorsCheckpointIO(CheckpointIO):
                 # Cloned, because safetensors maps the file: the optimizer's tensors would keep the disk space of a
                 # checkpoint that has been removed.
                 loaded = load_file(file, device=str(map_location or "cpu"))
-                stores[name] = {key: tensor.clone() for key, tensor in loaded.items()}
+                is_mapped = self._is_mapped
+                stores[name] = {k: t if is_mapped and t.nbytes > _SMALL else t.clone() for k, t in loaded.items()}
             except SafetensorError as error:
                 raise _damaged(file, str(error)) from error
         checkpoint = decode(document["state"], stores)

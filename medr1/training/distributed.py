@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy as ProcessGroup
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from medr1.config.enums import Distribution
-from medr1.models.sharding import full_state_dict, full_tensor, shard, shard_like
+from medr1.config.settings import TrainerConfig
+from medr1.models.sharding import full_state_dict, on_disk, shard, shard_like
 from medr1.training.mixed_adamw import parameters_by_index
 from medr1.training.module import PolicyModule
 
@@ -32,6 +38,32 @@ def build_strategy(distribution: Distribution) -> Strategy | str:
     return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True, timeout=_TIMEOUT)
 
 
+@contextmanager
+def joined_processes(trainer: TrainerConfig) -> Iterator[None]:
+    """The processes of a run whose weights are sharded. Starts those that no launcher has started.
+
+    Processes started here are ended after an error, because they would wait for this one.
+    """
+    _return_freed_memory()
+    group = ProcessGroup(timeout=_TIMEOUT)
+    accelerator, devices, nodes = trainer.accelerator, trainer.devices, trainer.num_nodes
+    Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=group).launch()
+    try:
+        yield
+    except BaseException:
+        for process in getattr(group.launcher, "procs", ()):
+            process.kill()
+        raise
+
+
+def _return_freed_memory() -> None:
+    """Makes glibc return the memory of weights that are freed. Without this it keeps them, and in fragments, so that a
+    process on a CPU comes to hold more than all weights after gathering them one group at a time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: blocks of this many bytes are not taken from the heap
+
+
 class ShardedStrategy(DDPStrategy):
     """Lightning's processes with FSDP2: weights, reference, gradients and optimizer state are sharded.
 
@@ -40,6 +72,11 @@ class ShardedStrategy(DDPStrategy):
     """
 
     full_state_dict: Mapping[str, Tensor] | None = None  # of the trained model, after training, on rank zero
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Checkpoints are loaded into shards."""
+        return True
 
     def model_to_device(self) -> None:
         """Does nothing: ``configure_ddp`` moves the shards, so that no device holds the whole model."""
@@ -54,10 +91,18 @@ class ShardedStrategy(DDPStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
+        directory = Path(filepath).parent
+        if self.is_global_zero:
+            directory.mkdir(parents=True, exist_ok=True)
         for key in ("state_dict", "optimizer_states"):  # no set, whose order differs between processes
             if key in checkpoint:  # the best checkpoint has weights only
-                checkpoint[key] = self._full_tensors(checkpoint[key])
+                checkpoint[key] = self._full_tensors(checkpoint[key], directory)
         super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        parameters = dict(self._policy_module().named_parameters())
+        state = {name: shard_like(value, parameters[name]) for name, value in checkpoint["state_dict"].items()}
+        super().load_model_state_dict({**checkpoint, "state_dict": state}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -65,21 +110,28 @@ class ShardedStrategy(DDPStrategy):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        state = full_state_dict(self._policy_module().policy, keep=self.is_global_zero)
+        module = self._policy_module()
+        directory = Path(module.trainer.default_root_dir) if self.is_global_zero else None
+        state = full_state_dict(module.policy, directory)
         self.full_state_dict = state if self.is_global_zero else None
 
     def _policy_module(self) -> PolicyModule:
         assert isinstance(self.lightning_module, PolicyModule)
         return self.lightning_module
 
-    def _full_tensors(self, tree: Any) -> Any:
-        """The tree with full tensors on rank zero and empty ones elsewhere, gathered one after the other."""
+    def _full_tensors(self, tree: Any, directory: Path) -> Any:
+        """The tree with full tensors on rank zero and empty ones elsewhere, gathered one after the other.
+
+        Tensors that are sharded are gathered into files in ``directory``.
+        """
+        if isinstance(tree, DTensor):
+            tensor = tree.full_tensor()
+            return on_disk(tensor, directory) if self.is_global_zero else tensor.new_empty(0)
         if isinstance(tree, Tensor):
-            tensor = full_tensor(tree)
-            return tensor.cpu() if self.is_global_zero else tensor.new_empty(0)
+            return tree.cpu() if self.is_global_zero else tree.new_empty(0)
         if isinstance(tree, dict):
-            return {key: self._full_tensors(value) for key, value in tree.items()}
-        return [self._full_tensors(value) for value in tree] if isinstance(tree, list) else tree
+            return {key: self._full_tensors(value, directory) for key, value in tree.items()}
+        return [self._full_tensors(value, directory) for value in tree] if isinstance(tree, list) else tree
 
 
 def _sharded(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:

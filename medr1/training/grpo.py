@@ -18,7 +18,7 @@ from medr1.generation.engines import Engine
 from medr1.generation.logprobs import Scores, completion_hidden, score
 from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
-from medr1.models.sharding import reshard, unsharded_params
+from medr1.models.sharding import generation
 from medr1.models.tensors import Completions, Prefix, PromptBatch
 from medr1.rewards import Rewards
 from medr1.rl.advantages import Outcomes, advantages, scores, zero_std_groups
@@ -124,6 +124,7 @@ class GRPOModule(PolicyModule):
         domains: Sequence[str],
         total_steps: int,
         max_tokens_per_device: int = 0,
+        gather_for_generation: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -135,6 +136,7 @@ class GRPOModule(PolicyModule):
         )
         self.settings, self.sampling, self.engine, self.seed = settings, sampling, engine, seed
         self.decode, self.reward, self.reward_weights = decode, reward, reward_weights
+        self.gather_for_generation = gather_for_generation
         self.rollout_log: RolloutLog | None = None
         self.domains = list(domains)
         # DRPO: number of the prompts of each domain so far, and the sum of their mean rewards.
@@ -225,13 +227,13 @@ class GRPOModule(PolicyModule):
         """Sets the ``policy_mask`` of micro-batches from the tokens of all processes (``medr1.rl.token_masks``)."""
         o, width = self.settings.objective, self.sampling.max_completion_length
         columns: list[list[Tensor]] = []
-        for micro in rollout.micro_batches:
-            found = self._score(self.policy, micro)
-            assert micro.advantages is not None
-            values = (found.logprobs, found.entropy, micro.advantages.unsqueeze(1).expand_as(found.logprobs))
-            padding = (0, width - micro.loss_mask.shape[1])
-            columns.append([torch.nn.functional.pad(value, padding) for value in (*values, micro.loss_mask)])
-        reshard(self.policy)
+        with generation(self.policy):
+            for micro in rollout.micro_batches:
+                found = self._score(self.policy, micro)
+                assert micro.advantages is not None
+                values = (found.logprobs, found.entropy, micro.advantages.unsqueeze(1).expand_as(found.logprobs))
+                padding = (0, width - micro.loss_mask.shape[1])
+                columns.append([torch.nn.functional.pad(value, padding) for value in (*values, micro.loss_mask)])
         logprobs, entropy, of_token, mask = (torch.cat(parts) for parts in zip(*columns, strict=True))
         draws = self._uniforms(step, rollout.prompt_indices, 0, 3).to(logprobs)
         shape = mask.shape
@@ -253,7 +255,7 @@ class GRPOModule(PolicyModule):
         have zero variance are replaced by others. Those that still have zero variance then stay.
         """
         records, prompt_indices = batch.records, batch.prompt_indices
-        with unsharded_params(self.policy):
+        with generation(self.policy, gather=self.gather_for_generation):
             micro_batches = self._generate(batch, attempt=0)
             rewards, found, zero_std = self._rewards(records, micro_batches)
             initial_share = zero_std.float().mean().item()
@@ -347,10 +349,8 @@ class GRPOModule(PolicyModule):
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:
         reference = self._references[0] if self._references else self.policy
-        with reference.as_reference():
-            logprobs = self._score(reference, micro_batch).logprobs
-        reshard(reference)
-        return logprobs
+        with generation(reference), reference.as_reference():
+            return self._score(reference, micro_batch).logprobs
 
     def _normalizer(self, micro_batches: list[RolloutMicroBatch]) -> LossNormalizer:
         completions = sum(len(micro.texts) for micro in micro_batches) * self.runtime.world_size

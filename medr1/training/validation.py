@@ -18,7 +18,7 @@ from medr1.domain.records import Record
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.predictions import Prediction
 from medr1.models.policy import Policy
-from medr1.models.sharding import unsharded_params
+from medr1.models.sharding import generation
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import AnyTracker
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
@@ -49,9 +49,11 @@ class Validation(pl.Callback):
         every: int,
         steps: int,
         blank_image: bool,
+        gather_for_generation: bool = False,
     ) -> None:
         self.records, self.predict, self.tracker, self.file = records, predict, tracker, file
         self.every, self.steps, self.blank_image = every, steps, blank_image
+        self.gather_for_generation = gather_for_generation
 
     def is_due(self, step: int) -> bool:
         """Whether there is an evaluation after ``step`` steps."""
@@ -74,7 +76,7 @@ class Validation(pl.Callback):
         start, policy = time.perf_counter(), module.policy
         is_training = policy.training
         own = self.records[trainer.global_rank :: trainer.world_size]
-        with isolate_rng(), unsharded_params(policy):
+        with isolate_rng(), generation(policy, gather=self.gather_for_generation):
             seen = self.predict(policy, own, ImageAblation.NONE)
             blind = self.predict(policy, own, ImageAblation.BLANK) if self.blank_image else []
         policy.train(is_training)
@@ -134,7 +136,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 def best_weights(best: BestCheckpoint) -> tuple[int, dict[str, Tensor]]:
     """Optimizer steps of the best checkpoint, and its trained weights under their names in the policy."""
-    checkpoint = SafetensorsCheckpointIO().load_checkpoint(best.best_model_path)
+    checkpoint = SafetensorsCheckpointIO(is_mapped=True).load_checkpoint(best.best_model_path)
     state = {name.removeprefix("policy."): value for name, value in checkpoint["state_dict"].items()}
     return int(checkpoint["global_step"]), state
 

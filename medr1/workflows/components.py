@@ -158,7 +158,8 @@ def check_environment(cfg: TrainConfig, environment: Mapping[str, str]) -> None:
     Raises:
         ConfigError: names the variable, its value and the remedy.
     """
-    trains = ALGORITHMS[cfg.algorithm.kind].trains
+    evaluates_together = cfg.trainer.is_sharded and MODEL_KINDS[cfg.model.kind].is_trainable
+    trains = ALGORITHMS[cfg.algorithm.kind].trains or evaluates_together
     check_processes(cfg.trainer.devices, cfg.trainer.num_nodes, environment, trains=trains)
 
 
@@ -326,6 +327,8 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
             yield chosen, (*_validation_keys(cfg), "evaluation.validation_limit")
         elif not cfg.trainer.eval_steps:
             yield "trainer.eval_steps=0", (*_validation_keys(cfg, unused), "evaluation.validation_limit")
+        if not cfg.trainer.is_sharded:
+            yield f"trainer.strategy={cfg.trainer.strategy}", ("trainer.gather_for_generation",)
         if cfg.trainer.metric_for_best_model is None:
             yield "trainer.metric_for_best_model=null", _BEST_MODEL
         elif not cfg.trainer.early_stopping_patience:

@@ -140,7 +140,8 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         f"at most {completion or cfg.evaluation.max_completion_length}; {origin}"
     )
     processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
-    return Run(model, work, processes, cfg.trainer.strategy, validates), lengths
+    gathers = cfg.trainer.gather_for_generation
+    return Run(model, work, processes, cfg.trainer.strategy, validates, gathers), lengths
 
 
 def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:

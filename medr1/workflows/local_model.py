@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from medr1.atomic_write import write_text
 from medr1.config.enums import Resize
@@ -20,10 +21,11 @@ from medr1.generation.engines import ENGINES
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
+from medr1.models.sharding import generation, shard
 from medr1.runs.run_directory import starting_weights
 from medr1.runs.sweep import sweep_of
 from medr1.workflows.library_logs import silence_library_logs
-from medr1.workflows.session import Session, prediction_settings, run_controls, run_measures
+from medr1.workflows.session import Session, is_first_process, prediction_settings, run_controls, run_measures
 
 
 def model_spec(
@@ -36,7 +38,23 @@ def model_spec(
     """
     path, adapter = starting_weights(cfg.model.path) if weights is None else weights
     spec = replace(ModelSpec.from_config(cfg.model, cfg.data, device_of(cfg)), path=path, adapter=adapter)
+    spec = replace(spec, is_sharded=isinstance(cfg, TrainConfig) and cfg.trainer.is_sharded)
     return spec if is_trained else replace(spec, gradient_checkpointing=False)
+
+
+@contextmanager
+def placed(cfg: CommonConfig, policy: Policy) -> Iterator[Policy]:
+    """A loaded policy on the device of this process, ready to generate.
+
+    If the weights are sharded, all processes must enter. One of them may generate; the others take part.
+    """
+    if not (isinstance(cfg, TrainConfig) and cfg.trainer.is_sharded):
+        yield policy.to(device_of(cfg))
+        return
+    shard(policy, init_device_mesh(device_of(cfg).type, (torch.distributed.get_world_size(),)))
+    policy.to(device_of(cfg))  # the buffers
+    with generation(policy, gather=cfg.trainer.gather_for_generation):
+        yield policy
 
 
 def load_trained(cfg: CommonConfig, weights: tuple[str, Path | None]) -> tuple[Policy, Processor]:
@@ -71,10 +89,19 @@ def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | 
     silence_library_logs()
     store = prediction_store(session)
     store.load_if_exists(Condition.BASE)
-    policy, processor = load_trained(session.cfg, weights)
-    generate(session, store, policy, processor, condition)
-    run_controls(session, store, partial(store.generate, policy, processor))
+    evaluate_weights(session, store, condition, weights)
     return store.conditions
+
+
+def evaluate_weights(
+    session: Session, store: LocalPredictionStore, condition: Condition, weights: tuple[str, Path | None]
+) -> None:
+    """Adds the predictions of a checkpoint and of its controls to ``store``, in the first process."""
+    policy, processor = load_policy(model_spec(session.cfg, weights=weights))
+    with placed(session.cfg, policy):
+        if is_first_process():
+            generate(session, store, policy, processor, condition)
+            run_controls(session, store, partial(store.generate, policy, processor))
 
 
 def generate(

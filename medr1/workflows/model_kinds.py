@@ -110,6 +110,7 @@ class ServerModel:
     ignores: ClassVar[tuple[str, ...]] = (  # what only a model that is loaded here has
         *("model.dtype", "model.attn_implementation", *TRAINED_MODEL),
         *("model.recipe", "evaluation.batch_size", "rollout"),
+        *("trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.gather_for_generation"),
     )
 
     def check(self, model: ServerConfig) -> None:

@@ -6,12 +6,14 @@ import gc
 import logging
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
+from torch.distributed import barrier
 
 from medr1.atomic_write import atomic_directory, write_json
 from medr1.config.enums import CheckpointChoice
@@ -32,22 +34,16 @@ from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
-from medr1.training.distributed import ShardedStrategy, build_strategy
+from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
 from medr1.training.validation import BestCheckpoint, EarlyStop, Validation, best_weights
 from medr1.workflows.difficulty import choose_records
 from medr1.workflows.library_logs import silence_library_logs
-from medr1.workflows.local_model import device_of, generate, load_trained, model_spec, prediction_store
+from medr1.workflows.local_model import device_of, evaluate_weights, generate, model_spec, placed, prediction_store
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.results import report
-from medr1.workflows.session import (
-    Session,
-    is_first_process,
-    open_session,
-    prediction_settings,
-    run_controls,
-)
+from medr1.workflows.session import Session, is_first_process, open_session, prediction_settings
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +77,12 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
         choose=partial(choose_records, cfg, run),
     ) as session:
         conditions: dict[str, list[Prediction]] = {}
-        if algorithm.trains:
-            conditions = _train_and_evaluate(session, cfg)
-        elif is_first_process():
-            conditions = kind.evaluate(session, Condition.BASE, starting_weights(cfg.model.path))
+        is_joint = cfg.trainer.is_sharded and kind.is_trainable
+        with joined_processes(cfg.trainer) if is_joint else nullcontext():
+            if algorithm.trains:
+                conditions = _train_and_evaluate(session, cfg)
+            elif is_first_process() or is_joint:
+                conditions = kind.evaluate(session, Condition.BASE, starting_weights(cfg.model.path))
         if is_first_process():
             report(session, conditions)
             if cfg.tracking.registered_model_name is not None:
@@ -94,11 +92,13 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
 def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Prediction]]:
     """Predicts with the base model, trains, predicts with the trained model. Stages with stored results are skipped.
 
-    All processes train; rank zero evaluates. The other processes return an empty dict.
+    All processes train; rank zero evaluates. The other processes return an empty dict, with FSDP after they have taken
+    part in the forward passes of the evaluation.
     """
     run, is_first, algorithm = session.run, is_first_process(), ALGORITHMS[cfg.algorithm.kind]
+    is_evaluating = is_first or cfg.trainer.is_sharded
     is_trained = session.is_resumed and run.model.is_dir()
-    if is_trained and not is_first:
+    if is_trained and not is_evaluating:
         return {}
     store = prediction_store(session)
     if is_first:
@@ -109,25 +109,32 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         spec = model_spec(cfg, is_trained=True)
         if algorithm.needs_base:
             policy, processor = load_policy(spec)
-            if is_first:
-                generate(session, store, policy.to(device_of(cfg)), processor, Condition.BASE)
+            if is_evaluating:
+                with placed(cfg, policy):
+                    if is_first:
+                        generate(session, store, policy, processor, Condition.BASE)
+            if cfg.trainer.is_sharded:  # anew, because adapters must be added before weights are sharded
+                del policy, processor  # the processor has a method of the model
+                gc.collect()  # breaks the reference cycles of FSDP
+                policy, processor = load_policy(spec)
         else:
             policy, processor = algorithm.initial_policy(cfg)
         pl.seed_everything(cfg.seed, verbose=False)  # LoRA is initialized identically in all processes and after resume
         set_trainable(policy, freeze_vision_tower=spec.freeze_vision_tower, lora=spec.lora)
         state, best = _fit(session, cfg, policy, processor)
-        if not is_first:
+        if not is_evaluating:
             return {}
-        place = run.model if best is None else run.other_model(CheckpointChoice.last)
-        _store_model(policy, processor, place, state)
-        del policy, state
+        if is_first:
+            place = run.model if best is None else run.other_model(CheckpointChoice.last)
+            _store_model(policy, processor, place, state)
+        del policy, processor, state
         gc.collect()  # breaks the reference cycle module <-> trainer, to free the optimizer state
-        if best is not None:
+        if is_first and best is not None:
             _store_best_model(session, cfg, best)
+        if cfg.trainer.is_sharded:
+            barrier()  # the other processes load what rank zero has stored
     # Reloaded from disk, so that this evaluates the same files as evaluate.py.
-    policy, processor = load_trained(cfg, run.weights(cfg.model.path))
-    generate(session, store, policy, processor, Condition.TRAINED)
-    run_controls(session, store, partial(store.generate, policy, processor))
+    evaluate_weights(session, store, Condition.TRAINED, run.weights(cfg.model.path))
     return store.conditions
 
 
@@ -174,7 +181,7 @@ def _fit(
         max_epochs=1,
         logger=False,
         callbacks=[*callbacks, checkpoints],
-        plugins=[SafetensorsCheckpointIO()],
+        plugins=[SafetensorsCheckpointIO(is_mapped=cfg.trainer.is_sharded)],
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=run.path,
@@ -218,6 +225,7 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
         every=cfg.trainer.eval_steps,
         steps=cfg.trainer.max_steps,
         blank_image=cfg.evaluation.blank_image,
+        gather_for_generation=cfg.trainer.gather_for_generation,
     )
 
 
@@ -230,9 +238,10 @@ def _store_model(policy: Policy, processor: Processor, place: Path, state: Mappi
 def _store_best_model(session: Session, cfg: TrainConfig, best: BestCheckpoint) -> None:
     """Writes the weights of the best checkpoint, and makes those that the run evaluates its ``model/``."""
     run, last = session.run, session.run.other_model(CheckpointChoice.last)
-    policy, processor = load_trained(cfg, run.weights_in(last, cfg.model.path))
+    policy, processor = load_policy(model_spec(cfg, weights=run.weights_in(last, cfg.model.path)))
     step, state = best_weights(best)
-    policy.load_state_dict(state, strict=False)  # frozen weights are those of the last step
+    policy.load_state_dict(state, strict=False, assign=True)  # frozen weights are those of the last step
+    policy.core.tie_weights()
     _store_model(policy, processor, run.other_model(CheckpointChoice.best))
     step //= ALGORITHMS[cfg.algorithm.kind].num_iterations(cfg.algorithm)
     assert best.best_model_score is not None

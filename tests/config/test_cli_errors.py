@@ -186,6 +186,8 @@ TYPED: dict[str, list[str]] = {
     "trainer.metric_for_best_model=validation/acuracy": ["Did you mean 'validation/accuracy'"],
     "trainer.metric_for_best_model=validation/accuracy": ["needs evaluations during training: trainer.eval_steps"],
     "trainer.load_best_model_at_end=true": ["trainer.load_best_model_at_end=true", "trainer.metric_for_best_model="],
+    "trainer.gather_for_generation=true": ["trainer.gather_for_generation= has no effect with trainer.strategy=auto"],
+    "algorithm=zero_shot trainer.devices=2": ["trainer.devices= has no effect with algorithm=zero_shot"],
     "trainer.early_stopping_patience=3": ["trainer.early_stopping_patience=3", "trainer.metric_for_best_model="],
     "trainer.greater_is_better=true": ["has no effect with trainer.metric_for_best_model=null"],
     "trainer.metric_for_best_model=validation/image_dependence evaluation.blank_image=false": ["blank_image=true"],

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from medr1.evaluation.predictions import Prediction, read_predictions
+from medr1.runs.run_directory import RunDirectory
 from tests.integration.conftest import SMALL_RUN, only_run, run_command
 from tests.integration.processes import Watched, end, start, train_together
 
@@ -78,6 +80,10 @@ def stored(run: Path, file: str) -> dict[str, Tensor]:
     return load_file(found)
 
 
+def predictions(run: Path, condition: str) -> list[Prediction]:
+    return read_predictions(RunDirectory(run).predictions(condition))
+
+
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
     return sum(float((a[k].double() - b[k].double()).square().sum()) for k in a) ** 0.5
@@ -113,6 +119,7 @@ def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int,
         values = {k: v for k, v in theirs.items() if not k.endswith("_time")}
         # A divergence of almost nothing is the square of a difference of two almost equal numbers.
         assert {k: mine[k] for k in values} == pytest.approx(values, rel=1e-4, abs=1e-6)
+    assert predictions(alone, "base") == predictions(together, "base")
     moments = [
         {k: v for k, v in stored(run, "checkpoints/*/optimizer.safetensors").items() if k.endswith("exp_avg")}
         for run in (alone, together)
@@ -127,6 +134,22 @@ def test_the_update_is_that_of_one_process(kind: str, strategy: str, count: int,
     # With dynamic sampling, a process may have one more.
     if strategy == "fsdp":
         assert several.is_split == [True, False] if limit else any(several.is_split) == (kind == "dynamic")
+
+
+@pytest.mark.long
+def test_a_model_is_evaluated_in_shards_without_training(tmp_path: Path) -> None:
+    """With measures and controls, all of which the first process asks for."""
+    words = (*SETTINGS, "algorithm=zero_shot", "evaluation.num_generations=2", "evaluation.option_probabilities=true")
+    runs = []
+    for count, more in ((1, ()), (2, ("trainer=fsdp", "trainer.devices=2"))):
+        here = tmp_path / str(count)
+        assert end(start(count, here, *words, *more)) == [0] * count, (here / "rank0.log").read_text()
+        runs.append(here / "run" / "predictions")
+    files = [sorted(path.name for path in run.iterdir()) for run in runs]
+    assert files[0] == files[1] and len(files[0]) >= 3
+    for name in files[0]:
+        alone, together = ((run / name).read_text() for run in runs)
+        assert alone == together, name
 
 
 @pytest.mark.long

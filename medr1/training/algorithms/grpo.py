@@ -175,7 +175,7 @@ class GRPO(Algorithm[GRPOConfig]):
         weights = {name: float(function["weight"]) for name, function in cfg.reward.functions.items()}
         module = GRPOModule(
             policy,
-            make_reference(policy) if settings.objective.beta > 0 else None,
+            make_reference(policy, is_sharded=cfg.trainer.is_sharded) if settings.objective.beta > 0 else None,
             settings,
             sampling=Sampling.from_config(settings.sampling, processor),
             engine=ENGINES[cfg.rollout.kind](cfg.rollout),
@@ -185,6 +185,7 @@ class GRPO(Algorithm[GRPOConfig]):
             domains=sorted({str(record.modality) for record in data.train}),
             total_steps=self.total_steps(cfg),
             max_tokens_per_device=cfg.trainer.max_tokens_per_device,
+            gather_for_generation=cfg.trainer.gather_for_generation,
             seed=cfg.seed,
         )
         assert cfg.trainer.max_steps is not None

@@ -27,7 +27,10 @@ class ZeroShot(Algorithm[ZeroShotConfig]):
 
     def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
         optimizer = [f"algorithm.{item.name}" for item in fields(AlgorithmConfig) if item.name not in ("name", "kind")]
-        trainer = [f"trainer.{item.name}" for item in fields(TrainerConfig) if item.name not in ("name", "accelerator")]
+        read = {"name", "accelerator"}
+        if cfg.trainer.is_sharded:
+            read |= {"strategy", "devices", "num_nodes", "gather_for_generation"}
+        trainer = [f"trainer.{item.name}" for item in fields(TrainerConfig) if item.name not in read]
         yield f"algorithm={cfg.algorithm.name}", ("seed", *optimizer, *trainer)
 
 

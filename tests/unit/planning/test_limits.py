@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from medr1.config.enums import Distribution
-from medr1.models.loading import ModelSpec
+from medr1.models.loading import ModelSpec, load_on_meta
 from medr1.planning.dry_run import Workload
 from medr1.planning.limits import Run, largest, largest_group, largest_token_limit
 
@@ -45,3 +45,23 @@ def test_shards_take_less_than_one_process_and_buckets_more(model: ModelSpec, wo
     alone, ddp, fsdp = (Run(model, work, processes, strategy).step_bytes() for processes, strategy in strategies)
     half = Run(model, replace(work, train_batch_size=2)).step_bytes()
     assert fsdp < alone and half < ddp
+
+
+def test_shards_hold_one_gathered_group_where_there_are_no_gradients(model: ModelSpec, work: Workload) -> None:
+    """A group and the buffer of its transfer."""
+    policy = load_on_meta(model)
+    core = policy.core.model
+    blocks = [*core.language_model.layers, *core.visual.blocks]
+    total, *sizes = (sum(p.numel() * p.element_size() for p in m.parameters()) for m in (policy, *blocks))
+    run = Run(model, replace(work, train_batch_size=4), 4, Distribution.fsdp)
+    alone = Run(model, replace(work, train_batch_size=1))
+    for phase, (phases, unsharded) in {
+        "rollout": (run.step(), alone.step()),
+        "evaluation": (run.evaluation(), alone.evaluation()),
+    }.items():
+        gathered = phases[phase]["weights"] - unsharded[phase]["weights"] // 4
+        assert gathered == 2 * max(total - sum(sizes), *sizes)
+    gathering = replace(run, gathers=True)
+    for phases, unsharded in ((gathering.step(), alone.step()), (gathering.evaluation(), alone.evaluation())):
+        phase = "rollout" if "rollout" in phases else "evaluation"
+        assert phases[phase]["weights"] == unsharded[phase]["weights"] // 4 + total

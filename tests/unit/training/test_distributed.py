@@ -18,6 +18,6 @@ def test_every_process_gathers_in_the_same_order(
     """Each gathers when all do, so that another order ends the run."""
     gathered: list[Any] = []
     monkeypatch.setattr(DDPStrategy, "save_checkpoint", lambda *_, **__: None)
-    monkeypatch.setattr(ShardedStrategy, "_full_tensors", lambda _, tree: gathered.append(tree))
+    monkeypatch.setattr(ShardedStrategy, "_full_tensors", lambda _, tree, directory: gathered.append(tree))
     ShardedStrategy().save_checkpoint({key: key for key in (*reversed(keys), "epoch")}, tmp_path)
     assert gathered == list(keys)
