@@ -111,6 +111,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
             policy, processor = load_policy(spec)
             if is_first:
                 generate(session, store, policy.to(device_of(cfg)), processor, Condition.BASE)
+                store.engine.sleep()
         else:
             policy, processor = algorithm.initial_policy(cfg)
         pl.seed_everything(cfg.seed, verbose=False)  # LoRA is initialized identically in all processes and after resume
@@ -197,7 +198,7 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
     load, engine = settings["load"], ENGINES[cfg.rollout.kind](cfg.rollout)
 
     def greedy(policy: Policy, records: Sequence[Record], ablation: ImageAblation) -> list[Prediction]:
-        return predict(
+        predictions = predict(
             policy,
             processor,
             records,
@@ -208,6 +209,8 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
             max_completion_length=settings["max_completion_length"],
             engine=engine,
         )
+        engine.sleep()
+        return predictions
 
     assert cfg.trainer.max_steps is not None
     return Validation(

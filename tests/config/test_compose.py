@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -47,6 +48,7 @@ NEEDED = {
     ("data", "benchmarks"): ["+data@data.sets.phantoms=phantoms"],
     ("data", "mcqa"): [f"data.path={CONF}"],
     ("rollout", "vllm_server"): ["rollout.url=http://127.0.0.1:1"],
+    ("rollout", "vllm_colocate"): [f"rollout.python={sys.executable}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
 }
 PLUGINS = {"local": "joblib", "slurm": "submitit", "ray": "ray"}
