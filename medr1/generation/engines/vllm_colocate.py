@@ -235,6 +235,8 @@ def _environment(device: torch.device) -> dict[str, str]:
 
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_VLLM}
     environment["VLLM_SERVER_DEV_MODE"] = "1"
+    # By default several of them would use the same core of a CPU, and leave another one idle.
+    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         visible = environment.get("CUDA_VISIBLE_DEVICES")
