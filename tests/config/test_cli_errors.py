@@ -286,7 +286,7 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py rollout=vllm_server rollout.url=http://h:1 rollout.importance_sampling_clip_max=2": [
         "rollout.importance_sampling_clip_max= has no effect with evaluate.py"
     ],
-    "rollout.importance_sampling_correction=true": ["a setting of rollout=vllm_server", "not chosen"],
+    "rollout.importance_sampling_correction=true": ["rollout=vllm_server", "rollout=vllm_colocate", "none of which"],
     "rollout.url=http://h:1": ["rollout.url is a setting of rollout=vllm_server", "not chosen"],
     "algorithm=noisy_rollout rollout=vllm_server rollout.url=http://h:1": [
         "rollout=vllm_server with algorithm.noisy_rollout.gaussian_noise_step=500",

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,21 +18,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from medr1.atomic_write import remove
+from medr1.config.naming import is_other_process
 from medr1.config.settings import NEUTRAL, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.errors import ConfigError, ServerError, ServerUnavailable
+from medr1.generation.child_process import ChildProcess
 from medr1.generation.engines import ENGINES
 from medr1.generation.engines.vllm_server import UPDATING, VLLMConfig, VLLMEngine
 
 if TYPE_CHECKING:
     import torch
 
-    from medr1.generation.child_process import ChildProcess
     from medr1.models.policy import Policy
 
 log = logging.getLogger(__name__)
 
 _INSTALL = 'make an environment of its own: python -m venv vllm && vllm/bin/pip install "vllm>=0.32"'
 _OLDEST = (0, 32)
+_ON_GPU = ("--enable-sleep-mode",)
 _READ_VERSION = "import importlib.metadata; print(importlib.metadata.version('vllm'))"
 # Those of this interpreter, and those by which the processes of a training find each other.
 _NOT_FOR_VLLM = (
@@ -87,7 +89,12 @@ class VLLMColocateEngine(VLLMEngine):
     @classmethod
     def check_available(cls, config: VLLMColocateConfig, model: ModelConfig) -> None:
         command = [config.python, "-I", "-c", _READ_VERSION]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ServerError(f"rollout.python={config.python} cannot be run ({error}); {_INSTALL}") from error
         if done.returncode:
             problem = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
             raise ServerError(
@@ -101,17 +108,17 @@ class VLLMColocateEngine(VLLMEngine):
     @contextmanager
     def opened(cls, config: VLLMColocateConfig, run: Path) -> Iterator[None]:
         cls._run = run.absolute()
-        remove(cls._weights_of_run(config))
+        if not is_other_process():
+            remove(cls._weights_of_run(config))  # those of a process that was killed
         try:
             yield
         finally:
             cls._end()
-            remove(cls._weights_of_run(config))
             cls._run = None
 
     @classmethod
     def _weights_of_run(cls, config: VLLMColocateConfig) -> Path:
-        """A directory that this run always finds again, so that weights of a process that was killed are removed."""
+        """A directory that a run finds again when it is resumed."""
         assert cls._run is not None
         if config.weights_dir is None:
             return cls._run / ".weights"
@@ -119,9 +126,14 @@ class VLLMColocateEngine(VLLMEngine):
 
     @classmethod
     def _end(cls) -> None:
-        if cls._child is not None:
-            cls._child.kill()
+        if cls._child is None:
+            return
+        cls._child.kill()
         cls._child = None
+        own = cls._weights.parent
+        remove(own)
+        with suppress(OSError):  # other processes of the run have weights there
+            own.parent.rmdir()
 
     def sleep(self) -> None:
         """Makes vLLM free its weights and its KV cache. On a CPU it keeps its memory, and only says so in its log."""
@@ -148,7 +160,6 @@ class VLLMColocateEngine(VLLMEngine):
         Raises:
             ServerError: it does not start; has the last lines of its log.
         """
-        from medr1.generation.child_process import ChildProcess
         from medr1.generation.vllm_client import VLLMClient
 
         cls, run = type(self), self._run
@@ -162,9 +173,9 @@ class VLLMColocateEngine(VLLMEngine):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        cls._child = ChildProcess(self._command(policy, port), file, _environment(policy.device))
+        cls._child = ChildProcess(_command(self.config, policy, port), file, _environment(policy.device))
         cls._client = VLLMClient(f"http://127.0.0.1:{port}", self.config.timeout)
-        cls._weights = self._weights_of_run(self.config) / str(port)
+        cls._weights = self._weights_of_run(self.config) / str(port) / "weights"
         self._wait_until_it_answers(file)
         served = str(self._client.get("/server_info?config_format=json")["vllm_config"]["device_config"])
         if (policy.device.type == "cpu") != ("cpu" in served):
@@ -196,23 +207,23 @@ class VLLMColocateEngine(VLLMEngine):
                 "rollout.gpu_memory_utilization or rollout.max_model_length"
             )
 
-    def _command(self, policy: Policy, port: int) -> list[str]:
-        path, dtype = policy.core.config.name_or_path, policy.core.get_input_embeddings().weight.dtype
-        if not path:
-            raise ServerError(
-                "rollout=vllm_colocate starts vLLM from the checkpoint of model.path, and this policy was made without "
-                "one; use rollout=local"
-            )
-        c, on_cpu = self.config, policy.device.type == "cpu"
-        return [
-            *(c.python, "-m", "vllm.entrypoints.cli.main", "serve", path, "--host", "127.0.0.1", "--port", str(port)),
-            *("--dtype", str(dtype).removeprefix("torch."), "--logprobs-mode", "processed_logprobs"),
-            *("--gpu-memory-utilization", str(c.gpu_memory_utilization)),
-            *("--max-model-len", "auto" if c.max_model_length is None else str(c.max_model_length)),
-            *("--limit-mm-per-prompt", '{"video": 0}'),
-            # vLLM 0.32 on a CPU: compiling takes longer than it saves, seeds fail with chunks, and it cannot sleep.
-            *(("--enforce-eager", "--no-enable-chunked-prefill") if on_cpu else ("--enable-sleep-mode",)),
-        ]
+
+def _command(config: VLLMColocateConfig, policy: Policy, port: int) -> list[str]:
+    path, dtype = policy.core.config.name_or_path, policy.core.get_input_embeddings().weight.dtype
+    if not path:
+        raise ServerError(
+            "rollout=vllm_colocate starts vLLM from the checkpoint of model.path, and this policy was made without "
+            "one; use rollout=local"
+        )
+    return [
+        *(config.python, "-m", "vllm.entrypoints.cli.main", "serve", path, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", str(dtype).removeprefix("torch."), "--logprobs-mode", "processed_logprobs"),
+        *("--gpu-memory-utilization", str(config.gpu_memory_utilization)),
+        *("--max-model-len", "auto" if config.max_model_length is None else str(config.max_model_length)),
+        *("--limit-mm-per-prompt", '{"video": 0}'),
+        # vLLM 0.32 on a CPU: compiling takes longer than it saves, seeds fail with chunks, and it cannot sleep.
+        *(("--enforce-eager", "--no-enable-chunked-prefill") if policy.device.type == "cpu" else _ON_GPU),
+    ]
 
 
 def _release_cached_memory(device: torch.device) -> None:
