@@ -120,7 +120,7 @@ def test_vllm_ends_with_a_training_that_is_killed_and_the_training_goes_on_witho
 
 def test_each_process_has_a_vllm_of_its_own(tmp_path: Path) -> None:
     more = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2")
-    watched = train_together(2, tmp_path, *WORDS, *more, seconds=400)
+    watched = train_together(2, tmp_path, *WORDS, *more, seconds=800)
     assert len(watched.curves) == 2
     assert all(line["sampling_logp_difference_max"] < 1e-3 for line in watched.curves)
     assert [len({record for record, *_ in step}) for step in watched.completions] == [4, 4]  # two of each process

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,31 +227,30 @@ def test_a_run_ends_without_its_server_and_is_resumed(vllm: VLLM, tmp_path: Path
 
 
 def test_kills_at_random_moments_leave_whole_predictions(vllm: VLLM, tmp_path: Path) -> None:
-    """Five times the training, the server or both are killed, in training, evaluation or start-up."""
-    rng, steps, victims = random.Random(0), 10, set()
-    words = run_words(
-        vllm, f"trainer.max_steps={steps}", "tracking=none", f"output_dir={tmp_path}", "rollout.timeout=2"
-    )
-    for kill in range(5):
-        process, step = command("train.py", *words), 2 * kill + rng.randint(0, 1)
+    """Five times the training, the server or both are killed. The server is started and the training resumed."""
+    rng, steps = random.Random(0), 10
+    victims = ["trainer", "trainer", "trainer", "server", "both"]
+    rng.shuffle(victims)
+    words = run_words(vllm, f"trainer.max_steps={steps}", "tracking=none", f"output_dir={tmp_path}")
+    process = command("train.py", *words)
+    for kill, victim in enumerate(victims):
+        step = 2 * kill + rng.randint(0, 1)
         while count_steps(tmp_path) < step:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
-        time.sleep(rng.uniform(0, 2))
-        victim = rng.choice(["trainer", "server", "both"])
-        victims.add(victim)
+        time.sleep(rng.uniform(0, 2))  # also at the start, in the evaluation, and after the end of a run
         if victim != "trainer":
             vllm.kill()
         if victim != "server":
-            os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == (2 if victim == "server" else -signal.SIGKILL), output
+            process.kill()
+            process.communicate()
         if victim != "trainer":
             vllm.start()
-        if list(tmp_path.glob("*/config.yaml")):  # else it was killed before the run existed
-            words = (f"resume={only_run(tmp_path).path}",)
-    output, _ = (process := command("train.py", *words)).communicate(timeout=240)
-    assert process.returncode == 0 and len(victims) > 1, output
+        if victim != "server":
+            started = list(tmp_path.glob("*/config.yaml"))
+            process = command("train.py", *([f"resume={started[0].parent}"] if started else words))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
     check_whole(tmp_path, steps)
 
 
