@@ -106,6 +106,7 @@ class Peer:
         self.model.train()
         self.trainer.current_gradient_accumulation_steps = 1
         self.seconds: dict[str, float] = {}
+        self.arguments: dict[str, tuple[Any, Any]] = {}  # of the last call of each phase
         self._time("_generate_single_turn", "rollout")
         self._time("_generate_and_score_completions", "rollout and reference")
 
@@ -116,6 +117,7 @@ class Peer:
             start = self._now()
             result = inner(*args, **options)
             self.seconds[name] = self._now() - start
+            self.arguments[name] = (args, options)
             return result
 
         setattr(self.trainer, method, timed)
@@ -138,6 +140,13 @@ class Peer:
         step, both = self._now() - start, self.seconds["rollout and reference"]
         rollout = self.seconds["rollout"]
         return {"step": step, "rollout": rollout, "reference": both - rollout, "update": step - both}
+
+    def generate(self) -> Any:
+        """The completions of one step without vLLM, by the method of the trainer that ``step`` calls."""
+        if "rollout" not in self.arguments:
+            self.trainer._generate_and_score_completions(self.inputs())
+        args, options = self.arguments["rollout"]
+        return self.trainer._generate_single_turn(*args, **options)[0]
 
     def loss(self) -> tuple[dict[str, Any], float, float]:
         """One batch with its completions and advantages, and TRL's own loss and gradient norm on it."""

@@ -149,6 +149,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.early_stopping_threshold": (0, 1e9),
     "rollout.concurrency": (1, 4096),
     "rollout.timeout": (0.1, 1e6),
+    "rollout.gpu_memory_utilization": (0.01, 1),
+    "rollout.max_model_length": (2, 1e9),
     "rollout.importance_sampling_clip_max": (1e-6, 1e6),
     "rollout.importance_sampling_clip_min": (0, 1e6),
     "rollout.max_logp_difference": (1e-9, 1e6),

@@ -271,6 +271,7 @@ class GRPOModule(PolicyModule):
                 records = [records[row] for row in rows] + others.records
                 prompt_indices = [prompt_indices[row] for row in rows] + others.prompt_indices
                 rewards, found, zero_std = self._rewards(records, micro_batches)
+        self.engine.sleep()
         micro_batches = self._regroup(micro_batches, self.equal_split([len(m.prompts.ids) for m in micro_batches]))
         return Rollout(records, prompt_indices, micro_batches, rewards, found, initial_share)
 

@@ -113,6 +113,7 @@ def _generate(cfg: TrainConfig, cache: SampleCache, requests: list[Request], tot
     policy, processor = load_trained(cfg, starting_weights(cfg.model.path))
     policy.eval()
     cache.add(requests, lambda wanted: store.answer(policy, processor, wanted))
+    store.engine.sleep()
 
 
 def _cache(cfg: TrainConfig) -> SampleCache:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -144,7 +145,8 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
             reason = str(error)
     if reason:
         return f"time: not measured, because {reason}"
-    measured = probe(cfg, data, run)
+    with tempfile.TemporaryDirectory() as scratch, ENGINES[cfg.rollout.kind].opened(cfg.rollout, Path(scratch)):
+        measured = probe(cfg, data, run)
     questions = limit_cells(data.test, cfg.evaluation.limit)
     predictions = len(questions) * _num_evaluations(cfg) + _num_measured(cfg, questions)
     predictions += len(limit_cells(data.validation, cfg.evaluation.validation_limit)) * _num_validations(cfg)

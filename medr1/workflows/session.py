@@ -26,6 +26,7 @@ from medr1.errors import ConfigError, Medr1Error, RewardError, ServerError, Stor
 from medr1.evaluation.image_ablation import ImageAblation
 from medr1.evaluation.prediction_store import Generate, PredictionStore
 from medr1.evaluation.predictions import Condition, Measure
+from medr1.generation.engines import ENGINES
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
@@ -83,7 +84,8 @@ def open_session(
         StorageError: a disk is full or may not be written; says what is safe and how to continue.
     """
     is_first = is_first_process()
-    with _one_storage_message(cfg, run), run.lock() if is_first else nullcontext():
+    lock, engine = run.lock() if is_first else nullcontext(), ENGINES[cfg.rollout.kind]
+    with _one_storage_message(cfg, run), lock, engine.opened(cfg.rollout, run.path):
         data = load_data(cfg)
         if is_first:
             for message in data.messages:

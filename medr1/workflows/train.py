@@ -113,6 +113,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
                 with placed(cfg, policy):
                     if is_first:
                         generate(session, store, policy, processor, Condition.BASE)
+                        store.engine.sleep()
             if cfg.trainer.is_sharded:  # anew, because adapters must be added before weights are sharded
                 del policy, processor  # the processor has a method of the model
                 gc.collect()  # breaks the reference cycles of FSDP
@@ -204,7 +205,7 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
     load, engine = settings["load"], ENGINES[cfg.rollout.kind](cfg.rollout)
 
     def greedy(policy: Policy, records: Sequence[Record], ablation: ImageAblation) -> list[Prediction]:
-        return predict(
+        predictions = predict(
             policy,
             processor,
             records,
@@ -215,6 +216,8 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
             max_completion_length=settings["max_completion_length"],
             engine=engine,
         )
+        engine.sleep()
+        return predictions
 
     assert cfg.trainer.max_steps is not None
     return Validation(

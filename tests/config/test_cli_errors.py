@@ -288,11 +288,27 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py rollout=vllm_server rollout.url=http://h:1 rollout.importance_sampling_clip_max=2": [
         "rollout.importance_sampling_clip_max= has no effect with evaluate.py"
     ],
-    "rollout.importance_sampling_correction=true": ["a setting of rollout=vllm_server", "not chosen"],
+    "rollout.importance_sampling_correction=true": ["rollout=vllm_server", "rollout=vllm_colocate", "none of which"],
     "rollout.url=http://h:1": ["rollout.url is a setting of rollout=vllm_server", "not chosen"],
     "algorithm=noisy_rollout rollout=vllm_server rollout.url=http://h:1": [
         "rollout=vllm_server with algorithm.noisy_rollout.gaussian_noise_step=500",
         "use rollout=local",
+    ],
+    "rollout=vllm_colocate": ["rollout=vllm_colocate needs rollout.python=..."],
+    "rollout=vllm_colocate rollout.python=nowhere/python": [
+        "rollout.python=nowhere/python: no such program",
+        'pip install "vllm>=0.32"',
+    ],
+    f"rollout=vllm_colocate rollout.python={sys.executable}": [
+        f"rollout.python={sys.executable}: there is no vLLM in its environment",
+        'pip install "vllm>=0.32"',
+    ],
+    f"rollout=vllm_colocate rollout.python={sys.executable} rollout.gpu_memory_utilization=1.5": [
+        "rollout.gpu_memory_utilization=1.5"
+    ],
+    f"rollout=vllm_colocate rollout.python={sys.executable} trainer=fsdp trainer.devices=2": [
+        "rollout=vllm_colocate with trainer.strategy=fsdp",
+        "rollout=local",
     ],
     "rollout=vlm_server": ["Did you mean 'vllm_server'"],
     "evaluate.py model.url=http://h/v1": ["model.url is a setting of model=server", "not chosen"],

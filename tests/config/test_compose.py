@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -47,6 +48,7 @@ NEEDED = {
     ("data", "benchmarks"): ["+data@data.sets.phantoms=phantoms"],
     ("data", "mcqa"): [f"data.path={CONF}"],
     ("rollout", "vllm_server"): ["rollout.url=http://127.0.0.1:1"],
+    ("rollout", "vllm_colocate"): [f"rollout.python={sys.executable}"],
     **{("experiment", name): [f"data.root={CONF}"] for name in PAPER},
 }
 PLUGINS = {"local": "joblib", "slurm": "submitit", "ray": "ray"}
@@ -317,6 +319,10 @@ def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
     for other in ("importance_sampling_correction=false", "importance_sampling_clip_max=2", "max_logp_difference=1"):
         assert name(*remote, f"rollout.{other}") != name(*remote), other
     assert name(*remote) != plain
+    child = ("rollout=vllm_colocate", f"rollout.python={sys.executable}")
+    for same in ("python=elsewhere", "gpu_memory_utilization=0.5", "max_model_length=900", "weights_dir=/dev/shm"):
+        assert name(*child, f"rollout.{same}") == name(*child), same
+    assert name(*child) not in (plain, name(*remote))
     files = ("data=omnimedvqa", "data.root=a")
     for same in ("root=b", "splits=c", "cache_dir=d"):
         assert name(*files, f"data.{same}") == name(*files), same

@@ -38,6 +38,7 @@ CHOICES = {
     "data.path": "data=mcqa data.path=DIR",
     "data.version": "data=pmc_vqa data.root=DIR",
     "rollout.url": "rollout=vllm_server rollout.url=http://127.0.0.1:1",
+    "rollout.python": f"rollout=vllm_colocate rollout.python={sys.executable}",
     "algorithm.rationale": "algorithm=sft",
     "algorithm.text_steps": "algorithm=pretrain",
 }
@@ -61,6 +62,7 @@ RIGHT = {
     "model.image_token_size": "42",
     "model.url": "http://127.0.0.1:2/v1",
     "rollout.url": "http://127.0.0.1:2",
+    "rollout.python": sys.executable,
     "trainer.accelerator": "cpu",
     "trainer.train_batch_size": "32",
     "trainer.devices": "2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ NEEDS = {
     "data=mcqa": (f"data.path={CONF}",),
     "data=benchmarks": ("+data@data.sets.phantoms=phantoms",),
     "rollout=vllm_server": ("rollout.url=http://127.0.0.1:1",),
+    "rollout=vllm_colocate": (f"rollout.python={sys.executable}",),
     "experiment=": (f"data.root={CONF}", "reasoning=no_think"),
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))

@@ -47,19 +47,19 @@ def start(
     return together
 
 
-def end(together: list[BaseProcess]) -> list[int | None]:
-    """Waits for all; their exit codes."""
+def end(together: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Waits for all, for each at most ``seconds``; their exit codes."""
     for process in together:
-        process.join(120)
+        process.join(seconds)
         if process.is_alive():
             process.kill()
             process.join()
     return [process.exitcode for process in together]
 
 
-def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = False) -> Watched:
+def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = False, seconds: float = 120) -> Watched:
     """Trains to the end, and reads what was watched."""
-    codes = end(start(count, run_dir, *overrides, resume=resume))
+    codes = end(start(count, run_dir, *overrides, resume=resume), seconds)
     assert codes == [0] * count, "".join(log.read_text() for log in sorted(run_dir.glob("rank*.log")))
     ranks = [_lines(run_dir / f"rank{rank}.jsonl") for rank in range(count)]
     together = [sorted(c for part in step for c in part["completions"]) for step in zip(*ranks, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -11,12 +12,13 @@ import pytest
 
 from benchmarks import gpu_training
 from tests.integration.conftest import ROOT
+from tests.integration.vllm_environment import PYTHON, needs_vllm
 
 SMALL = ("--shape", "tiny", "--image-size", "84", "--max-completion-length", "3", "--device", "cpu")
 
 
-def benchmark(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.grpo_step", *SMALL, "--num-generations", "4", *arguments]
+def benchmark(*arguments: str, name: str = "grpo_step") -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, "--num-generations", "4", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -35,6 +37,29 @@ def test_both_sides_compute_the_same_and_are_timed() -> None:
     assert norm > 0.01 and abs(norm - their_norm) < 1e-4 * their_norm and abs(loss - their_loss) < 1e-4
     for line in ("rollout", "reference", "update", "step", "ideal", "memory"):
         assert re.search(rf"^ +{line} .*medr1.*TRL|^ +{line} .*ratio", output, re.MULTILINE), output
+
+
+def rates(output: str) -> list[list[float]]:
+    """The median tokens a second of each engine, in the rows of the table."""
+    rows = re.findall(r"^ +4 +[23] (.*)$", output, re.MULTILINE)
+    return [[float(rate) for rate in re.findall(r"([\d.]+) \[", row.replace(",", ""))] for row in rows]
+
+
+@pytest.mark.long
+def test_generation_is_measured_without_vllm() -> None:
+    output = benchmark("--rounds", "2", "--max-completion-length", "2,3", "--vllm-python", "", name="generation")
+    assert "vllm: not measured" in output
+    sides = 3 if importlib.util.find_spec("trl") else 2
+    assert [len(row) for row in rates(output)] == [sides, sides], output
+    assert all(rate > 0 for row in rates(output) for rate in row), output
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_generation_is_measured_with_vllm() -> None:
+    output = benchmark("--rounds", "1", "--vllm-python", str(PYTHON), name="generation")
+    (row,) = rates(output)
+    assert len(row) in (3, 4) and all(rate > 0 for rate in row) and " vllm " in output, output
 
 
 @pytest.mark.long

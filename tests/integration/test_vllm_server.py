@@ -1,17 +1,9 @@
-"""``rollout=vllm_server`` with a real vLLM server of the shipped base: ``pytest -m vllm``.
-
-The server runs in an environment of its own, whose python is $MEDR1_VLLM_PYTHON (docs/guides/rollout.md).
-"""
+"""``rollout=vllm_server`` with a real vLLM server of the shipped base: ``pytest -m vllm``."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
+import random
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +13,8 @@ import pytest
 import torch
 
 from medr1.config.settings import LoraConfig
-from medr1.data.image_loader import cached_image_loader
-from medr1.data.image_size import ImageSize
-from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.errors import ServerError
-from medr1.evaluation.local_predictions import predict
-from medr1.evaluation.prediction_store import partial_file
-from medr1.evaluation.predictions import read_predictions
 from medr1.generation.engines import ENGINES, Engine
 from medr1.generation.engines.local import LocalEngine
 from medr1.generation.engines.vllm_server import VLLMServerConfig, fingerprint
@@ -38,64 +24,25 @@ from medr1.models.adapters import set_trainable
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.models.tensors import PromptBatch
 from medr1.workflows.session import load_data
 from tests.docs.test_metrics import documented, logged
-from tests.integration.conftest import ROOT, command, composed, only_run, read_json, train_here
+from tests.integration.conftest import command, only_run, read_json, train_here
 from tests.integration.processes import train_together
+from tests.integration.vllm_environment import (
+    CFG,
+    TINY,
+    VLLM,
+    change_weights,
+    check_whole,
+    count_steps,
+    encode,
+    needs_vllm,
+    read_metrics,
+    texts,
+    wait_for,
+)
 
-PYTHON = os.environ.get("MEDR1_VLLM_PYTHON")
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(not PYTHON, reason="no vLLM environment: MEDR1_VLLM_PYTHON=ENVIRONMENT/bin/python"),
-]
-TINY = ROOT / "medr1" / "models" / "tiny_base"
-CFG = composed("train", "data.test_images_per_modality=11", "data.train_images_per_modality=1")
-
-
-class VLLM:
-    """A vLLM server of the shipped base, in a process group of its own."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        words = ["serve", str(TINY), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
-        words += ["--host", "127.0.0.1", "--port", str(self.port), "--logprobs-mode", "processed_logprobs"]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [
-                    str(Path(str(PYTHON)).with_name("vllm")),
-                    *words,
-                    "--max-num-seqs",
-                    "64",
-                    "--no-enable-chunked-prefill",
-                ],
-                env={**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        end = time.monotonic() + 300
-        while not self.answers():
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
-            time.sleep(0.5)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+pytestmark = [pytest.mark.vllm, needs_vllm]
 
 
 @pytest.fixture(scope="module")
@@ -124,26 +71,6 @@ def loaded(request: pytest.FixtureRequest) -> tuple[Policy, Processor]:
     torch.manual_seed(0)
     set_trainable(policy, lora=LoraConfig(r=4) if request.param == "lora" else None)
     return policy, processor
-
-
-@torch.no_grad()
-def change_weights(policy: Policy, scale: float = 0.02) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in policy.parameters():
-        if parameter.requires_grad:
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
-def encode(processor: Processor, records: list[Record]) -> PromptBatch:
-    load = cached_image_loader(ImageSize.from_config(CFG.data, CFG.model))
-    return processor.encode([processor.prompt(r, ReasoningMode.THINK_BEFORE, load(r)) for r in records])
-
-
-def texts(policy: Policy, processor: Processor, records: list[Record], engine: Engine) -> list[str]:
-    load = cached_image_loader(ImageSize.from_config(CFG.data, CFG.model))
-    mode = ReasoningMode.THINK_BEFORE
-    settings: dict[str, Any] = {"load": load, "batch_size": 64, "max_completion_length": 40, "engine": engine}
-    return [p.text for p in predict(policy, processor, records, mode, "base", **settings)]
 
 
 def test_greedy_texts_equal_those_of_the_local_engine_before_and_after_an_update(
@@ -269,44 +196,6 @@ def loads(vllm: VLLM) -> int:
     return vllm.log.read_text().count("Reloading and processing weights took")
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-3000:]
-        time.sleep(0.05)
-
-
-def count_steps(output_dir: Path) -> int:
-    files = list(output_dir.glob("*/metrics.jsonl"))
-    return len(files[0].read_text().splitlines()) if files else 0
-
-
-def check_whole(output_dir: Path, steps: int) -> None:
-    run = only_run(output_dir)
-    lines = [line for line in read_metrics(run.metrics) if "grad_norm" in line]
-    assert [line["step"] for line in lines] == list(range(steps))
-    assert max(line["sampling_logp_difference_max"] for line in lines) < 1e-3
-    for name in ("base", "trained"):
-        ids = [p.record for p in read_predictions(run.predictions(name))]
-        assert len(ids) == len(set(ids)) == 40 and not partial_file(run.predictions(name)).exists()
-
-
-def test_a_run_waits_for_a_server_that_was_killed(vllm: VLLM, tmp_path: Path) -> None:
-    words = run_words(vllm, "trainer.max_steps=8", "tracking=none", f"output_dir={tmp_path}")
-    process = command("train.py", *words)
-    wait_for(lambda: count_steps(tmp_path) >= 3, process)
-    vllm.kill()
-    wait_for(lambda: "waiting up to" in next(tmp_path.glob("*/job.log")).read_text(), process)
-    vllm.start()
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0 and "is back" in output, output
-    check_whole(tmp_path, 8)
-
-
 def test_a_run_ends_without_its_server_and_is_resumed(vllm: VLLM, tmp_path: Path) -> None:
     more = ("trainer.max_steps=6", "tracking=none", f"output_dir={tmp_path}", "rollout.timeout=3")
     process = command("train.py", *run_words(vllm, *more))
@@ -323,6 +212,37 @@ def test_a_run_ends_without_its_server_and_is_resumed(vllm: VLLM, tmp_path: Path
     assert process.returncode == 0, output
     check_whole(tmp_path, 6)
     assert read_json(only_run(tmp_path).finished)
+
+
+def test_kills_at_random_moments_leave_whole_predictions(vllm: VLLM, tmp_path: Path) -> None:
+    """Five times the training, the server or both are killed. The server is started and the training resumed."""
+    rng, steps = random.Random(2), 10
+    victims = ["trainer", "trainer", "trainer", "server", "both"]
+    rng.shuffle(victims)
+    words = run_words(vllm, f"trainer.max_steps={steps}", "tracking=none", f"output_dir={tmp_path}")
+    process = command("train.py", *words)
+    for kill, victim in enumerate(victims):
+        step = 2 * kill + rng.randint(0, 1)
+        if victim == "server":  # a run does not start without one
+            step = max(step, count_steps(tmp_path) + 1)
+        while count_steps(tmp_path) < step:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 2))  # also at the start, in the evaluation, and after the end of a run
+        if victim != "trainer":
+            vllm.kill()
+        if victim != "server":
+            process.kill()
+            process.communicate()
+        if victim != "trainer":
+            vllm.start()
+        if victim != "server":
+            started = list(tmp_path.glob("*/config.yaml"))
+            process = command("train.py", *([f"resume={started[0].parent}"] if started else words))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "is back" in only_run(tmp_path).log.read_text()
+    check_whole(tmp_path, steps)
 
 
 def test_the_first_weights_are_sent_again_after_a_restart(vllm: VLLM, records: list[Record], engine: Engine) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from medr1.config.registry import Registry
@@ -55,6 +57,14 @@ class Engine:
             ServerError: names what is missing and the remedy.
         """
 
+    @classmethod
+    def opened(cls, config: Any, run: Path) -> AbstractContextManager[None]:
+        """A context around everything that a run generates. ``run``: its directory.
+
+        Processes that an engine starts end with it.
+        """
+        return nullcontext()
+
     def generate(
         self,
         policy: Policy,
@@ -71,6 +81,9 @@ class Engine:
         after prefill, if the caller has it already. An engine that runs the model elsewhere ignores it.
         """
         raise NotImplementedError
+
+    def sleep(self) -> None:
+        """Frees the memory that the engine holds on the accelerator, until completions are generated again."""
 
 
 ENGINES: Registry[type[Engine]] = Registry("rollout")

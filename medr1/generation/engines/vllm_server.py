@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medr1.generation.sampling import Sampling
+    from medr1.generation.vllm_client import VLLMClient
     from medr1.models.policy import Policy
     from medr1.models.tensors import Completions, Prefix, PromptBatch
 
@@ -43,22 +44,13 @@ T = TypeVar("T")
 _SUPPRESSED = -100.0
 _MAX_TEMPERATURE = 4.0
 _MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
-_UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
+UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
 
 
 @dataclass
-class VLLMServerConfig(ExternalRolloutConfig):
-    """Settings of ``rollout=vllm_server``."""
+class VLLMConfig(ExternalRolloutConfig):
+    """Settings of all engines that use vLLM."""
 
-    kind: str = "vllm_server"
-    url: str = field(default=MISSING, metadata=NEUTRAL)
-    """Address of the vLLM server: ``http://HOST:PORT``.
-
-    TRL: vllm_server_base_url. verl: -."""
-    weights_dir: str = field(default=MISSING, metadata=NEUTRAL)
-    """Directory through which the server gets new weights. The server must see it under the same path.
-
-    TRL: -. verl: -."""
     timeout: float = field(default=600.0, metadata=NEUTRAL)
     """Seconds without an answer after which a request has failed, and seconds that a run waits for a server that has
     gone away.
@@ -70,14 +62,202 @@ class VLLMServerConfig(ExternalRolloutConfig):
     TRL: -. verl: -."""
 
 
-@ENGINES.register
-class VLLMServerEngine(Engine):
+@dataclass
+class VLLMServerConfig(VLLMConfig):
+    """Settings of ``rollout=vllm_server``."""
+
+    kind: str = "vllm_server"
+    url: str = field(default=MISSING, metadata=NEUTRAL)
+    """Address of the vLLM server: ``http://HOST:PORT``.
+
+    TRL: vllm_server_base_url. verl: -."""
+    weights_dir: str = field(default=MISSING, metadata=NEUTRAL)
+    """Directory through which the server gets new weights. The server must see it under the same path.
+
+    TRL: -. verl: -."""
+
+
+class VLLMEngine(Engine):
     """Sends prompts and images to ``/v1/chat/completions``. All completions are of the policy's current weights.
 
-    The server keeps a version of its weights, here a fingerprint of the policy. If it is another than the policy's, the
-    weights are written to ``weights_dir`` and loaded by the server. It is read again after the completions have
-    arrived, so that weights of another run, or the first ones of a server that was restarted, are never used.
+    vLLM keeps a version of its weights, here a fingerprint of the policy. If it is another than the policy's, the
+    weights are written to a directory and loaded by vLLM. It is read again after the completions have arrived, so that
+    weights of another run, or the first ones of a server that was restarted, are never used.
     """
+
+    config: VLLMConfig
+    _client: VLLMClient
+    _weights: Path  # the directory through which vLLM gets weights; it exists only for as long as that takes
+
+    @classmethod
+    def check(cls, config: Any, trainer: TrainerConfig | None) -> None:
+        low, high = config.importance_sampling_clip_min, config.importance_sampling_clip_max
+        if low is not None and high is not None and low > high:
+            raise ConfigError(
+                f"rollout.importance_sampling_clip_min={low:g} is more than "
+                f"rollout.importance_sampling_clip_max={high:g}"
+            )
+        if trainer is not None and trainer.strategy == Distribution.fsdp:
+            raise ConfigError(
+                f"rollout={config.kind} with trainer.strategy=fsdp: the weights of a policy in shards cannot be "
+                "sent to vLLM; use trainer=ddp, trainer=single or rollout=local"
+            )
+
+    @classmethod
+    def without_effect(cls, config: Any) -> Iterator[tuple[str, Sequence[str]]]:
+        if not config.importance_sampling_correction:
+            names = ("mode", "clip_max", "clip_min")
+            choice = "rollout.importance_sampling_correction=false"
+            yield choice, [f"rollout.importance_sampling_{name}" for name in names]
+
+    def generate(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        num_generations: int = 1,
+        uniforms: Tensor | None = None,
+        prefix: Prefix | None = None,
+    ) -> Completions:
+        if sampling.temperature > _MAX_TEMPERATURE:
+            raise ConfigError(
+                f"temperature={sampling.temperature:g}: rollout={self.config.kind} can only suppress tokens up to a "
+                f"temperature of {_MAX_TEMPERATURE:g}; use a lower one, or rollout=local"
+            )
+        if sampling.temperature > 0 and uniforms is None:
+            raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
+        turns = ([part if isinstance(part, str) else _png(part) for part in parts] for parts in prompts.parts)
+        requests = [
+            {
+                **_sampling_parameters(sampling),
+                "messages": [{"role": "user", "content": chat_content(turn)}],
+                "n": num_generations,
+                # The samples of a prompt have the seeds s, s + 1, ...
+                "seed": None if uniforms is None else int(float(uniforms[i * num_generations, 0]) * 2**53),
+            }
+            for i, turn in enumerate(turns)
+        ]
+        version = fingerprint(policy)
+        replies = self._patiently(partial(self._replies, policy, version, requests))
+        rows: list[list[tuple[int, float]]] = []
+        for ids, mask, reply in zip(prompts.ids, prompts.mask, replies, strict=True):
+            self._check_prompt(ids[mask].tolist(), reply)
+            rows += _completions(reply, num_generations, sampling, self._client.url)
+        return _batch(rows, sampling, prompts.ids.device)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """The result of ``attempt``, which is repeated while the server is away, for at most ``timeout`` seconds.
+
+        Raises:
+            ServerError: the server did not come back.
+        """
+        since, pause, away = 0.0, 1.0, False
+        while True:
+            try:
+                result = attempt()
+            except ServerUnavailable as error:
+                now = time.monotonic()
+                if not away:
+                    since, away = now, True
+                    log.warning("%s; waiting up to %g seconds for the vLLM server", error, self.config.timeout)
+                if now - since + pause > self.config.timeout:
+                    raise ServerError(
+                        f"{error}. The vLLM server did not come back within rollout.timeout={self.config.timeout:g} "
+                        "seconds; start it again"
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE)
+            else:
+                if away:
+                    log.info("the vLLM server at %s is back", self._client.url)
+                return result
+
+    def _replies(self, policy: Policy, version: str, requests: list[dict[str, Any]]) -> list[Any]:
+        """The replies to all requests, from the weights of ``version``.
+
+        Raises:
+            ServerUnavailable: the server is away, or got other weights in the meantime.
+        """
+        model = self._client.get("/v1/models")["data"][0]["id"]
+        self._send_weights(policy, version)
+        pool = ThreadPoolExecutor(self.config.concurrency)
+        try:
+            complete = partial(self._client.post, "/v1/chat/completions")
+            replies = list(pool.map(complete, [{**request, "model": model} for request in requests]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if self._version() != version:
+            raise ServerUnavailable(
+                f"{self._client.url}: the server was restarted, or another run has changed its weights"
+            )
+        return replies
+
+    def _version(self) -> str:
+        return str(self._client.get("/weight_info")["weight_version"])
+
+    def _send_weights(self, policy: Policy, version: str) -> None:
+        """Makes the server load the weights of ``policy`` if its own have another version."""
+        from filelock import FileLock
+
+        from medr1.models.export import save_merged_weights
+
+        directory = self._weights
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):  # one process of a training sends, the others find the version there
+            if self._version() == version:
+                return
+            self._check_model(policy)
+            self._client.post("/update_weight_version", {"new_version": UPDATING})
+            remove(directory)  # of a process that was killed
+            try:
+                directory.mkdir()
+                save_merged_weights(policy, directory / "model.safetensors")
+                reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+                self._client.post("/collective_rpc", reload)
+            except ServerUnavailable:
+                raise
+            except ServerError as error:
+                raise ServerError(
+                    f"vLLM cannot load weights from {directory}; rollout.weights_dir must be a directory that it sees. "
+                    f"A server must be started again, because it has lost its weights. {error}"
+                ) from error
+            finally:
+                remove(directory)
+            if not self._client.post("/reset_prefix_cache", {})["success"]:  # held by requests of a run that was killed
+                raise ServerUnavailable(f"{self._client.url}: the server is busy with requests of another run")
+            self._client.post("/reset_mm_cache", {})
+            self._client.post("/reset_encoder_cache", {})
+            self._client.post("/update_weight_version", {"new_version": version})
+
+    def _check_model(self, policy: Policy) -> None:
+        """Refuses a server of another model. vLLM is not usable any more after it has failed to load weights."""
+        inspection = self._client.post("/collective_rpc", {"method": "get_model_inspection"})["results"][0]
+        embedding = re.search(r"embedding_dim=(\d+), org_vocab_size=(\d+)", inspection)
+        served = (inspection.partition("(")[0], *(map(int, embedding.groups()) if embedding else (0, 0)))
+        text = policy.core.config.get_text_config()
+        trained = (type(policy.core).__name__, text.hidden_size, text.vocab_size)
+        if served != trained:
+            raise ServerError(
+                f"{self._client.url}: the server has another model than model.path: (class, hidden size, vocabulary) "
+                f"is {served}, and of the policy {trained}"
+            )
+
+    def _check_prompt(self, ids: list[int], reply: Any) -> None:
+        found = reply["prompt_token_ids"]
+        if found != ids:
+            place = next(
+                (i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), min(len(ids), len(found))
+            )
+            raise ServerError(
+                f"{self._client.url}: the server makes {len(found)} tokens of a prompt, and the policy {len(ids)}; "
+                f"they differ from token {place} on. Serve the checkpoint of model.path, with images of at least its "
+                "min_pixels and at most its max_pixels (data.image_size)"
+            )
+
+
+@ENGINES.register
+class VLLMServerEngine(VLLMEngine):
+    """Generates on a vLLM server, which the user has started."""
 
     kind: ClassVar[str] = "vllm_server"
     settings: ClassVar[type[RolloutConfig]] = VLLMServerConfig
@@ -88,6 +268,7 @@ class VLLMServerEngine(Engine):
 
         super().__init__(config)
         self._client = VLLMClient(self.config.url, self.config.timeout)
+        self._weights = Path(self.config.weights_dir).absolute() / safe_name(urlsplit(self.config.url).netloc)
 
     @classmethod
     def check(cls, config: VLLMServerConfig, trainer: TrainerConfig | None) -> None:
@@ -95,24 +276,7 @@ class VLLMServerEngine(Engine):
         parts = check_address("rollout.url", config.url, form)
         if parts.path.strip("/"):
             raise ConfigError(f"rollout.url={config.url}: leave out {parts.path}; {form}")
-        low, high = config.importance_sampling_clip_min, config.importance_sampling_clip_max
-        if low is not None and high is not None and low > high:
-            raise ConfigError(
-                f"rollout.importance_sampling_clip_min={low:g} is more than "
-                f"rollout.importance_sampling_clip_max={high:g}"
-            )
-        if trainer is not None and trainer.strategy == Distribution.fsdp:
-            raise ConfigError(
-                "rollout=vllm_server with trainer.strategy=fsdp: the weights of a policy in shards cannot be sent to "
-                "the server; use trainer=ddp, trainer=single or rollout=local"
-            )
-
-    @classmethod
-    def without_effect(cls, config: VLLMServerConfig) -> Iterator[tuple[str, Sequence[str]]]:
-        if not config.importance_sampling_correction:
-            names = ("mode", "clip_max", "clip_min")
-            choice = "rollout.importance_sampling_correction=false"
-            yield choice, [f"rollout.importance_sampling_{name}" for name in names]
+        super().check(config, trainer)
 
     @classmethod
     def check_available(cls, config: VLLMServerConfig, model: ModelConfig) -> None:
@@ -149,150 +313,6 @@ class VLLMServerEngine(Engine):
             raise ServerError(
                 f"rollout.url={config.url}: the server computes in {dtype}, and the policy has model.dtype="
                 f"{model.dtype}\n{start_command(config.url, model.path, str(model.dtype))}"
-            )
-
-    def generate(
-        self,
-        policy: Policy,
-        prompts: PromptBatch,
-        sampling: Sampling,
-        num_generations: int = 1,
-        uniforms: Tensor | None = None,
-        prefix: Prefix | None = None,
-    ) -> Completions:
-        if sampling.temperature > _MAX_TEMPERATURE:
-            raise ConfigError(
-                f"temperature={sampling.temperature:g}: rollout=vllm_server can only suppress tokens up to a "
-                f"temperature of {_MAX_TEMPERATURE:g}; use a lower one, or rollout=local"
-            )
-        if sampling.temperature > 0 and uniforms is None:
-            raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
-        turns = ([part if isinstance(part, str) else _png(part) for part in parts] for parts in prompts.parts)
-        requests = [
-            {
-                **_sampling_parameters(sampling),
-                "messages": [{"role": "user", "content": chat_content(turn)}],
-                "n": num_generations,
-                # The samples of a prompt have the seeds s, s + 1, ...
-                "seed": None if uniforms is None else int(float(uniforms[i * num_generations, 0]) * 2**53),
-            }
-            for i, turn in enumerate(turns)
-        ]
-        version = fingerprint(policy)
-        replies = self._patiently(partial(self._replies, policy, version, requests))
-        rows: list[list[tuple[int, float]]] = []
-        for ids, mask, reply in zip(prompts.ids, prompts.mask, replies, strict=True):
-            self._check_prompt(ids[mask].tolist(), reply)
-            rows += _completions(reply, num_generations, sampling, self.config.url)
-        return _batch(rows, sampling, prompts.ids.device)
-
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        """The result of ``attempt``, which is repeated while the server is away, for at most ``timeout`` seconds.
-
-        Raises:
-            ServerError: the server did not come back.
-        """
-        since, pause, away = 0.0, 1.0, False
-        while True:
-            try:
-                result = attempt()
-            except ServerUnavailable as error:
-                now = time.monotonic()
-                if not away:
-                    since, away = now, True
-                    log.warning("%s; waiting up to %g seconds for the vLLM server", error, self.config.timeout)
-                if now - since + pause > self.config.timeout:
-                    raise ServerError(
-                        f"{error}. The vLLM server did not come back within rollout.timeout={self.config.timeout:g} "
-                        "seconds; start it again"
-                    ) from error
-                time.sleep(pause)
-                pause = min(2 * pause, _MAX_PAUSE)
-            else:
-                if away:
-                    log.info("the vLLM server at %s is back", self.config.url)
-                return result
-
-    def _replies(self, policy: Policy, version: str, requests: list[dict[str, Any]]) -> list[Any]:
-        """The replies to all requests, from the weights of ``version``.
-
-        Raises:
-            ServerUnavailable: the server is away, or got other weights in the meantime.
-        """
-        model = self._client.get("/v1/models")["data"][0]["id"]
-        self._send_weights(policy, version)
-        pool = ThreadPoolExecutor(self.config.concurrency)
-        try:
-            complete = partial(self._client.post, "/v1/chat/completions")
-            replies = list(pool.map(complete, [{**request, "model": model} for request in requests]))
-        finally:
-            pool.shutdown(cancel_futures=True)
-        if self._version() != version:
-            raise ServerUnavailable(
-                f"{self.config.url}: the server was restarted, or another run has changed its weights"
-            )
-        return replies
-
-    def _version(self) -> str:
-        return str(self._client.get("/weight_info")["weight_version"])
-
-    def _send_weights(self, policy: Policy, version: str) -> None:
-        """Makes the server load the weights of ``policy`` if its own have another version."""
-        from filelock import FileLock
-
-        from medr1.models.export import save_merged_weights
-
-        directory = Path(self.config.weights_dir).absolute() / safe_name(urlsplit(self.config.url).netloc)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):  # one process of a training sends, the others find the version there
-            if self._version() == version:
-                return
-            self._check_model(policy)
-            self._client.post("/update_weight_version", {"new_version": _UPDATING})
-            remove(directory)  # of a process that was killed
-            try:
-                directory.mkdir()
-                save_merged_weights(policy, directory / "model.safetensors")
-                reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-                self._client.post("/collective_rpc", reload)
-            except ServerUnavailable:
-                raise
-            except ServerError as error:
-                raise ServerError(
-                    f"the server cannot load weights from {directory}; rollout.weights_dir must be a directory that "
-                    f"it sees. Start the server again, because it has lost its weights. {error}"
-                ) from error
-            finally:
-                remove(directory)
-            if not self._client.post("/reset_prefix_cache", {})["success"]:  # held by requests of a run that was killed
-                raise ServerUnavailable(f"{self.config.url}: the server is busy with requests of another run")
-            self._client.post("/reset_mm_cache", {})
-            self._client.post("/reset_encoder_cache", {})
-            self._client.post("/update_weight_version", {"new_version": version})
-
-    def _check_model(self, policy: Policy) -> None:
-        """Refuses a server of another model. vLLM is not usable any more after it has failed to load weights."""
-        inspection = self._client.post("/collective_rpc", {"method": "get_model_inspection"})["results"][0]
-        embedding = re.search(r"embedding_dim=(\d+), org_vocab_size=(\d+)", inspection)
-        served = (inspection.partition("(")[0], *(map(int, embedding.groups()) if embedding else (0, 0)))
-        text = policy.core.config.get_text_config()
-        trained = (type(policy.core).__name__, text.hidden_size, text.vocab_size)
-        if served != trained:
-            raise ServerError(
-                f"{self.config.url}: the server has another model than model.path: (class, hidden size, vocabulary) "
-                f"is {served}, and of the policy {trained}"
-            )
-
-    def _check_prompt(self, ids: list[int], reply: Any) -> None:
-        found = reply["prompt_token_ids"]
-        if found != ids:
-            place = next(
-                (i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), min(len(ids), len(found))
-            )
-            raise ServerError(
-                f"{self.config.url}: the server makes {len(found)} tokens of a prompt, and the policy {len(ids)}; they "
-                f"differ from token {place} on. Serve the checkpoint of model.path, with images of at least its "
-                "min_pixels and at most its max_pixels (data.image_size)"
             )
 
 

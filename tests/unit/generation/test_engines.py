@@ -63,7 +63,9 @@ def remote() -> Iterator[type]:
 
 
 def test_an_engine_is_found_by_its_kind(remote: type) -> None:
-    assert ENGINES["remote"] is remote and {engine.kind for engine in ENGINES} == {"local", "remote", "vllm_server"}
+    assert ENGINES["remote"] is remote and {engine.kind for engine in ENGINES} == {
+        *("local", "remote", "vllm_colocate", "vllm_server")
+    }
     with pytest.raises(ConfigError, match="local"):
         ENGINES["locale"]
 
