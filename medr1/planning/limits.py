@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from medr1.config.enums import Distribution
+from medr1.config.enums import Distribution, Quantization
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
 from medr1.planning.dry_run import Workload, build_policy, dry_run_evaluation, dry_run_step
@@ -31,7 +31,8 @@ _MAX_GENERATIONS = 4096
 class Run:
     """A run of one or more processes. ``work`` is that of all processes together.
 
-    ``validates``: whether it is also evaluated during training.
+    ``validates``: whether it is also evaluated during training. ``may_quantize``: whether nothing but its tuning keeps
+    it from ``model.quantization``.
     """
 
     model: ModelSpec
@@ -39,6 +40,7 @@ class Run:
     processes: int = 1
     strategy: Distribution = Distribution.auto
     validates: bool = False
+    may_quantize: bool = False
 
     @property
     def local_work(self) -> Workload:
@@ -224,6 +226,8 @@ def _model_changes(run: Run) -> Iterator[tuple[str, Run]]:
         yield "model.gradient_checkpointing=true", replace(run, model=replace(model, gradient_checkpointing=True))
     if model.lora is None:
         yield "model.tuning=lora", replace(run, model=replace(model, lora=LoraConfig()))
+    elif model.quantization == Quantization.none and run.may_quantize:
+        yield "model.quantization=nf4", replace(run, model=replace(model, quantization=str(Quantization.nf4)))
 
 
 def _one_prompt(text: str, run: Run) -> tuple[str, Run]:
