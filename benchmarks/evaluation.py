@@ -82,8 +82,11 @@ def transformers(given: argparse.Namespace, policy: Policy, processor: Processor
         suppress_tokens=processor.suppressed_token_ids(),
     )
     for start in range(0, len(records), given.batch_size):
-        batch = [processor.prompt(record, MODE, load(record)) for record in records[start : start + given.batch_size]]
-        prompts = processor.encode(batch).to(policy.device)
+        batch = records[start : start + given.batch_size]
+        # Copies, because generate() takes the images of each prompt, also those that prompts share.
+        images = [[image.copy() for image in load(record)] for record in batch]
+        made = [processor.prompt(record, MODE, of_record) for record, of_record in zip(batch, images, strict=True)]
+        prompts = processor.encode(made).to(policy.device)
         ids = policy.core.generate(
             input_ids=prompts.ids,
             attention_mask=prompts.mask.long(),
