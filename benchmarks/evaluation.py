@@ -7,10 +7,10 @@ One checkpoint with random weights, the same prompts and images, at most as many
                   MEDR1_VLLM_PYTHON names the python of an environment with vLLM
     transformers  generate() in batches of the same size, with processor and model on the same device
 
-They take turns, and each figure is the median with its quartiles. Reading the images is part of all of them; loading
-the model, starting the server and one batch for warm-up are not. The last column is the share of texts that equal those
-of the local engine: in float32 nearly all. On a CPU, vLLM takes heads of 32, 64, 80, ... dimensions; those of --shape
-tiny and reference are.
+They take turns, each turn with other records, and each figure is the median with its quartiles. Reading the images is
+part of all of them; loading the model, starting the server and one batch for warm-up are not. The last column is the
+share of texts that equal those of the local engine, in float32 nearly all. On a CPU, vLLM takes heads of 32, 64, 80, ...
+dimensions; those of --shape tiny and reference are.
 """
 
 from __future__ import annotations
@@ -126,7 +126,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     silence_library_logs()
-    records = make_records(World.TEST, 0, -(-given.records // 40))[: given.records]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         checkpoint = Path(folder) / "model"
         save_checkpoint(given.shape, checkpoint, getattr(torch, given.dtype))
@@ -138,7 +137,7 @@ def main() -> None:
         }
         if os.environ.get(VARIABLE):
             log = Path(folder) / "vllm.log"
-            url = stack.enter_context(vllm_server(checkpoint, given.dtype, given.batch_size, log))
+            url = stack.enter_context(vllm_server(checkpoint, given.dtype, given.device, given.batch_size, log))
             client = stack.enter_context(closing(ChatClient(f"{url}/v1", "model", timeout=600.0, max_retries=0)))
             sides["server"] = partial(server, given, client)
         else:
@@ -146,19 +145,21 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         texts: dict[str, list[str]] = {}
         for turn in range(given.turns + 1):
+            # Others in each turn: a server remembers prompts and images.
+            records = make_records(World.TEST, turn, -(-given.records // 40))[: given.records]
             for name, answer in sides.items():
                 start = time.perf_counter()
                 texts[name] = answer(records if turn else records[: given.batch_size])
                 seconds[name].append(time.perf_counter() - start)
         print(
-            f"{given.shape}, {len(records)} records, images of {given.image_size} pixels, batches of "
+            f"{given.shape}, {given.records} records, images of {given.image_size} pixels, batches of "
             f"{given.batch_size}, {given.max_completion_length} new tokens, {given.dtype}, {given.device}"
         )
         print(f"{'':>14} {'records a second':>26}   texts equal to local")
         for name in sides:
-            rates = [len(records) / s for s in seconds[name][1:]]
+            rates = [given.records / s for s in seconds[name][1:]]
             same = sum(a == b for a, b in zip(texts[name], texts["local"], strict=True))
-            print(f"{name:>14} {spread(rates):>26}   {same / len(records):.0%}")
+            print(f"{name:>14} {spread(rates):>26}   {same / given.records:.0%}")
 
 
 if __name__ == "__main__":

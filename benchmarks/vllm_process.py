@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ VARIABLE = "MEDR1_VLLM_PYTHON"
 
 
 @contextmanager
-def vllm_server(checkpoint: Path, dtype: str, max_num_seqs: int, log: Path) -> Iterator[str]:
+def vllm_server(checkpoint: Path, dtype: str, device: str, max_num_seqs: int, log: Path) -> Iterator[str]:
     """Serves a checkpoint under the name ``model`` with the python of $MEDR1_VLLM_PYTHON. Yields ``http://HOST:PORT``.
+
+    On a CPU without torch.compile, which takes minutes there.
 
     Raises:
         SystemExit: the server ends before it answers, or does not answer in ten minutes.
@@ -28,6 +31,8 @@ def vllm_server(checkpoint: Path, dtype: str, max_num_seqs: int, log: Path) -> I
     words = [str(Path(os.environ[VARIABLE]).with_name("vllm")), "serve", str(checkpoint), "--dtype", dtype]
     words += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model", "--max-model-len", "2048"]
     words += ["--max-num-seqs", str(max_num_seqs), "--no-enable-chunked-prefill"]
+    words += ["--enforce-eager"] if device == "cpu" else []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise it would leave the server
     with log.open("w") as output:
         server = subprocess.Popen(
             words,
