@@ -9,8 +9,8 @@ One checkpoint with random weights, the same prompts and images, at most as many
 
 They take turns, each turn with other records, and each figure is the median with its quartiles. Reading the images is
 part of all of them; loading the model, starting the server and one batch for warm-up are not. The last column is the
-share of texts that equal those of the local engine, in float32 nearly all. On a CPU, vLLM takes heads of 32, 64, 80, ...
-dimensions; those of --shape tiny and reference are.
+share of texts that equal those of the local engine, in float32 nearly all. On a CPU, vLLM takes heads of 32, 64, 80 and
+more dimensions; those of --shape tiny and reference are.
 """
 
 from __future__ import annotations
