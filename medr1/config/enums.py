@@ -41,6 +41,13 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    """In how many bits the linear layers of the base model are stored: as loaded, or in 4 (NF4)."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
 class Resize(StrEnum):
     """Images are resized to one square size, or keep their aspect ratio as in the families' processors."""
 

@@ -21,6 +21,7 @@ from medr1.config.enums import (
     LossMode,
     LRSchedulerType,
     Precision,
+    Quantization,
     Resize,
     ScaleRewards,
     TableAxis,
@@ -121,6 +122,10 @@ class ModelConfig:
     """Train all weights (``full``) or LoRA adapters (``lora``).
 
     TRL: use_peft. verl: -."""
+    quantization: Quantization = Quantization.none
+    """Store the linear layers of the base model in 4 bits (``nf4``). Adapters on them are trained (QLoRA).
+
+    TRL: load_in_4bit. verl: -."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """The adapters of ``model.tuning=lora``."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -189,6 +194,11 @@ class DataConfig:
     """Smaller images are enlarged to about so many pixels, for resize=native. The default is 56 x 56."""
     max_pixels: int = field(default=200704, metadata=SAME_RECORDS)
     """Larger images are reduced to at most so many pixels, for resize=native. The default is 448 x 448."""
+    dataloader_num_workers: int = field(default=1, metadata=NEUTRAL)
+    """Threads that read and encode the images and questions of the next steps, or of the next batches of an evaluation,
+    while the current one is computed. As many batches are kept in main memory. 0: each batch when it is needed.
+
+    TRL: dataloader_num_workers. verl: data.dataloader_num_workers."""
     max_images: int = 8
     """Largest number of images of a record. A record with more is refused."""
     validation_fraction: float = 0.0

@@ -106,6 +106,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.min_pixels": (1, 1e10),
     "data.max_pixels": (1, 1e10),
     "data.max_images": (1, 1000),
+    "data.dataloader_num_workers": (0, 256),
     "data.validation_fraction": (0, 0.9),
     "data.filter.num_generations": (1, 256),
     "data.filter.temperature": (1e-3, 100),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from rich.progress import Progress
 
 from medr1.config.settings import SamplingConfig
 from medr1.data.image_loader import ImageLoader
+from medr1.data.prefetch import prefetch
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record
 from medr1.evaluation.calibration import OptionProbabilities, write_option_probabilities
@@ -24,16 +27,22 @@ from medr1.evaluation.predictions import Measure, Prediction, prediction
 from medr1.generation.engines import Engine
 from medr1.generation.sampling import Sampling
 from medr1.models.policy import Policy
-from medr1.models.processor import Processor
-from medr1.models.tensors import Completions
+from medr1.models.processor import Processor, Prompt
+from medr1.models.tensors import Completions, PromptBatch
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
 class LocalPredictionStore(PredictionStore):
-    """Predictions of a local policy by a rollout engine, ``batch_size`` records at a time."""
+    """Predictions of a local policy by a rollout engine, ``batch_size`` records at a time.
+
+    ``num_workers``: threads that encode the next batches, see ``prefetch``.
+    """
 
     batch_size: int
     engine: Engine
+    num_workers: int = 0
 
     def generate(
         self, policy: Policy, processor: Processor, condition: str, ablation: ImageAblation = ImageAblation.NONE
@@ -44,9 +53,10 @@ class LocalPredictionStore(PredictionStore):
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"generate: {condition.replace('_', ' ')}", total=len(self.records))
             load = ablated_loader(self.records, ablation, self.load)
-            predictions = self._predict(
-                policy, processor, self.records, condition, load, lambda done: progress.advance(bar, done)
-            )
+            predictions: list[Prediction] = []
+            for line in self._predict(policy, processor, self.records, condition, load):
+                predictions.append(line)
+                progress.advance(bar)
         self.save(condition, predictions)
 
     def answer(self, policy: Policy, processor: Processor, requests: list[Request]) -> Iterator[Prediction]:
@@ -60,14 +70,21 @@ class LocalPredictionStore(PredictionStore):
                 samples.setdefault(request.record.id, []).append(request)
         size = self.batch_size
         for condition, records in rotations.items():
-            for start in range(0, len(records), size):
-                yield from self._predict(policy, processor, records[start : start + size], condition, self.load)
+            yield from self._predict(policy, processor, records, condition, self.load)
         parts = [of[start : start + size] for of in samples.values() for start in range(0, len(of), size)]
         # As many samples of each record of a batch; those that a kill has interrupted have fewer left.
-        for count, group in groupby(sorted(parts, key=len, reverse=True), key=len):
-            of_count = list(group)
-            for start in range(0, len(of_count), size // count):
-                yield from self._sample(policy, processor, of_count[start : start + size // count])
+        batches = [
+            batch
+            for count, group in groupby(sorted(parts, key=len, reverse=True), key=len)
+            for batch in _split(list(group), size // count)
+        ]
+
+        def encode(batch: Sequence[list[Request]]) -> PromptBatch:
+            records = [of_record[0].record for of_record in batch]
+            return processor.encode(_prompts(processor, records, self.mode, self.load))
+
+        for batch, prompts in zip(batches, prefetch(encode, batches, self.num_workers), strict=True):
+            yield from self._sample(policy, processor, batch, prompts)
 
     def _predict(
         self,
@@ -76,8 +93,7 @@ class LocalPredictionStore(PredictionStore):
         records: Sequence[Record],
         condition: str,
         load: ImageLoader,
-        advance: Callable[[int], None] = lambda done: None,
-    ) -> list[Prediction]:
+    ) -> Iterator[Prediction]:
         return predict(
             policy,
             processor,
@@ -88,16 +104,15 @@ class LocalPredictionStore(PredictionStore):
             batch_size=self.batch_size,
             max_completion_length=self.max_completion_length,
             engine=self.engine,
-            advance=advance,
+            num_workers=self.num_workers,
         )
 
     @torch.no_grad()
-    def _sample(self, policy: Policy, processor: Processor, batch: list[list[Request]]) -> Iterator[Prediction]:
+    def _sample(
+        self, policy: Policy, processor: Processor, batch: Sequence[list[Request]], prompts: PromptBatch
+    ) -> Iterator[Prediction]:
         """Samples G completions of each record of a batch. A sample depends on its seed and its prompt alone."""
         config = SamplingConfig(self.temperature, max_completion_length=self.max_completion_length)
-        prompts = processor.encode(
-            [processor.prompt(record, self.mode, self.load(record)) for record in (of[0].record for of in batch)]
-        )
         requests = [request for of_record in batch for request in of_record]
         draws = [_uniforms(self.seed, request, self.max_completion_length) for request in requests]
         completions = self.engine.generate(
@@ -120,12 +135,13 @@ class LocalPredictionStore(PredictionStore):
         found: list[OptionProbabilities] = []
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"option probabilities: {condition}", total=len(self.records))
-            for start in range(0, len(self.records), self.batch_size):
-                batch = self.records[start : start + self.batch_size]
+            batches = _split(self.records, self.batch_size)
+            make = partial(_prompts, processor, mode=self.mode, load=self.load)
+            for batch, prompts in zip(batches, prefetch(make, batches, self.num_workers), strict=True):
                 probabilities = option_probabilities(
                     policy,
                     processor,
-                    [processor.prompt(record, self.mode, self.load(record)) for record in batch],
+                    prompts,
                     [texts[record.id] for record in batch],
                     [record.options for record in batch],
                 )
@@ -141,6 +157,15 @@ def _uniforms(seed: int, request: Request, max_completion_length: int) -> npt.ND
     """The numbers that determine a sample."""
     assert request.sample is not None
     return np.random.default_rng(sample_seed(seed, request.record.id, request.sample)).random(max_completion_length)
+
+
+def _split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in batches of ``size``; the last one may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _prompts(processor: Processor, records: Sequence[Record], mode: ReasoningMode, load: ImageLoader) -> list[Prompt]:
+    return [processor.prompt(record, mode, load(record)) for record in records]
 
 
 def _read(
@@ -165,19 +190,16 @@ def predict(
     batch_size: int,
     max_completion_length: int,
     engine: Engine,
-    advance: Callable[[int], None] = lambda done: None,
-) -> list[Prediction]:
-    """Generates greedily, one prediction for each record, in order.
-
-    ``advance`` is called after each batch with the number of its records.
-    """
+    num_workers: int = 0,
+) -> Iterator[Prediction]:
+    """Generates greedily, one prediction for each record, in order. ``num_workers`` threads encode the next batches."""
     sampling = Sampling.greedy(max_completion_length, processor)
-    predictions: list[Prediction] = []
     policy.eval()
-    for start in range(0, len(records), batch_size):
-        batch = records[start : start + batch_size]
-        prompts = processor.encode([processor.prompt(r, mode, load(r)) for r in batch])
+    batches = _split(records, batch_size)
+
+    def encode(batch: Sequence[Record]) -> PromptBatch:
+        return processor.encode(_prompts(processor, batch, mode, load))
+
+    for batch, prompts in zip(batches, prefetch(encode, batches, num_workers), strict=True):
         completions = engine.generate(policy, prompts.to(policy.device), sampling)
-        predictions += _read(processor, completions, [(record, condition) for record in batch], mode)
-        advance(len(batch))
-    return predictions
+        yield from _read(processor, completions, [(record, condition) for record in batch], mode)

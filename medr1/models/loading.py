@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from medr1.config.enums import Resize, Tuning
+from medr1.config.enums import Quantization, Resize, Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.settings import DataConfig, LoraConfig, ModelConfig
 from medr1.domain.reasoning import TAGS, ReasoningMode, target_text
@@ -24,6 +24,7 @@ from medr1.errors import CheckpointError
 from medr1.models.adapters import load_adapter
 from medr1.models.policy import Policy
 from medr1.models.processor import IMAGE_TOKEN, Processor, control_tokens_of
+from medr1.models.quantization import keep_packing, quantization_arguments, quantize_on_meta
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -36,6 +37,8 @@ class ModelSpec:
     image_size: side of square images in pixels, image_token_size: that of images in their own aspect ratio; each is
     checked against the model's image tokens if given. adapter: directory of a trained PEFT adapter.
     freeze_vision_tower, lora: see ``medr1.models.adapters.set_trainable``. is_sharded: the weights will be sharded.
+    quantization: of the base, see ``medr1.models.quantization``. dequantize: load the quantized base, and return it in
+    full precision.
     """
 
     path: str
@@ -48,6 +51,8 @@ class ModelSpec:
     freeze_vision_tower: bool = False
     lora: LoraConfig | None = None
     is_sharded: bool = False
+    quantization: str = "none"
+    dequantize: bool = False
 
     @classmethod
     def from_config(cls, model: ModelConfig, data: DataConfig, device: torch.device) -> ModelSpec:
@@ -61,6 +66,7 @@ class ModelSpec:
             image_token_size=model.image_token_size if data.resize == Resize.native else None,
             freeze_vision_tower=model.freeze_vision_tower,
             lora=model.lora if model.tuning == Tuning.lora else None,
+            quantization=str(model.quantization),
         )
 
 
@@ -112,8 +118,12 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
             attn_implementation=spec.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
+            **quantization_arguments(spec.quantization, getattr(torch, spec.dtype)),
         )
         model, loading_info = loaded
+        keep_packing(model)
+        if spec.dequantize and spec.quantization != Quantization.none:
+            model = model.dequantize(getattr(torch, spec.dtype))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left")
         if tokenizer.chat_template is None:
             tokenizer.chat_template = _legacy_chat_template(path)
@@ -171,6 +181,8 @@ def load_on_meta(spec: ModelSpec) -> Policy:
             attn_implementation=spec.attn_implementation,
             trust_remote_code=False,
         )
+        if spec.quantization != Quantization.none:
+            quantize_on_meta(model)
     return Policy(model, spec.gradient_checkpointing)
 
 

@@ -49,7 +49,8 @@ class Lengths:
 class Workload:
     """What one device computes in a training step and in an evaluation.
 
-    ``on_gpu``: the optimizer updates all weights together, as it does by default on a GPU.
+    ``on_gpu``: the optimizer updates all weights together, as it does by default on a GPU. ``waiting_batches``: batches
+    that are encoded in advance into the memory that is planned, on a CPU.
     """
 
     settings: AlgorithmConfig
@@ -60,6 +61,7 @@ class Workload:
     eval_lengths: Lengths
     on_gpu: bool
     is_sharded: bool = False
+    waiting_batches: int = 0
 
     @property
     def algorithm(self) -> Algorithm[Any]:
@@ -116,9 +118,10 @@ def dry_run_step(model: ModelSpec, work: Workload) -> Peaks:
             _name_caches(trained, tracer)
         runtime.finish_earlier_step()
         idle = list(_idle_prompts(policy, micro_batches[2:], work))
+        waiting = [_prompts(policy, work.train_batch_size, work.lengths) for _ in range(work.waiting_batches)]
         tracer.peaks.clear()
         module.step(batch)
-        del idle
+        del idle, waiting
     tracer.peaks.pop("start", None)
     return tracer.peaks
 
@@ -129,21 +132,35 @@ def dry_run_evaluation(model: ModelSpec, work: Workload) -> Peaks:
     Every part grows linearly with the batch size, so two small batches determine those of any.
     """
     two, three = (
-        _evaluation(model.path, model.dtype, model.attn_implementation, work.eval_lengths, rows) for rows in (2, 3)
+        _evaluation(
+            *(model.path, model.dtype, model.attn_implementation, model.quantization),
+            *(work.eval_lengths, rows, work.waiting_batches),
+        )
+        for rows in (2, 3)
     )
     slope = {part: three[part] - two[part] for part in {*two, *three}}
     return {EVALUATION: Counter({part: two[part] + (work.eval_batch_size - 2) * slope[part] for part in slope})}
 
 
 @lru_cache(maxsize=64)
-def _evaluation(path: str, dtype: str, attn_implementation: str, lengths: Lengths, rows: int) -> Counter[str]:
-    policy = load_on_meta(ModelSpec(path, dtype, attn_implementation))
+def _evaluation(
+    path: str,
+    dtype: str,
+    attn_implementation: str,
+    quantization: str,
+    lengths: Lengths,
+    rows: int,
+    waiting_batches: int,
+) -> Counter[str]:
+    policy = load_on_meta(ModelSpec(path, dtype, attn_implementation, quantization=quantization))
     tracer = MetaTracer(_vocab_size(policy))
     tracer.name(WEIGHTS, _tensors(policy))
     _name_caches(policy, tracer)
     with fused_attention(), tracer, tracer.phase(EVALUATION):
         sampling = Sampling(lengths.completion, -1, (1,), temperature=0.0)
+        waiting = [_prompts(policy, rows, lengths) for _ in range(waiting_batches)]
         LastStepsEngine().generate(policy, _prompts(policy, rows, lengths), sampling)
+        del waiting
     return tracer.peaks[EVALUATION]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from medr1.config.enums import Distribution
+from medr1.config.enums import Distribution, Quantization
 from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec
 from medr1.planning.dry_run import EVALUATION, Workload, build_policy, dry_run_evaluation, dry_run_step
@@ -35,6 +35,7 @@ class Run:
     """A run of one or more processes. ``work`` is that of all processes together.
 
     ``validates``: whether it is also evaluated during training. ``gathers``: ``trainer.gather_for_generation``.
+    ``may_quantize``: whether nothing but its tuning keeps it from ``model.quantization``.
     """
 
     model: ModelSpec
@@ -43,6 +44,7 @@ class Run:
     strategy: Distribution = Distribution.auto
     validates: bool = False
     gathers: bool = False
+    may_quantize: bool = False
 
     @property
     def local_work(self) -> Workload:
@@ -239,6 +241,8 @@ def _model_changes(run: Run) -> Iterator[tuple[str, Run]]:
         yield "model.gradient_checkpointing=true", replace(run, model=replace(model, gradient_checkpointing=True))
     if model.lora is None:
         yield "model.tuning=lora", replace(run, model=replace(model, lora=LoraConfig()))
+    elif model.quantization == Quantization.none and run.may_quantize:
+        yield "model.quantization=nf4", replace(run, model=replace(model, quantization=str(Quantization.nf4)))
 
 
 def _one_prompt(text: str, run: Run) -> tuple[str, Run]:

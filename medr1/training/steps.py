@@ -9,6 +9,8 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, IterableDataset
 
+from medr1.data.prefetch import prefetch
+
 B = TypeVar("B")
 
 
@@ -36,29 +38,36 @@ def local_share(indices: Sequence[int], rank: int, world_size: int) -> tuple[lis
 
 
 class StepStream(IterableDataset[B]):
-    """The batches ``make(step)`` for step = ``first`` ... ``steps`` - 1."""
+    """The batches ``make(step)`` for step = ``first`` ... ``steps`` - 1, made in advance by ``num_workers`` threads."""
 
-    def __init__(self, make: Callable[[int], B], first: int, steps: int) -> None:
+    def __init__(self, make: Callable[[int], B], first: int, steps: int, num_workers: int = 0) -> None:
         super().__init__()
-        self.make, self.first, self.steps = make, first, steps
+        self.make, self.first, self.steps, self.num_workers = make, first, steps, num_workers
 
     def __iter__(self) -> Iterator[B]:
-        return (self.make(step) for step in range(self.first, self.steps))
+        return prefetch(self.make, range(self.first, self.steps), self.num_workers)
 
 
 class Steps(pl.LightningDataModule):
     """The batches of the steps that are left.
 
     ``make_batch(step, rank, world_size)`` returns a batch; each training step has ``num_iterations`` optimizer steps.
+    ``num_workers``: see ``StepStream``.
     After a resume Lightning calls ``train_dataloader`` with the step count restored. The loader therefore begins with
     the step at which the run stopped; an ordinary loader would begin with the first batch again.
     """
 
     def __init__(
-        self, make_batch: Callable[[int, int, int], Any], trainer: pl.Trainer, steps: int, num_iterations: int
+        self,
+        make_batch: Callable[[int, int, int], Any],
+        trainer: pl.Trainer,
+        steps: int,
+        num_iterations: int,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self._make_batch, self._trainer, self._steps, self._num_iterations = make_batch, trainer, steps, num_iterations
+        self._num_workers = num_workers
 
     @property
     def first_step(self) -> int:
@@ -68,5 +77,9 @@ class Steps(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         first = self.first_step
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
-        stream = StepStream(lambda step: self._make_batch(step, rank, world_size), first, self._steps)
+        stream = StepStream(
+            lambda step: self._make_batch(step, rank, world_size), first, self._steps, self._num_workers
+        )
+        # Without the loader's own workers, which are processes: each would have an image cache of its own, and turn
+        # errors into text.
         return DataLoader(stream, batch_size=None)

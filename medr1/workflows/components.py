@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from medr1 import rewards
 from medr1.config import axis_values, messages
-from medr1.config.enums import Resize, Tuning
+from medr1.config.enums import Distribution, Quantization, Resize, Tuning
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
@@ -193,6 +193,7 @@ def check_components(cfg: CommonConfig) -> None:
             "with text only"
         )
     _check_continued(cfg)
+    _check_quantization(cfg)
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     ENGINES[cfg.rollout.kind].check(cfg.rollout, cfg.trainer if isinstance(cfg, TrainConfig) else None)
@@ -221,6 +222,11 @@ def _check_continued(cfg: CommonConfig) -> None:
             f"model.path={cfg.model.path} is a run of model={before.name}, not of model={cfg.model.name}; add "
             f"model={before.name}"
         )
+    if before.tuning == Tuning.lora and cfg.model.quantization != before.quantization:
+        raise ConfigError(
+            f"model.quantization={cfg.model.quantization}: the adapter of model.path={cfg.model.path} was trained on "
+            f"weights of model.quantization={before.quantization}; use that, or model.path=DIR of the exported run"
+        )
     if not isinstance(cfg, TrainConfig) or {cfg.model.tuning, before.tuning} != {Tuning.lora}:
         return
     for item in fields(LoraConfig):
@@ -230,6 +236,27 @@ def _check_continued(cfg: CommonConfig) -> None:
                 f"model.lora.{item.name}={own}: the adapter of model.path={cfg.model.path}, which goes on training, "
                 f"has {its}; use model.lora.{item.name}={its}, or model.path=DIR of the exported run for a new adapter"
             )
+
+
+def _check_quantization(cfg: CommonConfig) -> None:
+    """Checks that quantized weights are not trained, sharded or sent elsewhere, and that bitsandbytes is there."""
+    given = f"model.quantization={cfg.model.quantization}"
+    if cfg.model.quantization == Quantization.none or not MODEL_KINDS[cfg.model.kind].is_trainable:
+        return
+    if isinstance(cfg.rollout, ExternalRolloutConfig):
+        raise ConfigError(
+            f"{given} with rollout={cfg.rollout.name}: quantized weights are not sent to another engine; use "
+            "rollout=local"
+        )
+    trains = isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains
+    if trains and cfg.model.tuning != Tuning.lora:
+        raise ConfigError(f"{given}: quantized weights cannot be trained, adapters on them can; add model.tuning=lora")
+    if isinstance(cfg, TrainConfig) and trains and cfg.trainer.strategy == Distribution.fsdp:
+        raise ConfigError(
+            f"{given} with trainer.strategy=fsdp: quantized weights are not sharded; use trainer=ddp or trainer=single"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f'{given} needs bitsandbytes: pip install "medr1[quantization]"')
 
 
 def _check_validation(cfg: TrainConfig) -> None:
@@ -317,6 +344,8 @@ def _without_effect(cfg: CommonConfig) -> Iterator[tuple[str, Container[str]]]:
         algorithm, chosen = ALGORITHMS[cfg.algorithm.kind], f"algorithm={cfg.algorithm.name}"
         if not algorithm.trains:
             yield chosen, (*TRAINED_MODEL, *_TRAINED_RECIPE, *_OF_TRAINING)
+        if not algorithm.needs_base:
+            yield f"{chosen}, which trains a new model", ("model.quantization",)
         if not algorithm.trains_base:
             yield f"{chosen}, which does not train the model in model.path", DIFFICULTY
         if not algorithm.uses_rewards:

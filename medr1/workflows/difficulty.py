@@ -109,6 +109,7 @@ def _generate(cfg: TrainConfig, cache: SampleCache, requests: list[Request], tot
         seed=cfg.data.filter.seed,
         batch_size=cfg.evaluation.batch_size,
         engine=ENGINES[cfg.rollout.kind](cfg.rollout),
+        num_workers=cfg.data.dataloader_num_workers,
     )
     policy, processor = load_trained(cfg, starting_weights(cfg.model.path))
     policy.eval()
@@ -124,6 +125,7 @@ def _cache(cfg: TrainConfig) -> SampleCache:
         "model": _model_fingerprint(cfg),
         "dtype": str(cfg.model.dtype),
         "attn_implementation": model_spec(cfg).attn_implementation,
+        "quantization": str(cfg.model.quantization),
         "rollout": {key: value for key, value in asdict(cfg.rollout).items() if key not in unhashed},
         "image_size": cfg.data.image_size if square else [cfg.data.min_pixels, cfg.data.max_pixels],
         "temperature": sampled.temperature,

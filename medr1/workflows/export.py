@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
-from medr1.config.enums import CheckpointChoice, Resize
+from medr1.config.enums import CheckpointChoice, Quantization, Resize
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.export import export_policy
@@ -50,7 +51,9 @@ def export_run(
             if choice.adapter is not None and not merge:
                 shutil.copytree(choice.adapter, directory, dirs_exist_ok=True)
             else:
-                policy, processor = load_trained(cfg, (choice.path, choice.adapter))
+                # An adapter on quantized weights is merged into what these weights stand for.
+                policy, processor = load_trained(cfg, (choice.path, choice.adapter), dequantize=True)
+                choice = replace(choice, quantization="none")
                 export_policy(policy, processor, directory, choice.max_completion_length)
             write_json(directory / PROMPT_SETTINGS, choice.prompt_settings())
             write_text(directory / "README.md", _card(cfg, run, choice, merge))
@@ -68,12 +71,13 @@ def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool)
     image = f"{choice.image_size} x {choice.image_size} pixels"
     if choice.resize == Resize.native:
         image = f"own aspect ratio, {choice.min_pixels} to {choice.max_pixels} pixels"
+    quantized = "" if cfg.model.quantization == Quantization.none else f", on {cfg.model.quantization} weights"
     recipe = {
         "algorithm": cfg.algorithm.name,
         "trained on": f"data {cfg.data.name}, modality {cfg.modality.name}, question type {cfg.question_type.name}",
         "reasoning": choice.mode.value,
         "steps x prompts": f"{cfg.trainer.max_steps} x {cfg.trainer.train_batch_size}",
-        "tuning": f"LoRA, rank {cfg.model.lora.r}" if choice.adapter else "full",
+        "tuning": f"LoRA, rank {cfg.model.lora.r}{quantized}" if choice.adapter else "full",
         "learning rate": f"{cfg.algorithm.learning_rate:g}",
         "num_generations": str(getattr(cfg.algorithm, "num_generations", "-")),
         "dtype": choice.dtype,

@@ -9,7 +9,7 @@ from math import ceil
 import torch
 
 from medr1.config.enums import Attention
-from medr1.config.settings import TrainConfig
+from medr1.config.settings import ExternalRolloutConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode, question_text
@@ -90,7 +90,7 @@ def planned_device(cfg: TrainConfig) -> Device:
 
 def num_parameters(model: ModelSpec) -> int:
     """Parameters of the model without adapters."""
-    return sum(p.numel() for p in load_on_meta(model).parameters())
+    return sum(p.numel() for p in load_on_meta(replace(model, quantization="none")).parameters())
 
 
 def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
@@ -128,6 +128,7 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         eval_batch_size=min(cfg.evaluation.batch_size, eval_count),
         eval_lengths=Lengths(eval_prompt, eval_completion, grid, eval_images),
         on_gpu=device.on_gpu,
+        waiting_batches=0 if device.on_gpu else cfg.data.dataloader_num_workers,
     )
     per_prompt = max(images, eval_images)
     shown = (
@@ -141,7 +142,8 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     )
     processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
     gathers = cfg.trainer.gather_for_generation
-    return Run(model, work, processes, cfg.trainer.strategy, validates, gathers), lengths
+    local = not isinstance(cfg.rollout, ExternalRolloutConfig) and not cfg.trainer.is_sharded
+    return Run(model, work, processes, cfg.trainer.strategy, validates, gathers, may_quantize=local), lengths
 
 
 def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:

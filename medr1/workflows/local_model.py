@@ -57,9 +57,14 @@ def placed(cfg: CommonConfig, policy: Policy) -> Iterator[Policy]:
         yield policy
 
 
-def load_trained(cfg: CommonConfig, weights: tuple[str, Path | None]) -> tuple[Policy, Processor]:
-    """Loads a checkpoint, and an adapter on it or None, in place of the base that the config names."""
-    policy, processor = load_policy(model_spec(cfg, weights=weights))
+def load_trained(
+    cfg: CommonConfig, weights: tuple[str, Path | None], *, dequantize: bool = False
+) -> tuple[Policy, Processor]:
+    """Loads a checkpoint, and an adapter on it or None, in place of the base that the config names.
+
+    ``dequantize``: see ``ModelSpec``.
+    """
+    policy, processor = load_policy(replace(model_spec(cfg, weights=weights), dequantize=dequantize))
     return policy.to(device_of(cfg)), processor
 
 
@@ -80,8 +85,12 @@ def device_name(cfg: CommonConfig) -> str:
 def prediction_store(session: Session) -> LocalPredictionStore:
     """The stored and coming predictions of a run."""
     cfg = session.cfg
-    engine = ENGINES[cfg.rollout.kind](cfg.rollout)
-    return LocalPredictionStore(**prediction_settings(session), batch_size=cfg.evaluation.batch_size, engine=engine)
+    return LocalPredictionStore(
+        **prediction_settings(session),
+        batch_size=cfg.evaluation.batch_size,
+        engine=ENGINES[cfg.rollout.kind](cfg.rollout),
+        num_workers=cfg.data.dataloader_num_workers,
+    )
 
 
 def evaluate(session: Session, condition: Condition, weights: tuple[str, Path | None]) -> dict[str, list[Prediction]]:
@@ -134,6 +143,7 @@ def _shared(
         "path": cfg.model.path,
         "dtype": str(cfg.model.dtype),
         "attn_implementation": model_spec(cfg).attn_implementation,
+        "quantization": str(cfg.model.quantization),
         "rollout": cfg.rollout.kind,
         "max_completion_length": cfg.evaluation.max_completion_length,
         "limit": cfg.evaluation.limit,

@@ -46,6 +46,7 @@ class ModelChoice:
     min_pixels: int = DataConfig.min_pixels
     max_pixels: int = DataConfig.max_pixels
     image_token_size: int = ModelConfig.image_token_size
+    quantization: str = "none"
 
     @classmethod
     def of_run(
@@ -73,6 +74,7 @@ class ModelChoice:
             image_size=self.image_size if square else None,
             image_token_size=None if square else self.image_token_size,
             adapter=self.adapter,
+            quantization=self.quantization,
         )
 
     @property
@@ -168,4 +170,5 @@ def _of_config(cfg: CommonConfig) -> ModelChoice:
         min_pixels=cfg.data.min_pixels,
         max_pixels=cfg.data.max_pixels,
         image_token_size=cfg.model.image_token_size,
+        quantization=str(cfg.model.quantization),
     )

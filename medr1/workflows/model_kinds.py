@@ -108,8 +108,8 @@ class ServerModel:
     is_trainable: ClassVar[bool] = False
     gives_option_probabilities: ClassVar[bool] = False
     ignores: ClassVar[tuple[str, ...]] = (  # what only a model that is loaded here has
-        *("model.dtype", "model.attn_implementation", *TRAINED_MODEL),
-        *("model.recipe", "evaluation.batch_size", "rollout"),
+        *("model.dtype", "model.attn_implementation", "model.quantization", *TRAINED_MODEL),
+        *("model.recipe", "evaluation.batch_size", "data.dataloader_num_workers", "rollout"),
         *("trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.gather_for_generation"),
     )
 

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from medr1.config.enums import Quantization
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import Dataset, limit_cells
 from medr1.data.image_loader import cached_image_loader
@@ -69,10 +70,12 @@ def plan(cfg: TrainConfig) -> None:
 
 def _title(cfg: TrainConfig, run: Run) -> str:
     group = f" x {run.work.num_generations} completions" if run.work.num_generations > 1 else ""
+    quantized = "" if cfg.model.quantization == Quantization.none else f" on {cfg.model.quantization} weights"
     devices = f", {run.strategy} on {run.processes} devices" if run.processes > 1 else ""
     return (
         f"{cfg.algorithm.name} of {cfg.model.name}, {num_parameters(run.model) / 1e6:,.1f} M parameters in "
-        f"{run.model.dtype}, tuning={cfg.model.tuning}; a step of {run.work.train_batch_size} prompts{group}{devices}"
+        f"{run.model.dtype}{quantized}, tuning={cfg.model.tuning}; a step of {run.work.train_batch_size} prompts{group}"
+        f"{devices}"
     )
 
 
@@ -194,7 +197,7 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
     policy.to("cuda" if run.work.on_gpu else "cpu")
     questions = limit_cells(data.test, cfg.evaluation.limit)[: run.work.eval_batch_size]
     start = time.perf_counter()
-    predict(
+    predictions = predict(
         policy,
         processor,
         questions,
@@ -205,6 +208,7 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
         max_completion_length=cfg.evaluation.max_completion_length,
         engine=ENGINES[cfg.rollout.kind](cfg.rollout),
     )
+    list(predictions)
     prediction = (time.perf_counter() - start) / len(questions)
     if not algorithm.trains:
         return Probe(0.0, prediction, 0.0, 0, _allocated_bytes(run))
@@ -229,7 +233,8 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
             use_distributed_sampler=False,
             default_root_dir=scratch,
         )
-        trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations))
+        workers = cfg.data.dataloader_num_workers
+        trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations, workers))
     measured = watch.steps[1:] or watch.steps  # the first step is slower
     rollout_share = median(watch.rollout_shares) if watch.rollout_shares else 0.0
     return Probe(median(measured), prediction, rollout_share, len(watch.steps), _allocated_bytes(run))

@@ -191,7 +191,8 @@ def _fit(
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
     try:
-        trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations), ckpt_path=checkpoint)
+        batches = Steps(training.make_batch, trainer, steps, iterations, cfg.data.dataloader_num_workers)
+        trainer.fit(training.module, batches, ckpt_path=checkpoint)
     except BaseException:
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
@@ -205,7 +206,7 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
     load, engine = settings["load"], ENGINES[cfg.rollout.kind](cfg.rollout)
 
     def greedy(policy: Policy, records: Sequence[Record], ablation: ImageAblation) -> list[Prediction]:
-        predictions = predict(
+        answers = predict(
             policy,
             processor,
             records,
@@ -215,7 +216,9 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
             batch_size=cfg.evaluation.batch_size,
             max_completion_length=settings["max_completion_length"],
             engine=engine,
+            num_workers=cfg.data.dataloader_num_workers,
         )
+        predictions = list(answers)
         engine.sleep()
         return predictions
 

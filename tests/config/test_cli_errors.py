@@ -262,6 +262,23 @@ TYPED: dict[str, list[str]] = {
         "evaluation.option_probabilities=true",
         "model=server",
     ],
+    "model.quantization=nf4": ["model.quantization=nf4", "add model.tuning=lora"],
+    "model.quantization=nf5 model.tuning=lora": ["Did you mean 'nf4'"],
+    "model.quantization=nf4 model.tuning=lora trainer=fsdp": ["strategy=fsdp", "trainer=ddp or trainer=single"],
+    "model.quantization=nf4 model.tuning=lora rollout=vllm_server rollout.url=http://h:1": [
+        "rollout=vllm_server",
+        "rollout=local",
+    ],
+    "algorithm=pretrain model.tuning=lora model.quantization=nf4": [
+        "model.quantization= has no effect with algorithm=pretrain",
+    ],
+    "model=server model.url=http://h/v1 model.path=x algorithm=zero_shot model.quantization=nf4": [
+        "model.quantization= has no effect with model=server",
+    ],
+    "model=server model.url=http://h/v1 model.path=x algorithm=zero_shot data.dataloader_num_workers=2": [
+        "data.dataloader_num_workers= has no effect with model=server",
+    ],
+    "data.dataloader_num_workers=-1": ["data.dataloader_num_workers=-1", "between 0 and 256"],
     "rollout=vllm_server": ["rollout=vllm_server needs rollout.url=..."],
     "rollout=vllm_server rollout.url=127.0.0.1:8124": ["rollout.url=127.0.0.1:8124", "use http://HOST:PORT"],
     "rollout=vllm_server rollout.url=http://127.0.0.1:1/v1": ["rollout.url=http://127.0.0.1:1/v1", "leave out /v1"],

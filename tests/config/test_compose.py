@@ -307,7 +307,14 @@ def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
     plain = name()
     for same in (
         *("output_dir=elsewhere", "tracking=none", "trainer.save_steps=3", "trainer.logging_steps=2"),
-        *("sweep=cross_modality", "evaluation.batch_size=3", "plugins=.", "tracking.experiment=other", "plan=true"),
+        *(
+            "data.dataloader_num_workers=0",
+            "sweep=cross_modality",
+            "evaluation.batch_size=3",
+            "plugins=.",
+            "tracking.experiment=other",
+            "plan=true",
+        ),
     ):
         assert name(same) == plain, same
     server = ("model=server", "model.path=name", "algorithm=zero_shot")

@@ -7,10 +7,11 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_training
+from benchmarks import evaluation, gpu_report
 from tests.integration.conftest import ROOT
 from tests.integration.vllm_environment import PYTHON, needs_vllm
 
@@ -63,17 +64,36 @@ def test_generation_is_measured_with_vllm() -> None:
 
 
 @pytest.mark.long
-def test_training_beside_its_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_training", *SMALL, "--steps", "2", "data.test_images_per_modality=1"])
-    gpu_training.main()
-    printed = capsys.readouterr().out
+def test_the_report_of_a_gpu_in_its_form_for_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    few = ("data.test_images_per_modality=1", "data.train_images_per_modality=4")
+    monkeypatch.setattr(sys, "argv", ["gpu_report", *SMALL, "--steps", "2", "--output", str(page), *few])
+    gpu_report.main()
+    text = page.read_text(encoding="utf-8")
+    assert "not measured on a GPU" in text
     for tuning in ("lora", "full"):
-        assert re.search(rf"^ +tiny +{tuning} +\d+\.\d+ +\d+% +0\.\d+", printed, re.MULTILINE), printed
+        assert re.search(rf"^\| {tuning} \| \d+\.\d+ \| \d+% \| 0\.\d+ \| not measured", text, re.MULTILINE), text
+    for size in (4, 8, 16):
+        assert re.search(rf"^\| 4 x {size} \| [\d,]+ \| [\d,]+ \| \d+%", text, re.MULTILINE), text
+    assert re.search(r"mean difference \d\.\d+e-0\d nats", text) and "2 process(es) by gloo: 2 steps" in text
 
 
-def test_without_a_gpu_it_says_what_it_would_measure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_a_gpu_the_page_says_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_training", "--device", "cpu"])
-    gpu_training.main()
-    assert "No GPU here" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["gpu_report", "--device", "cpu", "--output", str(tmp_path / "page.md")])
+    gpu_report.main()
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").count("Not measured.") == 4
+    assert "written" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_records_a_second_of_the_engines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("MEDR1_VLLM_PYTHON", raising=False)
+    few = ("--records", "5", "--batch-size", "3", "--turns", "1")
+    monkeypatch.setattr(sys, "argv", ["evaluation", *SMALL, *few])
+    evaluation.main()
+    printed = capsys.readouterr().out
+    assert "server: not measured" in printed
+    for name in ("local", "transformers"):
+        assert re.search(rf"^ +{name} +\d+\.\d+ \[\d+\.\d+, \d+\.\d+\] +100%", printed, re.MULTILINE), printed

@@ -31,6 +31,7 @@ SETTINGS = (
 KINDS: dict[str, tuple[str, ...]] = {
     "full": ("algorithm.objective.scale_rewards=batch",),
     "lora": ("model.tuning=lora", "model.gradient_checkpointing=true"),
+    "nf4": ("model.tuning=lora", "model.quantization=nf4"),
     "sft": ("algorithm=sft",),
     "gdpo": ("algorithm=gdpo",),
     "papo": ("algorithm=papo", "algorithm.num_iterations=2"),
@@ -95,6 +96,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         pytest.param("full", "fsdp", 2, 615, marks=pytest.mark.long),
         pytest.param("full", "ddp", 4, 0, marks=pytest.mark.long),
         pytest.param("lora", "fsdp", 4, 0, marks=pytest.mark.long),
+        pytest.param("nf4", "ddp", 2, 0, marks=pytest.mark.long),
         pytest.param("sft", "fsdp", 2, 110, marks=pytest.mark.long),
         ("sft", "ddp", 2, 110),
         pytest.param("gdpo", "ddp", 2, 0, marks=pytest.mark.long),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,39 @@ def test_micro_batches_give_the_result_of_the_whole_step(changes: tuple[str, ...
     moved, apart = distances(whole.model, split.model)
     assert moved > 1e-3
     assert apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("algorithm=dapo", "algorithm.filter_groups=2"),
+        pytest.param(("algorithm=sft",), marks=pytest.mark.long),
+        pytest.param(("algorithm=papo",), marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_batches_that_are_encoded_in_advance_give_the_same_run_bit_for_bit(
+    changes: tuple[str, ...], tmp_path: Path
+) -> None:
+    runs = [
+        train_here(
+            tmp_path / str(n),
+            *SETTINGS,
+            *changes,
+            "trainer.max_steps=5",
+            "evaluation.batch_size=16",
+            f"data.dataloader_num_workers={n}",
+        )
+        for n in (0, 3)
+    ]
+    weights, metrics, predictions = [], [], []
+    for run in runs:
+        weights.append((run.model / "model.safetensors").read_bytes())
+        points = (json.loads(line) for line in run.metrics.read_text().splitlines())
+        metrics.append([{name: v for name, v in point.items() if "time" not in name} for point in points])
+        predictions.append([(run.predictions(name)).read_bytes() for name in ("base", "trained")])
+    assert weights[0] == weights[1] and predictions[0] == predictions[1]
+    assert metrics[0] == metrics[1] and len(metrics[0]) == 5
 
 
 @pytest.mark.parametrize("changes", [("model.freeze_vision_tower=true",), ("model.tuning=lora",)], ids=str)

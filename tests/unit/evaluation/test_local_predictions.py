@@ -62,8 +62,8 @@ def test_a_sample_depends_on_its_seed_and_its_record_alone(loaded: tuple[Policy,
     other = samples(tmp_path / "seed", loaded, seed=1)
     assert [line.text for line in other.values()] != [line.text for line in four.values()]
     cold = samples(tmp_path / "cold", loaded, temperature=0.001)
-    greedy = predict(*loaded, RECORDS, ReasoningMode.NO_THINK, "base", load=lambda r: (r.images[0].load(84),),
-                     batch_size=64, max_completion_length=6, engine=LocalEngine())  # fmt: skip
+    greedy = list(predict(*loaded, RECORDS, ReasoningMode.NO_THINK, "base", load=lambda r: (r.images[0].load(84),),
+                          batch_size=64, max_completion_length=6, engine=LocalEngine()))  # fmt: skip
     assert [line.text for line in cold.values()] == [line.text for line in greedy for _ in range(4)]
 
 
@@ -80,8 +80,8 @@ def test_rotations_are_greedy_answers_to_the_rotated_records(loaded: tuple[Polic
     lines = read_predictions(tmp_path / "base.rotations.jsonl")
     for places in (1, 2, 3):
         rotated = [rotate(record, places) for record in RECORDS if len(record.options) > places]
-        expected = predict(*loaded, rotated, store.mode, f"base.rotation_{places}", load=store.load, batch_size=64,
-                           max_completion_length=6, engine=LocalEngine())  # fmt: skip
+        expected = list(predict(*loaded, rotated, store.mode, f"base.rotation_{places}", load=store.load,
+                                batch_size=64, max_completion_length=6, engine=LocalEngine()))  # fmt: skip
         assert [line for line in lines if line.condition == f"base.rotation_{places}"] == expected
     found = summarise_measures(read_measured(store.file, "base"))
     assert found is not None and found.samples is None
@@ -89,6 +89,22 @@ def test_rotations_are_greedy_answers_to_the_rotated_records(loaded: tuple[Polic
     assert found.calibration is not None and found.calibration.n + found.calibration.without == len(RECORDS)
     agrees = found.calibration.accuracy.value * found.calibration.n
     assert agrees == pytest.approx(sum(line.correct for line in store.conditions["base"]))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_batches_that_are_encoded_in_advance_change_nothing(
+    num_workers: int, loaded: tuple[Policy, Processor], tmp_path: Path
+) -> None:
+    """Batches of three; samples, rotations and probabilities too."""
+    files = {}
+    for workers in (0, num_workers):
+        store = store_in(tmp_path / str(workers), batch_size=3, num_workers=workers)
+        store.generate(*loaded, Condition.BASE)
+        store.generate_samples(Condition.BASE, 2, partial(store.answer, *loaded))
+        store.generate_rotations(Condition.BASE, partial(store.answer, *loaded))
+        store.score_options(*loaded, Condition.BASE)
+        files[workers] = {file.name: file.read_bytes() for file in (tmp_path / str(workers)).iterdir()}
+    assert len(files[0]) == 4 and files[0] == files[num_workers]
 
 
 @pytest.mark.parametrize("stored", [1, 7, 39])

@@ -115,6 +115,15 @@ def test_evaluation_grows_linearly_with_its_batch(model: ModelSpec, work: Worklo
     assert exact[2] - exact[1] == exact[1] - exact[0] > 0
 
 
+def test_batches_that_wait_add_their_images(model: ModelSpec, work: Workload) -> None:
+    height, width = work.lengths.image_grid
+    image = 4 * height * width * 3 * 2 * 14**2
+    for dry_run, batch_size in ((dry_run_step, work.train_batch_size), (dry_run_evaluation, work.eval_batch_size)):
+        peaks = [peak_bytes(dry_run(model, replace(work, waiting_batches=n))) for n in (0, 1, 3)]
+        first, others = peaks[1] - peaks[0], peaks[2] - peaks[1]
+        assert others == 2 * first == pytest.approx(2 * batch_size * image, rel=0.02)  # and their ids and masks
+
+
 def test_a_model_that_is_not_there(work: Workload, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         dry_run_step(ModelSpec(str(tmp_path / "none")), work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,7 +60,8 @@ def test_the_shares_of_all_processes_are_the_batch_in_its_order(indices: list[in
         assert part == indices[first : first + len(part)]
 
 
-def test_a_stream_resumes_where_it_stopped() -> None:
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_stream_resumes_where_it_stopped(num_workers: int) -> None:
     uninterrupted = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
-    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7)) == uninterrupted[3:]
+    assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7, num_workers)) == uninterrupted[3:]
     assert len(uninterrupted) == 7
