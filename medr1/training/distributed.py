@@ -61,7 +61,7 @@ def _return_freed_memory() -> None:
     process on a CPU comes to hold more than all weights after gathering them one group at a time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: blocks of this many bytes are not taken from the heap
+        mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD at its default, which otherwise grows with what is freed
 
 
 class ShardedStrategy(DDPStrategy):
