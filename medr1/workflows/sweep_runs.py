@@ -105,7 +105,8 @@ def parse(config: DictConfig) -> Swept:
     swept = [key for key, override in overrides.items() if override.is_sweep_override() and key != "seed"]
     varied = list(dict.fromkeys([*map(str, params), *swept]))
     rows = axis(config.sweep.rows or rows_of(varied, is_selected=config.sweep.select is not None))
-    varied = varied or [rows]
+    if config.sweep.rows is None and rows not in map(axis, varied):  # nothing that varies makes rows
+        varied = [*varied, rows]
     searched: list[str] = []
     if several := next((o.input_line for k, o in overrides.items() if k in swept and k.startswith("sweep.")), None):
         raise ConfigError(f"{several}: a sweep has one value of it")

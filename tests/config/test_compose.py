@@ -26,7 +26,7 @@ from medr1.data.sources.omnimedvqa.files import SplitAxis
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, QuestionType
 from medr1.errors import ConfigError
-from medr1.workflows.sweep_runs import ComposedRun, rows_of
+from medr1.workflows.sweep_runs import ComposedRun
 from tests.composing import check
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -388,18 +388,6 @@ def test_a_file_and_a_schema_go_before_a_value() -> None:
 def test_other_groups_have_no_options_but_their_files() -> None:
     with pytest.raises(MissingConfigException):
         compose("train", overrides=["reasoning=PET"])
-
-
-@pytest.mark.parametrize(
-    ("varied", "rows"),
-    [
-        ([], "modality"),  # seeds alone: those of a row are pooled
-        (["algorithm"], "algorithm"),
-        (["algorithm", "reasoning"], "reasoning"),
-    ],
-)
-def test_the_rows_are_what_varies_but_never_the_seed(varied: list[str], rows: str) -> None:
-    assert rows_of(varied, is_selected=False) == rows
 
 
 @pytest.mark.parametrize("key", ["modality", "modality.name"])

@@ -81,6 +81,9 @@ def test_every_command_composes_and_passes_the_checks(
             single[number] = f"{key}={value.strip('/')}"
         if key == "data.path":
             Path(value).touch()
+        if key == "rollout.python":
+            Path(value).parent.mkdir(parents=True)
+            Path(value).touch(mode=0o755)
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose(name, single)
     if not {"resume", "run"} & {override.partition("=")[0] for override in single}:  # they start from a stored run

@@ -102,10 +102,11 @@ def test_each_stage_continues_the_run_of_the_stage_before_with_the_same_other_se
     [
         (["algorithm", RATE], False, RATE),
         (["algorithm", RATE], True, "algorithm"),
-        ([RATE], True, "seed"),
+        ([RATE], True, "modality"),
         ([RATE, "modality"], True, "modality"),
         (["modality.name"], False, "modality.name"),
-        ([], False, "seed"),
+        ([], False, "modality"),  # seeds alone: those of a row are pooled
+        (["algorithm"], False, "algorithm"),
     ],
 )
 def test_what_is_chosen_among_makes_no_rows(varied: list[str], is_selected: bool, rows: str) -> None:
