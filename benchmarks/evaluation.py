@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.grpo_step import spread
+from benchmarks.quartiles import spread
 from benchmarks.vllm_process import VARIABLE, vllm_server
-from benchmarks.workload import SHAPES, save_checkpoint
+from benchmarks.workload import SHAPES, generate_by_transformers, save_checkpoint
 from medr1.config.enums import Resize
 from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
@@ -70,7 +70,6 @@ def local(given: argparse.Namespace, policy: Policy, processor: Processor, recor
     return [line.text for line in predictions]
 
 
-@torch.no_grad()
 def transformers(given: argparse.Namespace, policy: Policy, processor: Processor, records: list[Record]) -> list[str]:
     """Left-padded batches, as a script with ``model.generate`` has them."""
     load, texts = cached_image_loader(image_size(given)), list[str]()
@@ -87,15 +86,7 @@ def transformers(given: argparse.Namespace, policy: Policy, processor: Processor
         images = [[image.copy() for image in load(record)] for record in batch]
         made = [processor.prompt(record, MODE, of_record) for record, of_record in zip(batch, images, strict=True)]
         prompts = processor.encode(made).to(policy.device)
-        ids = policy.core.generate(
-            input_ids=prompts.ids,
-            attention_mask=prompts.mask.long(),
-            pixel_values=prompts.pixel_values,
-            image_grid_thw=prompts.image_grid_thw,
-            mm_token_type_ids=(prompts.ids == policy.core.config.image_token_id).int(),
-            generation_config=config,
-        )
-        completions = ids[:, prompts.ids.shape[1] :]
+        completions = generate_by_transformers(policy, prompts, config)
         ended = (completions == processor.eos_token_id).int().cumsum(1) > 0
         texts += processor.decode(completions, ~ended)
     return texts
@@ -159,7 +150,7 @@ def main() -> None:
         for name in sides:
             rates = [given.records / s for s in seconds[name][1:]]
             same = sum(a == b for a, b in zip(texts[name], texts["local"], strict=True))
-            print(f"{name:>14} {spread(rates):>26}   {same / given.records:.0%}")
+            print(f"{name:>14} {spread(rates, '.3f'):>26}   {same / given.records:.0%}")
 
 
 if __name__ == "__main__":

@@ -23,21 +23,21 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.workload import SHAPES, Workload, save_checkpoint
+from benchmarks.quartiles import spread
+from benchmarks.workload import SHAPES, Workload, generate_by_transformers, save_checkpoint
 from medr1.generation.engines import Engine
 from medr1.generation.engines.local import LocalEngine
 from medr1.generation.engines.vllm_colocate import VLLMColocateConfig, VLLMColocateEngine
 from medr1.generation.sampling import Sampling
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
-from medr1.models.processor import IMAGE_TOKEN, Processor
+from medr1.models.processor import Processor
 from medr1.models.tensors import PromptBatch
 
 Generate = Callable[[], Any]
@@ -58,7 +58,6 @@ def by_engine(engine: Engine, policy: Policy, prompts: PromptBatch, processor: P
 
 
 def by_transformers(policy: Policy, prompts: PromptBatch, processor: Processor, work: Workload) -> Generate:
-    image_token = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -71,17 +70,8 @@ def by_transformers(policy: Policy, prompts: PromptBatch, processor: Processor, 
         pad_token_id=processor.tokenizer.pad_token_id,
     )
 
-    @torch.no_grad()
     def generate() -> list[list[int]]:
-        ids = policy.core.generate(
-            input_ids=prompts.ids,
-            attention_mask=prompts.mask.long(),
-            pixel_values=prompts.pixel_values,
-            image_grid_thw=prompts.image_grid_thw,
-            mm_token_type_ids=(prompts.ids == image_token).int(),
-            generation_config=config,
-        )
-        rows: list[list[int]] = ids[:, prompts.ids.shape[1] :].tolist()
+        rows: list[list[int]] = generate_by_transformers(policy, prompts, config).tolist()
         return rows
 
     return generate
@@ -101,11 +91,6 @@ def measure(sides: dict[str, Generate], rounds: int, work: Workload) -> dict[str
             if turn:
                 rates[name].append(tokens / seconds)
     return rates
-
-
-def spread(values: list[float]) -> str:
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return f"{median(values):,.0f} [{low:,.0f}, {high:,.0f}]"
 
 
 def numbers(text: str) -> list[int]:
@@ -158,7 +143,8 @@ def main() -> None:
 
                 sides["TRL"] = Peer(checkpoint, work, scratch).generate
             rates = measure(sides, given.rounds, work)
-            print(f"{size:>4} {length:>6}" + "".join(f"{spread(rates[name]):>24}" for name in names), flush=True)
+            shown = [spread(rates[name], ",.0f") for name in names]
+            print(f"{size:>4} {length:>6}" + "".join(f"{text:>24}" for text in shown), flush=True)
 
 
 if __name__ == "__main__":

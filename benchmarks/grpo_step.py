@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.quartiles import spread
 from benchmarks.workload import SHAPES, Workload, save_checkpoint
 from medr1.config.enums import LossAggMode, ScaleRewards
 from medr1.config.settings import ObjectiveConfig, RewardConfig, SamplingConfig
@@ -179,11 +179,6 @@ def ideal(ours: Ours, work: Workload) -> tuple[float, dict[str, int]]:
     return ratio, {"medr1": 2 * tokens, "TRL": 3 * work.num_generations * tokens}
 
 
-def spread(values: list[float]) -> str:
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return f"{median(values):8.3f} [{low:.3f}, {high:.3f}]"
-
-
 def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> None:
     from benchmarks.peer import Peer
 
@@ -202,10 +197,9 @@ def compare(work: Workload, checkpoint: Path, steps: int, profile: bool) -> None
             _profile(ours)
     ratios = {p: [t[p] / m[p] for m, t in zip(mine, theirs, strict=True)] for p in PHASES}
     for phase in PHASES:
-        print(
-            f"{phase:>10}  medr1 {spread([m[phase] for m in mine])} s   TRL {spread([t[phase] for t in theirs])} s   "
-            f"ratio {spread(ratios[phase])}"
-        )
+        times = ([step[phase] for step in side] for side in (mine, theirs))
+        ours_s, peer_s, ratio = (f"{spread(values, '.3f'):>23}" for values in (*times, ratios[phase]))
+        print(f"{phase:>10}  medr1 {ours_s} s   TRL {peer_s} s   ratio {ratio}")
     best, tokens = ideal(ours, work)
     print(
         f"{'ideal':>10}  ratio by FLOP count {best:.2f}; prompt tokens encoded {tokens['medr1']} | TRL {tokens['TRL']}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from medr1.data.sources.phantoms.records import World, make_records
 from medr1.domain.reasoning import ReasoningMode, question_text
@@ -15,6 +16,7 @@ from medr1.domain.records import Record
 from medr1.models.export import save_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
+from medr1.models.tensors import PromptBatch
 from medr1.models.tiny import build_image_processor, build_tokenizer, initialize, tiny_config
 from medr1.training.base_mixture import corpus
 
@@ -78,6 +80,20 @@ def save_checkpoint(shape: str, folder: Path, dtype: torch.dtype = torch.float32
         model.tie_weights()
     processor = Processor(tokenizer, build_image_processor(), model.model.get_rope_index)
     save_policy(Policy(model.to(dtype)), processor, folder)
+
+
+@torch.no_grad()
+def generate_by_transformers(policy: Policy, prompts: PromptBatch, config: GenerationConfig) -> Tensor:
+    """The token ids of completions [B, T] by ``generate`` of transformers."""
+    ids: Tensor = policy.core.generate(
+        input_ids=prompts.ids,
+        attention_mask=prompts.mask.long(),
+        pixel_values=prompts.pixel_values,
+        image_grid_thw=prompts.image_grid_thw,
+        mm_token_type_ids=(prompts.ids == policy.core.config.image_token_id).int(),
+        generation_config=config,
+    )
+    return ids[:, prompts.ids.shape[1] :]
 
 
 def _config(s: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:

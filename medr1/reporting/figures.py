@@ -380,17 +380,15 @@ def curves(runs: Sequence[Curve]) -> Figure:
             style: dict[str, Any] = {"color": cycle[color], "linestyle": _DASHES[dash % len(_DASHES)]}
             for panel, metric in zip(panels[methods.index(run.method)], CURVES, strict=True):
                 steps, values = np.array(run.values.get(metric, ()), dtype=float).reshape(-1, 2).T
-                panel.plot(steps, values, linewidth=0.5, alpha=0.15, **style)
-                panel.plot(steps, _running_mean(values), linewidth=1.0, label=run.row, **style)
+                _plot_smoothed(panel, steps, values, run.row, **style)
         for method, panel in zip(methods, panels[:, 0], strict=True):
             panel.set_title(_wrap(label(method), 50, 1))
-        for method, panel in zip(methods, panels[:, 0], strict=True):
             for maximum in {run.maximum for run in runs if run.method == method and run.maximum is not None}:
-                panel.axhline(maximum, linestyle="--", linewidth=0.6, color="#777777", zorder=0)
+                _plot_maximum(panel, maximum)
         for name, of_metric in zip(CURVES.values(), panels.T, strict=True):
             for panel in of_metric:
                 panel.set_ylabel(name)
-                panel.set_ylim(min(0.0, panel.get_ylim()[0]))
+                _begin_at_zero(panel)
             panel.set_xlabel("Step")
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _legend(figure, panels.flat, rows)
@@ -418,17 +416,15 @@ def run_curves(values: Mapping[str, Sequence[tuple[int, float]]], maximum: float
             percent_of = 100 if title.endswith("(%)") else 1
             for i, name in enumerate(names):
                 steps, heights = np.array(values[name], dtype=float).T
-                heights = percent_of * heights
-                often = len(heights) > 20  # of fewer values every one is drawn
-                style: dict[str, Any] = {"color": f"C{i}", "label": _METRIC_NAMES.get(name, _metric_name(name))}
-                if often:
-                    axes.plot(steps, heights, linewidth=0.5, alpha=0.15, color=f"C{i}")
-                    heights = _running_mean(heights)
-                axes.plot(steps, heights, linewidth=1.0, marker="" if often else "o", markersize=3, **style)
+                heights, line = percent_of * heights, _METRIC_NAMES.get(name, _metric_name(name))
+                if len(heights) > 20:
+                    _plot_smoothed(axes, steps, heights, line, color=f"C{i}")
+                else:
+                    axes.plot(steps, heights, linewidth=1.0, marker="o", markersize=3, label=line, color=f"C{i}")
             if title == "Reward" and maximum is not None:
-                axes.axhline(maximum, linestyle="--", linewidth=0.6, color="#777777", label="highest possible")
-            low, high = axes.get_ylim()
-            axes.set(xlabel="Step", ylabel=title, ylim=(min(0.0, low), high))
+                _plot_maximum(axes, maximum, "highest possible")
+            _begin_at_zero(axes)
+            axes.set(xlabel="Step", ylabel=title)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if len(names) > 1:
                 axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1)
@@ -446,9 +442,20 @@ def _metric_name(metric: str) -> str:
     return metric.removeprefix("train/").removesuffix("_reward").replace("_", " ")
 
 
-def _running_mean(values: Any) -> list[float]:
-    """Mean of each value and the two before and after it."""
-    return [float(values[max(0, at - 2) : at + 3].mean()) for at in range(len(values))]
+def _plot_smoothed(axes: Axes, steps: Any, values: Any, name: str, **style: Any) -> None:
+    """The running mean of 5 values as a line, over the faint values."""
+    axes.plot(steps, values, linewidth=0.5, alpha=0.15, **style)
+    mean = [values[max(0, at - 2) : at + 3].mean() for at in range(len(values))]
+    axes.plot(steps, mean, linewidth=1.0, label=name, **style)
+
+
+def _plot_maximum(axes: Axes, reward: float, name: str | None = None) -> None:
+    axes.axhline(reward, linestyle="--", linewidth=0.6, color="#777777", zorder=0, label=name)
+
+
+def _begin_at_zero(axes: Axes) -> None:
+    """Unless values are negative."""
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]))
 
 
 def save_png(figure: Figure, file: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from medr1.atomic_write import read_json, write_json
+from medr1.config.settings import LOOPBACK
 from medr1.errors import ConfigError
 
 RUN_FILE = "mlflow.json"
@@ -36,8 +37,8 @@ class StoredRun:
     def shared_url(self) -> str:
         """The run's page on a server, or "" where only this machine has it."""
         host = urlsplit(self.uri).hostname or ""
-        local = host == "localhost" or host.startswith("127.") or host == "::1"
-        return self.url if is_server(self.uri) and not local else ""
+        is_local = host in LOOPBACK or host.startswith("127.")
+        return self.url if is_server(self.uri) and not is_local else ""
 
 
 def stored_run(run_dir: Path) -> StoredRun | None:

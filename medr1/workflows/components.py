@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from medr1 import rewards
 from medr1.config import axis_values, messages
-from medr1.config.enums import Distribution, Quantization, Resize, Tuning
+from medr1.config.enums import Quantization, Resize, Tuning
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
@@ -251,7 +251,7 @@ def _check_quantization(cfg: CommonConfig) -> None:
     trains = isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains
     if trains and cfg.model.tuning != Tuning.lora:
         raise ConfigError(f"{given}: quantized weights cannot be trained, adapters on them can; add model.tuning=lora")
-    if isinstance(cfg, TrainConfig) and trains and cfg.trainer.strategy == Distribution.fsdp:
+    if isinstance(cfg, TrainConfig) and trains and cfg.trainer.is_sharded:
         raise ConfigError(
             f"{given} with trainer.strategy=fsdp: quantized weights are not sharded; use trainer=ddp or trainer=single"
         )

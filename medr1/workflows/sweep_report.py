@@ -80,7 +80,8 @@ def report_sweep(place: Path) -> None:
         # Of the options that were not chosen nothing is shown but their validation.
         axes = {name: {**choice.cell, "seed": axes[name]["seed"]} for choice in choices for name in choice.chosen.runs}
         finished = list(axes)
-    runs = [_read(directory.run(name), axes[name]) for name in finished]
+    configs = {name: directory.run(name).stored_config(TrainConfig) for name in finished}
+    runs = [_read(directory.run(name), axes[name], configs[name]) for name in finished]
     tables = tabulate(runs, manifest.rows, manifest.columns)
     sentences = findings(tables)
     measures = measure_section(runs, manifest.rows)
@@ -91,15 +92,15 @@ def report_sweep(place: Path) -> None:
         tables=tables,
         verdict=verdict(tables),
         findings=sentences,
-        conditions=conditions((run, run.stored_config(TrainConfig)) for run in map(directory.run, finished)),
+        conditions=conditions((directory.run(name), cfg) for name, cfg in configs.items()),
         runs=[_link(directory, manifest, name, state) for name, state in states.items()],
         curves={name: MetricsFile(directory.run(name).metrics).read() for name in finished},
-        max_rewards={name: max_reward(directory.run(name).stored_config(TrainConfig).reward) for name in finished},
+        max_rewards={name: max_reward(cfg.reward) for name, cfg in configs.items()},
         sections=[
             *selection,
             *(
                 section
-                for section in (trend_section(tables), measures, _rationales(directory, manifest.rows, finished, runs))
+                for section in (trend_section(tables), measures, _rationales(configs, manifest.rows, runs))
                 if section
             ),
         ],
@@ -125,12 +126,11 @@ def report_sweep(place: Path) -> None:
     _track(directory, states, tables, console, choices, trials, manifest.select)
 
 
-def _read(run: RunDirectory, axes: Mapping[str, str]) -> SweepRun:
+def _read(run: RunDirectory, axes: Mapping[str, str], cfg: TrainConfig) -> SweepRun:
     files = {condition: run.predictions(condition) for condition in Condition}
     found = {str(condition): read_predictions(file) for condition, file in files.items() if file.is_file()}
     models = [condition for condition in (Condition.BASE, Condition.TRAINED) if condition in found]
-    ks = run.stored_config(TrainConfig).evaluation.k
-    measured = {str(condition): read_measured(run.predictions, condition, ks) for condition in models}
+    measured = {str(condition): read_measured(run.predictions, condition, cfg.evaluation.k) for condition in models}
     return SweepRun(run.path.name, axes, found, measured)
 
 
@@ -166,12 +166,12 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
     )
 
 
-def _rationales(directory: SweepDirectory, row_axis: str, finished: list[str], runs: list[SweepRun]) -> Section | None:
+def _rationales(configs: Mapping[str, TrainConfig], row_axis: str, runs: list[SweepRun]) -> Section | None:
     """How many claims of the rationales are true, where the data source knows the truth about every image."""
     records: dict[str, Record] = {}
     image_size = 0
-    for name in finished:
-        data = directory.run(name).stored_config(TrainConfig).data
+    for cfg in configs.values():
+        data = cfg.data
         annotated = SOURCES[data.kind].annotated_test_records(data)
         if not annotated:
             return None
@@ -232,10 +232,14 @@ def _track(
 def _track_choices(
     tracker: Tracker, choices: Sequence[Choice], trials: Mapping[Cell, Sequence[Trial]], metric: str
 ) -> None:
-    """Logs the best settings of each row and algorithm as tags, its value, and for a search that of each trial."""
+    """Logs the best settings of each row and algorithm as tags, its value, and for a search that of each trial.
+
+    The names have the row and the algorithm where there are several.
+    """
     best_of = max if greater_is_better(metric) else min
     for choice in choices:
-        cell = [metric_part(value) for value in choice.cell.values()]
+        differing = [axis for axis in choice.cell if len({other.cell[axis] for other in choices}) > 1]
+        cell = [metric_part(choice.cell[axis]) for axis in differing]
         tracker.set_tags(
             {
                 ".".join(["best", *cell, metric_part(key.lstrip("+"))]): value

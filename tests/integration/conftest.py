@@ -14,6 +14,8 @@ import pytest
 
 from medr1.config.paths import CONF
 from medr1.runs.run_directory import RunDirectory
+from medr1.training.batches import RolloutBatch
+from medr1.training.grpo import GRPOModule
 from medr1.workflows.train import train
 from tests.composing import composed
 
@@ -42,6 +44,22 @@ needs_mini = pytest.mark.skipif(not MINI.is_dir(), reason="the real images (../s
 def train_here(run_dir: Path, *overrides: str) -> RunDirectory:
     """Trains in this process, seconds faster than a new one."""
     train(composed("train", f"output_dir={run_dir.parent}", *overrides), run_dir, list(overrides))
+    return RunDirectory(run_dir)
+
+
+def train_interrupted(run_dir: Path, step: int, *overrides: str) -> RunDirectory:
+    """Trains with GRPO in this process until ``step`` fails; the run, to be resumed."""
+    whole = GRPOModule.step
+
+    def interrupted(module: GRPOModule, batch: RolloutBatch) -> Any:
+        if batch.step == step:
+            raise OSError("no power")
+        return whole(module, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOModule, "step", interrupted)
+        with pytest.raises(OSError, match="no power"):
+            train_here(run_dir, *overrides)
     return RunDirectory(run_dir)
 
 

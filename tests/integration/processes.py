@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from medr1.generation.child_process import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.integration.conftest"])
@@ -33,9 +34,7 @@ def start(
     count: int, run_dir: Path, *overrides: str, resume: bool = False, fail: int | None = None
 ) -> list[BaseProcess]:
     """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     run_dir.mkdir(parents=True, exist_ok=True)
     for left in run_dir.glob("*.jsonl"):  # by processes that were killed
         left.unlink()

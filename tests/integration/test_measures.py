@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from medr1.evaluation.measures import compare_measures, measure_items, read_measured, summarise_measures
 from medr1.evaluation.predictions import Measure, read_predictions
+from medr1.reporting.figures import RELIABILITY
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.evaluate import evaluate
@@ -109,6 +110,6 @@ def test_the_runs_of_a_sweep_share_the_measures_of_the_base_and_its_report_shows
     for name in ("base.samples", "base.option_probabilities"):
         assert len({RunDirectory(run).predictions(name).read_bytes() for run in runs}) == 1
     html, text = (sweep / "report" / "report.html").read_text(), (sweep / "report" / "results.md").read_text()
-    assert "Further measures" in html and "pass@4" in html and "reliability.png" in html
+    assert "Further measures" in html and "pass@4" in html and RELIABILITY in html
     assert "## Samples, rotated options and calibration" in text and text.count("| CT | GRPO |") == 1
     assert (sweep / "report" / "figures" / "reliability.svg").is_file()

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from medr1.generation.child_process import free_port
 from medr1.tracking.tracker import Tracker
 
 pytest.importorskip("mlflow")
@@ -60,9 +60,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def page(run: tuple[Tracker, Path]) -> Iterator[str]:
     """The address of the run's page on a server that ``ui_command`` started, on a free port."""
     tracker, folder = run
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     command, _, page = tracker.ui_command().partition("  # ")
     arguments = shlex.split(command.replace("--port 5000", f"--port {port}"))[1:]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from medr1.ask import load
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.run_directory import RunDirectory
-from medr1.training.grpo import GRPOModule
 from medr1.workflows.evaluate import evaluate
 from medr1.workflows.export import export_run
 from medr1.workflows.train import train
-from tests.integration.conftest import FEW_IMAGES, composed, train_here
+from tests.integration.conftest import FEW_IMAGES, composed, train_here, train_interrupted
 
 pytest.importorskip("bitsandbytes", reason="the extra [quantization] is not installed")
 
@@ -34,21 +32,8 @@ def texts(run: RunDirectory, condition: str) -> list[str]:
     return [line.text for line in read_predictions(run.predictions(condition))]
 
 
-def test_a_run_that_was_interrupted_and_resumed_is_the_same(
-    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = GRPOModule.step
-
-    def interrupted(module: GRPOModule, batch: Any) -> Any:
-        if batch.step == 3:
-            raise OSError("no power")
-        return step(module, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GRPOModule, "step", interrupted)
-        with pytest.raises(OSError, match="no power"):
-            train_here(tmp_path / "run", *SETTINGS)
-    again = RunDirectory(tmp_path / "run")
+def test_a_run_that_was_interrupted_and_resumed_is_the_same(run: RunDirectory, tmp_path: Path) -> None:
+    again = train_interrupted(tmp_path / "run", 3, *SETTINGS)
     train(composed("train", f"resume={again.path}"), again.path, [])
     adapters = [(found.model / "adapter_model.safetensors").read_bytes() for found in (run, again)]
     assert adapters[0] == adapters[1]

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,10 +15,16 @@ from safetensors.torch import load_file
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
-from medr1.training.batches import RolloutBatch
-from medr1.training.grpo import GRPOModule
 from medr1.workflows.train import train
-from tests.integration.conftest import FEW_IMAGES, command, composed, only_run, run_command, train_here
+from tests.integration.conftest import (
+    FEW_IMAGES,
+    command,
+    composed,
+    only_run,
+    run_command,
+    train_here,
+    train_interrupted,
+)
 
 SETTINGS = (
     "debug=quick",
@@ -75,9 +80,7 @@ def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: 
 
 @pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["drpo", "gdpo", "noisy_rollout", "papo", "reinforce_pp", "rloo", "sapo"])
-def test_an_interrupted_run_of_every_method_resumes_exactly(
-    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_of_every_method_resumes_exactly(algorithm: str, tmp_path: Path) -> None:
     settings = (
         "reasoning=no_think",
         "debug=quick",
@@ -93,17 +96,7 @@ def test_an_interrupted_run_of_every_method_resumes_exactly(
         "tracking=none",
         "trainer.accelerator=cpu",
     )
-    run, step = RunDirectory(tmp_path / "interrupted" / "run"), GRPOModule.step
-
-    def interrupted(module: GRPOModule, batch: RolloutBatch) -> Any:
-        if batch.step == 2:
-            raise OSError("no power")
-        return step(module, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GRPOModule, "step", interrupted)
-        with pytest.raises(OSError, match="no power"):
-            train_here(run.path, *quick)
+    run = train_interrupted(tmp_path / "interrupted" / "run", 2, *quick)
     train(composed("train", f"resume={run.path}"), run.path, [])
     assert same_weights(run, train_here(tmp_path / "peace", *quick))
 

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from medr1.errors import TrackingError
+from medr1.generation.child_process import free_port
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory
 from medr1.tracking import offline_queue
@@ -39,9 +39,7 @@ class Server:
     """``mlflow server`` on a free port of this machine."""
 
     def __init__(self, folder: Path, store: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri, self.folder, self.store = f"http://127.0.0.1:{self.port}", folder, store
         self.start()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -24,7 +23,7 @@ from medr1.domain.records import Record
 from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import read_predictions
-from medr1.generation.child_process import ChildProcess
+from medr1.generation.child_process import ChildProcess, free_port
 from medr1.generation.engines import Engine
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
@@ -43,9 +42,7 @@ class VLLM:
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 

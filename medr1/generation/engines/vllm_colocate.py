@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from medr1.atomic_write import remove
 from medr1.config.naming import is_other_process
 from medr1.config.settings import NEUTRAL, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.errors import ConfigError, ServerError, ServerUnavailable
-from medr1.generation.child_process import ChildProcess
+from medr1.generation.child_process import ChildProcess, free_port
 from medr1.generation.engines import ENGINES
 from medr1.generation.engines.vllm_server import UPDATING, VLLMConfig, VLLMEngine
 
@@ -170,9 +169,7 @@ class VLLMColocateEngine(VLLMEngine):
         cls._end()
         _release_cached_memory(policy.device)
         run.mkdir(parents=True, exist_ok=True)  # that of another process than the first may not exist
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         cls._child = ChildProcess(_command(self.config, policy, port), file, _environment(policy.device))
         cls._client = VLLMClient(f"http://127.0.0.1:{port}", self.config.timeout)
         cls._weights = self._weights_of_run(self.config) / str(port) / "weights"

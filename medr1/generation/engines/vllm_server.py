@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from omegaconf import MISSING
 
 from medr1.atomic_write import remove
-from medr1.config.enums import Distribution
 from medr1.config.naming import safe_name
 from medr1.config.settings import NEUTRAL, ExternalRolloutConfig, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.config.validate import check_address
@@ -97,7 +96,7 @@ class VLLMEngine(Engine):
                 f"rollout.importance_sampling_clip_min={low:g} is more than "
                 f"rollout.importance_sampling_clip_max={high:g}"
             )
-        if trainer is not None and trainer.strategy == Distribution.fsdp:
+        if trainer is not None and trainer.is_sharded:
             raise ConfigError(
                 f"rollout={config.kind} with trainer.strategy=fsdp: the weights of a policy in shards cannot be "
                 "sent to vLLM; use trainer=ddp, trainer=single or rollout=local"

@@ -6,7 +6,6 @@ That it generates the completions of the policy is tested with a real server (te
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from medr1.config.enums import Precision
 from medr1.config.settings import LoraConfig, ModelConfig
 from medr1.errors import ConfigError, ServerError, ServerUnavailable
+from medr1.generation.child_process import free_port
 from medr1.generation.engines import ENGINES
 from medr1.generation.engines.vllm_server import VLLMServerConfig, VLLMServerEngine, _completions, fingerprint
 from medr1.generation.sampling import Sampling
@@ -138,9 +138,7 @@ def test_only_errors_that_may_pass_are_retried(
 
 
 def test_a_closed_port_may_open_again() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(ServerUnavailable, match=str(port)):
         VLLMClient(f"http://127.0.0.1:{port}", 5).get("/health")
 
