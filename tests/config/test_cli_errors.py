@@ -415,13 +415,15 @@ def default() -> DictConfig:
         return compose("train")
 
 
-def is_long(line: str) -> bool:
-    """Most sweeps and searches: each of their runs is composed, which takes seconds."""
-    return ("-m " in line or "sweep=" in line) and line not in ("-m modality=ct,xay", "sweep=cross_modalty")
+def is_long(index: int, line: str) -> bool:
+    """Two lines of three, and most sweeps and searches: each of their runs is composed, which takes seconds."""
+    composes_several = "-m " in line or "sweep=" in line
+    return line not in ("-m modality=ct,xay", "sweep=cross_modalty") and (composes_several or index % 3 > 0)
 
 
 @pytest.mark.parametrize(
-    "line", [pytest.param(line, marks=pytest.mark.long) if is_long(line) else line for line in TYPED]
+    "line",
+    [pytest.param(line, marks=pytest.mark.long) if is_long(i, line) else line for i, line in enumerate(TYPED)],
 )
 def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer]) -> None:
     answer = answers[line]

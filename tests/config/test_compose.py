@@ -7,6 +7,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,11 @@ def test_the_quick_run_is_quick() -> None:
     assert quick.algorithm == compose("train").algorithm
 
 
-SWEEP_FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+SWEEP_FILES = [
+    # Each value of each axis of a sweep is composed.
+    pytest.param(path.stem, marks=() if path.stem in ("cross_benchmark", "shortcut") else pytest.mark.long)
+    for path in sorted(SWEEPS.glob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize("name", SWEEP_FILES)
@@ -301,6 +306,7 @@ def test_neither_steps_nor_epochs_is_refused() -> None:
 
 
 def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
+    @cache
     def name(*overrides: str) -> str:
         return job_name(compose("train", overrides=list(overrides)))
 

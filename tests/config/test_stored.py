@@ -31,6 +31,8 @@ NEEDS = {
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("launcher", "experiment"))
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+# Options with settings of their own.
+OWN_TYPES = ("algorithm=", "data=", "model=server", "model=tiny", "rollout=")
 
 
 def read_back(command: str, folder: Path, *words: str) -> None:
@@ -43,12 +45,16 @@ def read_back(command: str, folder: Path, *words: str) -> None:
         assert type(getattr(again, group)) is type(getattr(settings, group))
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option",
+    [option if option.startswith(OWN_TYPES) else pytest.param(option, marks=pytest.mark.long) for option in OPTIONS],
+)
 def test_every_option_of_a_training(option: str, tmp_path: Path) -> None:
     more = NEEDS.get(option, ()) + (("algorithm=zero_shot",) if option == "model=server" else ())
     read_back("train", tmp_path, option, *more)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "option", [option for option in OPTIONS if option.split("=")[0] in ("model", "data", "rollout")]
 )

@@ -39,7 +39,7 @@ def logged(run_dir: Path) -> set[str]:
     [
         ("grpo", ["Training: GRPO"]),
         pytest.param("papo", ["Training: GRPO", "Training: PAPO"], marks=pytest.mark.long),
-        ("sft", ["Training: SFT"]),
+        pytest.param("sft", ["Training: SFT"], marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -51,6 +51,7 @@ def test_the_page_has_the_metrics_of_a_run(algorithm: str, sections: list[str], 
     assert len(found) <= 40
 
 
+@pytest.mark.long
 def test_the_page_has_the_metrics_of_validation(tmp_path: Path) -> None:
     words = ("debug=quick", "modality=ct", "trainer.max_steps=1", "algorithm=sft", "trainer.eval_steps=1")
     data = ("data.validation_fraction=0.1", "data.train_images_per_modality=10", "data.test_images_per_modality=1")

@@ -106,7 +106,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         pytest.param("reinforce_pp", "ddp", 2, 0, marks=pytest.mark.long),
         pytest.param("drpo", "ddp", 2, 0, marks=pytest.mark.long),
         pytest.param("noisy_rollout", "ddp", 2, 0, marks=pytest.mark.long),
-        ("tokens", "ddp", 2, 615),
+        pytest.param("tokens", "ddp", 2, 615, marks=pytest.mark.long),
         pytest.param("tokens", "fsdp", 2, 0, marks=pytest.mark.long),
         pytest.param("dynamic", "fsdp", 2, 0, marks=pytest.mark.long),
     ],

@@ -68,7 +68,8 @@ def greedy_without_medr1(export: Path, image: Path, base: str) -> list[int]:
     return list(map(int, done.stdout.splitlines()[-1].strip("[]").split(",")))
 
 
-@pytest.mark.parametrize("merge", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("merge", [True, False])
 def test_an_export_gives_the_same_tokens_without_medr1(
     adapted: RunDirectory, image: Path, tmp_path: Path, merge: bool
 ) -> None:

@@ -73,9 +73,8 @@ def greedy_without_medr1(exports: list[Path], image: Path, base: Path) -> list[l
     return [json.loads(text.removeprefix("TOKENS ")) for text in done.stdout.splitlines() if text.startswith("TOKENS")]
 
 
-@pytest.mark.parametrize(
-    "family", [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.long) for name in FAMILIES[1:])]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_is_trained_evaluated_and_exported(build, family: str, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(image)

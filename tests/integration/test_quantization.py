@@ -32,6 +32,7 @@ def texts(run: RunDirectory, condition: str) -> list[str]:
     return [line.text for line in read_predictions(run.predictions(condition))]
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_and_resumed_is_the_same(run: RunDirectory, tmp_path: Path) -> None:
     again = train_interrupted(tmp_path / "run", 3, *SETTINGS)
     train(composed("train", f"resume={again.path}"), again.path, [])
@@ -47,7 +48,7 @@ def test_its_answers_are_those_of_the_quantized_base(run: RunDirectory, tmp_path
     assert texts(RunDirectory(tmp_path / "again"), "trained") == texts(run, "trained")
 
 
-@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("merge", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_export_answers_like_the_run(merge: bool, run: RunDirectory, tmp_path: Path) -> None:
     """Merged: ordinary weights, which are those that the quantized ones stand for, and the adapter."""
     export_run(run, tmp_path / "export", merge)

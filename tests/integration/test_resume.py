@@ -57,7 +57,8 @@ def wait_for_checkpoint(output_dir: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: Path) -> None:
     killed_dir = tmp_path / "killed"
     process = command("train.py", *SETTINGS, f"output_dir={killed_dir}")

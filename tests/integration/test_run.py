@@ -19,6 +19,8 @@ from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.predictions import Condition, read_predictions
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
+from medr1.workflows.evaluate import evaluate
+from tests.composing import composed
 from tests.integration.conftest import FEW_IMAGES, MINI, needs_mini, only_run, read_json, run_command, train_here
 
 THINK = ("modality=mri", "reasoning=think_after")
@@ -104,8 +106,9 @@ def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(
 
 def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
     run, _ = finished
-    run_command("evaluate.py", f"run={run.path}", f"output_dir={tmp_path}")
-    again = only_run(tmp_path)
+    again = RunDirectory(tmp_path / "run")
+    words = (f"run={run.path}", "tracking=none")
+    evaluate(composed("evaluate", *words), again.path, list(words))
     assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
     before, after = read_json(run.summary)["conditions"], read_json(again.summary)["conditions"]
     assert after == {name: before[name] for name in CONDITIONS if name != "base"}
@@ -124,13 +127,15 @@ def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory,
     [
         ("algorithm=sft", "reasoning=think_before"),
         pytest.param(("algorithm=sft", "algorithm.rationale=false", "reasoning=think_after"), marks=pytest.mark.long),
-        ("reasoning=no_think", "algorithm=medr1_legacy"),
+        pytest.param(("reasoning=no_think", "algorithm=medr1_legacy"), marks=pytest.mark.long),
         ("reasoning=no_think", "model.tuning=lora", "model.gradient_checkpointing=true"),
         pytest.param(
             ("reasoning=no_think", "algorithm.num_iterations=2", "model.freeze_vision_tower=true"),
             marks=pytest.mark.long,
         ),
-        ("question_type=lesion", "algorithm.objective.beta=0", "reward=accuracy_only"),
+        pytest.param(
+            ("question_type=lesion", "algorithm.objective.beta=0", "reward=accuracy_only"), marks=pytest.mark.long
+        ),
     ],
     ids=" ".join,
 )
@@ -216,6 +221,7 @@ def test_real_ultrasound_trains_and_all_real_test_questions_are_answered(tmp_pat
 
 
 @needs_mini
+@pytest.mark.long
 def test_the_papers_recipe_counts_its_steps_by_epochs(tmp_path: Path) -> None:
     words = ("experiment=paper", f"data.root={MINI}", "model=tiny", "modality=us", "reasoning=no_think")
     few = ("trainer.train_batch_size=4", "trainer.num_train_epochs=0.02", "evaluation.limit=1", "tracking=none")

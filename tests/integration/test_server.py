@@ -99,6 +99,7 @@ def predictions(run: RunDirectory, condition: str) -> list[Prediction]:
     return read_predictions(run.predictions(condition))
 
 
+@pytest.mark.long
 def test_a_served_model_gives_the_files_table_and_metrics_of_the_same_model_here(
     serve: Callable[..., Served], local: RunDirectory, tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ def rewarded() -> Iterator[Scripted]:
 SCRIPTED = ("+reward.functions.scripted.weight=1.0",)
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("iterations", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_step_that_is_not_finite_is_skipped_counted_and_changes_nothing(
     iterations: int, rewarded: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,11 +133,15 @@ def test_a_run_that_has_skipped_resumes_exactly(rewarded: Scripted, tmp_path: Pa
     ("changes", "named"),
     [
         ((HUGE, "trainer.max_steps=9"), ["algorithm.learning_rate", "algorithm.objective.beta", "model.dtype"]),
-        ((HUGE, "trainer.max_steps=2"), ["the last 2 optimizer steps"]),
+        pytest.param((HUGE, "trainer.max_steps=2"), ["the last 2 optimizer steps"], marks=pytest.mark.long),
         ((HUGE, "trainer.max_steps=1"), ["the last 1 optimizer steps"]),
-        ((HUGE, "algorithm.num_iterations=4"), ["step 0"]),
+        pytest.param((HUGE, "algorithm.num_iterations=4"), ["step 0"], marks=pytest.mark.long),
         (("algorithm=sft", "algorithm.weight_decay=1e45"), ["step 0", "the weight ", "algorithm.learning_rate"]),
-        (("algorithm.weight_decay=1e45", "model.tuning=lora"), ["step 0", "lora", "not finite after"]),
+        pytest.param(
+            ("algorithm.weight_decay=1e45", "model.tuning=lora"),
+            ["step 0", "lora", "not finite after"],
+            marks=pytest.mark.long,
+        ),
         (("algorithm.weight_decay=1e45", "model.dtype=bfloat16"), ["step 0", "not finite after"]),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",

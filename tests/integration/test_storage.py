@@ -149,7 +149,7 @@ def fill(disk: Path, leave: int) -> Path:
     [
         pytest.param(0, 1, None, marks=pytest.mark.long, id="at the start"),
         pytest.param(100_000, 1, "the predictions base", id="first checkpoint"),
-        pytest.param(25_000_000, 1, "the checkpoint step=1", id="second checkpoint"),
+        pytest.param(25_000_000, 1, "the checkpoint step=1", marks=pytest.mark.long, id="second checkpoint"),
         pytest.param(22_000_000, 2, "the checkpoint step=2", marks=pytest.mark.long, id="model"),
     ],
 )

@@ -59,10 +59,13 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
         pytest.param(("algorithm=gdpo",), marks=pytest.mark.long),
         pytest.param(("algorithm=drpo",), marks=pytest.mark.long),
         pytest.param(("algorithm=noisy_rollout",), marks=pytest.mark.long),
-        (
-            *("algorithm.objective.loss_mode=clip_cov", "algorithm.objective.clip_cov_ratio=0.1"),
-            *("algorithm.objective.clip_cov_lb=0.001", "algorithm.objective.top_entropy_quantile=0.5"),
-            *("algorithm.objective.entropy_coef=0.1", "algorithm.num_iterations=2"),
+        pytest.param(
+            (
+                *("algorithm.objective.loss_mode=clip_cov", "algorithm.objective.clip_cov_ratio=0.1"),
+                *("algorithm.objective.clip_cov_lb=0.001", "algorithm.objective.top_entropy_quantile=0.5"),
+                *("algorithm.objective.entropy_coef=0.1", "algorithm.num_iterations=2"),
+            ),
+            marks=pytest.mark.long,
         ),
     ],
     ids=str,
@@ -108,7 +111,11 @@ def test_batches_that_are_encoded_in_advance_give_the_same_run_bit_for_bit(
     assert metrics[0] == metrics[1] and len(metrics[0]) == 5
 
 
-@pytest.mark.parametrize("changes", [("model.freeze_vision_tower=true",), ("model.tuning=lora",)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [("model.freeze_vision_tower=true",), pytest.param(("model.tuning=lora",), marks=pytest.mark.long)],
+    ids=str,
+)
 def test_a_frozen_vision_tower_runs_once_a_step(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +179,15 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
     assert steps["split"][0] == steps["many"][0]
 
 
-@pytest.mark.parametrize("changes", [(), ("algorithm=dapo", "algorithm.filter_groups=2"), ("micro-batches",)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param((), marks=pytest.mark.long),
+        pytest.param(("algorithm=dapo", "algorithm.filter_groups=2"), marks=pytest.mark.long),
+        ("micro-batches",),
+    ],
+    ids=str,
+)
 def test_a_reward_function_gets_the_tokens_of_its_completions(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_uninterrupted(stopped: RunDirectory, tmp_path: Path) -> None:
     processes = start(1, tmp_path, *SMALL, *STOPPED)
     run, deadline = RunDirectory(tmp_path / "run"), time.monotonic() + 120
