@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,16 +32,27 @@ class Watched(NamedTuple):
 
 
 def start(
-    count: int, run_dir: Path, *overrides: str, resume: bool = False, fail: int | None = None
+    count: int,
+    run_dir: Path,
+    *overrides: str,
+    resume: bool = False,
+    fail: int | None = None,
+    groups: Sequence[Path] | None = None,
 ) -> list[BaseProcess]:
-    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step."""
+    """Starts ``count`` processes that train in ``run_dir``, or go on there; rank ``fail`` fails in its first step.
+
+    ``groups``: for each process the control group (cgroup) that it joins.
+    """
     port = free_port()
     run_dir.mkdir(parents=True, exist_ok=True)
     for left in run_dir.glob("*.jsonl"):  # by processes that were killed
         left.unlink()
     together: list[BaseProcess] = []
     for rank in range(count):
-        process = _context.Process(target=_one, args=(rank, count, port, run_dir, overrides, resume, rank == fail))
+        group = groups[rank] if groups else None
+        process = _context.Process(
+            target=_one, args=(rank, count, port, run_dir, overrides, resume, rank == fail, group)
+        )
         process.start()
         together.append(process)
     return together
@@ -70,7 +82,18 @@ def train_together(count: int, run_dir: Path, *overrides: str, resume: bool = Fa
     )
 
 
-def _one(rank: int, count: int, port: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, fail: bool) -> None:
+def _one(
+    rank: int,
+    count: int,
+    port: int,
+    run_dir: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    fail: bool,
+    group: Path | None,
+) -> None:
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
     with (run_dir / f"rank{rank}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -24,6 +24,8 @@ from tests.composing import composed
 from tests.integration.conftest import SMALL_RUN, read_json, train_here
 from tests.integration.processes import Watched, end, start, train_together
 
+pytestmark = pytest.mark.long
+
 SMALL = (
     *SMALL_RUN,
     "trainer.accelerator=cpu",
@@ -111,7 +113,6 @@ def killed(place: Path, *given: str, at: str, size: int = 0) -> None:
     assert end(processes) == [-signal.SIGKILL]
 
 
-@pytest.mark.long
 def test_killed_while_it_samples_and_while_it_trains(peace: tuple[RunDirectory, Watched], tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     given = words(tmp_path, "evaluation.batch_size=16")
@@ -156,7 +157,6 @@ def test_an_interval_without_records_is_refused_before_the_run_begins(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-@pytest.mark.long
 def test_two_processes_sample_each_completion_once_and_train_as_one(
     peace: tuple[RunDirectory, Watched], tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         )
 
 
+@pytest.mark.long
 def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     assert end(start(2, tmp_path, *overrides("sft", "fsdp", 2, 0), fail=1)) == [1, 1]
     assert "OSError: the network is gone" in (tmp_path / "rank1.log").read_text()

@@ -102,6 +102,7 @@ def test_an_export_keeps_the_aspect_ratio_of_its_training(tmp_path: Path) -> Non
     assert "own aspect ratio, 784 to 7000 pixels" in (tmp_path / "export" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.long
 def test_the_card_says_what_it_is(adapted: RunDirectory, tmp_path: Path) -> None:
     export_run(adapted, tmp_path / "export", merge=True)
     card = (tmp_path / "export" / "README.md").read_text("utf-8")

@@ -18,6 +18,8 @@ from medr1.workflows.evaluate import evaluate
 from medr1.workflows.train import train
 from tests.integration.conftest import FEW_IMAGES, composed, read_json, run_command, train_here
 
+pytestmark = pytest.mark.long
+
 ASKED = ("evaluation.num_generations=4", "evaluation.circular=true", "evaluation.option_probabilities=true")
 QUICK = ("debug=quick", "trainer.max_steps=1", "evaluation.limit=1", "modality=mri", "reasoning=no_think", *FEW_IMAGES)
 WITHOUT_CONTROLS = ("evaluation.blank_image=false", "evaluation.shuffled_image=false")
@@ -76,7 +78,6 @@ def test_a_stopped_evaluation_continues_with_what_is_stored(measured: RunDirecto
     assert read_json(measured.summary)["measures"] == summary
 
 
-@pytest.mark.long
 def test_evaluate_measures_a_run_and_a_model_as_it_is(measured: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "trained")
     words = (f"run={measured.path}", f"output_dir={tmp_path}", "tracking=none")
@@ -99,7 +100,6 @@ def test_evaluate_measures_a_run_and_a_model_as_it_is(measured: RunDirectory, tm
     assert len(texts[0]) == len(texts[1]) and texts[0] != texts[1], "another seed"
 
 
-@pytest.mark.long
 def test_the_runs_of_a_sweep_share_the_measures_of_the_base_and_its_report_shows_all(tmp_path: Path) -> None:
     words = ("sweep=cross_modality", "modality=ct", "algorithm=grpo,sft", "tracking=none", f"output_dir={tmp_path}")
     run_command("train.py", *words, *QUICK[:3], "reasoning=no_think", *ASKED, *WITHOUT_CONTROLS)

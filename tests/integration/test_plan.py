@@ -80,6 +80,7 @@ def test_a_plan_of_several_runs_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_plan_measures_the_time_of_real_steps(capsys: pytest.CaptureFixture[str]) -> None:
     filtered = ("data.filter.pass_rate=[0.1,0.9]", "data.filter.num_generations=2", "data.train_images_per_modality=1")
     plan(composed("train", "plan=true", "debug=quick", "algorithm=sft", "trainer=cpu", *filtered))

@@ -81,6 +81,7 @@ def test_the_log_says_what_the_run_does_and_holds_what_was_printed(finished: tup
     assert not (run.path / "train.log").exists()
 
 
+@pytest.mark.long
 def test_the_curves_are_on_disk_whatever_the_tracking_is(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
     run, _ = finished
     client, tracked = client_and_run(run)

@@ -78,6 +78,7 @@ def test_an_evaluation_is_compared_with_another_one(trained: RunDirectory, tmp_p
     assert "left out: 40 of A and 0 of B" in printed
 
 
+@pytest.mark.long
 def test_the_audit_of_several_sets_is_written(sets: list[str], tmp_path: Path) -> None:
     small = ("data.sets.phantoms.train_images_per_modality=2", "data.sets.phantoms.test_images_per_modality=2")
     run_command("evaluate.py", "audit=data", *sets, *small, f"output_dir={tmp_path}", "tracking=none")

@@ -102,6 +102,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_changes_nothing(
     assert latest is not None and latest.name == f"step={2 * iterations}.ckpt", "but it is counted"
 
 
+@pytest.mark.long
 def test_a_run_that_has_skipped_resumes_exactly(rewarded: Scripted, tmp_path: Path) -> None:
     """Killed after the skipped step: the same weights, optimizer state and counts as one left in peace."""
     words = (*SETTINGS, *SCRIPTED, "trainer.max_steps=4")
@@ -142,7 +143,11 @@ def test_a_run_that_has_skipped_resumes_exactly(rewarded: Scripted, tmp_path: Pa
             ["step 0", "lora", "not finite after"],
             marks=pytest.mark.long,
         ),
-        (("algorithm.weight_decay=1e45", "model.dtype=bfloat16"), ["step 0", "not finite after"]),
+        pytest.param(
+            ("algorithm.weight_decay=1e45", "model.dtype=bfloat16"),
+            ["step 0", "not finite after"],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
 )
@@ -158,7 +163,8 @@ def test_a_training_that_has_broken_down_stops_and_stores_nothing_of_it(
     assert skipped == list(range(1, len(skipped) + 1)) and len(skipped) < MAX_SKIPPED_IN_A_ROW
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 @pytest.mark.parametrize(
     ("changes", "named"), [((HUGE,), "optimizer steps were skipped"), (("algorithm.weight_decay=1e45",), "after the")]
 )

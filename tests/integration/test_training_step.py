@@ -81,8 +81,8 @@ def test_micro_batches_give_the_result_of_the_whole_step(changes: tuple[str, ...
 @pytest.mark.parametrize(
     "changes",
     [
-        ("algorithm=dapo", "algorithm.filter_groups=2"),
-        pytest.param(("algorithm=sft",), marks=pytest.mark.long),
+        pytest.param(("algorithm=dapo", "algorithm.filter_groups=2"), marks=pytest.mark.long),
+        ("algorithm=sft",),
         pytest.param(("algorithm=papo",), marks=pytest.mark.long),
     ],
     ids=str,

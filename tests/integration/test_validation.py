@@ -67,6 +67,7 @@ def test_training_with_validation_is_the_training_without_it(words: Sequence[str
         assert read_predictions(run.predictions(condition)) == read_predictions(without.predictions(condition))
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_is_that_of_the_best_value(tmp_path: Path) -> None:
     """With the learning rate 1, each step makes other weights, most of them bad."""
     words = (*SMALL, *VALIDATED, BEST, "algorithm.learning_rate=1e-3")
