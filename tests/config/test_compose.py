@@ -305,6 +305,7 @@ def test_neither_steps_nor_epochs_is_refused() -> None:
         check(compose("train", overrides=["trainer.max_steps=null"]))
 
 
+@pytest.mark.long
 def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
     @cache
     def name(*overrides: str) -> str:

@@ -33,7 +33,13 @@ GIVEN: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("entry", "given"), [*((entry, {}) for entry in ENTRIES), *(("ask", given) for given in GIVEN[1:])], ids=str
+    ("entry", "given"),
+    [
+        # ``load`` loads torch, which takes long.
+        *(pytest.param(entry, {}, marks=pytest.mark.long if entry == "load" else ()) for entry in ENTRIES),
+        *(("ask", given) for given in GIVEN[1:]),
+    ],
+    ids=str,
 )
 def test_every_entry_shortens_spinning(entry: str, given: dict[str, str], tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in NAMES}
