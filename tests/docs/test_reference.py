@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 
 import pytest
@@ -56,7 +56,7 @@ def test_every_setting_of_an_algorithm_is_compared_with_trl_and_verl() -> None:
 
 def test_names_of_trl_exist_in_trl() -> None:
     trl = pytest.importorskip("trl")
-    known = {name for config in ("GRPOConfig", "SFTConfig", "ModelConfig") for name in vars(getattr(trl, config)())}
+    known = {field.name for name in ("GRPOConfig", "SFTConfig", "ModelConfig") for field in fields(getattr(trl, name))}
     named = {word for s in SETTINGS for word in re.findall(r"\w+", s.trl.partition("(")[0]) if s.trl != "-"}
     assert named <= known
 
