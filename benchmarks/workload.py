@@ -69,10 +69,10 @@ class Workload:
         return [question_text(r.question, r.options, ReasoningMode.THINK_AFTER) for r in self.records()]
 
 
-def save_checkpoint(shape: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes a checkpoint with random weights."""
+def save_checkpoint(shape: str | Shape, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a checkpoint with random weights. ``shape``: sizes, or their name in ``SHAPES``."""
     tokenizer = build_tokenizer(corpus(0), 768)
-    sizes = SHAPES[shape]
+    sizes = SHAPES[shape] if isinstance(shape, str) else shape
     config = tiny_config(tokenizer) if sizes is None else _config(sizes, tokenizer)
     model = Qwen2VLForConditionalGeneration(config)
     initialize(model, 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluation, gpu_report
-from tests.integration.conftest import ROOT
+from benchmarks import evaluation, gpu_report, methods
+from tests.integration.conftest import ROOT, SMALL_RUN, run_command
 from tests.integration.vllm_environment import PYTHON, needs_vllm
 
 SMALL = ("--shape", "tiny", "--image-size", "84", "--max-completion-length", "3", "--device", "cpu")
@@ -97,3 +97,32 @@ def test_records_a_second_of_the_engines(monkeypatch: pytest.MonkeyPatch, capsys
     assert "server: not measured" in printed
     for name in ("local", "transformers"):
         assert re.search(rf"^ +{name} +\d+\.\d+ \[\d+\.\d+, \d+\.\d+\] +100%", printed, re.MULTILINE), printed
+
+
+@pytest.mark.long
+def test_the_curves_of_the_methods_are_means_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validated = ("data.validation_fraction=0.5", "trainer.eval_steps=1", "tracking=none", f"output_dir={tmp_path}")
+    run_command("train.py", "-m", "sweep=headline", *SMALL_RUN, "algorithm=sft", "seed=0,1", *validated)
+    (sweep,) = tmp_path.iterdir()
+    monkeypatch.setattr(sys, "argv", ["methods", "curves", str(sweep)])
+    methods.main()
+    lines = [file.read_text().splitlines() for file in sweep.glob("*/metrics.jsonl")]
+    last = [next(v for v in map(json.loads, reversed(of_run)) if "validation/accuracy" in v) for of_run in lines]
+    values = [100 * line["validation/accuracy"] for line in last]
+    row = f"| `sft` | {sum(values) / 2:.1f} [{min(values):.1f}, {max(values):.1f}] |"
+    assert len(values) == 2 and row in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_the_seconds_of_the_methods_have_a_ratio_to_grpo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--method", "sft", "--rounds", "1", "--steps", "4")
+    monkeypatch.setattr(sys, "argv", ["methods", "seconds", *given])
+    methods.main()
+    printed = capsys.readouterr().out
+    numbers = re.findall(r"^\| `(\w+)` \| ([\d.]+) \[[\d., ]+\] \| ([\d.]+) ", printed, re.MULTILINE)
+    assert [name for name, *_ in numbers] == ["grpo", "sft"] and numbers[0][2] == "1.00"
+    assert all(float(seconds) > 0 for _, seconds, _ in numbers)

@@ -202,7 +202,9 @@ def sides(records: list[Record]) -> list[tuple[str, str]]:
     return [(r.images[0].scanner, r.answer) for r in records if len(r.options) == 4]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("rate", [0.4, 0.65, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "rate", [0.4, 0.65, 0.9, 1.0, *(pytest.param(rate, marks=pytest.mark.long) for rate in (0.5, 0.8, 0.95))]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_shortcut_gives_the_letter_away_at_its_rate_for_every_question_type(rate: float, seed: int) -> None:
     records = make_records(World.TRAIN, seed, 150, shortcut=rate)
