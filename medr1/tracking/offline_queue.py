@@ -177,8 +177,7 @@ class OfflineQueue:
         self._num_pending += 1
 
     def _execute(self, call: Call) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+        from mlflow.entities import Metric, Param, RunTag
 
         match call["do"]:
             case "metrics":
@@ -195,14 +194,28 @@ class OfflineQueue:
                 upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
                 upload(self._run_id, str(path), call["folder"] or None)
             case "input":
-                context = InputTag(MLFLOW_DATASET_CONTEXT, call["context"])
-                self._client.log_inputs(self._run_id, [DatasetInput(Dataset(**call["dataset"]), [context])])
+                self._log_input(call["dataset"], call["context"])
             case "register":
                 self._register(call["name"], call["folder"])
             case "end":
                 self._client.set_terminated(self._run_id, call["status"], call["time"])
             case other:
                 raise ValueError(f"unknown call {other!r}")
+
+    def _log_input(self, dataset: Mapping[str, str], context: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        inputs = [DatasetInput(Dataset(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])]
+        try:
+            self._client.log_inputs(self._run_id, inputs)
+        except MlflowException as error:
+            # MLflow looks for the dataset, then adds it. If another run adds it in between, MLflow rejects the call
+            # with this code; the second call finds the dataset.
+            if error.error_code != "BAD_REQUEST":
+                raise
+            self._client.log_inputs(self._run_id, inputs)
 
     def _register(self, name: str, folder: str) -> None:
         from mlflow.exceptions import MlflowException

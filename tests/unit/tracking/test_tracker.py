@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from medr1.errors import ConfigError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, stored_run, without_password
@@ -457,6 +459,28 @@ def test_data_description_and_registered_model(start: Callable[..., Tracker], ur
     description = run.data.tags["mlflow.note.content"]
     assert len(description) <= 8000 and markdown.startswith(description) and description.endswith(" |")
     assert [file.path for file in client(uri).list_artifacts(tracker.run_id, "model")] == ["model/weights.txt"]
+
+
+def test_two_runs_that_log_their_dataset_at_the_same_moment_both_have_it(
+    start: Callable[..., Tracker], uri: str
+) -> None:
+    """MLflow looks for the dataset before it adds it: the second run adds it between the two."""
+    other, done = start(), []
+
+    def add_first(*_: Any) -> None:
+        if not done:
+            done.append(True)
+            other.log_dataset("race", "f", "/data", {}, "train")
+
+    with other, start() as tracker:
+        event.listen(Session, "before_flush", add_first)
+        try:
+            tracker.log_dataset("race", "f", "/data", {}, "train")
+        finally:
+            event.remove(Session, "before_flush", add_first)
+    assert done
+    for run_id in (tracker.run_id, other.run_id):
+        assert [used.dataset.name for used in client(uri).get_run(run_id).inputs.dataset_inputs] == ["race"]
 
 
 def test_system_metrics_are_logged_until_the_run_ends(
