@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import peft
+import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
@@ -45,7 +48,7 @@ def set_trainable(policy: Policy, *, freeze_vision_tower: bool = False, lora: Lo
         config = peft.LoraConfig(
             r=lora.r, lora_alpha=lora.lora_alpha, target_modules=_TARGET_MODULES[lora.target_modules]
         )
-        with without_peft_warnings():
+        with without_peft_warnings(), _final_precision(policy):
             policy.model = peft.get_peft_model(policy.model, config)
     if lora is not None:  # adapters are trained in float32, whatever the precision of the base
         for parameter in policy.parameters():
@@ -58,6 +61,27 @@ def set_trainable(policy: Policy, *, freeze_vision_tower: bool = False, lora: Lo
             "no weights to train: model.freeze_vision_tower=true excludes all of model.lora.target_modules"
         )
     policy.eval()
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a weight of this name belongs to a LoRA adapter."""
+    return ".lora_" in name
+
+
+@contextmanager
+def _final_precision(policy: Policy) -> Iterator[None]:
+    """Gives each weight of a policy that is not sharded yet its final dtype, without values and memory.
+
+    peft rounds a new adapter to the dtype of the weights that it is for, and does not read them.
+    """
+    weights = [] if policy.dtype is None else [(weight, weight.data) for weight in policy.parameters()]
+    for weight, data in weights:
+        weight.data = torch.empty(1, dtype=policy.dtype).expand(data.shape)
+    try:
+        yield
+    finally:
+        for weight, data in weights:
+            weight.data = data
 
 
 def make_reference(policy: Policy, *, is_sharded: bool = False) -> Policy | None:

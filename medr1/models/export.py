@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from medr1.models.adapters import is_of_adapter
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 
@@ -61,7 +62,7 @@ def save_merged_weights(policy: Policy, file: Path) -> None:
     state = {
         name.replace(".base_layer.", "."): value
         for name, value in policy.core.state_dict().items()
-        if ".lora_" not in name
+        if not is_of_adapter(name)
     }
     if isinstance(policy.model, PeftModel):
         for name, layer in policy.core.named_modules():

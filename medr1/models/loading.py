@@ -87,7 +87,7 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
     """Loads a checkpoint, with its adapter if one is given, into the memory of the CPU.
 
     Weights that have the dtype of the checkpoint are mapped from its file, so that they take no memory before they are
-    read. If they will be sharded, they have this dtype until then. Adapters need the final one.
+    read. If they will be sharded, they have this dtype until then.
 
     Only safetensors are read, and no code from the checkpoint is run. The generation config of the checkpoint
     (Qwen2.5-VL: top_k = 1) has no effect.
@@ -109,7 +109,8 @@ def load_policy(spec: ModelSpec) -> tuple[Policy, Processor]:
             f"model.path={path}: image_size={spec.image_size} is no multiple of its image token size of {token} "
             f"pixels; use image_size={fitting(spec.image_size, token)} and model.image_token_size={token}"
         )
-    is_mapped = spec.is_sharded and spec.lora is None and spec.adapter is None
+    # An adapter that will be merged needs its base in the final precision.
+    is_mapped = spec.is_sharded and (spec.adapter is None or spec.lora is not None)
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,

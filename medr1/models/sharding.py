@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.hooks import RemovableHandle
 
+from medr1.models.adapters import is_of_adapter
 from medr1.models.policy import Policy
 
 
@@ -33,8 +34,8 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     core = policy.core.model
     for group in (*core.language_model.layers, *core.visual.blocks, policy):
         if policy.dtype is not None:
-            for parameter in group.parameters():
-                if not isinstance(parameter, DTensor):
+            for name, parameter in group.named_parameters():
+                if not isinstance(parameter, DTensor) and not is_of_adapter(name):
                     parameter.data = parameter.data.to(policy.dtype)
         fully_shard(group, mesh=mesh)
     register_fsdp_forward_method(policy, "embed")
@@ -214,7 +215,7 @@ def full_state_dict(policy: Policy, directory: Path | None) -> Mapping[str, Tens
     gathered: dict[int, Tensor] = {}
     state = {}
     for name, value in policy.model.state_dict(keep_vars=True).items():
-        if isinstance(policy.model, PeftModel) and ".lora_" not in name:
+        if isinstance(policy.model, PeftModel) and not is_of_adapter(name):
             continue
         if id(value) not in gathered:
             full = full_tensor(value.detach())

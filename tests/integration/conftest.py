@@ -23,7 +23,7 @@ ROOT = CONF.parent
 MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
 
 # Synthetic images of each modality, enough for a few small steps. The default number takes seconds to make.
-FEW_IMAGES = ("data.train_images_per_modality=8", "data.test_images_per_modality=2")
+FEW_IMAGES = ("data.train_images_per_modality=8", "data.test_images_per_modality=1")
 
 # Overrides of a run that takes seconds. Tests add their own; of a setting that is given twice the last value counts.
 SMALL_RUN = (

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from medr1.config.settings import LoraConfig
 from medr1.generation.engines.local import LocalEngine
 from medr1.generation.sampling import Sampling
-from medr1.models.adapters import make_reference, set_trainable
+from medr1.models.adapters import is_of_adapter, make_reference, set_trainable
 from medr1.models.export import save_policy
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
@@ -115,6 +115,41 @@ def test_weights_stay_in_the_checkpoint_until_they_are_sharded(build, family: st
     names = list(expected)
     assert run_together(2, tmp_path, run) == [(True, [names, names]), (True, [[], []])]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["start", "store"]
+
+
+@pytest.mark.parametrize(("of_checkpoint", "dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_with_an_adapter_weights_stay_in_the_checkpoint_too(
+    build, of_checkpoint: str, dtype: str, is_trained: bool, tmp_path: Path
+) -> None:
+    """A new adapter and a trained one are those of a model that was loaded in its final precision."""
+    policy, processor = build(FAMILIES[0])
+    policy.model.to(getattr(torch, of_checkpoint))
+    save_policy(policy, processor, tmp_path / "start")
+    spec = ModelSpec(str(tmp_path / "start"), dtype=dtype, lora=LoraConfig(r=2, lora_alpha=4, target_modules="both"))
+
+    def load(spec: ModelSpec) -> Policy:
+        loaded, _ = load_policy(spec)
+        torch.manual_seed(0)
+        set_trainable(loaded, lora=spec.lora)
+        return loaded
+
+    if is_trained:
+        trained = load(spec)
+        randomize(trained, 1)
+        save_policy(trained, processor, tmp_path / "adapter")
+        spec = replace(spec, adapter=tmp_path / "adapter")
+    expected = {name: (p.dtype, p.detach().float()) for name, p in load(spec).named_parameters()}
+
+    def run(rank: int) -> Any:
+        own = load(replace(spec, is_sharded=True))
+        base = {p.dtype for name, p in own.named_parameters() if not is_of_adapter(name)}
+        shard(own, init_device_mesh("cpu", (2,)))
+        full = {name: p.full_tensor() for name, p in own.named_parameters()}  # type: ignore[operator]
+        assert full.keys() == expected.keys()
+        return base, [n for n, (t, v) in expected.items() if full[n].dtype != t or not torch.equal(full[n].float(), v)]
+
+    assert run_together(2, tmp_path, run) == [({getattr(torch, of_checkpoint)}, [])] * 2
 
 
 # The records of each process; some have none.
