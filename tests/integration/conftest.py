@@ -25,6 +25,9 @@ MINI = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
 # Synthetic images of each modality, enough for a few small steps. The default number takes seconds to make.
 FEW_IMAGES = ("data.train_images_per_modality=8", "data.test_images_per_modality=1")
 
+# Two of each modality, for what compares an image with another one.
+TWO_IMAGES = (*FEW_IMAGES, "data.test_images_per_modality=2")
+
 # Overrides of a run that takes seconds. Tests add their own; of a setting that is given twice the last value counts.
 SMALL_RUN = (
     "debug=quick",
@@ -99,6 +102,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunDire
     """One run of the command line, tracked in MLflow, and what it printed."""
     output_dir = tmp_path_factory.mktemp("finished")
     printed = run_command(
-        "train.py", "debug=quick", *FEW_IMAGES, "modality=mri", "reasoning=think_after", f"output_dir={output_dir}"
+        "train.py", "debug=quick", *TWO_IMAGES, "modality=mri", "reasoning=think_after", f"output_dir={output_dir}"
     )
     yield only_run(output_dir), printed

@@ -21,7 +21,16 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.evaluate import evaluate
 from tests.composing import composed
-from tests.integration.conftest import FEW_IMAGES, MINI, needs_mini, only_run, read_json, run_command, train_here
+from tests.integration.conftest import (
+    FEW_IMAGES,
+    MINI,
+    TWO_IMAGES,
+    needs_mini,
+    only_run,
+    read_json,
+    run_command,
+    train_here,
+)
 
 THINK = ("modality=mri", "reasoning=think_after")
 CONDITIONS = [condition.value for condition in Condition]
@@ -90,7 +99,7 @@ def test_the_curves_are_on_disk_whatever_the_tracking_is(finished: tuple[RunDire
     for name in ("train/reward", "policy_loss", "skipped_steps", "step_time"):
         history = client.get_metric_history(tracked.info.run_id, name)
         assert [m.value for m in sorted(history, key=lambda m: m.step)] == [point[name] for point in points]
-    other = train_here(tmp_path / "run", "debug=quick", *FEW_IMAGES, *THINK, "tracking=none", "evaluation.limit=1")
+    other = train_here(tmp_path / "run", "debug=quick", *TWO_IMAGES, *THINK, "tracking=none", "evaluation.limit=1")
     again = [json.loads(line) for line in other.metrics.read_text().splitlines()]
     assert [point["policy_loss"] for point in again] == pytest.approx([point["policy_loss"] for point in points])
 
@@ -118,7 +127,7 @@ def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory,
 @pytest.mark.long
 def test_evaluate_of_a_plain_model_is_the_base_row(finished: tuple[RunDirectory, str], tmp_path: Path) -> None:
     run, _ = finished
-    run_command("evaluate.py", *FEW_IMAGES, *THINK, "evaluation.limit=2", f"output_dir={tmp_path}")
+    run_command("evaluate.py", *TWO_IMAGES, *THINK, f"output_dir={tmp_path}")
     summary = read_json(only_run(tmp_path).summary)["conditions"]
     assert summary["base"] == read_json(run.summary)["conditions"]["base"]
 
@@ -153,7 +162,7 @@ def test_each_kind_of_training_ends_with_a_model_and_a_table(overrides: tuple[st
 def test_without_training_the_base_answers_and_so_do_its_controls(
     finished: tuple[RunDirectory, str], tmp_path: Path
 ) -> None:
-    settings = (*THINK, *FEW_IMAGES, "debug=quick", "tracking=none")
+    settings = (*THINK, *TWO_IMAGES, "debug=quick", "tracking=none")
     run = train_here(tmp_path / "run", "algorithm=zero_shot", *settings)
     assert not run.model.exists() and not run.predictions("trained").exists()
     assert read_predictions(run.predictions("base")) == read_predictions(finished[0].predictions("base"))

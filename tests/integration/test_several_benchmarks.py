@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medr1.runs.run_directory import RunDirectory
-from tests.integration.conftest import FEW_IMAGES, MINI, needs_mini, only_run, read_json, run_command, train_here
+from tests.integration.conftest import MINI, TWO_IMAGES, needs_mini, only_run, read_json, run_command, train_here
 from tests.miniatures import MINIATURES
 
 
@@ -17,7 +17,7 @@ from tests.miniatures import MINIATURES
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A few steps on phantoms."""
     folder = tmp_path_factory.mktemp("trained")
-    return train_here(folder / "run", "debug=quick", *FEW_IMAGES, "modality=mri", "tracking=none", "evaluation.limit=1")
+    return train_here(folder / "run", "debug=quick", *TWO_IMAGES, "modality=mri", "tracking=none", "evaluation.limit=1")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_accuracies_by_benchmark_are_those_counted_in_the_predictions(
 
 @pytest.mark.long
 def test_an_evaluation_is_compared_with_another_one(trained: RunDirectory, tmp_path: Path) -> None:
-    words = (*FEW_IMAGES, "evaluation.limit=2", "modality=mri", "tracking=none", "evaluation.blank_image=false")
+    words = (*TWO_IMAGES, "evaluation.limit=2", "modality=mri", "tracking=none", "evaluation.blank_image=false")
     run_command("evaluate.py", *words, "evaluation.shuffled_image=false", f"output_dir={tmp_path / 'base'}")
     base = only_run(tmp_path / "base")
     printed = run_command(
