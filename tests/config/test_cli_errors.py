@@ -416,9 +416,9 @@ def default() -> DictConfig:
 
 
 def is_long(index: int, line: str) -> bool:
-    """Four lines of five, and most sweeps and searches: each of their runs is composed, which takes seconds."""
+    """Nine lines of ten, and most sweeps and searches: each of their runs is composed, which takes seconds."""
     composes_several = "-m " in line or "sweep=" in line
-    return line not in ("-m modality=ct,xay", "sweep=cross_modalty") and (composes_several or index % 5 > 0)
+    return line not in ("-m modality=ct,xay", "sweep=cross_modalty") and (composes_several or index % 10 > 0)
 
 
 @pytest.mark.parametrize(
