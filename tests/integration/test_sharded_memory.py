@@ -31,7 +31,7 @@ SETTINGS = (
     "trainer.devices=4",
     "trainer.accelerator=cpu",
     "evaluation.max_completion_length=3",
-    "evaluation.batch_size=2",  # the keys and values of 32 prompts take 200 MiB
+    "evaluation.batch_size=8",  # the keys and values of 32 prompts take 200 MiB
     "evaluation.blank_image=false",
     "tracking=none",
 )

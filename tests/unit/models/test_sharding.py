@@ -24,7 +24,7 @@ from medr1.models.export import save_policy
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor, Prompt
-from medr1.models.sharding import full_state_dict, generation, shard
+from medr1.models.sharding import full_state_dict, full_tensor, generation, shard
 from tests.conftest import FAMILIES, randomize
 from tests.unit.models.processes import run_together
 
@@ -145,7 +145,7 @@ def test_with_an_adapter_weights_stay_in_the_checkpoint_too(
         own = load(replace(spec, is_sharded=True))
         base = {p.dtype for name, p in own.named_parameters() if not is_of_adapter(name)}
         shard(own, init_device_mesh("cpu", (2,)))
-        full = {name: p.full_tensor() for name, p in own.named_parameters()}  # type: ignore[operator]
+        full = {name: full_tensor(p) for name, p in own.named_parameters()}
         assert full.keys() == expected.keys()
         return base, [n for n, (t, v) in expected.items() if full[n].dtype != t or not torch.equal(full[n].float(), v)]
 
