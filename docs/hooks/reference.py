@@ -7,6 +7,7 @@ docstring ends the build.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import sys
@@ -133,13 +134,22 @@ def own_values(path: Path, prefix: str) -> dict[str, Any]:
             else:
                 flat[f"{at}{key}"] = value
 
-    walk(OmegaConf.to_container(OmegaConf.load(path)), prefix)
+    walk(_content(path), prefix)
     return flat
 
 
 def defaults_list(path: Path) -> list[Any]:
     """The defaults list of a YAML file."""
-    return list(OmegaConf.to_container(OmegaConf.load(path)).get("defaults", []))  # type: ignore[union-attr,arg-type,call-overload]
+    return list(_content(path).get("defaults", []))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.cache  # a page reads each file some twenty times, and `mkdocs serve` reads those that have changed
+def _read(path: Path, modified: int) -> dict[str, Any]:
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))
 
 
 def description(path: Path) -> str:

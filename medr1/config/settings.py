@@ -205,6 +205,13 @@ class DataConfig:
     """Share of the training images that are used for validation and not for training. 0: none.
 
     Phantoms are made for it in addition: the training records stay the same."""
+    max_train_images: int | None = field(default=None, metadata=SAME_RECORDS)
+    """Trains on the records of at most so many images of each modality, a sample. null: on all.
+
+    The sample is taken after the validation records, so that these stay the same, and depends on the contents of the
+    records alone. A smaller sample is part of a larger one.
+
+    TRL: -. verl: data.train_max_samples."""
     filter: FilterConfig = field(default_factory=FilterConfig, metadata=SAME_RECORDS)
     """Which training records are trained on, by their difficulty."""
     curriculum: Curriculum = field(default=Curriculum.none, metadata=SAME_RECORDS)
@@ -499,6 +506,9 @@ class TrainerConfig:
     """Training steps between two checkpoints.
 
     TRL: save_steps. verl: trainer.save_freq."""
+    save_model_steps: list[int] = field(default_factory=list, metadata=NEUTRAL)
+    """Training steps after which the model is stored too, in ``models/step-N`` of the run directory. Such a state is a
+    model like any other: ``model.path=RUN/models/step-N``. For full fine-tuning without sharding."""
     logging_steps: int = field(default=1, metadata=NEUTRAL)
     """Training steps between two points of the logged curves.
 

@@ -108,6 +108,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.max_images": (1, 1000),
     "data.dataloader_num_workers": (0, 256),
     "data.validation_fraction": (0, 0.9),
+    "data.max_train_images": (1, 1e9),
     "data.filter.num_generations": (1, 256),
     "data.filter.temperature": (1e-3, 100),
     "data.filter.seed": (0, 2**32 - 1),

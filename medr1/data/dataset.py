@@ -116,6 +116,9 @@ def load_dataset(
             f"{_listing('validation', dataset.validation)}\nRemedy: use data.validation_fraction without "
             "data.validation_part, or correct the part"
         )
+    if settings.max_train_images is not None:
+        train = limit_images(train, settings.max_train_images)
+        messages = [*messages, f"data.max_train_images={settings.max_train_images}: {len(train)} training records"]
     dataset = dataclasses.replace(dataset, train=train, validation=validation, messages=messages)
     return dataclasses.replace(dataset, fingerprint=_with_validation(dataset)) if validation else dataset
 
@@ -232,7 +235,23 @@ def limit_cells(records: Iterable[Record], limit: int | None) -> list[Record]:
     return [record for i, record in enumerate(records) if i in chosen]
 
 
+def limit_images(records: Iterable[Record], limit: int) -> list[Record]:
+    """The records of a sample of at most ``limit`` images of each modality, in the order of ``records``.
+
+    Like that of ``limit_cells`` the sample depends on the contents of the records alone, and a smaller one is part of a
+    larger one.
+    """
+    records = list(records)
+    images: dict[str, dict[tuple[str, str], bytes]] = defaultdict(dict)  # by modality: data set and image, hash
+    for record in records:
+        image = (record.dataset, record.image_key)
+        images[record.modality][image] = hashlib.sha256(json.dumps([_IMAGES, *image]).encode()).digest()
+    chosen = {modality: set(sorted(of, key=of.__getitem__)[:limit]) for modality, of in images.items()}
+    return [record for record in records if (record.dataset, record.image_key) in chosen[record.modality]]
+
+
 _SAMPLE = "evaluation.limit, sample 0"
+_IMAGES = "data.max_train_images, sample 0"
 
 
 def _hash(record: Record) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +25,19 @@ class ProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+
+class IntermediateModels(pl.Callback):
+    """Stores the model after each of ``steps`` training steps: calls ``store`` with the step, in rank zero."""
+
+    def __init__(self, steps: Collection[int], store: Callable[[int], None]) -> None:
+        self.steps, self.store = steps, store
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and batch.step + 1 in self.steps:
+            self.store(batch.step + 1)
 
 
 class Curves(pl.Callback):

@@ -208,6 +208,7 @@ def check_components(cfg: CommonConfig) -> None:
     if isinstance(cfg, TrainConfig):
         SOURCES[cfg.data.kind].check_training(cfg.data)
         _check_validation(cfg)
+        _check_intermediate_models(cfg)
         rewards.check(cfg.reward)
         ALGORITHMS[cfg.algorithm.kind].check(cfg)
 
@@ -269,6 +270,19 @@ def _check_validation(cfg: TrainConfig) -> None:
         )
 
 
+def _check_intermediate_models(cfg: TrainConfig) -> None:
+    steps, last = cfg.trainer.save_model_steps, cfg.trainer.max_steps
+    if not steps or not ALGORITHMS[cfg.algorithm.kind].trains:
+        return
+    given = f"trainer.save_model_steps=[{','.join(map(str, steps))}]"
+    if min(steps) < 1 or (last is not None and max(steps) > last):
+        raise ConfigError(f"{given}: use steps from 1 to trainer.max_steps={last}")
+    if cfg.model.tuning == Tuning.lora:
+        raise ConfigError(f"{given} with model.tuning=lora: an adapter is no model of its own; use model.tuning=full")
+    if cfg.trainer.is_sharded:
+        raise ConfigError(f"{given} with trainer.strategy=fsdp: no process has the whole model; use trainer=ddp")
+
+
 def _check_axes(cfg: CommonConfig) -> None:
     """Checks the selection of training records where the source knows all its values before it is loaded."""
     if isinstance(cfg, EvaluateConfig) and cfg.run is not None:
@@ -308,7 +322,7 @@ _TRAINED_RECIPE = tuple(
 # The settings of rollout engines that only an algorithm with rewards reads.
 _CORRECTION = tuple(f"rollout.{f.name}" for f in fields(ExternalRolloutConfig) if f.name not in ("name", "kind"))
 _COMPLETIONS_TABLE = ("tracking.log_completions_steps", "tracking.num_completions")
-_OF_TRAINING = (*_COMPLETIONS_TABLE, "tracking.registered_model_name")
+_OF_TRAINING = (*_COMPLETIONS_TABLE, "tracking.registered_model_name", "trainer.save_model_steps")
 DIFFICULTY = ("data.filter", "data.curriculum")  # what chooses and orders the records of a training
 _VALIDATION_RECORDS = ("validation_fraction", "validation_part", "files.validation")
 _BEST_MODEL = (

@@ -32,7 +32,7 @@ from medr1.models.processor import Processor
 from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
-from medr1.training.callbacks import Curves, ProgressBar
+from medr1.training.callbacks import Curves, IntermediateModels, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes
 from medr1.training.stability import CollapseWarning
@@ -159,6 +159,10 @@ def _fit(
     file = MetricsFile(run.metrics)
     curves = Curves(tracker, file, cfg.trainer.logging_steps)
     callbacks: list[Callback] = [ProgressBar(), curves, CollapseWarning(), *training.callbacks]
+    if at := cfg.trainer.save_model_steps:
+        callbacks.append(
+            IntermediateModels(at, lambda step: _store_model(policy, processor, run.models / f"step-{step}"))
+        )
     best: BestCheckpoint | None = None
     if cfg.trainer.eval_steps:
         validation = _validation(session, cfg, processor, file)

@@ -268,12 +268,13 @@ SWEEP_FILES = [
 @pytest.mark.parametrize("name", SWEEP_FILES)
 def test_every_sweep_composes_and_varies_its_rows(name: str) -> None:
     words = [f"sweep={name}"]
-    if name == "cross_benchmark":  # the user names the benchmarks
+    named = {"cross_benchmark": ["data.train"], "base": ["model.path"]}.get(name, [])  # by the user
+    if name == "cross_benchmark":
         words += ["data=benchmarks", "+data@data.sets.phantoms=phantoms"]
     cfg = compose("train", overrides=words, return_hydra_config=True)
     assert cfg.hydra.mode == RunMode.MULTIRUN and cfg.sweep.name == name
     axes = dict(cfg.hydra.sweeper.params)
-    assert cfg.sweep.rows in (*axes, *(["data.train"] if name == "cross_benchmark" else []))
+    assert cfg.sweep.rows in (*axes, *named)
     for key, values in axes.items():
         for value in str(values).split(","):
             check(compose("train", overrides=[*words, f"{key}={value}"]))

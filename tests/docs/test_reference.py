@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import sys
 from dataclasses import dataclass, fields
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -26,12 +28,16 @@ def _load() -> ModuleType:
 
 
 reference = _load()
-SETTINGS = reference.all_settings()
+
+
+@functools.cache
+def all_settings() -> list[Any]:
+    return list(reference.all_settings())
 
 
 def test_every_key_of_conf_is_a_documented_setting() -> None:
-    documented = {setting.key for setting in SETTINGS}
-    free = tuple(f"{setting.key}." for setting in SETTINGS if "dict[" in setting.type)  # such as reward.functions
+    documented = {setting.key for setting in all_settings()}
+    free = tuple(f"{setting.key}." for setting in all_settings() if "dict[" in setting.type)  # such as reward.functions
     for group in (*reference.GROUPS, *reference.PRESETS):
         prefix = f"{group}." if group in reference.GROUPS else ""
         for path in reference.options(group).values():
@@ -40,7 +46,7 @@ def test_every_key_of_conf_is_a_documented_setting() -> None:
 
 
 def test_every_setting_has_a_meaning_in_whole_sentences() -> None:
-    for setting in SETTINGS:
+    for setting in all_settings():
         assert setting.meaning.endswith("."), setting
 
 
@@ -57,7 +63,7 @@ def test_every_setting_of_an_algorithm_is_compared_with_trl_and_verl() -> None:
 def test_names_of_trl_exist_in_trl() -> None:
     trl = pytest.importorskip("trl")
     known = {field.name for name in ("GRPOConfig", "SFTConfig", "ModelConfig") for field in fields(getattr(trl, name))}
-    named = {word for s in SETTINGS for word in re.findall(r"\w+", s.trl.partition("(")[0]) if s.trl != "-"}
+    named = {word for s in all_settings() for word in re.findall(r"\w+", s.trl.partition("(")[0]) if s.trl != "-"}
     assert named <= known
 
 
@@ -75,7 +81,7 @@ def test_a_setting_without_docstring_ends_the_build() -> None:
 def test_the_page_has_a_row_for_each_setting_and_option() -> None:
     page = reference.on_page_markdown("# Title\n\n<!-- generated: configuration -->\n")
     assert page.startswith("# Title") and "<!--" not in page
-    for setting in SETTINGS:
+    for setting in all_settings():
         assert f"| `{setting.key}` |" in page
     for group in (*reference.GROUPS, *reference.PRESETS):
         for option in reference.options(group):

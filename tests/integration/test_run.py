@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
@@ -17,13 +18,16 @@ from medr1.data.sources.phantoms.records import World, make_records
 from medr1.evaluation.image_ablation import shuffled_images
 from medr1.evaluation.metrics import compare, metric_items, summarise
 from medr1.evaluation.predictions import Condition, read_predictions
+from medr1.models.loading import load_policy
 from medr1.runs.run_directory import RunDirectory
 from medr1.tracking.address import stored_run
 from medr1.workflows.evaluate import evaluate
+from medr1.workflows.local_model import model_spec
 from tests.composing import composed
 from tests.integration.conftest import (
     FEW_IMAGES,
     MINI,
+    SMALL_RUN,
     TWO_IMAGES,
     needs_mini,
     only_run,
@@ -102,6 +106,23 @@ def test_the_curves_are_on_disk_whatever_the_tracking_is(finished: tuple[RunDire
     other = train_here(tmp_path / "run", "debug=quick", *TWO_IMAGES, *THINK, "tracking=none", "evaluation.limit=1")
     again = [json.loads(line) for line in other.metrics.read_text().splitlines()]
     assert [point["policy_loss"] for point in again] == pytest.approx([point["policy_loss"] for point in points])
+
+
+def test_states_along_a_training_are_models(tmp_path: Path) -> None:
+    words = ("algorithm=sft", "trainer.save_model_steps=[1,2]", "evaluation.blank_image=false", "tracking=none")
+    run = train_here(tmp_path / "run", *SMALL_RUN, *words)
+    cfg = composed("train")
+    base, first, second, last = (
+        load_file(place / "model.safetensors")
+        for place in (Path(cfg.model.path), run.models / "step-1", run.models / "step-2", run.model)
+    )
+    assert all(torch.equal(value, last[name]) for name, value in second.items())
+    for state in (first, second):
+        assert not torch.equal(state["lm_head.weight"], base["lm_head.weight"])
+    assert not torch.equal(first["lm_head.weight"], second["lm_head.weight"])
+    policy, processor = load_policy(model_spec(composed("train", f"model.path={run.models}/step-1")))
+    assert all(torch.equal(value, first[name]) for name, value in policy.core.state_dict().items() if name in first)
+    assert processor.tokenizer.chat_template
 
 
 def test_every_test_record_of_every_modality_is_answered_once_in_each_condition(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def room(path: Path) -> str:
     return name.removesuffix(".py")
 
 
-def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, everywhere: bool = True) -> list[str]:
     """Dotted names that a file imports; ``everywhere=False``: those that are executed when it is imported itself."""
+    return list(_imports(path, everywhere))
+
+
+def _imports(path: Path, everywhere: bool) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden: set[ast.AST] = set()
     for node in ast.walk(tree):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from medr1.config.enums import Resize
 from medr1.config.settings import DataConfig
-from medr1.data.dataset import Dataset, Selection, limit_cells, load_dataset, select
+from medr1.data.dataset import Dataset, Selection, limit_cells, limit_images, load_dataset, select
 from medr1.data.images import FileImage
 from medr1.data.sources import SOURCES
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
@@ -182,6 +182,30 @@ def test_fewer_places_than_data_sets_go_to_different_ones() -> None:
 def test_the_sample_is_spread_over_images(images: int, questions: int, limit: int) -> None:
     per_image = Counter(r.image_key for r in limit_cells(collected(("D", images, questions)), limit))
     assert len(per_image) == min(images, limit) and max(per_image.values()) - min(per_image.values()) <= 1
+
+
+def test_training_on_few_images_keeps_all_their_questions_and_the_other_parts() -> None:
+    def loaded(limit: int | None) -> Dataset:
+        settings = phantoms(train_images_per_modality=12, validation_fraction=0.5, max_train_images=limit)
+        return load_dataset(settings, "all", "all")
+
+    whole, parts = loaded(None), [loaded(limit) for limit in (1, 3, 7, 99)]
+    assert parts[-1].train == whole.train
+    for part, images in zip(parts, (1, 3, 7, 12), strict=True):
+        assert Counter(r.modality for r in part.train) == dict.fromkeys(Modality, 5 * images)
+        assert len({r.image_key for r in part.train}) == 8 * images
+        assert part.train == [record for record in whole.train if record in part.train]
+        assert (part.validation, part.test) == (whole.validation, whole.test)
+    for smaller, larger in pairwise(parts):
+        assert {r.id for r in smaller.train} < {r.id for r in larger.train}
+    assert [r for r in parts[1].train if r.modality == "ct"] != whole.train[:15], "a sample, not the first images"
+
+
+def test_images_of_the_same_name_in_two_data_sets_are_two_images() -> None:
+    records = collected(("D", 10, 2), ("E", 10, 3))
+    assert limit_images(records[::-1], 6) == limit_images(records, 6)[::-1]
+    assert len({(r.dataset, r.image_key) for r in limit_images(records, 6)}) == 6
+    assert limit_images(records, 20) == records
 
 
 @needs_mini

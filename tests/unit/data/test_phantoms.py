@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -36,11 +36,20 @@ from medr1.domain.records import LETTERS, Modality, QuestionType, Record, check_
 from medr1.evaluation.option_prior import OptionPrior
 
 ROOT = Path(__file__).resolve().parents[3]
-# The sizes of the shipped config.
-TRAIN = make_records(World.TRAIN, 0, 400)
-TEST = make_records(World.TEST, 0, 80)
 UNLIKELY = 1e-4
 PUBLISHED = ["6625d773a55646e4", "12b30663866a43f6"]
+
+
+@cache
+def train_set() -> list[Record]:
+    """The training records of the shipped config."""
+    return make_records(World.TRAIN, 0, 400)
+
+
+@cache
+def held_out_set() -> list[Record]:
+    """The test records of the shipped config."""
+    return make_records(World.TEST, 0, 80)
 
 
 def phantoms(records: Iterable[Record]) -> list[Phantom]:
@@ -66,7 +75,7 @@ def test_the_same_seed_and_index_give_the_same_image_and_question() -> None:
         assert one == two and digest(one) == digest(two)
     assert make_records(World.TEST, 3, 2) == make_records(World.TEST, 3, 2)
     # More images do not change the first ones.
-    assert make_records(World.TRAIN, 0, 3)[:15] == TRAIN[:15]
+    assert make_records(World.TRAIN, 0, 3)[:15] == train_set()[:15]
 
 
 def test_another_process_draws_the_same() -> None:
@@ -95,16 +104,16 @@ def test_worlds_seeds_and_indices_share_no_image() -> None:
 
 
 def test_every_image_has_one_question_of_each_type() -> None:
-    for records, images in ((TRAIN, 400), (TEST, 80)):
+    for records, images in ((train_set(), 400), (held_out_set(), 80)):
         cells = Counter((r.modality, r.question_type) for r in records)
         assert cells == {(m, q): images for m in Modality for q in QuestionType}
         assert len({r.id for r in records}) == len(records) == 5 * len(phantoms(records))
-    assert {r.id for r in TRAIN}.isdisjoint(r.id for r in TEST)
-    assert {(r.question_type, r.question) for r in TRAIN} == {(q, t) for q, both in QUESTIONS.items() for t in both}
+    assert {r.id for r in train_set()}.isdisjoint(r.id for r in held_out_set())
+    assert {(r.question_type, r.question) for r in train_set()} == {(q, t) for q, both in QUESTIONS.items() for t in both}
 
 
 def test_options_are_the_values_within_the_modality_and_the_answer_is_correct() -> None:
-    for record in (*TRAIN[::3], *TEST):
+    for record in (*train_set()[::3], *held_out_set()):
         phantom = record.images[0]
         assert isinstance(phantom, Phantom) and phantom.modality is record.modality
         assert sorted(record.options.values()) == sorted(choices(record.question_type, record.modality))
@@ -114,7 +123,7 @@ def test_options_are_the_values_within_the_modality_and_the_answer_is_correct() 
 
 
 def test_the_rationale_names_the_correct_option_only() -> None:
-    for record in TEST:
+    for record in held_out_set():
         assert NAMES[record.modality] in record.rationale
         said = re.findall(r"\w+", record.rationale)
         named = [text for text in record.options.values() if text in said]
@@ -123,7 +132,7 @@ def test_the_rationale_names_the_correct_option_only() -> None:
 
 @pytest.mark.parametrize("modality", list(Modality))
 def test_attributes_are_uniform_and_independent(modality: Modality) -> None:
-    drawn = [p for p in phantoms(TRAIN) if p.modality is modality]
+    drawn = [p for p in phantoms(train_set()) if p.modality is modality]
     for kind in QuestionType:
         counts = Counter(p.value(kind) for p in drawn)
         assert set(counts) == set(choices(kind, modality))
@@ -142,12 +151,12 @@ def independent(pairs: Iterable[tuple[str, str]]) -> bool:
 
 def test_the_held_out_scanner_takes_half_of_the_test_and_nothing_else() -> None:
     held_out = SCANNERS[-1]
-    assert {p.scanner for p in phantoms(TRAIN)} == set(SCANNERS[:-1])
+    assert {p.scanner for p in phantoms(train_set())} == set(SCANNERS[:-1])
     base = [make_phantom(World.BASE, 0, modality, i) for modality in Modality for i in range(100)]
     assert {p.scanner for p in base} == set(SCANNERS[:-1])
-    taken = [p.scanner == held_out for p in phantoms(TEST)]
+    taken = [p.scanner == held_out for p in phantoms(held_out_set())]
     assert abs(sum(taken) - len(taken) / 2) < 3 * np.sqrt(len(taken) / 4)
-    assert {p.scanner for p in phantoms(TEST)} == set(SCANNERS)
+    assert {p.scanner for p in phantoms(held_out_set())} == set(SCANNERS)
 
 
 def test_a_scanner_changes_only_the_last_drawing_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,13 +267,13 @@ def test_up_to_chance_the_shortcut_changes_nothing(rate: float) -> None:
 
 
 def test_the_data_without_shortcut_is_that_of_the_published_numbers() -> None:
-    texts = [f"[{', '.join(map(fingerprinted, records))}]" for records in (TRAIN, TEST)]
+    texts = [f"[{', '.join(map(fingerprinted, records))}]" for records in (train_set(), held_out_set())]
     digests = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
     assert digests == PUBLISHED
 
 
 def test_without_a_shortcut_scanner_and_letter_are_independent() -> None:
-    assert independent(sides(TRAIN)) and independent(sides(TEST))
+    assert independent(sides(train_set())) and independent(sides(held_out_set()))
 
 
 SLICES = {
@@ -276,7 +285,7 @@ SLICES = {
 
 @pytest.mark.parametrize("slice_", SLICES)
 def test_option_prior_and_letter_prior_stay_at_chance_in_domain(slice_: str) -> None:
-    train, test = [r for r in TRAIN if SLICES[slice_](r)], [r for r in TEST if SLICES[slice_](r)]
+    train, test = [r for r in train_set() if SLICES[slice_](r)], [r for r in held_out_set() if SLICES[slice_](r)]
     assert abs(sigmas_above_chance(test, OptionPrior.fit(train).predict)) < 3
     # The letter that was correct most often, over all questions and for each wording.
     for place in (lambda r: "", lambda r: r.question):
@@ -305,10 +314,10 @@ def test_surface_cues_do_not_predict_the_answer(cue: str) -> None:
         values = sorted((CUES[cue](text) for text in record.options.values()), reverse=True)  # type: ignore[type-var]
         return values[0] != values[1]
 
-    told = [record for record in TRAIN if stands_out(record)]
+    told = [record for record in train_set() if stands_out(record)]
     assert len(told) >= 400
     assert abs(sigmas_above_chance(told, lambda r: max(r.options, key=lambda a: CUES[cue](r.options[a])))) < 3  # type: ignore[arg-type, return-value]
 
 
 def test_options_are_single_words_without_punctuation() -> None:
-    assert all(text.isalnum() for record in TRAIN for text in record.options.values())
+    assert all(text.isalnum() for record in train_set() for text in record.options.values())
