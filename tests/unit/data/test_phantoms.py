@@ -109,7 +109,9 @@ def test_every_image_has_one_question_of_each_type() -> None:
         assert cells == {(m, q): images for m in Modality for q in QuestionType}
         assert len({r.id for r in records}) == len(records) == 5 * len(phantoms(records))
     assert {r.id for r in train_set()}.isdisjoint(r.id for r in held_out_set())
-    assert {(r.question_type, r.question) for r in train_set()} == {(q, t) for q, both in QUESTIONS.items() for t in both}
+    assert {(r.question_type, r.question) for r in train_set()} == {
+        (q, t) for q, both in QUESTIONS.items() for t in both
+    }
 
 
 def test_options_are_the_values_within_the_modality_and_the_answer_is_correct() -> None:
