@@ -42,7 +42,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":", "-.")
 _METHOD_COLOURS = {"base": "#BBBBBB", "grpo": "#0072B2", "sft": "#D55E00", "papo": "#009E73", "gdpo": "#CC79A7"}
 _EMPTY, _UNDECIDED = "#F2F2F2", "#6E6E6E"  # a cell without a colour, and the digits in it
-_COLUMN, _PAGE = 3.49, 7.16  # inches: one and two columns of an IEEE journal
+_COLUMN, PAGE_WIDTH = 3.49, 7.16  # inches: one and two columns of an IEEE journal
 # Inches in a heatmap: cell width, row height, reference row height, gap between blocks, margin, height of a text line.
 _CELL, _ROW, _REFERENCE, _GAP, _PAD, _LINE = 0.65, 0.36, 0.27, 0.09, 0.08, 0.125
 
@@ -163,7 +163,7 @@ def _heatmap(
     scale: str,
 ) -> Figure:
     """Draws a heatmap. The layout is in inches and follows the measured texts, so that long names do not overlap."""
-    with _style():
+    with style():
         heads = {column: _wrap(label(column), 11, 3) for group in groups for column in group}
         upright = max(map(_width, heads.values())) > _CELL - 0.02
         if upright:
@@ -236,7 +236,7 @@ def method_colours(names: Iterable[str]) -> dict[str, str]:
 
     Series with the colour of an earlier one, such as two settings of a method, get the next free colour.
     """
-    with _style():
+    with style():
         palette = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
     free = sorted(palette, key=lambda colour: colour in _METHOD_COLOURS.values())
     found: dict[str, str] = {}
@@ -254,7 +254,7 @@ def overview(series: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, 
     ``chance``: by column, in the order of the bars.
     """
     columns, colours = list(chance), method_colours(series)
-    with _style():
+    with style():
         figure, axes = _plot(len(columns), [*series, "Chance"])
         axes.set(ylabel="Accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(columns) - 0.4))
         for i, (name, values) in enumerate(series.items()):
@@ -273,7 +273,7 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
     """Rates of several series with their intervals: lines with bands over numbers, points side by side over names."""
     places = list(dict.fromkeys(x for points in series.values() for x, _ in points))
     named, colours = any(isinstance(x, str) for x in places), method_colours(series)
-    with _style():
+    with style():
         figure, axes = _plot(len(places) if named else 1, list(series))
         axes.grid(axis="y")
         for i, (name, points) in enumerate(series.items()):
@@ -306,10 +306,10 @@ RELIABILITY = (
 
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
     """A panel for each model: accuracy against confidence in bins, over the share of records in each bin."""
-    with _style():
+    with style():
         columns = min(4, len(calibrations))
         rows = -(-len(calibrations) // columns)
-        figure = Figure((_PAGE / 4 * columns, 2.3 * rows), layout="constrained")
+        figure = Figure((PAGE_WIDTH / 4 * columns, 2.3 * rows), layout="constrained")
         grid = figure.subplots(2 * rows, columns, sharex=True, squeeze=False, height_ratios=[3, 1] * rows)
         for unused in range(len(calibrations), rows * columns):
             for axes in grid[2 * (unused // columns) :, unused % columns][:2]:
@@ -340,7 +340,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
 
 def search_history(trials: Mapping[str, Mapping[int, float]], metric: str, *, maximize: bool) -> Figure:
     """The value of each trial of a search by its number, and as a line the best value so far. One series a search."""
-    with _style():
+    with style():
         figure, axes = _plot(1, list(trials))
         axes.grid(axis="y")
         for i, (name, values) in enumerate(trials.items()):
@@ -370,9 +370,9 @@ def curves(runs: Sequence[Curve]) -> Figure:
     Lines are running means of 5 values, drawn over the faint values. Dashed: the highest possible reward.
     """
     methods, rows = list(dict.fromkeys(r.method for r in runs)), list(dict.fromkeys(r.row for r in runs))
-    with _style():
-        height = 0.45 + 1.75 * len(methods) + 0.16 * _legend_shape(rows, _PAGE)[1]
-        figure = Figure((_PAGE, height), layout="constrained")
+    with style():
+        height = 0.45 + 1.75 * len(methods) + 0.16 * _legend_shape(rows, PAGE_WIDTH)[1]
+        figure = Figure((PAGE_WIDTH, height), layout="constrained")
         panels = figure.subplots(len(methods), len(CURVES), squeeze=False, sharex=True, sharey="col")
         cycle = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
         for run in runs:
@@ -410,8 +410,8 @@ def run_curves(values: Mapping[str, Sequence[tuple[int, float]]], maximum: float
         "Completion length (tokens)": ["completion_length"],
     }
     drawn = {title: shown for title, names in panels.items() if (shown := [n for n in names if values.get(n)])}
-    with _style():
-        figure = Figure((max(_PAGE * len(drawn) / 3, _COLUMN), 2.3), layout="constrained")
+    with style():
+        figure = Figure((max(PAGE_WIDTH * len(drawn) / 3, _COLUMN), 2.3), layout="constrained")
         for axes, (title, names) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
             percent_of = 100 if title.endswith("(%)") else 1
             for i, name in enumerate(names):
@@ -460,7 +460,7 @@ def _begin_at_zero(axes: Axes) -> None:
 
 def save_png(figure: Figure, file: Path) -> None:
     """Writes a figure as PNG (200 dpi). The same figure gives the same bytes."""
-    with _style(), atomic_write(file) as target:
+    with style(), atomic_write(file) as target:
         figure.savefig(target, format="png", dpi=200, metadata={"Software": None})
 
 
@@ -469,19 +469,20 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     folder.mkdir(parents=True, exist_ok=True)
     without = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
-    with _style():
+    with style():
         for kind in FORMATS:
             figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict.fromkeys(without[kind]))
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """The look of all figures."""
     with as_file(files("medr1.reporting") / "templates" / "figures.mplstyle") as path, mpl.rc_context(fname=path):
         yield
 
 
 def _plot(places: int, names: Sequence[str]) -> tuple[Figure, Axes]:
-    width = _PAGE if places > 4 else _COLUMN
+    width = PAGE_WIDTH if places > 4 else _COLUMN
     figure = Figure((width, 2.35 + 0.16 * _legend_shape(names, width)[1]), layout="constrained")
     return figure, figure.add_subplot()
 

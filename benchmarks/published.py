@@ -1,0 +1,172 @@
+"""The completions of published runs, small enough for the repository: one file of each sweep in benchmarks/published/.
+
+A file is JSON, compressed with xz. Of each run it has the settings, the completions of all conditions in the order of
+the test records, and the curves of validation. The test records are phantoms and are drawn again; a digest guards that
+they are those of the runs. docs/med-r1/results.md is computed from these files by ``benchmarks.results``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from medr1.atomic_write import atomic_write, read_json
+from medr1.config.settings import TrainConfig
+from medr1.data.sources.phantoms import PhantomsConfig
+from medr1.data.sources.phantoms.records import World, fingerprinted, make_records
+from medr1.domain.reasoning import ReasoningMode
+from medr1.domain.records import Modality, Record
+from medr1.evaluation.predictions import Condition, Prediction, prediction, read_predictions
+from medr1.runs.sweep import State, SweepDirectory
+from medr1.tracking.metrics_file import MetricsFile
+
+FOLDER = Path(__file__).parent / "published"
+_SIDE = 84  # pixels of the drawings in the digest
+_CURVES = "validation/"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRun:
+    """One finished run. ``texts``: the completions by condition. ``curves``: (step, value) by metric of validation.
+
+    ``axes``: the values of the settings that the sweep varies. ``modality`` and ``question_type``: of the training
+    records. ``best_step``: the step whose model was tested, or None for the last one. ``seconds``: its duration.
+    """
+
+    name: str
+    axes: Mapping[str, str]
+    algorithm: str
+    modality: str
+    question_type: str
+    reasoning: str
+    texts: Mapping[str, Sequence[str]]
+    curves: Mapping[str, Sequence[tuple[int, float]]]
+    best_step: int | None
+    seconds: float | None
+
+    def predictions(self, records: Sequence[Record]) -> dict[str, list[Prediction]]:
+        """The completions, read as in the run. Their lengths are not stored and are 0."""
+        mode = ReasoningMode(self.reasoning)
+        return {
+            condition: [
+                prediction(record, condition, mode, text, length=0, truncated=False)
+                for record, text in zip(records, texts, strict=True)
+            ]
+            for condition, texts in self.texts.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedSweep:
+    """The runs of a sweep. ``rows`` and ``columns``: the axes of its tables. ``commits``: those that the runs used."""
+
+    name: str
+    command: str
+    rows: str
+    columns: str
+    seed: int
+    images_per_modality: int
+    digest: str
+    commits: Sequence[str]
+    runs: Sequence[PublishedRun]
+
+    def records(self) -> list[Record]:
+        """The test records.
+
+        Raises:
+            SystemExit: they are not those of the runs.
+        """
+        if _digest(self.seed, self.images_per_modality) != self.digest:
+            raise SystemExit(f"{self.name}: phantoms have changed since these runs; repeat {self.command}")
+        return _records(self.seed, self.images_per_modality)
+
+
+def store(place: Path, name: str) -> Path:
+    """Writes the finished runs of a sweep as ``name``; returns the file.
+
+    Raises:
+        SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record.
+    """
+    directory = SweepDirectory(place)
+    manifest = directory.read()
+    runs, worlds, commits = [], set(), set()
+    for run_name in manifest.wanted:
+        run = directory.run(run_name)
+        if (state := directory.state(run_name)) != State.FINISHED:
+            raise SystemExit(f"{place}: the run {run_name} is {state.value}; repeat the command of the sweep")
+        cfg = run.stored_config(TrainConfig)
+        if not isinstance(cfg.data, PhantomsConfig):
+            raise SystemExit(f"{place}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
+        worlds.add((cfg.data.seed, cfg.data.test_images_per_modality))
+        records = _records(cfg.data.seed, cfg.data.test_images_per_modality)
+        curves = MetricsFile(run.metrics).read()
+        runs.append(
+            PublishedRun(
+                name=run_name,
+                axes=manifest.jobs[run_name].axes,
+                algorithm=cfg.algorithm.name,
+                modality=cfg.modality.name,
+                question_type=cfg.question_type.name,
+                reasoning=str(cfg.reasoning.mode),
+                texts={
+                    str(condition): _texts(run.predictions(condition), records)
+                    for condition in Condition
+                    if run.predictions(condition).is_file()
+                },
+                curves={metric: values for metric, values in curves.items() if metric.startswith(_CURVES)},
+                best_step=read_json(run.best)["step"] if run.best.is_file() else None,
+                seconds=directory.seconds(run_name),
+            )
+        )
+        commits.add(str(read_json(run.environment)["git_commit"]))
+    if len(worlds) != 1:
+        raise SystemExit(f"{place}: its runs have {len(worlds)} different test sets")
+    ((seed, images),) = worlds
+    sweep = PublishedSweep(
+        name=name,
+        command=" ".join(["python train.py", *manifest.command]),
+        rows=manifest.rows,
+        columns=manifest.columns,
+        seed=seed,
+        images_per_modality=images,
+        digest=_digest(seed, images),
+        commits=sorted(commits),
+        runs=runs,
+    )
+    target = FOLDER / f"{name}.json.xz"
+    with atomic_write(target) as file:
+        file.write(lzma.compress(json.dumps(asdict(sweep), sort_keys=True).encode(), preset=9))
+    return target
+
+
+def load(file: Path) -> PublishedSweep:
+    stored: dict[str, Any] = json.loads(lzma.decompress(file.read_bytes()))
+    return PublishedSweep(**{**stored, "runs": [PublishedRun(**run) for run in stored["runs"]]})
+
+
+def _texts(file: Path, records: Sequence[Record]) -> list[str]:
+    text = {line.record: line.text for line in read_predictions(file)}
+    if text.keys() != {record.id for record in records}:
+        raise SystemExit(f"{file}: {len(text)} predictions for {len(records)} test records; leave out evaluation.limit")
+    return [text[record.id] for record in records]
+
+
+@cache
+def _records(seed: int, images_per_modality: int) -> list[Record]:
+    return make_records(World.TEST, seed, images_per_modality)
+
+
+@cache
+def _digest(seed: int, images_per_modality: int) -> str:
+    """Of all questions and of one drawn image of each modality."""
+    records = _records(seed, images_per_modality)
+    digest = hashlib.sha256("".join(map(fingerprinted, records)).encode())
+    for record in records[:: len(records) // len(Modality)]:
+        digest.update(record.images[0].load(_SIDE).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,188 @@
+"""The published runs and the page that is computed from them."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from benchmarks import published, results
+from benchmarks.published import PublishedRun, PublishedSweep
+from benchmarks.results import Claim, Sweep, at_plateau, claims_part, crossing, map_part, parts, write_page
+from medr1.atomic_write import write_json
+from medr1.domain.reasoning import ReasoningMode, target_text
+from medr1.domain.records import Record
+from medr1.evaluation.predictions import Condition, prediction, write_predictions
+from medr1.evaluation.statistics import Estimate
+from medr1.runs.run_directory import RunDirectory
+from medr1.runs.sweep import Job, Manifest, SweepDirectory
+from tests.composing import composed
+
+IMAGES = 3
+RECORDS = published._records(0, IMAGES)
+RISING = {"validation/accuracy": [(50 * i, 0.1 * i) for i in range(9)]}
+FLAT = {"validation/accuracy": [(50 * i, min(0.1 * i, 0.1)) for i in range(9)]}
+
+
+def texts(right: float, seed: int) -> list[str]:
+    """Completions of which about this share is correct; a tenth can only be read leniently."""
+    rng = random.Random(seed)
+    found = []
+    for record in RECORDS:
+        wrong = next(letter for letter in record.options if letter != record.answer)
+        letter = record.answer if rng.random() < right else wrong
+        found.append(target_text(ReasoningMode.NO_THINK, letter) if rng.random() < 0.9 else f"The answer is {letter}")
+    return found
+
+
+def run(number: int, axes: dict[str, str], right: float) -> PublishedRun:
+    conditions = {"base": texts(0.3, 100), "trained": texts(right, number), "blank_image": texts(0.25, 200 + number)}
+    method = axes["algorithm"]
+    return PublishedRun(str(number), axes, method, "mri", "all", "no_think", conditions, FLAT, 300, 1.0)
+
+
+@pytest.fixture(scope="module")
+def scarcity() -> Sweep:
+    """GRPO is better with few images, SFT with many."""
+    right = {("10", "grpo"): 0.7, ("10", "sft"): 0.4, ("400", "grpo"): 0.5, ("400", "sft"): 0.9}
+    runs = [
+        run(2 * number + seed, {"data.max_train_images": images, "algorithm": method, "seed": str(seed)}, share)
+        for number, ((images, method), share) in enumerate(right.items())
+        for seed in (0, 1)
+    ]
+    digest = published._digest(0, IMAGES)
+    rows = "data.max_train_images"
+    return Sweep(PublishedSweep("scarcity", "python", rows, "modality", 0, IMAGES, digest, ["c"], runs))
+
+
+def share(run: PublishedRun, condition: str, records: list[Record]) -> float:
+    """Counted without any function of the page."""
+    places = [RECORDS.index(record) for record in records]
+    return sum(f"<answer>{RECORDS[i].answer}</answer>" == run.texts[condition][i] for i in places) / len(places)
+
+
+def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> None:
+    home = [record for record in RECORDS if record.modality == "mri"]
+    away = [record for record in RECORDS if record.modality != "mri"]
+    axis = "data.max_train_images"
+    table = map_part(scarcity, axis, "Training images").split("\n\n")[0].splitlines()
+    for line in table[2:]:
+        value, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        numbers = [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in cells]
+        for column, records in ((0, home), (3, away)):
+            grpo, sft = (
+                np.mean([share(run, "trained", records) for run in scarcity.seeds(**{axis: value}, algorithm=method)])
+                for method in ("grpo", "sft")
+            )
+            expected = [100 * grpo, 100 * sft, 100 * (grpo - sft)]
+            assert numbers[column : column + 3] == pytest.approx(expected, abs=0.051)
+    assert table[2].startswith("| 10 |") and table[3].startswith("| 400 |")
+
+
+def test_the_map_says_where_the_curves_cross(scarcity: Sweep) -> None:
+    text = map_part(scarcity, "data.max_train_images", "Training images")
+    assert "On the others: The curves cross at" in text and "100 % of the resamples" in text
+
+
+def test_crossings_are_interpolated_on_a_log_scale() -> None:
+    assert crossing([10, 1000], np.array([1.0, -1.0])) == pytest.approx(100)
+    assert crossing([10, 100, 1000], np.array([3.0, 2.0, -1.0])) == pytest.approx(10 ** (2 + 2 / 3))
+    assert crossing([10, 100], np.array([3.0, 2.0])) is None
+
+
+def test_a_run_that_still_rises_is_not_at_a_plateau(scarcity: Sweep) -> None:
+    first = scarcity.published.runs[0]
+    assert at_plateau(first) and not at_plateau(replace(first, curves=RISING))
+    assert not at_plateau(replace(first, curves={"validation/accuracy": [(0, 0.5)] * 7})), "too few to tell"
+    rising = Sweep(replace(scarcity.published, runs=[replace(r, curves=RISING) for r in scarcity.published.runs]))
+    assert map_part(rising, "data.max_train_images", "n").count("not at a plateau") == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "as_equivalence"),
+    [
+        (0.001, 0.2, "holds", "cannot"),
+        (0.04, 0.2, "holds", "does not hold"),
+        (-0.2, -0.001, "does not hold", "cannot"),
+        (-0.02, 0.02, "does not hold", "holds"),
+        (-0.02, 0.05, "cannot", "cannot"),
+        (-0.08, 0.02, "cannot", "cannot"),
+    ],
+)
+def test_the_interval_decides(low: float, high: float, verdict: str, as_equivalence: str) -> None:
+    effect = Estimate((low + high) / 2, low, high)
+    assert Claim("c", effect, 3).verdict.startswith(verdict)
+    assert Claim("c", effect, 3, is_equivalence=True).verdict.startswith(as_equivalence)
+
+
+def test_the_seeds_that_would_decide() -> None:
+    open_ = Claim("c", Estimate(0.02, -0.02, 0.06), 3)
+    assert open_.verdict == "cannot be settled here; about 12 seeds would"  # half width 4 points to 2
+    assert math.isclose(open_.effect.value, 0.02)
+    same = Claim("c", Estimate(0.01, -0.03, 0.05), 3, is_equivalence=True)
+    assert same.needed == "about 12 seeds would"  # half width 4 points to 2
+
+
+def test_a_claim_without_runs_says_so(scarcity: Sweep) -> None:
+    assert claims_part({"scarcity": scarcity}).count("| | not run yet |") == 9
+
+
+def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    names = parts({})
+    page.write_text("# Title\n" + "".join(f"Text {n}.\n<!-- results: {n} -->\nold\n<!-- end -->\n" for n in names))
+    write_page(page, {"scarcity": scarcity})
+    once = page.read_text()
+    assert "old" not in once and all(f"Text {name}.\n<!-- results: {name} -->" in once for name in names)
+    assert map_part(scarcity, "data.max_train_images", "Training images").splitlines()[2] in once
+    write_page(page, {"scarcity": scarcity})
+    assert page.read_text() == once
+    page.write_text("# Title\n")
+    with pytest.raises(SystemExit, match="no place for claims"):
+        write_page(page, {})
+
+
+def test_figures_are_drawn(scarcity: Sweep, tmp_path: Path) -> None:
+    headline = Sweep(
+        replace(scarcity.published, runs=[run for run in scarcity.published.runs if "10" in run.axes.values()])
+    )
+    results.write_figures(tmp_path, {"scarcity": scarcity, "headline": headline})
+    assert {file.name for file in tmp_path.iterdir()} == {"scarcity.png", "headline_curves.png"}
+
+
+def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    sweep = SweepDirectory(tmp_path / "sweep")
+    words = [f"data.test_images_per_modality={IMAGES}", "modality=mri", "reasoning=no_think"]
+    jobs = {name: Job(name, {"algorithm": name, "seed": "0"}, [f"algorithm={name}"]) for name in ("sft", "grpo")}
+    sweep.add(Manifest("headline", "algorithm", "modality", ["sweep=headline"], list(jobs), jobs))
+    expected = texts(0.5, 1)
+    for name in jobs:
+        run = RunDirectory(sweep.path / name)
+        cfg = composed("train", *words, f"algorithm={name}")
+        run.create(OmegaConf.structured(cfg), [], {"data_fingerprint": "-"})
+        lines = [
+            prediction(record, Condition.TRAINED, ReasoningMode.NO_THINK, text, 5, False)
+            for record, text in zip(RECORDS, expected, strict=True)
+        ]
+        (run.path / "predictions").mkdir()
+        write_predictions(run.predictions("trained"), lines[::-1])  # in any order
+        run.metrics.write_text('{"step": 0, "train/loss": 1.0}\n{"step": 50, "validation/accuracy": 0.25}\n')
+    with pytest.raises(SystemExit, match="sft is interrupted"):
+        published.store(sweep.path, "headline")
+    for name in jobs:
+        write_json(sweep.run(name).finished, {})
+    found = published.load(published.store(sweep.path, "headline"))
+    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.command == "python train.py sweep=headline"
+    assert found.runs[0].texts == {"trained": expected} and found.runs[0].modality == "mri"
+    assert found.runs[0].curves == {"validation/accuracy": [[50, 0.25]]}
+    assert found.records() == RECORDS
+    (line,) = {line for line in found.runs[1].predictions(RECORDS)["trained"] if line.record == RECORDS[7].id}
+    assert line.text == expected[7] and line.image == RECORDS[7].image_key
+    with pytest.raises(SystemExit, match="phantoms have changed"):
+        replace(found, digest="other").records()
