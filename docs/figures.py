@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from medr1.data.sources.phantoms.records import World, make_phantom, make_records
-from medr1.domain.records import Modality
+from medr1.data.sources.phantoms.records import World, make_records
+from medr1.domain.records import Modality, QuestionType
 from medr1.reporting.formatting import label
 from medr1.tracking.metrics_file import MetricsFile
 
@@ -30,15 +30,44 @@ SMOOTHING = 10  # steps
 
 
 def phantoms() -> None:
-    """One row per modality, nine training phantoms each."""
-    size, columns, margin = 112, 9, 96
-    sheet = Image.new("RGB", (margin + columns * size, len(Modality) * size), "white")
+    """A row for each modality and a column for each question type: the image, the question, and its options.
+
+    The correct option is blue.
+    """
+    side, gap, left, top, text = 150, 22, 104, 34, 13
+    width, height = side + gap, side + 5 * text + gap // 2
+    sheet = Image.new("RGB", (left + len(QuestionType) * width, top + len(Modality) * height), "white")
     draw = ImageDraw.Draw(sheet)
+    for column, question_type in enumerate(QuestionType):
+        draw.text((left + column * width, 8), label(question_type), fill="black", font_size=15)
     for row, modality in enumerate(Modality):
-        draw.text((6, row * size + size // 2 - 6), label(modality), fill="black", font_size=13)
-        for column in range(columns):
-            sheet.paste(make_phantom(World.TRAIN, 0, modality, column).load(size), (margin + column * size, row * size))
-    sheet.save(IMAGES / "phantoms.jpg", quality=80)
+        draw.text((8, top + row * height + side // 2 - 8), label(modality), fill="black", font_size=15)
+        records = [r for r in make_records(World.TRAIN, 0, len(QuestionType)) if r.modality is modality]
+        for column, question_type in enumerate(QuestionType):
+            record = records[column * len(QuestionType) + column]
+            assert record.question_type is question_type
+            x, y = left + column * width, top + row * height
+            sheet.paste(record.images[0].load(side), (x, y))
+            at_x, at_y = x, y + side + 3
+            for word in record.question.split():
+                at_x, at_y = _write(draw, word, (at_x, at_y), (x, x + side + 8), "#555555")
+            at_x, at_y = x, at_y + text
+            for option in record.options.values():
+                at_x, at_y = _write(
+                    draw, option, (at_x, at_y), (x, x + side + 8), BLUE if option == record.answer_text else "black"
+                )
+    sheet.save(IMAGES / "phantoms.jpg", quality=85)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, word: str, at: tuple[float, float], edges: tuple[float, float], ink: str
+) -> tuple[float, float]:
+    """Writes a word on the line, or at the beginning of the next one; returns the place of the following word."""
+    (x, y), width = at, draw.textlength(word, font_size=11)
+    if x + width > edges[1]:
+        x, y = edges[0], y + 13
+    draw.text((x, y), word, fill=ink, font_size=11)
+    return x + width + 5, y
 
 
 def question() -> None:
