@@ -25,9 +25,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from benchmarks.published import FOLDER, PublishedRun, PublishedSweep, load, store
 from medr1.atomic_write import write_text
+from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record, in_order
-from medr1.evaluation.bootstrap import FloatArray, Scores, estimate, score
+from medr1.evaluation.bootstrap import FloatArray, Scores, bootstrap_statistic, estimate, score, sums_by_image
 from medr1.evaluation.predictions import Condition
+from medr1.evaluation.rationales import check_rationales
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL
 from medr1.reporting import figures as draw
@@ -288,6 +290,44 @@ def square_part(sweep: Sweep, axis: str) -> str:
     return "\n".join(lines)
 
 
+def false_claims(sweep: Sweep, runs: Sequence[PublishedRun]) -> Estimate:
+    """Share of false claims in the rationales of ``runs`` minus that of the base, over images, with pooled seeds."""
+    by_id = {record.id: record for record in sweep.records}
+
+    def counts(condition: str) -> FloatArray:
+        """False and all claims of each image, [K, 2]."""
+        sums = np.zeros((len(by_id), 2))
+        for run in runs:
+            for i, r in enumerate(check_rationales(run.predictions(sweep.records)[condition], by_id)):
+                sums[i] += (sum(not claim.true for claim in r.claims), len(r.claims))
+        return sums_by_image([record.image_key for record in sweep.records], *sums.T)
+
+    both = np.concatenate([counts(Condition.TRAINED), counts(Condition.BASE)], axis=1)
+    return bootstrap_statistic(both, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3])
+
+
+def reasoning_part(sweep: Sweep) -> str:
+    """Each mode and method: accuracy, gain over the base, and false claims in rationales."""
+    lines = [
+        "| | base, read leniently | accuracy | gain | false claims minus those of the base |",
+        "|---|---|---|---|---|",
+    ]
+    methods = {(run.reasoning, *_method(run)): None for run in sweep.published.runs}
+    for mode, *method in methods:
+        runs = [run for run in sweep.seeds(reasoning=mode) if _method(run) == tuple(method)]
+        before, after = (sweep.accuracy(of, c).estimate(HOME) for of, c in ((runs[:1], "lenient"), (runs, "trained")))
+        gain = sweep.difference(runs, runs, ("lenient", Condition.TRAINED)).estimate(HOME)
+        false = "" if mode == ReasoningMode.NO_THINK else with_interval(false_claims(sweep, runs), "+")
+        cells = [with_interval(before), with_interval(after), with_interval(gain, "+"), false]
+        lines.append(f"| {label(mode)}, {' '.join(map(label, method))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _method(run: PublishedRun) -> tuple[str, ...]:
+    """Values of what the sweep varies beside mode and seed."""
+    return tuple(value for axis, value in run.axes.items() if axis not in ("reasoning", "seed"))
+
+
 def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
     """The claims of the paper whose runs are there, and the texts of those whose runs are missing."""
     found: list[Claim | str] = []
@@ -313,6 +353,9 @@ def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
     def between(sweep: Sweep, a: str, b: str) -> Estimate:
         return sweep.difference(of_mode(sweep, a), of_mode(sweep, b)).estimate(HOME)
 
+    def more_false(sweep: Sweep, mode: str) -> Estimate:
+        return false_claims(sweep, of_mode(sweep, mode))
+
     modes, types = "reasoning_modes", "other question types"
     for mode in ("think_before", "no_think", "think_after"):
         add(f"RL improves the base model ({label(mode)})", modes, partial(gain, mode=mode))
@@ -320,6 +363,9 @@ def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
         of_axis = partial(away, axis=SQUARES[name])
         add(f"RL generalizes to {others}", name, partial(of_axis, row="GRPO - base, read leniently"))
         add(f"RL generalizes better than SFT to {others}", name, partial(of_axis, row="GRPO - SFT"))
+    for mode in ("think_before", "think_after"):
+        text = f"Reasoning hallucinates: more false claims after RL ({label(mode)})"
+        add(text, modes, partial(more_false, mode=mode))
     add("No-Think is better than Think-Before after RL", modes, partial(between, a="think_before", b="no_think"))
     same = partial(between, a="no_think", b="think_after")
     add("Think-After keeps the accuracy of No-Think", modes, same, is_equivalence=True)
@@ -351,6 +397,8 @@ def parts(sweeps: Mapping[str, Sweep]) -> dict[str, str]:
     for name, (axis, title) in MAPS.items():
         found[name] = map_part(sweeps[name], axis, title) if name in sweeps else NO_RUNS
     found["headline"] = headline_part(sweeps["headline"]) if "headline" in sweeps else NO_RUNS
+    modes = sweeps.get("reasoning_modes")
+    found["reasoning_modes"] = reasoning_part(modes) if modes else NO_RUNS
     for name, axis in SQUARES.items():
         found[name] = square_part(sweeps[name], axis) if name in sweeps else NO_RUNS
     return found

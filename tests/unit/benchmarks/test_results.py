@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from benchmarks import published, results
 from benchmarks.published import PublishedRun, PublishedSweep
 from benchmarks.results import Claim, Sweep, at_plateau, claims_part, crossing, map_part, parts, write_page
 from medr1.atomic_write import write_json
+from medr1.data.sources.phantoms.records import NAMES, Phantom, choices
 from medr1.domain.reasoning import ReasoningMode, target_text
-from medr1.domain.records import Record
+from medr1.domain.records import QuestionType, Record
 from medr1.evaluation.predictions import Condition, prediction, write_predictions
 from medr1.evaluation.statistics import Estimate
 from medr1.runs.run_directory import RunDirectory
@@ -24,7 +26,7 @@ from medr1.runs.sweep import Job, Manifest, SweepDirectory
 from tests.composing import composed
 
 IMAGES = 3
-RECORDS = published._records(0, IMAGES)
+RECORDS, DIGEST = published._records(0, IMAGES), published._digest(0, IMAGES)
 RISING = {"validation/accuracy": [(50 * i, 0.1 * i) for i in range(9)]}
 FLAT = {"validation/accuracy": [(50 * i, min(0.1 * i, 0.1)) for i in range(9)]}
 
@@ -55,9 +57,8 @@ def scarcity() -> Sweep:
         for number, ((images, method), share) in enumerate(right.items())
         for seed in (0, 1)
     ]
-    digest = published._digest(0, IMAGES)
     rows = "data.max_train_images"
-    return Sweep(PublishedSweep("scarcity", "python", rows, "modality", 0, IMAGES, digest, ["c"], runs))
+    return Sweep(PublishedSweep("scarcity", "python", rows, "modality", 0, IMAGES, DIGEST, ["c"], runs))
 
 
 def share(run: PublishedRun, condition: str, records: list[Record]) -> float:
@@ -129,7 +130,7 @@ def test_the_seeds_that_would_decide() -> None:
 
 
 def test_a_claim_without_runs_says_so(scarcity: Sweep) -> None:
-    assert claims_part({"scarcity": scarcity}).count("| | not run yet |") == 9
+    assert claims_part({"scarcity": scarcity}).count("| | not run yet |") == 11
 
 
 def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: Path) -> None:
@@ -145,6 +146,35 @@ def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: 
     page.write_text("# Title\n")
     with pytest.raises(SystemExit, match="no place for claims"):
         write_page(page, {})
+
+
+def test_false_claims_are_counted_over_the_seeds() -> None:
+    """The base names one false attribute beside the modality, GRPO none in one seed and three in the other."""
+
+    def said(values: Callable[[Phantom], str]) -> list[str]:
+        return [f"<answer>A</answer><think>{values(record.images[0])}</think>" for record in RECORDS]  # type: ignore[arg-type]
+
+    def other(phantom: Phantom, question_type: QuestionType) -> str:
+        return next(v for v in choices(question_type, phantom.modality) if v != phantom.value(question_type))
+
+    types = list(QuestionType)
+    base = said(lambda p: f"{NAMES[p.modality]} {other(p, types[0])}")
+    trained = [
+        said(lambda p: NAMES[p.modality]),
+        said(lambda p: f"{NAMES[p.modality]} {' '.join(other(p, t) for t in types[:3])}"),
+    ]
+    runs = [
+        PublishedRun(
+            *(str(seed), {"reasoning": "think_after", "algorithm": "grpo", "seed": str(seed)}, "grpo", "all", "all"),
+            *("think_after", {"base": base, "trained": texts}, FLAT, None, 1.0),
+        )
+        for seed, texts in enumerate(trained)
+    ]
+    sweep = Sweep(PublishedSweep("m", "python", "reasoning", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    effect = results.false_claims(sweep, runs)
+    assert effect.value == pytest.approx(3 / 5 - 1 / 2)  # 0 of 1 and 3 of 4 claims; the base 1 of 2
+    table = results.reasoning_part(sweep).splitlines()
+    assert table[2].startswith("| Think-After, GRPO |") and "+10.0" in table[2]
 
 
 def test_figures_are_drawn(scarcity: Sweep, tmp_path: Path) -> None:
