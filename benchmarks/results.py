@@ -193,7 +193,7 @@ def map_figure(sweep: Sweep, axis: str, name: str) -> Figure:
     """Two panels, home and away: accuracy of GRPO and SFT over the axis, the base and its lenient reading as lines."""
     values = [float(value) for value in sweep.values(axis)]
     colours = draw.method_colours(["base", "grpo", "sft"])
-    with draw.style():
+    with draw.figure_style():
         figure = Figure((draw.PAGE_WIDTH, 2.7), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for column, axes in enumerate(panels):
@@ -242,7 +242,7 @@ def curves_figure(sweep: Sweep) -> Figure:
     """Validation accuracy along training by method, with the accuracy on blank images below."""
     methods = sweep.values("algorithm")
     colours = draw.method_colours(methods)
-    with draw.style():
+    with draw.figure_style():
         figure = Figure((draw.PAGE_WIDTH, 2.9), layout="constrained")
         axes = figure.subplots()
         for method in methods:

@@ -56,7 +56,7 @@ def phantoms() -> None:
                 at_x, at_y = _write(
                     draw, option, (at_x, at_y), (x, x + side + 8), BLUE if option == record.answer_text else "black"
                 )
-    sheet.save(IMAGES / "phantoms.jpg", quality=85)
+    sheet.save(IMAGES / "phantoms.jpg", quality=75)
 
 
 def _write(

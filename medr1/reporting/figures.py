@@ -163,7 +163,7 @@ def _heatmap(
     scale: str,
 ) -> Figure:
     """Draws a heatmap. The layout is in inches and follows the measured texts, so that long names do not overlap."""
-    with style():
+    with figure_style():
         heads = {column: _wrap(label(column), 11, 3) for group in groups for column in group}
         upright = max(map(_width, heads.values())) > _CELL - 0.02
         if upright:
@@ -236,7 +236,7 @@ def method_colours(names: Iterable[str]) -> dict[str, str]:
 
     Series with the colour of an earlier one, such as two settings of a method, get the next free colour.
     """
-    with style():
+    with figure_style():
         palette = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
     free = sorted(palette, key=lambda colour: colour in _METHOD_COLOURS.values())
     found: dict[str, str] = {}
@@ -254,7 +254,7 @@ def overview(series: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, 
     ``chance``: by column, in the order of the bars.
     """
     columns, colours = list(chance), method_colours(series)
-    with style():
+    with figure_style():
         figure, axes = _plot(len(columns), [*series, "Chance"])
         axes.set(ylabel="Accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(columns) - 0.4))
         for i, (name, values) in enumerate(series.items()):
@@ -273,7 +273,7 @@ def rates(series: Mapping[str, Sequence[tuple[str | float, Estimate]]], x_title:
     """Rates of several series with their intervals: lines with bands over numbers, points side by side over names."""
     places = list(dict.fromkeys(x for points in series.values() for x, _ in points))
     named, colours = any(isinstance(x, str) for x in places), method_colours(series)
-    with style():
+    with figure_style():
         figure, axes = _plot(len(places) if named else 1, list(series))
         axes.grid(axis="y")
         for i, (name, points) in enumerate(series.items()):
@@ -306,7 +306,7 @@ RELIABILITY = (
 
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
     """A panel for each model: accuracy against confidence in bins, over the share of records in each bin."""
-    with style():
+    with figure_style():
         columns = min(4, len(calibrations))
         rows = -(-len(calibrations) // columns)
         figure = Figure((PAGE_WIDTH / 4 * columns, 2.3 * rows), layout="constrained")
@@ -340,7 +340,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
 
 def search_history(trials: Mapping[str, Mapping[int, float]], metric: str, *, maximize: bool) -> Figure:
     """The value of each trial of a search by its number, and as a line the best value so far. One series a search."""
-    with style():
+    with figure_style():
         figure, axes = _plot(1, list(trials))
         axes.grid(axis="y")
         for i, (name, values) in enumerate(trials.items()):
@@ -370,7 +370,7 @@ def curves(runs: Sequence[Curve]) -> Figure:
     Lines are running means of 5 values, drawn over the faint values. Dashed: the highest possible reward.
     """
     methods, rows = list(dict.fromkeys(r.method for r in runs)), list(dict.fromkeys(r.row for r in runs))
-    with style():
+    with figure_style():
         height = 0.45 + 1.75 * len(methods) + 0.16 * _legend_shape(rows, PAGE_WIDTH)[1]
         figure = Figure((PAGE_WIDTH, height), layout="constrained")
         panels = figure.subplots(len(methods), len(CURVES), squeeze=False, sharex=True, sharey="col")
@@ -410,7 +410,7 @@ def run_curves(values: Mapping[str, Sequence[tuple[int, float]]], maximum: float
         "Completion length (tokens)": ["completion_length"],
     }
     drawn = {title: shown for title, names in panels.items() if (shown := [n for n in names if values.get(n)])}
-    with style():
+    with figure_style():
         figure = Figure((max(PAGE_WIDTH * len(drawn) / 3, _COLUMN), 2.3), layout="constrained")
         for axes, (title, names) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
             percent_of = 100 if title.endswith("(%)") else 1
@@ -460,7 +460,7 @@ def _begin_at_zero(axes: Axes) -> None:
 
 def save_png(figure: Figure, file: Path) -> None:
     """Writes a figure as PNG (200 dpi). The same figure gives the same bytes."""
-    with style(), atomic_write(file) as target:
+    with figure_style(), atomic_write(file) as target:
         figure.savefig(target, format="png", dpi=200, metadata={"Software": None})
 
 
@@ -469,13 +469,13 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # used by matplotlib for PDF
     folder.mkdir(parents=True, exist_ok=True)
     without = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
-    with style():
+    with figure_style():
         for kind in FORMATS:
             figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict.fromkeys(without[kind]))
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """The look of all figures."""
     with as_file(files("medr1.reporting") / "templates" / "figures.mplstyle") as path, mpl.rc_context(fname=path):
         yield

@@ -44,7 +44,7 @@ def distances(one: Path, other: Path) -> tuple[float, float]:
 @pytest.mark.parametrize(
     "changes",
     [
-        ("algorithm=sft",),
+        pytest.param(("algorithm=sft",), marks=pytest.mark.long),
         pytest.param(("algorithm=medr1_legacy",), marks=pytest.mark.long),
         pytest.param(("algorithm=dr_grpo", "algorithm.objective.beta=0.1"), marks=pytest.mark.long),
         ("algorithm=grpo", "algorithm.num_iterations=2", "algorithm.objective.mask_truncated_completions=true"),
@@ -160,7 +160,8 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
 
         monkeypatch.setattr(GRPOModule, "on_train_batch_end", after_a_step)
         overrides = [f"{key}={value}" for key, value in settings.items()]
-        train_here(tmp_path / name, *SETTINGS, "algorithm=dapo", "algorithm.num_generations=2", *overrides)
+        words = ("algorithm=dapo", "algorithm.num_generations=2", "trainer.max_steps=1")
+        train_here(tmp_path / name, *SETTINGS, *words, *overrides)
 
     watch("none", **{"algorithm.filter_groups": "0"})
     watch("many", **{"algorithm.filter_groups": "8"})
