@@ -19,10 +19,11 @@ import tempfile
 from pathlib import Path
 from statistics import mean, median
 
+from benchmarks.published import finished_runs
 from benchmarks.quartiles import spread
 from medr1.config.settings import TrainConfig
 from medr1.runs.run_directory import RunDirectory
-from medr1.runs.sweep import State, SweepDirectory
+from medr1.runs.sweep import SweepDirectory
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.workflows.components import checked
 from medr1.workflows.compose import train_config
@@ -41,10 +42,8 @@ def last_values(sweep: SweepDirectory) -> dict[str, dict[str, list[float]]]:
     """For each method and column, the last value of each seed's finished run."""
     manifest = sweep.read()
     found: dict[str, dict[str, list[float]]] = {}
-    for name, state in sweep.states(manifest.wanted).items():
-        if state != State.FINISHED:
-            raise SystemExit(f"{sweep.path}: the run {name} is {state.value}; repeat the command of the sweep")
-        curves = MetricsFile(sweep.run(name).metrics).read()
+    for name, run in finished_runs(sweep).items():
+        curves = MetricsFile(run.metrics).read()
         of_method = found.setdefault(manifest.jobs[name].axes["algorithm"], {column: [] for column in COLUMNS})
         for column, metric in COLUMNS.items():
             of_method[column].append(curves[metric][-1][1])

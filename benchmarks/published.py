@@ -23,6 +23,7 @@ from medr1.data.sources.phantoms.records import World, fingerprinted, make_recor
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Modality, Record
 from medr1.evaluation.predictions import Condition, Prediction, prediction, read_predictions
+from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory
 from medr1.tracking.metrics_file import MetricsFile
 
@@ -87,6 +88,19 @@ class PublishedSweep:
         return _records(self.seed, self.images_per_modality)
 
 
+def finished_runs(sweep: SweepDirectory) -> dict[str, RunDirectory]:
+    """The runs of the latest command by name.
+
+    Raises:
+        SystemExit: one of them is not finished.
+    """
+    wanted = sweep.read().wanted
+    for name, state in sweep.states(wanted).items():
+        if state != State.FINISHED:
+            raise SystemExit(f"{sweep.path}: the run {name} is {state.value}; repeat the command of the sweep")
+    return {name: sweep.run(name) for name in wanted}
+
+
 def store(place: Path, name: str) -> Path:
     """Writes the finished runs of a sweep as ``name``; returns the file.
 
@@ -96,10 +110,7 @@ def store(place: Path, name: str) -> Path:
     directory = SweepDirectory(place)
     manifest = directory.read()
     runs, worlds, commits = [], set(), set()
-    for run_name in manifest.wanted:
-        run = directory.run(run_name)
-        if (state := directory.state(run_name)) != State.FINISHED:
-            raise SystemExit(f"{place}: the run {run_name} is {state.value}; repeat the command of the sweep")
+    for run_name, run in finished_runs(directory).items():
         cfg = run.stored_config(TrainConfig)
         if not isinstance(cfg.data, PhantomsConfig):
             raise SystemExit(f"{place}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")

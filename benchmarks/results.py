@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,8 +27,8 @@ from benchmarks.published import FOLDER, PublishedRun, PublishedSweep, load, sto
 from medr1.atomic_write import write_text
 from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import Record, in_order
-from medr1.evaluation.bootstrap import FloatArray, Scores, bootstrap_statistic, estimate, score, sums_by_image
-from medr1.evaluation.predictions import Condition
+from medr1.evaluation.bootstrap import FloatArray, Scores, bootstrap_statistic, score, sums_by_image
+from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import check_rationales
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL
@@ -75,7 +75,7 @@ class Claim:
         return f"about {math.ceil(round(self.seeds * (half / room) ** 2, 6))} seeds would"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity
 class Sweep:
     """The runs of one sweep with their outcomes on the test records."""
 
@@ -86,14 +86,19 @@ class Sweep:
         return self.published.records()
 
     @cached_property
+    def predictions(self) -> dict[str, dict[str, list[Prediction]]]:
+        """By run and condition."""
+        return {run.name: run.predictions(self.records) for run in self.published.runs}
+
+    @cached_property
     def outcomes(self) -> dict[tuple[str, str], FloatArray]:
         """By run and condition: whether each answer is correct, [n]. ``lenient``: the base, read leniently."""
         found = {}
-        for run in self.published.runs:
-            for condition, lines in run.predictions(self.records).items():
-                found[run.name, condition] = np.array([line.correct for line in lines])
+        for name, conditions in self.predictions.items():
+            for condition, lines in conditions.items():
+                found[name, condition] = np.array([line.correct for line in lines])
                 if condition == Condition.BASE:
-                    found[run.name, "lenient"] = np.array([line.lenient == line.answer for line in lines])
+                    found[name, "lenient"] = np.array([line.lenient == line.answer for line in lines])
         return found
 
     def seeds(self, **axes: str) -> list[PublishedRun]:
@@ -129,6 +134,10 @@ class Sweep:
         split = range(len(a)), range(len(a), len(a) + len(b))
         return (both.select(split[1]) - both.select(split[0])).over_seeds(_rng(vectors))
 
+    def gain(self, runs: Sequence[PublishedRun]) -> Scores:
+        """Trained minus the base read leniently, so that learning the format does not count."""
+        return self.difference(runs, runs, ("lenient", Condition.TRAINED))
+
 
 def _rng(vectors: Sequence[tuple[str, str]]) -> np.random.Generator:
     """Draws of seeds that depend on what is compared alone, so that a number does not change with its neighbours."""
@@ -143,6 +152,10 @@ def at_plateau(run: PublishedRun) -> bool:
     """Whether validation had stopped to rise."""
     values = [value for _, value in run.curves["validation/accuracy"]]
     return len(values) >= 8 and float(np.mean(values[-4:]) - np.mean(values[-8:-4])) <= PLATEAU
+
+
+def plateau_mark(runs: Sequence[PublishedRun]) -> str:
+    return "" if all(map(at_plateau, runs)) else " (not at a plateau)"
 
 
 def crossing(x: Sequence[float], differences: FloatArray) -> float | None:
@@ -174,13 +187,12 @@ def map_part(sweep: Sweep, axis: str, name: str) -> str:
     for value in values:
         cells = []
         grpo, sft = (sweep.seeds(**{axis: value, "algorithm": method}) for method in ("grpo", "sft"))
-        between = sweep.difference(sft, grpo)
+        accuracies, between = [sweep.accuracy(runs) for runs in (grpo, sft)], sweep.difference(sft, grpo)
         for column in (HOME, AWAY):
-            cells += [with_interval(sweep.accuracy(runs).estimate(column)) for runs in (grpo, sft)]
+            cells += [with_interval(scores.estimate(column)) for scores in accuracies]
             cells.append(with_interval(between.estimate(column), "+"))
             differences[column].append((float(between.value[column]), between.resampled[column]))
-        mark = "" if all(map(at_plateau, (*grpo, *sft))) else " (not at a plateau)"
-        rows.append(f"| {value}{mark} | {' | '.join(cells)} |")
+        rows.append(f"| {value}{plateau_mark((*grpo, *sft))} | {' | '.join(cells)} |")
     text = ["\n".join(rows)]
     numbers = [float(value) for value in values] if all(re.fullmatch(r"[\d.]+", value) for value in values) else []
     if numbers and min(numbers) > 0:
@@ -192,21 +204,27 @@ def map_part(sweep: Sweep, axis: str, name: str) -> str:
 def map_figure(sweep: Sweep, axis: str, name: str) -> Figure:
     """Two panels, home and away: accuracy of GRPO and SFT over the axis, the base and its lenient reading as lines."""
     values = [float(value) for value in sweep.values(axis)]
-    colours = draw.method_colours(["base", "grpo", "sft"])
+    methods = ("grpo", "sft")
+    colours = draw.method_colours(methods)
+    scores = {
+        method: [sweep.accuracy(sweep.seeds(**{axis: value, "algorithm": method})) for value in sweep.values(axis)]
+        for method in methods
+    }
+    base = sweep.accuracy(sweep.published.runs[:1], "lenient").value
     with draw.figure_style():
         figure = Figure((draw.PAGE_WIDTH, 2.7), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for column, axes in enumerate(panels):
-            for method in ("grpo", "sft"):
-                runs = [sweep.seeds(**{axis: value, "algorithm": method}) for value in sweep.values(axis)]
-                found = [sweep.accuracy(of_value).estimate(column) for of_value in runs]
+            for method, of_values in scores.items():
+                found = [of_value.estimate(column) for of_value in of_values]
                 middle, low, high = (
                     100 * np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high")
                 )
                 axes.plot(values, middle, marker="o", markersize=3.5, color=colours[method], label=label(method))
                 axes.fill_between(values, low, high, color=colours[method], alpha=0.15, linewidth=0)
-            base = sweep.accuracy(sweep.published.runs[:1], "lenient").value[column]
-            axes.axhline(100 * base, color="#777777", linewidth=0.9, linestyle="--", label="Base, read leniently")
+            axes.axhline(
+                100 * base[column], color="#777777", linewidth=0.9, linestyle="--", label="Base, read leniently"
+            )
             axes.set(xscale="log", xlabel=name)
             axes.xaxis.set_major_locator(FixedLocator(values))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -228,13 +246,12 @@ def headline_part(sweep: Sweep) -> str:
     for method in sweep.values("algorithm"):
         runs = sweep.seeds(algorithm=method)
         cells = [with_interval(sweep.accuracy(runs).estimate(HOME))]
-        cells.append(with_interval(sweep.difference(runs, runs, ("lenient", Condition.TRAINED)).estimate(HOME), "+"))
+        cells.append(with_interval(sweep.gain(runs).estimate(HOME), "+"))
         cells.append("" if method == "grpo" else with_interval(sweep.difference(grpo, runs).estimate(HOME), "+"))
         for control in (Condition.BLANK_IMAGE, Condition.SHUFFLED_IMAGE):
             has = all((run.name, control) in sweep.outcomes for run in runs)
             cells.append(percent(float(sweep.accuracy(runs, control).value[HOME])) if has else "")
-        mark = "" if all(map(at_plateau, runs)) else " (not at a plateau)"
-        lines.append(f"| {label(method)}{mark} | {' | '.join(cells)} |")
+        lines.append(f"| {label(method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -260,6 +277,7 @@ def curves_figure(sweep: Sweep) -> Figure:
         return figure
 
 
+@cache  # three parts of the page need it
 def generalization(sweep: Sweep, axis: str) -> dict[str, Scores]:
     """Means over the rows of a square sweep: each method, GRPO - SFT, and GRPO - the base read leniently."""
     rows = in_order(sweep.values(axis))
@@ -275,9 +293,7 @@ def generalization(sweep: Sweep, axis: str) -> dict[str, Scores]:
         "GRPO": mean(lambda row: sweep.accuracy(runs(row, "grpo"))),
         "SFT": mean(lambda row: sweep.accuracy(runs(row, "sft"))),
         "GRPO - SFT": mean(lambda row: sweep.difference(runs(row, "sft"), runs(row, "grpo"))),
-        "GRPO - base, read leniently": mean(
-            lambda row: sweep.difference(runs(row, "grpo"), runs(row, "grpo"), ("lenient", Condition.TRAINED))
-        ),
+        "GRPO - base, read leniently": mean(lambda row: sweep.gain(runs(row, "grpo"))),
     }
 
 
@@ -285,7 +301,7 @@ def square_part(sweep: Sweep, axis: str) -> str:
     lines = ["| | trained on | others |", "|---|---|---|"]
     for name, scores in generalization(sweep, axis).items():
         sign = "+" if " - " in name else ""
-        cells = [with_interval(estimate(float(scores.value[c]), scores.resampled[c]), sign) for c in (HOME, AWAY)]
+        cells = [with_interval(scores.estimate(c), sign) for c in (HOME, AWAY)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -298,7 +314,7 @@ def false_claims(sweep: Sweep, runs: Sequence[PublishedRun]) -> Estimate:
         """False and all claims of each image, [K, 2]."""
         sums = np.zeros((len(by_id), 2))
         for run in runs:
-            for i, r in enumerate(check_rationales(run.predictions(sweep.records)[condition], by_id)):
+            for i, r in enumerate(check_rationales(sweep.predictions[run.name][condition], by_id)):
                 sums[i] += (sum(not claim.true for claim in r.claims), len(r.claims))
         return sums_by_image([record.image_key for record in sweep.records], *sums.T)
 
@@ -316,7 +332,7 @@ def reasoning_part(sweep: Sweep) -> str:
     for mode, *method in methods:
         runs = [run for run in sweep.seeds(reasoning=mode) if _method(run) == tuple(method)]
         before, after = (sweep.accuracy(of, c).estimate(HOME) for of, c in ((runs[:1], "lenient"), (runs, "trained")))
-        gain = sweep.difference(runs, runs, ("lenient", Condition.TRAINED)).estimate(HOME)
+        gain = sweep.gain(runs).estimate(HOME)
         false = "" if mode == ReasoningMode.NO_THINK else with_interval(false_claims(sweep, runs), "+")
         cells = [with_interval(before), with_interval(after), with_interval(gain, "+"), false]
         lines.append(f"| {label(mode)}, {' '.join(map(label, method))} | {' | '.join(cells)} |")
@@ -343,12 +359,10 @@ def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
         return [run for run in sweep.seeds(reasoning=mode) if run.algorithm == "grpo"]
 
     def gain(sweep: Sweep, mode: str) -> Estimate:
-        runs = of_mode(sweep, mode)
-        return sweep.difference(runs, runs, ("lenient", Condition.TRAINED)).estimate(HOME)
+        return sweep.gain(of_mode(sweep, mode)).estimate(HOME)
 
     def away(sweep: Sweep, axis: str, row: str) -> Estimate:
-        scores = generalization(sweep, axis)[row]
-        return estimate(float(scores.value[AWAY]), scores.resampled[AWAY])
+        return generalization(sweep, axis)[row].estimate(AWAY)
 
     def between(sweep: Sweep, a: str, b: str) -> Estimate:
         return sweep.difference(of_mode(sweep, a), of_mode(sweep, b)).estimate(HOME)
@@ -391,17 +405,18 @@ MAPS = {
 SQUARES = {"cross_modality": "modality", "cross_question_type": "question_type"}
 
 
+PARTS: dict[str, Callable[[Sweep], str]] = {
+    **{name: partial(map_part, axis=axis, name=title) for name, (axis, title) in MAPS.items()},
+    "headline": headline_part,
+    "reasoning_modes": reasoning_part,
+    **{name: partial(square_part, axis=axis) for name, axis in SQUARES.items()},
+}
+
+
 def parts(sweeps: Mapping[str, Sweep]) -> dict[str, str]:
     """The parts of the page by their marker."""
-    found = {"claims": claims_part(sweeps)}
-    for name, (axis, title) in MAPS.items():
-        found[name] = map_part(sweeps[name], axis, title) if name in sweeps else NO_RUNS
-    found["headline"] = headline_part(sweeps["headline"]) if "headline" in sweeps else NO_RUNS
-    modes = sweeps.get("reasoning_modes")
-    found["reasoning_modes"] = reasoning_part(modes) if modes else NO_RUNS
-    for name, axis in SQUARES.items():
-        found[name] = square_part(sweeps[name], axis) if name in sweeps else NO_RUNS
-    return found
+    of_sweeps = {name: part(sweeps[name]) if name in sweeps else NO_RUNS for name, part in PARTS.items()}
+    return {"claims": claims_part(sweeps), **of_sweeps}
 
 
 def write_page(page: Path, sweeps: Mapping[str, Sweep]) -> None:

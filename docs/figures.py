@@ -27,6 +27,7 @@ IMAGES = Path(__file__).parent / "images"
 QUESTION = "test/mri/00001/disease"
 GREY, BLUE, ORANGE = "#7d828a", "#2f8fd3", "#e0702a"  # readable on white and on black
 SMOOTHING = 10  # steps
+LINE = 13  # pixels of a line of text below a phantom
 
 
 def phantoms() -> None:
@@ -34,28 +35,28 @@ def phantoms() -> None:
 
     The correct option is blue.
     """
-    side, gap, left, top, text = 150, 22, 104, 34, 13
-    width, height = side + gap, side + 5 * text + gap // 2
+    side, gap, left, top = 150, 22, 104, 34
+    width, height = side + gap, side + 5 * LINE + gap // 2
     sheet = Image.new("RGB", (left + len(QuestionType) * width, top + len(Modality) * height), "white")
     draw = ImageDraw.Draw(sheet)
+    made = make_records(World.TRAIN, 0, len(QuestionType))
     for column, question_type in enumerate(QuestionType):
         draw.text((left + column * width, 8), label(question_type), fill="black", font_size=15)
     for row, modality in enumerate(Modality):
         draw.text((8, top + row * height + side // 2 - 8), label(modality), fill="black", font_size=15)
-        records = [r for r in make_records(World.TRAIN, 0, len(QuestionType)) if r.modality is modality]
+        records = [record for record in made if record.modality is modality]
         for column, question_type in enumerate(QuestionType):
             record = records[column * len(QuestionType) + column]
             assert record.question_type is question_type
             x, y = left + column * width, top + row * height
             sheet.paste(record.images[0].load(side), (x, y))
-            at_x, at_y = x, y + side + 3
+            edges = (x, x + side + 8)
+            at: tuple[float, float] = (x, y + side + 3)
             for word in record.question.split():
-                at_x, at_y = _write(draw, word, (at_x, at_y), (x, x + side + 8), "#555555")
-            at_x, at_y = x, at_y + text
+                at = _write(draw, word, at, edges, "#555555")
+            at = (x, at[1] + LINE)
             for option in record.options.values():
-                at_x, at_y = _write(
-                    draw, option, (at_x, at_y), (x, x + side + 8), BLUE if option == record.answer_text else "black"
-                )
+                at = _write(draw, option, at, edges, BLUE if option == record.answer_text else "black")
     sheet.save(IMAGES / "phantoms.jpg", quality=75)
 
 
@@ -65,7 +66,7 @@ def _write(
     """Writes a word on the line, or at the beginning of the next one; returns the place of the following word."""
     (x, y), width = at, draw.textlength(word, font_size=11)
     if x + width > edges[1]:
-        x, y = edges[0], y + 13
+        x, y = edges[0], y + LINE
     draw.text((x, y), word, fill=ink, font_size=11)
     return x + width + 5, y
 
