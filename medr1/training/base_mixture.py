@@ -3,7 +3,7 @@
 A small model trained from scratch on images does not learn to answer with the letter of the correct option (here:
 binding). Training therefore starts with texts in place of images and with image descriptions, and adds questions about
 images once the binding is learned.
-Some targets violate the format, as completions of a general model do, so that reinforcement learning can improve it.
+Some targets may violate the format, as completions of a general model do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from medr1.domain.reasoning import ReasoningMode, question_text, target_text
 from medr1.domain.records import LETTERS, Modality, QuestionType, Record
 from medr1.training.algorithms.pretrain import PretrainConfig
 
+# The wordings of ``PretrainConfig.careless_wordings``.
+CARELESS_WORDINGS = ("Where is the finding?", "What is the grade of the abnormality?")
 _WORDS = sorted({value for modality in Modality for kind in QuestionType for value in choices(kind, modality)})
 
 
@@ -44,8 +46,8 @@ class BaseMixture:
     learns language first needs several times longer to use images.
 
     The phantoms, ``images_per_modality`` of each modality, are used in no experiment. ``careless`` is the fraction of
-    targets that violate the format. For two question wordings it is 0.8 in No-Think and Think-After, so that the base
-    model violates the format in greedy decoding too.
+    targets that violate the format; ``careless_wordings``, if larger, is that of two question wordings in No-Think and
+    Think-After.
     """
 
     seed: int
@@ -85,8 +87,10 @@ class BaseMixture:
     def _target(self, rng: np.random.Generator, record: Record, mode: ReasoningMode) -> str:
         """The target completion, or one that violates the format and still has the correct letter."""
         correct = target_text(mode, record.answer, record.rationale)
-        often = record.question in ("Where is the finding?", "What is the grade of the abnormality?")
-        if rng.random() >= (0.8 if often and mode is not ReasoningMode.THINK_BEFORE else self.settings.careless):
+        careless = self.settings.careless
+        if record.question in CARELESS_WORDINGS and mode is not ReasoningMode.THINK_BEFORE:
+            careless = max(careless, self.settings.careless_wordings)
+        if rng.random() >= careless:
             return correct
         answer, rationale = record.answer, record.rationale
         violations = {

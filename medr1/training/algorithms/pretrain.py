@@ -47,6 +47,9 @@ class PretrainConfig(AlgorithmConfig):
     """Questions with the rationale in place of the image in a step of the last stage."""
     careless: float = MISSING
     """Share of the targets that do not follow the format."""
+    careless_wordings: float = MISSING
+    """The same share in No-Think and Think-After for two wordings of questions, so that the base model does not follow
+    the format in greedy decoding either. 0: as ``careless``."""
     letter_weight: float = MISSING
     """Weight of the answer's letter in the loss, relative to the other tokens of a target."""
     vocab_size: int = MISSING

@@ -245,8 +245,8 @@ def test_the_fingerprint_changes_with_the_data(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shortcut", "fingerprint"),
     [
-        (0.0, "67e863819f2d99973486293bfbe1b6a3e7d6b007282ee9cb99573e0166c75f90"),
-        (0.6, "295200e530af23f673cc7d436c529c7e99afb39c8241b9b28e77b409ecf588e4"),
+        (0.0, "df065214d12db04e2b55796cc20f3ab168f9d6d06a3b2e371b8ec96478f575de"),
+        (0.6, "12a70adf6825491287d420b494273073a25ef9ac9172d9e0dce5169aafa398fd"),
     ],
 )
 def test_the_fingerprint_of_phantoms_is_that_of_earlier_versions(shortcut: float, fingerprint: str) -> None:

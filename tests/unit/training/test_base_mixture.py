@@ -24,6 +24,7 @@ SETTINGS = PretrainConfig(
     images=40,
     words=24,
     careless=0.12,
+    careless_wordings=0.8,
 )
 MIXTURE = BaseMixture(0, SETTINGS)
 EARLY = [MIXTURE.batch(step) for step in range(5)]
