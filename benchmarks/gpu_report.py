@@ -6,7 +6,8 @@ At the shape of Qwen2-VL-2B, with random weights in bfloat16, 4 prompts x 4 comp
     training   the probe of plan=true for LoRA and full tuning: steps a minute, the share of a step that is rollout, and
                the peak of allocated memory beside that of the plan
     TRL        benchmarks.grpo_step, if TRL is installed (the extra [bench])
-    decoding   tokens a second of the local engine, beside what the memory's bandwidth allows
+    decoding   tokens a second of the local engine, with and without CUDA graphs, beside what the memory's bandwidth
+               allows
     scores     log-probabilities of sampling beside those of training
     processes  a training of the tiny model by DDP: NCCL on GPUs
 
@@ -79,13 +80,14 @@ def training(checkpoint: Path, given: argparse.Namespace) -> Iterator[str]:
         )
 
 
-def beside_trl(given: argparse.Namespace) -> Iterator[str]:
+def beside_trl(checkpoint: Path, given: argparse.Namespace) -> Iterator[str]:
     """The output of benchmarks.grpo_step, which runs in a process of its own, so that its memory is free afterwards."""
     if importlib.util.find_spec("trl") is None:
         yield 'Not measured: TRL is not installed (`pip install "medr1[bench]"`).'
         return
     sizes = ["--shape", given.shape, "--image-size", str(given.image_size), "--num-generations", "4"]
     sizes += ["--max-completion-length", str(given.max_completion_length), "--prompts", "4", "--steps", str(REPEATS)]
+    sizes += ["--checkpoint", str(checkpoint)]
     yield f"```text\n{_run('-m', 'benchmarks.grpo_step', *sizes, '--dtype', given.dtype, '--device', given.device)}```"
 
 
@@ -107,22 +109,26 @@ def decoding(ours: Ours) -> Iterator[str]:
     bandwidth = _bandwidth(work.device)
     yield f"Bandwidth, measured by copying: {bandwidth / 1e9:,.0f} GB/s. Weights that a decoding step reads: "
     yield f"{read / 1e9:.2f} GB.\n"
-    yield "| prompts x completions | tokens a second | bound by bandwidth | share of the bound |"
-    yield "|---|---|---|---|"
+    yield "| prompts x completions | kernel by kernel | CUDA graphs | bound by bandwidth | best / bound |"
+    yield "|---|---|---|---|---|"
+    ways = (False, True) if work.device.type == "cuda" else (False,)
     prefix = policy.prefill(ours.processor.encode(ours.prompts).to(work.device))
     keys = sum(keys.numel() * keys.element_size() for keys, _ in prefix.layers)
     for size in (4, 8, 16):
         rows = work.prompts * size
         uniforms = torch.rand(rows, work.max_completion_length, dtype=torch.float64, device=work.device)
-        seconds = []
-        for _ in range(1 + REPEATS):
-            start = _now(work.device)
-            rollout(policy, prefix, ours.module.sampling, size, uniforms)
-            seconds.append(_now(work.device) - start)
-        rate = rows * work.max_completion_length / median(seconds[1:])
+        rates, sampling = [], ours.module.sampling
+        for graphs in ways:
+            seconds = []
+            for _ in range(1 + REPEATS):
+                start = _now(work.device)
+                rollout(policy, prefix, sampling, size, uniforms, cuda_graphs=graphs)
+                seconds.append(_now(work.device) - start)
+            rates.append(rows * work.max_completion_length / median(seconds[1:]))
         own = keys / prefix.mask.numel() * rows * work.max_completion_length / 2  # keys of completions of half length
         bound = rows * bandwidth / (read + 2 * keys + 2 * own)
-        yield f"| {work.prompts} x {size} | {rate:,.0f} | {bound:,.0f} | {rate / bound:.0%} |"
+        shown = " | ".join([f"{rate:,.0f}" for rate in rates] + ["not measured"] * (2 - len(rates)))
+        yield f"| {work.prompts} x {size} | {shown} | {bound:,.0f} | {max(rates) / bound:.0%} |"
 
 
 @torch.no_grad()
@@ -132,7 +138,8 @@ def scores(ours: Ours) -> Iterator[str]:
     prefix = ours.policy.prefill(ours.processor.encode(ours.prompts).to(work.device))
     rows = work.prompts * work.num_generations
     uniforms = torch.rand(rows, work.max_completion_length, dtype=torch.float64, device=work.device)
-    completions = rollout(ours.policy, prefix, sampling, work.num_generations, uniforms)
+    on_gpu = work.device.type == "cuda"
+    completions = rollout(ours.policy, prefix, sampling, work.num_generations, uniforms, cuda_graphs=on_gpu)
     suppress_tokens = torch.tensor(sampling.suppress_tokens, device=work.device)
     hidden = completion_hidden(ours.policy, prefix, completions.ids, completions.mask)
     found = score(ours.policy, hidden, completions.ids, completions.mask, suppress_tokens=suppress_tokens).logprobs
@@ -204,7 +211,7 @@ def page(given: argparse.Namespace) -> Iterator[str]:
 
         sections = {
             "Training, and its plan": lambda: training(checkpoint, given),
-            "A GRPO step beside TRL's": lambda: beside_trl(given),
+            "A GRPO step beside TRL's": lambda: beside_trl(checkpoint, given),
             "Decoding": lambda: generation(checkpoint, work),
             "Processes": lambda: processes(given),
         }

@@ -213,9 +213,10 @@ def _profile(ours: Ours) -> None:
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
 
-def peak_memory(side: str, arguments: list[str]) -> int:
+def peak_memory(side: str, arguments: list[str], checkpoint: Path) -> int:
     """Peak bytes of two steps of one side above its bytes before them, measured in a new process."""
-    command = [sys.executable, "-m", "benchmarks.grpo_step", *arguments, "--memory-of", side]
+    own = ["--checkpoint", str(checkpoint), "--memory-of", side]
+    command = [sys.executable, "-m", "benchmarks.grpo_step", *arguments, *own]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of each side, after one for warm-up")
     parser.add_argument("--sweep-g", help="several values of num_generations, such as 2,4,8,16,32")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--checkpoint", type=Path, help="of this shape; default: one with random weights is made")
     parser.add_argument("--memory-of", choices=["medr1", "TRL"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = Workload(
@@ -275,8 +277,9 @@ def main() -> None:
         torch.device(given.device),
     )
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder)
-        save_checkpoint(given.shape, checkpoint)
+        checkpoint = given.checkpoint or Path(folder)
+        if given.checkpoint is None:
+            save_checkpoint(given.shape, checkpoint)
         if given.memory_of:
             memory_of(given.memory_of, work, checkpoint)
             return
@@ -289,7 +292,7 @@ def main() -> None:
             if "--sweep-g" in arguments:
                 index = arguments.index("--sweep-g")
                 arguments[index : index + 2] = ["--num-generations", str(size)]
-            mine, theirs = (peak_memory(side, arguments) / 2**20 for side in ("medr1", "TRL"))
+            mine, theirs = (peak_memory(side, arguments, checkpoint) / 2**20 for side in ("medr1", "TRL"))
             print(f"{'memory':>10}  peak above the loaded model: medr1 {mine:.0f} MiB, TRL {theirs:.0f} MiB")
 
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from medr1.models.shared_prefix_cache import PolicyDecoder
+from medr1.models.shared_prefix_cache import PolicyDecoder, StaticDecoder
 from medr1.models.tensors import Prefix, PromptBatch
 from medr1.models.transformers_compat import cache_argument, set_gradient_checkpointing
 
@@ -110,6 +110,9 @@ class Policy(nn.Module):
 
     def decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> PolicyDecoder:
         return PolicyDecoder(self.core, prefix, num_generations, max_length)
+
+    def static_decoder(self, prefix: Prefix, num_generations: int, max_length: int) -> StaticDecoder:
+        return StaticDecoder(self.core, prefix, num_generations, max_length)
 
     def hidden_without_cache(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [R, C, H] that predict each token of completions [R, C], from rows [prompt | completion].

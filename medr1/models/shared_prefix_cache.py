@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,25 @@ class PreallocatedCacheLayer(DynamicLayer):
     def select(self, rows: Tensor) -> None:
         self.buffers = [buffer[rows] for buffer in self.buffers]
         self._set_length(self._length)
+
+
+class StaticCacheLayer(PreallocatedCacheLayer):
+    """The same with all ``max_length`` tokens in every step, so that no shape changes: [R, K, max_length, D].
+
+    Tokens that are not decoded yet are zeros, which the attention masks.
+    """
+
+    def __init__(self, rows: int, like: Tensor, max_length: int) -> None:
+        super().__init__(rows, like, max_length)
+        for buffer in self.buffers:
+            buffer.zero_()
+        self.index: Tensor | None = None  # [1], of the token that is decoded next
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.index is not None
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer.index_copy_(2, self.index, new)
+        return self.buffers[0], self.buffers[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +124,12 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     scaling: float,
     shared: SharedPrefix,
+    is_later: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token per row, query [R, heads, 1, D], over its prompt and its own keys and values.
 
-    key, value [R, K, T, D]: those of the completion so far.
+    key, value [R, K, T, D]: those of the completion so far. is_later [T]: True at tokens that are not decoded yet.
 
     One softmax over both, which equals attention over their concatenation. Returns [R, 1, heads, D], as transformers'
     ``AttentionInterface`` requires.
@@ -119,7 +139,10 @@ def shared_prefix_attention(
     query = query.view(rows, key.shape[1], -1, size) * scaling  # the queries that share a key head are adjacent
     prompt_scores = shared.group(query) @ prefix_keys.transpose(-1, -2)
     prompt_scores = shared.ungroup(prompt_scores.masked_fill(shared.is_padding, float("-inf")))
-    weights = torch.cat([prompt_scores, query @ key.transpose(-1, -2)], dim=-1)
+    own_scores = query @ key.transpose(-1, -2)
+    if is_later is not None:
+        own_scores = own_scores.masked_fill(is_later, float("-inf"))
+    weights = torch.cat([prompt_scores, own_scores], dim=-1)
     weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
     prompt_weights, own_weights = torch.split(weights, [prefix_keys.shape[2], key.shape[2]], dim=-1)
     out = shared.ungroup(shared.group(prompt_weights) @ prefix_values) + own_weights @ value
@@ -132,6 +155,8 @@ AttentionInterface.register(_ATTENTION, shared_prefix_attention)
 class PolicyDecoder:
     """Decodes R = B*G completions after their prompts, one token a step, without gradients."""
 
+    layer: ClassVar[type[PreallocatedCacheLayer]] = PreallocatedCacheLayer
+
     def __init__(self, model: Any, prefix: Prefix, num_generations: int, max_length: int) -> None:
         self._model = model  # transformers' ``*ForConditionalGeneration``
         self._prefix = prefix
@@ -139,22 +164,27 @@ class PolicyDecoder:
         self._prompt_of_row = prompts.repeat_interleave(num_generations)
         self._shared = SharedPrefix.of_rows(prefix, self._prompt_of_row)
         rows = len(self._prompt_of_row)
-        self._layers = [PreallocatedCacheLayer(rows, keys, max_length) for keys, _ in prefix.layers]
+        self._layers = [self.layer(rows, keys, max_length) for keys, _ in prefix.layers]
         self._position = prefix.next_position[self._prompt_of_row]
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
         """Runs one token [R] of each row. Returns the hidden states [R, H] that predict the next."""
+        hidden = self._forward(ids, self._position)
+        self._position = self._position + 1
+        return hidden
+
+    def _forward(self, ids: Tensor, position: Tensor, **arguments: Any) -> Tensor:
         with self._attention():
             out = self._model.model.language_model(
                 inputs_embeds=self._model.get_input_embeddings()(ids.unsqueeze(1)),
                 attention_mask=None,  # shared_prefix_attention masks the padding
-                position_ids=self._position.view(1, -1, 1).expand(3, -1, -1),
+                position_ids=position.view(1, -1, 1).expand(3, -1, -1),
                 use_cache=True,
                 shared=self._shared,
                 **cache_argument(Cache(layers=list(self._layers))),
+                **arguments,
             )
-        self._position = self._position + 1
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
     @property
@@ -183,3 +213,22 @@ class PolicyDecoder:
             layer.select(rows)
         self._prompt_of_row, self._position = self._prompt_of_row[rows], self._position[rows]
         self._shared = SharedPrefix.of_rows(self._prefix, self._prompt_of_row)
+
+
+class StaticDecoder(PolicyDecoder):
+    """Does the same kernels in every step, so that a CUDA graph can hold them. No row can be dropped."""
+
+    layer: ClassVar[type[PreallocatedCacheLayer]] = StaticCacheLayer
+
+    def __init__(self, model: Any, prefix: Prefix, num_generations: int, max_length: int) -> None:
+        super().__init__(model, prefix, num_generations, max_length)
+        self._steps = torch.arange(max_length, device=prefix.mask.device)
+
+    @torch.no_grad()
+    def step_at(self, ids: Tensor, index: Tensor) -> Tensor:
+        """Runs the tokens [R] at an index [1] of the completions. Returns the hidden states [R, H] that predict the
+        next."""
+        for layer in self._layers:
+            assert isinstance(layer, StaticCacheLayer)
+            layer.index = index
+        return self._forward(ids, self._position + index, is_later=self._steps > index)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from medr1.config.settings import RolloutConfig
+from medr1.config.enums import Distribution
+from medr1.config.settings import ModelConfig, TrainerConfig
 from medr1.errors import ConfigError
 from medr1.generation.engines import ENGINES, Engine
 from medr1.generation.rollout import rollout
@@ -27,13 +28,28 @@ def test_the_local_engine_decodes_prompts_or_their_prefix(tiny, make_prompts) ->
     sampling = Sampling(6, processor.eos_token_id, tuple(processor.suppressed_token_ids()))
     uniforms = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
     prefix = policy.prefill(prompts)
-    engine: Engine = ENGINES["local"](RolloutConfig())
+    engine: Engine = ENGINES["local"]()
     expected = rollout(policy, prefix, sampling, 2, uniforms)
     for found in (
         engine.generate(policy, prompts, sampling, 2, uniforms),
         engine.generate(policy, prompts, sampling, 2, uniforms, prefix),
     ):
         assert torch.equal(found.ids, expected.ids) and torch.equal(found.logprobs, expected.logprobs)
+
+
+def test_cuda_graphs_that_cannot_be_are_refused() -> None:
+    engine = ENGINES["local"]
+    config = engine.settings(cuda_graphs=True)  # type: ignore[call-arg]
+    engine.check(config, TrainerConfig(accelerator="gpu"))
+    for trainer, message in (
+        (TrainerConfig(accelerator="cpu"), "accelerator=gpu"),
+        (TrainerConfig(strategy=Distribution.fsdp), "strategy=fsdp"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            engine.check(config, trainer)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="needs a GPU, and torch finds none"):
+            engine.check_available(config, ModelConfig())
 
 
 def test_prompts_keep_the_texts_and_images_that_another_engine_needs(tiny) -> None:

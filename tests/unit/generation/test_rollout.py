@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GenerationConfig
 
 from medr1.generation.logprobs import completion_hidden, score
 from medr1.generation.rollout import rollout
 from medr1.generation.sampling import Sampling
+from medr1.models import cuda_graph
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
-from medr1.models.tensors import Completions, Prefix
+from medr1.models.shared_prefix_cache import StaticDecoder
+from medr1.models.tensors import Completions, Prefix, map_tensors
 from tests.conftest import FAMILIES
 
 SIZES = [(2, 2), None, [(5, 3), (1, 2)], (1, 3), (3, 3), None]
@@ -168,6 +171,60 @@ def test_rollout_and_scoring_agree_on_the_log_probabilities(case: Case, temperat
         case.policy, hidden, c.ids, c.mask, temperature=temperature, suppress_tokens=torch.tensor(s.suppress_tokens)
     )
     torch.testing.assert_close(scores.logprobs, c.logprobs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def without_recording(monkeypatch) -> None:
+    """The function of a CUDA graph is called in every step, so that it can be tested without a GPU."""
+    monkeypatch.setattr(cuda_graph, "_WARM_UP", 10**6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_static_shapes_give_the_same_completions(case: Case, without_recording: None, temperature: float) -> None:
+    s = replace(case.sampling, temperature=temperature)
+    expected = rollout(case.policy, case.prefix, s, 3, case.uniforms)
+    found = rollout(case.policy, case.prefix, s, 3, case.uniforms, cuda_graphs=True)
+    assert torch.equal(found.ids, expected.ids) and torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.truncated, expected.truncated)
+
+
+def test_static_decoding_ends_when_all_completions_have(case: Case, without_recording: None, monkeypatch) -> None:
+    """Not at the maximum length, and at most 8 tokens later than needed."""
+    calls = []
+    step_at = StaticDecoder.step_at
+    monkeypatch.setattr(StaticDecoder, "step_at", lambda self, *given: calls.append(1) or step_at(self, *given))
+    row = int((~case.completions.truncated).nonzero()[0])
+    uniforms = torch.cat([case.uniforms[row : row + 1], torch.zeros(1, 28, dtype=torch.float64)], dim=1)
+    s = replace(case.sampling, max_completion_length=40)
+    found = rollout(case.policy, case.prefix.select(torch.tensor([row // 3])), s, 1, uniforms, cuda_graphs=True)
+    assert not found.truncated.any() and found.ids.shape[1] <= len(calls) + 1 <= found.ids.shape[1] + 8
+
+
+def test_a_static_step_looks_at_no_value(tiny, make_prompts) -> None:
+    """Tensors without values stand for those of a recording, in which Python cannot read any."""
+    policy, processor = tiny("qwen2_vl")
+    prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES)))
+    decoder = policy.static_decoder(prefix, 3, 12)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        hidden = decoder.step_at(torch.zeros(3 * len(SIZES), dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    assert hidden.shape == (3 * len(SIZES), policy.core.config.text_config.hidden_size)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_cuda_graph_gives_the_same_completions(case: Case, temperature: float) -> None:
+    policy, device = case.policy.to("cuda"), torch.device("cuda")
+    try:
+        s = replace(case.sampling, temperature=temperature)
+        prefix, uniforms = map_tensors(lambda tensor: tensor.to(device), case.prefix), case.uniforms.to(device)
+        expected = rollout(policy, prefix, s, 3, uniforms)
+        for _ in range(2):  # the memory of the first graph is used again
+            found = rollout(policy, prefix, s, 3, uniforms, cuda_graphs=True)
+            assert torch.equal(found.ids, expected.ids) and torch.equal(found.mask, expected.mask)
+            torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
+    finally:
+        policy.to("cpu")
 
 
 def test_greedy_is_the_limit_of_low_temperature_and_of_top_k_one(case: Case) -> None:
