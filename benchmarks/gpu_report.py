@@ -5,7 +5,7 @@ At the shape of Qwen2-VL-2B, with random weights in bfloat16, 4 prompts x 4 comp
 
     training   the probe of plan=true for LoRA and full tuning: steps a minute, the share of a step that is rollout, and
                the peak of allocated memory beside that of the plan
-    TRL        benchmarks.grpo_step, if TRL is installed (the extra [bench])
+    TRL        benchmarks.grpo_step with 2 of the prompts, if TRL is installed (the extra [bench])
     decoding   tokens a second of the local engine, with and without CUDA graphs, beside what the memory's bandwidth
                allows
     scores     log-probabilities of sampling beside those of training
@@ -24,14 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from benchmarks.grpo_step import Ours
-from benchmarks.workload import SHAPES, Workload, save_checkpoint
+from benchmarks.workload import SHAPES, Workload, checkpoint_of
 from medr1.config.paths import CONF
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
@@ -47,7 +47,8 @@ ROOT = CONF.parent
 IMAGES = ROOT.parent / "shared" / "data" / "omnimedvqa-mini"
 LORA_ONLY = {"7b"}
 SMALL = {"tiny", "reference", "100m"}
-REPEATS = 3
+REPEATS = 2
+TRL_PROMPTS = 2  # both sides have their weights, optimizer and activations on the GPU at the same time
 
 
 def training(checkpoint: Path, given: argparse.Namespace) -> Iterator[str]:
@@ -86,7 +87,14 @@ def beside_trl(checkpoint: Path, given: argparse.Namespace) -> Iterator[str]:
         yield 'Not measured: TRL is not installed (`pip install "medr1[bench]"`).'
         return
     sizes = ["--shape", given.shape, "--image-size", str(given.image_size), "--num-generations", "4"]
-    sizes += ["--max-completion-length", str(given.max_completion_length), "--prompts", "4", "--steps", str(REPEATS)]
+    sizes += [
+        "--max-completion-length",
+        str(given.max_completion_length),
+        "--prompts",
+        str(TRL_PROMPTS),
+        "--steps",
+        str(REPEATS),
+    ]
     sizes += ["--checkpoint", str(checkpoint)]
     yield f"```text\n{_run('-m', 'benchmarks.grpo_step', *sizes, '--dtype', given.dtype, '--device', given.device)}```"
 
@@ -202,22 +210,22 @@ def page(given: argparse.Namespace) -> Iterator[str]:
     measured = on_gpu or given.shape in SMALL
     if not on_gpu:
         yield "No GPU here. What follows is not measured on a GPU.\n"
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, dtype = Path(folder), getattr(torch, given.dtype)
-        if measured:
-            save_checkpoint(given.shape, checkpoint, dtype)
-        device = torch.device(given.device)
-        work = Workload(given.shape, 4, 4, given.max_completion_length, given.image_size, 0.0, dtype, device)
-
-        sections = {
-            "Training, and its plan": lambda: training(checkpoint, given),
-            "A GRPO step beside TRL's": lambda: beside_trl(checkpoint, given),
-            "Decoding": lambda: generation(checkpoint, work),
-            "Processes": lambda: processes(given),
-        }
+    dtype, device = getattr(torch, given.dtype), torch.device(given.device)
+    work = Workload(given.shape, 4, 4, given.max_completion_length, given.image_size, 0.0, dtype, device)
+    sections: dict[str, Callable[[Path], Iterator[str]]] = {
+        "Training, and its plan": lambda checkpoint: training(checkpoint, given),
+        "Decoding": lambda checkpoint: generation(checkpoint, work),
+        "A GRPO step beside TRL's": lambda checkpoint: beside_trl(checkpoint, given),
+        "Processes": lambda _: processes(given),
+    }
+    if not measured:
+        for title in sections:
+            yield f"## {title}\n\nNot measured.\n"
+        return
+    with checkpoint_of(given.shape, given.checkpoint, dtype, device) as checkpoint:
         for title, lines in sections.items():
             yield f"## {title}\n"
-            yield from lines() if measured else ["Not measured."]
+            yield from lines(checkpoint)
             yield ""
 
 
@@ -230,15 +238,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the probe, at most 10")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--checkpoint", type=Path, help="its directory; it is made if there is none")
     parser.add_argument("--output", type=Path, default=Path("gpu-report.md"), help="the page; replaced if it exists")
     parser.add_argument("override", nargs="*", help="more settings, as for train.py")
     given = parser.parse_args()
     silence_library_logs()
-    lines = []
-    for line in page(given):
-        print(line, flush=True)
-        lines.append(line)
-    given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with given.output.open("w", encoding="utf-8") as file:
+        for line in page(given):
+            print(line, flush=True)
+            print(line, file=file, flush=True)
     print(f"\nwritten: {given.output}")
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.quartiles import spread
-from benchmarks.workload import SHAPES, Workload, save_checkpoint
+from benchmarks.workload import SHAPES, Workload, checkpoint_of
 from medr1.config.enums import LossAggMode, ScaleRewards
 from medr1.config.settings import ObjectiveConfig, RewardConfig, SamplingConfig
 from medr1.domain.reasoning import ReasoningMode
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of each side, after one for warm-up")
     parser.add_argument("--sweep-g", help="several values of num_generations, such as 2,4,8,16,32")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--checkpoint", type=Path, help="of this shape; default: one with random weights is made")
+    parser.add_argument("--checkpoint", type=Path, help="its directory; it is made if there is none")
     parser.add_argument("--memory-of", choices=["medr1", "TRL"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = Workload(
@@ -276,10 +276,7 @@ def main() -> None:
         getattr(torch, given.dtype),
         torch.device(given.device),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = given.checkpoint or Path(folder)
-        if given.checkpoint is None:
-            save_checkpoint(given.shape, checkpoint)
+    with checkpoint_of(given.shape, given.checkpoint, device=given.device) as checkpoint:
         if given.memory_of:
             memory_of(given.memory_of, work, checkpoint)
             return

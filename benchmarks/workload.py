@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,17 +72,32 @@ class Workload:
         return [question_text(r.question, r.options, ReasoningMode.THINK_AFTER) for r in self.records()]
 
 
-def save_checkpoint(shape: str | Shape, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes a checkpoint with random weights. ``shape``: sizes, or their name in ``SHAPES``."""
+def save_checkpoint(
+    shape: str | Shape, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> None:
+    """Writes a checkpoint with random weights, drawn on ``device``. ``shape``: sizes, or their name in ``SHAPES``."""
     tokenizer = build_tokenizer(corpus(0), 768)
     sizes = SHAPES[shape] if isinstance(shape, str) else shape
     config = tiny_config(tokenizer) if sizes is None else _config(sizes, tokenizer)
-    model = Qwen2VLForConditionalGeneration(config)
+    with torch.device(device):
+        model = Qwen2VLForConditionalGeneration(config)
     initialize(model, 0)
     if config.tie_word_embeddings:
         model.tie_weights()
     processor = Processor(tokenizer, build_image_processor(), model.model.get_rope_index)
     save_policy(Policy(model.to(dtype)), processor, folder)
+
+
+@contextmanager
+def checkpoint_of(
+    shape: str, given: Path | None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Iterator[Path]:
+    """The directory ``given``, or a temporary one, with a checkpoint, which is made if there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = given or Path(folder)
+        if not (checkpoint / "config.json").exists():
+            save_checkpoint(shape, checkpoint, dtype, device)
+        yield checkpoint
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Decoding runs some hundred small kernels for each token, and Python takes longer
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -42,26 +43,45 @@ class CudaGraph:
         return self._outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Runs no kernel. ``torch.cuda.graph`` would empty the allocator's cache, which training then fills again."""
         self._inputs = [value.clone() for value in inputs]
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Other threads, such as those that pin the memory of batches, may call CUDA meanwhile.
-            graph.capture_begin(_pool(torch.cuda.current_device()), capture_error_mode="thread_local")
-            try:
-                self._outputs = self._function(*self._inputs)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = graph
+        shared = _shared(torch.cuda.current_device())
+        self._graph, self._outputs = _capture(shared.stream, shared.pool, self._function, *self._inputs)
 
 
-def _pool(device: int) -> Any:
-    """The memory of all graphs of a device. With a pool each, that of earlier ones would be kept until none is left."""
-    return _mem_pool(device).id
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all graphs of a device share, so that each rollout uses the memory of the one before.
+
+    A pool can be used again only while a graph of it exists: ``keeper`` is a trivial one.
+    """
+
+    stream: torch.cuda.Stream
+    pool: Any
+    keeper: torch.cuda.CUDAGraph
 
 
 @cache
-def _mem_pool(device: int) -> torch.cuda.MemPool:
-    return torch.cuda.MemPool()
+def _shared(device: int) -> _Shared:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    keeper, _ = _capture(stream, None, lambda: (torch.zeros(1, device=f"cuda:{device}"),))
+    return _Shared(stream, keeper.pool(), keeper)
+
+
+def _capture(
+    stream: torch.cuda.Stream, pool: Any, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """Records ``function`` without running its kernels.
+
+    ``torch.cuda.graph`` would empty the allocator's cache, which training then had to fill again.
+    """
+    graph = torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Other threads, such as the one that pins the memory of batches, may call CUDA meanwhile.
+        graph.capture_begin(pool, capture_error_mode="thread_local")
+        try:
+            outputs = function(*inputs)
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph, outputs

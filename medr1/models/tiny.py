@@ -107,7 +107,7 @@ def initialize(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
     has not learned to bind options to letters after 45,000 samples. The head starts as the embeddings times
     0.5 / sqrt(H), as if they were tied, so that attending to a letter copies it.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.normal_(0, 1.0, generator=generator)
