@@ -159,6 +159,12 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     Raises:
         ConfigError: a run of it is misconfigured; names the run's overrides.
     """
+    for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
+        if any(override.lstrip("+").startswith(f"{key}=") for override in config.hydra.overrides.hydra):
+            raise ConfigError(
+                f"{key}: the directories of a sweep are OUTPUT_DIR/SWEEP/RUN, with names of their settings; use "
+                "output_dir=DIR, sweep.name=NAME"
+            )
     swept = parse(config)
     values, varied, rows = swept.values, swept.varied, swept.rows
     runs = compose_all(config, swept)

@@ -251,6 +251,8 @@ TYPED: dict[str, list[str]] = {
     "resume=nowhere seed=1 modality=ct": ["nowhere is no run directory", "config.yaml"],
     "output_dir=a_file": ["a_file", "Not a directory", "output_dir"],
     "hydra.run.dir=a_file": ["a_file", "output_dir"],
+    "-m seed=0,1 hydra.sweep.dir=here": ["hydra.sweep.dir", "output_dir=DIR"],
+    "-m seed=0,1 hydra.sweep.subdir=here": ["hydra.sweep.subdir", "sweep.name=NAME"],
     "model=server": ["model=server needs model.path=... and model.url=..."],
     "model=server model.url=http://127.0.0.1:1/v1 model.path=n": ["algorithm=zero_shot"],
     "evaluate.py model=server model.url=127.0.0.1:8000 model.path=n": ["model.url=127.0.0.1:8000", "use http://HOST"],
