@@ -76,6 +76,5 @@ def sample_inverse_cdf(log_p: Tensor, uniforms: Tensor) -> Tensor:
     threshold = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     # Rounding may give an index past the end, or a token of probability zero after the last possible one.
-    vocabulary = torch.arange(log_p.shape[-1], device=log_p.device)
-    last_possible = vocabulary.where(log_p > float("-inf"), 0).amax(-1)
+    last_possible = log_p.shape[-1] - 1 - (log_p > float("-inf")).byte().flip(-1).argmax(-1)
     return torch.minimum(token, last_possible)
