@@ -225,6 +225,9 @@ def page(given: argparse.Namespace) -> Iterator[str]:
     with checkpoint_of(given.shape, given.checkpoint, dtype, device) as checkpoint:
         for title, lines in sections.items():
             yield f"## {title}\n"
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()  # for the processes that a section starts
             yield from lines(checkpoint)
             yield ""
 
@@ -238,7 +241,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the probe, at most 10")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--checkpoint", type=Path, help="its directory; it is made if there is none")
+    parser.add_argument("--checkpoint", type=Path, help="directory of the weights; it is made if there is none")
     parser.add_argument("--output", type=Path, default=Path("gpu-report.md"), help="the page; replaced if it exists")
     parser.add_argument("override", nargs="*", help="more settings, as for train.py")
     given = parser.parse_args()

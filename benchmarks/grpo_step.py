@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of each side, after one for warm-up")
     parser.add_argument("--sweep-g", help="several values of num_generations, such as 2,4,8,16,32")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--checkpoint", type=Path, help="its directory; it is made if there is none")
+    parser.add_argument("--checkpoint", type=Path, help="directory of the weights; it is made if there is none")
     parser.add_argument("--memory-of", choices=["medr1", "TRL"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = Workload(

@@ -94,10 +94,16 @@ def checkpoint_of(
 ) -> Iterator[Path]:
     """The directory ``given``, or a temporary one, with a checkpoint, which is made if there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = given or Path(folder)
-        if not (checkpoint / "config.json").exists():
-            save_checkpoint(shape, checkpoint, dtype, device)
-        yield checkpoint
+        if given is None:
+            save_checkpoint(shape, Path(folder), dtype, device)
+        elif not given.exists():
+            unfinished = given.with_name(f"{given.name}.unfinished")
+            save_checkpoint(shape, unfinished, dtype, device)
+            unfinished.rename(given)
+        sizes, own = SHAPES[shape], Qwen2VLConfig.from_pretrained(given or folder).text_config
+        if sizes is not None and (own.hidden_size, own.num_hidden_layers) != (sizes.hidden, sizes.layers):
+            raise SystemExit(f"{given}: another shape than --shape {shape}; use another --checkpoint")
+        yield given or Path(folder)
 
 
 @torch.no_grad()

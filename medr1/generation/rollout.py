@@ -15,8 +15,8 @@ from medr1.models.tensors import Completions, Prefix
 # Finished sequences are removed once at most this share of the rows is unfinished; not earlier, because removal copies
 # the KV cache.
 _COMPACT_AT = 0.8
-# Tokens between two looks whether all sequences are finished, with CUDA graphs: each makes Python wait for the GPU.
-_LOOK_EVERY = 8
+# With CUDA graphs: steps between two checks whether all sequences are finished. Each makes Python wait for the GPU.
+_CHECK_EVERY = 8
 
 
 @torch.no_grad()
@@ -37,8 +37,10 @@ def rollout(
     ``first_step``: index of the first token to decode; earlier ones are skipped (memory planning only).
 
     Raises:
-        ValueError: sampling without uniforms.
+        ValueError: sampling without uniforms, or ``first_step`` with ``cuda_graphs``.
     """
+    if cuda_graphs and first_step:
+        raise ValueError("first_step is for memory planning, which has no CUDA graphs")
     if sampling.temperature > 0 and uniforms is None:
         raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
     hidden = prefix.hidden.repeat_interleave(num_generations, 0)
@@ -69,7 +71,7 @@ def rollout(
         if step == width - 1:
             break
         if cuda_graphs:
-            if step % _LOOK_EVERY == 0 and not unfinished.any():
+            if step % _CHECK_EVERY == 0 and not unfinished.any():
                 break
             token, logprob = replayed(token, steps[step : step + 1], uniforms[decoded, step + 1])
             continue

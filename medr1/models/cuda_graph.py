@@ -6,6 +6,7 @@ Decoding runs some hundred small kernels for each token, and Python takes longer
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,7 +21,8 @@ class CudaGraph:
     """Calls ``function``, from the third time on by replaying what it did in the third call.
 
     It must do the same in every call, except for the values of its inputs: the same shapes, no decision of Python that
-    depends on a value, and no tensor of the CPU. The outputs are overwritten by the next call.
+    depends on a value, and no tensor of the CPU. Other tensors that it reads must keep their memory. The outputs are
+    overwritten by the next call.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -44,8 +46,13 @@ class CudaGraph:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = [value.clone() for value in inputs]
-        shared = _shared(torch.cuda.current_device())
-        self._graph, self._outputs = _capture(shared.stream, shared.pool, self._function, *self._inputs)
+        with torch.cuda.device(inputs[0].device):
+            shared = _shared(torch.cuda.current_device())
+            try:
+                self._graph, self._outputs = _capture(shared.stream, shared.pool, self._function, *self._inputs)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()  # which the allocator does not do while it records
+                self._graph, self._outputs = _capture(shared.stream, shared.pool, self._function, *self._inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,10 @@ def _capture(
         graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
             outputs = function(*inputs)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # of a recording that the error has made invalid
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
     return graph, outputs

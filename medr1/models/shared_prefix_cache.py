@@ -124,12 +124,12 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     scaling: float,
     shared: SharedPrefix,
-    is_later: Tensor | None = None,
+    is_future: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token per row, query [R, heads, 1, D], over its prompt and its own keys and values.
 
-    key, value [R, K, T, D]: those of the completion so far. is_later [T]: True at tokens that are not decoded yet.
+    key, value [R, K, T, D]: those of the completion so far. is_future [T]: True at tokens that are not decoded yet.
 
     One softmax over both, which equals attention over their concatenation. Returns [R, 1, heads, D], as transformers'
     ``AttentionInterface`` requires.
@@ -140,8 +140,8 @@ def shared_prefix_attention(
     prompt_scores = shared.group(query) @ prefix_keys.transpose(-1, -2)
     prompt_scores = shared.ungroup(prompt_scores.masked_fill(shared.is_padding, float("-inf")))
     own_scores = query @ key.transpose(-1, -2)
-    if is_later is not None:
-        own_scores = own_scores.masked_fill(is_later, float("-inf"))
+    if is_future is not None:
+        own_scores = own_scores.masked_fill(is_future, float("-inf"))
     weights = torch.cat([prompt_scores, own_scores], dim=-1)
     weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
     prompt_weights, own_weights = torch.split(weights, [prefix_keys.shape[2], key.shape[2]], dim=-1)
@@ -152,10 +152,10 @@ def shared_prefix_attention(
 AttentionInterface.register(_ATTENTION, shared_prefix_attention)
 
 
-class PolicyDecoder:
+class _Decoder:
     """Decodes R = B*G completions after their prompts, one token a step, without gradients."""
 
-    layer: ClassVar[type[PreallocatedCacheLayer]] = PreallocatedCacheLayer
+    layer: ClassVar[type[PreallocatedCacheLayer]]
 
     def __init__(self, model: Any, prefix: Prefix, num_generations: int, max_length: int) -> None:
         self._model = model  # transformers' ``*ForConditionalGeneration``
@@ -167,14 +167,8 @@ class PolicyDecoder:
         self._layers = [self.layer(rows, keys, max_length) for keys, _ in prefix.layers]
         self._position = prefix.next_position[self._prompt_of_row]
 
-    @torch.no_grad()
-    def step(self, ids: Tensor) -> Tensor:
-        """Runs one token [R] of each row. Returns the hidden states [R, H] that predict the next."""
-        hidden = self._forward(ids, self._position)
-        self._position = self._position + 1
-        return hidden
-
     def _forward(self, ids: Tensor, position: Tensor, **arguments: Any) -> Tensor:
+        """One token [R] of each row at a position [R]. Returns the hidden states [R, H] that predict the next."""
         with self._attention():
             out = self._model.model.language_model(
                 inputs_embeds=self._model.get_input_embeddings()(ids.unsqueeze(1)),
@@ -187,16 +181,6 @@ class PolicyDecoder:
             )
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
-    @property
-    def buffers(self) -> list[Tensor]:
-        """The preallocated keys and values of all layers."""
-        return [buffer for layer in self._layers for buffer in layer.buffers]
-
-    def skip(self, tokens: int) -> None:
-        """Advances without computing, for memory planning: only the last steps matter there, in which T is largest."""
-        for layer in self._layers:
-            layer.skip(tokens)
-
     @contextmanager
     def _attention(self) -> Iterator[None]:
         config = self._model.model.language_model.config
@@ -207,6 +191,29 @@ class PolicyDecoder:
         finally:
             config._attn_implementation = before
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The preallocated keys and values of all layers."""
+        return [buffer for layer in self._layers for buffer in layer.buffers]
+
+
+class PolicyDecoder(_Decoder):
+    """Reads as many keys and values as there are. Rows can be dropped."""
+
+    layer: ClassVar[type[PreallocatedCacheLayer]] = PreallocatedCacheLayer
+
+    @torch.no_grad()
+    def step(self, ids: Tensor) -> Tensor:
+        """Runs one token [R] of each row. Returns the hidden states [R, H] that predict the next."""
+        hidden = self._forward(ids, self._position)
+        self._position = self._position + 1
+        return hidden
+
+    def skip(self, tokens: int) -> None:
+        """Advances without computing, for memory planning: only the last steps matter there, in which T is largest."""
+        for layer in self._layers:
+            layer.skip(tokens)
+
     def select(self, rows: Tensor) -> None:
         """Drops all other rows. ``rows``: indices in ascending order, or a mask."""
         for layer in self._layers:
@@ -215,8 +222,8 @@ class PolicyDecoder:
         self._shared = SharedPrefix.of_rows(self._prefix, self._prompt_of_row)
 
 
-class StaticDecoder(PolicyDecoder):
-    """Does the same kernels in every step, so that a CUDA graph can hold them. No row can be dropped."""
+class StaticDecoder(_Decoder):
+    """Launches the same kernels in every step, so that they can be recorded in a CUDA graph."""
 
     layer: ClassVar[type[PreallocatedCacheLayer]] = StaticCacheLayer
 
@@ -231,4 +238,4 @@ class StaticDecoder(PolicyDecoder):
         for layer in self._layers:
             assert isinstance(layer, StaticCacheLayer)
             layer.index = index
-        return self._forward(ids, self._position + index, is_later=self._steps > index)
+        return self._forward(ids, self._position + index, is_future=self._steps > index)

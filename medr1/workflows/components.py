@@ -167,7 +167,7 @@ def check_available(cfg: CommonConfig) -> None:
     """Checks that there are the model and the rollout engine of a run, before it is created or goes on.
 
     Raises:
-        CheckpointError, ServerError: names the place and the remedy.
+        CheckpointError, ConfigError, ServerError: names the place and the remedy.
     """
     kind = MODEL_KINDS[cfg.model.kind]
     if not isinstance(cfg, EvaluateConfig) or cfg.run is None:  # else the weights are those of the run

@@ -144,7 +144,7 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
     if not reason:
         try:
             ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
-        except ServerError as error:
+        except (ConfigError, ServerError) as error:
             reason = str(error)
     if reason:
         return f"time: not measured, because {reason}"

@@ -54,7 +54,7 @@ class Engine:
         """Checks that the engine can generate with the weights of ``model``, before a run is created or goes on.
 
         Raises:
-            ServerError: names what is missing and the remedy.
+            ConfigError, ServerError: names what is missing and the remedy.
         """
 
     @classmethod

@@ -25,7 +25,8 @@ class LocalRolloutConfig(RolloutConfig):
     """Settings of ``rollout=local``."""
 
     cuda_graphs: bool | None = field(default=None, metadata=NEUTRAL)
-    """Launch all kernels of a decoded token at once. null: on GPUs, unless the model is in shards.
+    """Replay each decoding step as a CUDA graph. null: on a GPU, unless the model is sharded. verl's setting is the
+    opposite.
 
     TRL: -. verl: actor_rollout_ref.rollout.enforce_eager."""
 

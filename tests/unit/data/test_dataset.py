@@ -249,7 +249,7 @@ def test_the_fingerprint_changes_with_the_data(changes: dict[str, Any]) -> None:
         (0.6, "12a70adf6825491287d420b494273073a25ef9ac9172d9e0dce5169aafa398fd"),
     ],
 )
-def test_the_fingerprint_of_phantoms_is_that_of_earlier_versions(shortcut: float, fingerprint: str) -> None:
+def test_the_fingerprint_of_phantoms_does_not_change_by_accident(shortcut: float, fingerprint: str) -> None:
     assert load(phantoms(shortcut=shortcut)).fingerprint == fingerprint
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GenerationConfig
 
 from medr1.generation.logprobs import completion_hidden, score
-from medr1.generation.rollout import rollout
+from medr1.generation.rollout import _sample, rollout
 from medr1.generation.sampling import Sampling
 from medr1.models import cuda_graph
 from medr1.models.policy import Policy
@@ -38,6 +38,13 @@ def with_end(
     """The settings with an end token that random weights do generate: the most common one after the first position."""
     endless = rollout(policy, prefix, replace(s, eos_token_id=-1), num_generations, uniforms)
     return replace(s, eos_token_id=int(endless.ids[:, 1:].flatten().mode().values))
+
+
+def test_planning_has_no_cuda_graphs(tiny, make_prompts) -> None:
+    policy, processor = tiny("qwen2_vl")
+    prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES[:1])))
+    with pytest.raises(ValueError, match="first_step"):
+        rollout(policy, prefix, sampling(temperature=0.0), cuda_graphs=True, first_step=2)
 
 
 def test_sampling_without_uniforms_is_refused(tiny, make_prompts) -> None:
@@ -201,14 +208,17 @@ def test_static_decoding_ends_when_all_completions_have(case: Case, without_reco
     assert not found.truncated.any() and found.ids.shape[1] <= len(calls) + 1 <= found.ids.shape[1] + 8
 
 
-def test_a_static_step_looks_at_no_value(tiny, make_prompts) -> None:
+@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"top_k": 5, "top_p": 0.9}])
+def test_a_static_step_looks_at_no_value(tiny, make_prompts, changes: dict[str, float]) -> None:
     """Tensors without values stand for those of a recording, in which Python cannot read any."""
     policy, processor = tiny("qwen2_vl")
+    rows, s = 3 * len(SIZES), sampling(suppress_tokens=(1, 2), **changes)
     prefix = policy.prefill(processor.encode(make_prompts(processor, SIZES)))
     decoder = policy.static_decoder(prefix, 3, 12)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        hidden = decoder.step_at(torch.zeros(3 * len(SIZES), dtype=torch.long), torch.zeros(1, dtype=torch.long))
-    assert hidden.shape == (3 * len(SIZES), policy.core.config.text_config.hidden_size)
+        hidden = decoder.step_at(torch.zeros(rows, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+        found = _sample(policy, s, torch.tensor(s.suppress_tokens), hidden, torch.zeros(rows, dtype=torch.float64))
+    assert [tuple(value.shape) for value in found] == [(rows,), (rows,)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -219,10 +229,13 @@ def test_a_cuda_graph_gives_the_same_completions(case: Case, temperature: float)
         s = replace(case.sampling, temperature=temperature)
         prefix, uniforms = map_tensors(lambda tensor: tensor.to(device), case.prefix), case.uniforms.to(device)
         expected = rollout(policy, prefix, s, 3, uniforms)
-        for _ in range(2):  # the memory of the first graph is used again
+        reserved = []
+        for _ in range(3):
             found = rollout(policy, prefix, s, 3, uniforms, cuda_graphs=True)
             assert torch.equal(found.ids, expected.ids) and torch.equal(found.mask, expected.mask)
             torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
+            reserved.append(torch.cuda.memory_reserved())
+        assert reserved[1] == reserved[2]  # a graph uses the memory of the one before
     finally:
         policy.to("cpu")
 

@@ -136,6 +136,14 @@ def test_without_careless_only_the_two_wordings_violate_the_format() -> None:
     assert {often_careless(example) for example in examples if is_careless(example)} == {True}
 
 
+def test_without_careless_wordings_these_are_as_careless_as_the_others() -> None:
+    mixture = BaseMixture(0, dataclasses.replace(SETTINGS, careless_wordings=0.0))
+    examples = [e for step in range(9, 49) for e in mixture.batch(step) if often_careless(e)]
+    share = SETTINGS.careless
+    found = np.mean([is_careless(example) for example in examples])
+    assert abs(found - share) < 3 * np.sqrt(share * (1 - share) / len(examples))
+
+
 def test_a_careless_target_violates_the_format_and_keeps_the_answer() -> None:
     kinds = set()
     for example in filter(is_careless, MIXED):
