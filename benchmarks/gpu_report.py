@@ -86,17 +86,19 @@ def beside_trl(checkpoint: Path, given: argparse.Namespace) -> Iterator[str]:
     if importlib.util.find_spec("trl") is None:
         yield 'Not measured: TRL is not installed (`pip install "medr1[bench]"`).'
         return
-    sizes = ["--shape", given.shape, "--image-size", str(given.image_size), "--num-generations", "4"]
-    sizes += [
-        "--max-completion-length",
-        str(given.max_completion_length),
-        "--prompts",
-        str(TRL_PROMPTS),
-        "--steps",
-        str(REPEATS),
-    ]
-    sizes += ["--checkpoint", str(checkpoint)]
-    yield f"```text\n{_run('-m', 'benchmarks.grpo_step', *sizes, '--dtype', given.dtype, '--device', given.device)}```"
+    sizes = {
+        "shape": given.shape,
+        "image-size": given.image_size,
+        "num-generations": 4,
+        "max-completion-length": given.max_completion_length,
+        "prompts": TRL_PROMPTS,
+        "steps": REPEATS,
+        "dtype": given.dtype,
+        "device": given.device,
+        "checkpoint": checkpoint,
+    }
+    words = [f"--{name}={value}" for name, value in sizes.items()]
+    yield f"```text\n{_run('-m', 'benchmarks.grpo_step', *words)}```"
 
 
 def generation(checkpoint: Path, work: Workload) -> Iterator[str]:

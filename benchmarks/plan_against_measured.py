@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from benchmarks.workload import SHAPES, save_checkpoint
+from benchmarks.workload import SHAPES, checkpoint_of
 from medr1.config.settings import TrainConfig
 from medr1.planning.memory_ledger import MemoryLedger, peak_bytes
 from medr1.workflows.components import checked
@@ -109,10 +109,9 @@ def main() -> None:
         return
     print(f"{given.shape}, images of {given.image_size} pixels, float32 unless named, {given.device}; MiB")
     print(f"{'setting':>28} {'plan':>8} {'tensors':>8} {'ratio':>6} {'process':>8} {'ratio':>6}   highest in the plan")
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(given.shape, Path(folder))
+    with checkpoint_of(given.shape, None) as checkpoint:
         for name in given.setting or SETTINGS:
-            wanted = overrides(Path(folder), given.image_size, given.device, SETTINGS[name])
+            wanted = overrides(checkpoint, given.image_size, given.device, SETTINGS[name])
             forecast = forecast_memory(checked(train_config(wanted), TrainConfig))
             real = measured(wanted)
             tensors, resident = (forecast.peak / real[key] for key in ("tensors", "resident"))

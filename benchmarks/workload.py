@@ -93,17 +93,19 @@ def checkpoint_of(
     shape: str, given: Path | None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Iterator[Path]:
     """The directory ``given``, or a temporary one, with a checkpoint, which is made if there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        if given is None:
+    if given is None:
+        with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(shape, Path(folder), dtype, device)
-        elif not given.exists():
-            unfinished = given.with_name(f"{given.name}.unfinished")
-            save_checkpoint(shape, unfinished, dtype, device)
-            unfinished.rename(given)
-        sizes, own = SHAPES[shape], Qwen2VLConfig.from_pretrained(given or folder).text_config
-        if sizes is not None and (own.hidden_size, own.num_hidden_layers) != (sizes.hidden, sizes.layers):
-            raise SystemExit(f"{given}: another shape than --shape {shape}; use another --checkpoint")
-        yield given or Path(folder)
+            yield Path(folder)
+        return
+    if not given.exists():
+        unfinished = given.with_name(f"{given.name}.unfinished")
+        save_checkpoint(shape, unfinished, dtype, device)
+        unfinished.rename(given)
+    sizes, own = SHAPES[shape], Qwen2VLConfig.from_pretrained(given).text_config
+    if sizes is not None and (own.hidden_size, own.num_hidden_layers) != (sizes.hidden, sizes.layers):
+        raise SystemExit(f"{given}: another shape than --shape {shape}; use another --checkpoint")
+    yield given
 
 
 @torch.no_grad()

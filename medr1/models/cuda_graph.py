@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,31 +46,24 @@ class CudaGraph:
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = [value.clone() for value in inputs]
         with torch.cuda.device(inputs[0].device):
-            shared = _shared(torch.cuda.current_device())
+            stream, keeper = _shared(torch.cuda.current_device())
+            capture = partial(_capture, stream, keeper.pool(), self._function, *self._inputs)
             try:
-                self._graph, self._outputs = _capture(shared.stream, shared.pool, self._function, *self._inputs)
+                self._graph, self._outputs = capture()
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()  # which the allocator does not do while it records
-                self._graph, self._outputs = _capture(shared.stream, shared.pool, self._function, *self._inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What all graphs of a device share, so that each rollout uses the memory of the one before.
-
-    A pool can be used again only while a graph of it exists: ``keeper`` is a trivial one.
-    """
-
-    stream: torch.cuda.Stream
-    pool: Any
-    keeper: torch.cuda.CUDAGraph
+                self._graph, self._outputs = capture()
 
 
 @cache
-def _shared(device: int) -> _Shared:
+def _shared(device: int) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """What all graphs of a device share: a stream, and a trivial graph whose pool of memory the others use as well.
+
+    Each rollout thus uses the memory of the one before. A pool can be used again only while a graph of it exists.
+    """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     keeper, _ = _capture(stream, None, lambda: (torch.zeros(1, device=f"cuda:{device}"),))
-    return _Shared(stream, keeper.pool(), keeper)
+    return stream, keeper
 
 
 def _capture(
