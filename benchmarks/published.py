@@ -68,7 +68,7 @@ class PublishedSweep:
     """The runs of a sweep. ``rows`` and ``columns``: the axes of its tables. ``commits``: those that the runs used."""
 
     name: str
-    command: str
+    commands: Sequence[str]
     rows: str
     columns: str
     seed: int
@@ -84,7 +84,7 @@ class PublishedSweep:
             SystemExit: they are not those of the runs.
         """
         if _digest(self.seed, self.images_per_modality) != self.digest:
-            raise SystemExit(f"{self.name}: phantoms have changed since these runs; repeat {self.command}")
+            raise SystemExit(f"{self.name}: phantoms have changed since these runs; repeat {'; '.join(self.commands)}")
         return _records(self.seed, self.images_per_modality)
 
 
@@ -101,59 +101,82 @@ def finished_runs(sweep: SweepDirectory) -> dict[str, RunDirectory]:
     return {name: sweep.run(name) for name in wanted}
 
 
-def store(place: Path, name: str) -> Path:
-    """Writes the finished runs of a sweep as ``name``; returns the file.
+def store(name: str, places: Sequence[Path]) -> Path:
+    """Writes the finished runs of one or several sweeps on the same test records as ``name``; returns the file.
+
+    An axis that only one of the sweeps varies has, in the runs of the others, the value of their configuration.
 
     Raises:
-        SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record.
+        SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; two
+            sweeps have the same run, or other rows, columns or test records.
     """
-    directory = SweepDirectory(place)
-    manifest = directory.read()
-    runs, worlds, commits = [], set(), set()
-    for run_name, run in finished_runs(directory).items():
+    directories = [SweepDirectory(place) for place in places]
+    manifests = [directory.read() for directory in directories]
+    sources = [
+        (directory, run_name, run, manifest.jobs[run_name].axes)
+        for directory, manifest in zip(directories, manifests, strict=True)
+        for run_name, run in finished_runs(directory).items()
+    ]
+    all_axes = dict.fromkeys(axis for *_, axes in sources for axis in axes)
+    runs, worlds, commits = dict[str, PublishedRun](), set(), set()
+    for directory, run_name, run, axes in sources:
+        if run_name in runs:
+            raise SystemExit(f"{directory.path}: the run {run_name} is in an earlier sweep too; leave one out")
         cfg = run.stored_config(TrainConfig)
         if not isinstance(cfg.data, PhantomsConfig):
-            raise SystemExit(f"{place}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
+            raise SystemExit(f"{directory.path}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
         worlds.add((cfg.data.seed, cfg.data.test_images_per_modality))
         records = _records(cfg.data.seed, cfg.data.test_images_per_modality)
         curves = MetricsFile(run.metrics).read()
-        runs.append(
-            PublishedRun(
-                name=run_name,
-                axes=manifest.jobs[run_name].axes,
-                algorithm=cfg.algorithm.name,
-                modality=cfg.modality.name,
-                question_type=cfg.question_type.name,
-                reasoning=str(cfg.reasoning.mode),
-                texts={
-                    str(condition): _texts(run.predictions(condition), records)
-                    for condition in Condition
-                    if run.predictions(condition).is_file()
-                },
-                curves={metric: values for metric, values in curves.items() if metric.startswith(_CURVES)},
-                best_step=read_json(run.best)["step"] if run.best.is_file() else None,
-                seconds=directory.seconds(run_name),
-            )
+        runs[run_name] = PublishedRun(
+            name=run_name,
+            axes={axis: axes.get(axis, _configured(cfg, axis)) for axis in all_axes},
+            algorithm=cfg.algorithm.name,
+            modality=cfg.modality.name,
+            question_type=cfg.question_type.name,
+            reasoning=str(cfg.reasoning.mode),
+            texts={
+                str(condition): _texts(run.predictions(condition), records)
+                for condition in Condition
+                if run.predictions(condition).is_file()
+            },
+            curves={metric: values for metric, values in curves.items() if metric.startswith(_CURVES)},
+            best_step=read_json(run.best)["step"] if run.best.is_file() else None,
+            seconds=directory.seconds(run_name),
         )
         commits.add(str(read_json(run.environment)["git_commit"]))
-    if len(worlds) != 1:
-        raise SystemExit(f"{place}: its runs have {len(worlds)} different test sets")
-    ((seed, images),) = worlds
+    layouts = {(manifest.rows, manifest.columns) for manifest in manifests}
+    for several, what in ((worlds, "test sets"), (layouts, "pairs of rows and columns")):
+        if len(several) != 1:
+            raise SystemExit(
+                f"{', '.join(map(str, places))}: {len(several)} different {what}; store them by themselves"
+            )
+    ((seed, images),), ((rows, columns),) = worlds, layouts
     sweep = PublishedSweep(
         name=name,
-        command=" ".join(["python train.py", *manifest.command]),
-        rows=manifest.rows,
-        columns=manifest.columns,
+        commands=[" ".join(["python train.py", *manifest.command]) for manifest in manifests],
+        rows=rows,
+        columns=columns,
         seed=seed,
         images_per_modality=images,
         digest=_digest(seed, images),
         commits=sorted(commits),
-        runs=runs,
+        runs=list(runs.values()),
     )
     target = FOLDER / f"{name}.json.xz"
     with atomic_write(target) as file:
         file.write(lzma.compress(json.dumps(asdict(sweep), sort_keys=True).encode(), preset=9))
     return target
+
+
+def _configured(cfg: TrainConfig, axis: str) -> str:
+    """The value of an axis as in an override, or nothing if the configuration lacks it, as GRPO lacks a rationale."""
+    if axis == "reasoning":
+        return str(cfg.reasoning.mode)
+    value: Any = cfg
+    for part in axis.split("."):
+        value = getattr(value, part, "")
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "name", value))
 
 
 def load(file: Path) -> PublishedSweep:

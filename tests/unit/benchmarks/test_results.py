@@ -13,8 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks import published, results
+from benchmarks.outcomes import Sweep, at_plateau, crossing, false_claims
 from benchmarks.published import PublishedRun, PublishedSweep
-from benchmarks.results import Claim, Sweep, at_plateau, claims_part, crossing, map_part, parts, write_page
+from benchmarks.result_figures import MAPS
+from benchmarks.results import Claim, claims_part, map_part, parts, write_page
 from medr1.atomic_write import write_json
 from medr1.data.sources.phantoms.records import NAMES, Phantom, choices
 from medr1.domain.reasoning import ReasoningMode, target_text
@@ -58,7 +60,7 @@ def scarcity() -> Sweep:
         for seed in (0, 1)
     ]
     rows = "data.max_train_images"
-    return Sweep(PublishedSweep("scarcity", "python", rows, "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    return Sweep(PublishedSweep("scarcity", ["python"], rows, "modality", 0, IMAGES, DIGEST, ["c"], runs))
 
 
 def share(run: PublishedRun, condition: str, records: list[Record]) -> float:
@@ -71,7 +73,7 @@ def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> 
     home = [record for record in RECORDS if record.modality == "mri"]
     away = [record for record in RECORDS if record.modality != "mri"]
     axis = "data.max_train_images"
-    table = map_part(scarcity, axis, "Training images").split("\n\n")[0].splitlines()
+    table = map_part(scarcity, MAPS["scarcity"]).split("\n\n")[0].splitlines()
     for line in table[2:]:
         value, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         numbers = [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in cells]
@@ -86,7 +88,7 @@ def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> 
 
 
 def test_the_map_says_where_the_curves_cross(scarcity: Sweep) -> None:
-    text = map_part(scarcity, "data.max_train_images", "Training images")
+    text = map_part(scarcity, MAPS["scarcity"])
     assert "On the others: The curves cross at" in text and "100 % of the resamples" in text
 
 
@@ -101,7 +103,7 @@ def test_a_run_that_still_rises_is_not_at_a_plateau(scarcity: Sweep) -> None:
     assert at_plateau(first) and not at_plateau(replace(first, curves=RISING))
     assert not at_plateau(replace(first, curves={"validation/accuracy": [(0, 0.5)] * 7})), "too few to tell"
     rising = Sweep(replace(scarcity.published, runs=[replace(r, curves=RISING) for r in scarcity.published.runs]))
-    assert map_part(rising, "data.max_train_images", "n").count("not at a plateau") == 2
+    assert map_part(rising, MAPS["scarcity"]).count("not at a plateau") == 2
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_the_seeds_that_would_decide() -> None:
 
 
 def test_a_claim_without_runs_says_so(scarcity: Sweep) -> None:
-    assert claims_part({"scarcity": scarcity}).count("| | not run yet |") == 11
+    assert claims_part({"scarcity": scarcity}).count("| | | not run yet |") == 13
 
 
 def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: 
     write_page(page, {"scarcity": scarcity})
     once = page.read_text()
     assert "old" not in once and all(f"Text {name}.\n<!-- results: {name} -->" in once for name in names)
-    assert map_part(scarcity, "data.max_train_images", "Training images").splitlines()[2] in once
+    assert map_part(scarcity, MAPS["scarcity"]).splitlines()[2] in once
     write_page(page, {"scarcity": scarcity})
     assert page.read_text() == once
     page.write_text("# Title\n")
@@ -170,19 +172,97 @@ def test_false_claims_are_counted_over_the_seeds() -> None:
         )
         for seed, texts in enumerate(trained)
     ]
-    sweep = Sweep(PublishedSweep("m", "python", "reasoning", "modality", 0, IMAGES, DIGEST, ["c"], runs))
-    effect = results.false_claims(sweep, runs)
+    sweep = Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    effect = false_claims(sweep, runs)
     assert effect.value == pytest.approx(3 / 5 - 1 / 2)  # 0 of 1 and 3 of 4 claims; the base 1 of 2
     table = results.reasoning_part(sweep).splitlines()
     assert table[2].startswith("| Think-After, GRPO |") and "+10.0" in table[2]
+
+
+def trained_on(modality: str, method: str, number: int) -> PublishedRun:
+    return replace(run(number, {"modality": modality, "algorithm": method, "seed": "0"}, 0.5), modality=modality)
 
 
 def test_figures_are_drawn(scarcity: Sweep, tmp_path: Path) -> None:
     headline = Sweep(
         replace(scarcity.published, runs=[run for run in scarcity.published.runs if "10" in run.axes.values()])
     )
-    results.write_figures(tmp_path, {"scarcity": scarcity, "headline": headline})
-    assert {file.name for file in tmp_path.iterdir()} == {"scarcity.png", "headline_curves.png"}
+    square = [trained_on(modality, method, i) for i, modality in enumerate(("ct", "mri")) for method in ("sft", "grpo")]
+    cross_modality = Sweep(replace(scarcity.published, rows="modality", runs=square))
+    results.write_figures(tmp_path, {"scarcity": scarcity, "headline": headline, "cross_modality": cross_modality})
+    figures = {"scarcity.png", "headline_curves.png", "cross_modality_grpo.png", "cross_modality_sft.png"}
+    assert {file.name for file in tmp_path.iterdir()} == figures
+
+
+def test_values_of_a_map_end_with_a_number() -> None:
+    assert MAPS["base"].label("models/step-2200") == "step 2200" and MAPS["shortcut"].number("0.5") == 0.5
+    with pytest.raises(SystemExit, match="models/last does not end with a number"):
+        MAPS["base"].number("models/last")
+
+
+def test_a_crossing_with_zero_is_interpolated_linearly() -> None:
+    assert crossing([0, 0.5], np.array([1.0, -3.0])) == pytest.approx(0.125)
+
+
+def test_one_seed_is_marked(scarcity: Sweep) -> None:
+    one = Sweep(replace(scarcity.published, runs=[r for r in scarcity.published.runs if r.axes["seed"] == "0"]))
+    assert results.ONE_SEED in parts({"scarcity": one})["scarcity"]
+    assert results.ONE_SEED not in parts({"scarcity": scarcity})["scarcity"]
+
+
+def test_image_dependence_is_that_of_validation_and_test(scarcity: Sweep) -> None:
+    """Two seeds, of which the dependence rises to 0.4 and 0.2."""
+    runs = [
+        replace(
+            run(seed, {"algorithm": "grpo", "seed": str(seed)}, 0.7),
+            curves={**FLAT, "validation/image_dependence": [(50 * i, top * i / 8) for i in range(9)]},
+        )
+        for seed, top in enumerate((0.4, 0.2))
+    ]
+    shuffled = [replace(r, texts={**r.texts, "shuffled_image": r.texts["blank_image"]}) for r in runs]
+    sweep = Sweep(replace(scarcity.published, runs=[replace(r, modality="all") for r in shuffled]))
+    head, _, line = results.image_dependence_part(sweep).splitlines()
+    assert "step 0 | step 100 | step 200 | step 300 | step 400 |" in head
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == "+0.0 (+0.0 to +0.0)" and cells[5] == "+30.0 (+20.0 to +40.0)"
+    expected = np.mean([share(r, "trained", RECORDS) - share(r, "blank_image", RECORDS) for r in sweep.published.runs])
+    assert float(cells[6].split()[0]) == pytest.approx(100 * expected, abs=0.051) and cells[7] == cells[6]
+
+
+def test_a_method_on_the_model_of_sft_gains_over_the_base_of_the_others(scarcity: Sweep) -> None:
+    grpo, after_sft = (
+        run(i, {"algorithm": name, "seed": "0"}, 0.7) for i, name in enumerate(("grpo", "sft_then_grpo"))
+    )
+    after_sft = replace(after_sft, texts={**after_sft.texts, "base": texts(0.95, 7)})
+    runs = [replace(r, modality="all") for r in (grpo, after_sft)]
+    line = results.headline_part(Sweep(replace(scarcity.published, runs=runs))).splitlines()[-1]
+    lenient = sum(
+        f"<answer>{r.answer}</answer>" == text or text == f"The answer is {r.answer}"
+        for r, text in zip(RECORDS, grpo.texts["base"], strict=True)
+    ) / len(RECORDS)
+    gain = 100 * (share(after_sft, "trained", RECORDS) - lenient)
+    assert line.startswith("| SFT, then GRPO |") and float(line.split("|")[3].split()[0]) == pytest.approx(
+        gain, abs=0.051
+    )
+
+
+def test_rationales_are_compared_with_letters(scarcity: Sweep) -> None:
+    """Of the rationales every second is cut off, so that its answer is missing."""
+    letters = [target_text(ReasoningMode.THINK_AFTER, record.answer, NAMES[record.modality]) for record in RECORDS]
+    cut = [text if i % 2 else "" for i, text in enumerate(letters)]
+    answers = {("think_after", "false"): letters, ("think_after", "true"): cut, ("no_think", "true"): cut}
+    runs = [
+        PublishedRun(
+            *(f"{mode} {value}", {"reasoning": mode, "algorithm": "sft", "algorithm.rationale": value, "seed": "0"}),
+            *("sft", "all", "all", mode, {"base": letters, "trained": of}, FLAT, None, 1.0),
+        )
+        for (mode, value), of in answers.items()
+    ]
+    sweep = Sweep(replace(scarcity.published, runs=runs))
+    (line,) = results.rationales_part(sweep).splitlines()[2:]
+    assert line.startswith("| Think-After | \N{MINUS SIGN}50.0 ")
+    names = [line.split("|")[1].strip() for line in results.reasoning_part(sweep).splitlines()[2:]]
+    assert names == ["Think-After, SFT on letters", "Think-After, SFT with rationales", "No-Think, SFT"]
 
 
 def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,11 +284,11 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
         write_predictions(run.predictions("trained"), lines[::-1])  # in any order
         run.metrics.write_text('{"step": 0, "train/loss": 1.0}\n{"step": 50, "validation/accuracy": 0.25}\n')
     with pytest.raises(SystemExit, match="sft is interrupted"):
-        published.store(sweep.path, "headline")
+        published.store("headline", [sweep.path])
     for name in jobs:
         write_json(sweep.run(name).finished, {})
-    found = published.load(published.store(sweep.path, "headline"))
-    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.command == "python train.py sweep=headline"
+    found = published.load(published.store("headline", [sweep.path]))
+    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.commands == ["python train.py sweep=headline"]
     assert found.runs[0].texts == {"trained": expected} and found.runs[0].modality == "mri"
     assert found.runs[0].curves == {"validation/accuracy": [[50, 0.25]]}
     assert found.records() == RECORDS
@@ -216,3 +296,36 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
     assert line.text == expected[7] and line.image == RECORDS[7].image_key
     with pytest.raises(SystemExit, match="phantoms have changed"):
         replace(found, digest="other").records()
+    with pytest.raises(SystemExit, match="the run sft is in an earlier sweep too"):
+        published.store("headline", [sweep.path, sweep.path])
+
+
+def test_sweeps_are_stored_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GRPO, and SFT with and without rationales, which GRPO does not have."""
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    jobs = {
+        "a": {"g": Job("g", {"reasoning": "think_after"}, ["algorithm=grpo"])},
+        "b": {
+            value: Job(value, {"algorithm.rationale": value}, ["algorithm=sft", f"algorithm.rationale={value}"])
+            for value in ("false", "true")
+        },
+    }
+    for place, of_place in jobs.items():
+        sweep = SweepDirectory(tmp_path / place)
+        sweep.add(Manifest("m", "reasoning", "modality", [f"sweep={place}"], list(of_place), of_place))
+        for name, job in of_place.items():
+            run = RunDirectory(sweep.path / name)
+            words = [f"data.test_images_per_modality={IMAGES}", "reasoning=think_after", *job.overrides]
+            run.create(OmegaConf.structured(composed("train", *words)), [], {"data_fingerprint": "-"})
+            (run.path / "predictions").mkdir()
+            lines = [
+                prediction(record, Condition.TRAINED, ReasoningMode.THINK_AFTER, "", 5, False) for record in RECORDS
+            ]
+            write_predictions(run.predictions("trained"), lines)
+            run.metrics.write_text("")
+            write_json(run.finished, {})
+    found = published.load(published.store("reasoning_modes", [tmp_path / "a", tmp_path / "b"]))
+    assert found.commands == ["python train.py sweep=a", "python train.py sweep=b"]
+    assert [run.axes for run in found.runs] == [
+        {"reasoning": "think_after", "algorithm.rationale": value} for value in ("", "false", "true")
+    ]
