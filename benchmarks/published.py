@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import medr1.workflows.components  # noqa: F401  registers the settings of all groups, which stored runs have
 from medr1.atomic_write import atomic_write, read_json
 from medr1.config.settings import TrainConfig
 from medr1.data.sources.phantoms import PhantomsConfig

@@ -1,4 +1,4 @@
-"""Sentences that summarise the tables of a sweep: controls, gains over the base, contrasts, and generalization.
+"""Sentences that summarise a run, or the tables of a sweep: gains over the base, contrasts, generalization, controls.
 
 No sentence claims more than its 95 % interval supports. A control explains an accuracy only if it reaches the lower end
 of that accuracy's interval; a difference whose interval contains zero is called inconclusive.
@@ -6,18 +6,20 @@ of that accuracy's interval; a difference whose interval contains zero is called
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from statistics import fmean
 
-from medr1.evaluation.predictions import Condition
+from medr1.evaluation.bootstrap import paired_difference
+from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference, wilson
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, ContrastMatrix, Matrix, SweepTables, TableCell
 from medr1.reporting.formatting import axis_label, interval, percent, with_interval
 
 _ALPHA = 0.05
 _LIST_LENGTH = 6  # items of a list that are spelt out
+_ALL_OF = {"modality": "all modalities", "question_type": "all question types"}
 _BLIND_BASELINES = {Condition.OPTION_PRIOR: "The option prior", Condition.SURFACE_CUES: "A rule on surface cues"}
 
 
@@ -92,6 +94,51 @@ def verdict(tables: SweepTables) -> tuple[str, ...]:
         chain(_ablation_findings(subjects), _baseline_findings(subjects)),
     )
     return tuple(sentence for kind in kinds for sentence in islice(kind, 1))
+
+
+def run_verdict(
+    conditions: Mapping[str, Sequence[Prediction]], is_trained_on: Callable[[Prediction], bool]
+) -> tuple[str, ...]:
+    """What a reader of a single run needs first: its accuracy and gain, the gain on what it was trained on and on the
+    rest, and what the image is worth.
+
+    Args:
+        conditions: the predictions by condition, all on the same records in any order.
+        is_trained_on: whether a record is like the training records. Nothing is said if this holds for all or none.
+    """
+    main = next((c for c in (Condition.TRAINED, Condition.BASE) if c in conditions), None)
+    if main is None:
+        return ()
+    lines = {name: {line.record: line for line in of} for name, of in conditions.items()}
+    records = list(lines[main].values())
+    accuracy, sentences = wilson(sum(line.correct for line in records), len(records)), list[str]()
+    model = "trained" if main == Condition.TRAINED else "base"
+    score = f"The {model} model scores {_rate(accuracy)} on {len(records):,} test questions"
+    if main == Condition.TRAINED and Condition.BASE in lines:
+        base = lines[Condition.BASE]
+        rate = percent(fmean(line.correct for line in base.values()))
+        sentences.append(f"{score}, the base model {rate} %: {_gain(base, records)}.")
+        own = [line for line in records if is_trained_on(line)]
+        others = [line for line in records if not is_trained_on(line)]
+        if own and others:
+            sentences.append(
+                f"On the kind of questions that it was trained on: {_gain(base, own)}; on the others: "
+                f"{_gain(base, others)}."
+            )
+    else:
+        sentences.append(f"{score}; chance is {percent(fmean(1 / line.options for line in records))} %.")
+    if Condition.BLANK_IMAGE in lines:
+        blank = lines[Condition.BLANK_IMAGE]
+        rate = percent(fmean(line.correct for line in blank.values()))
+        sentences.append(f"With a blank image it scores {rate} %; the image adds {_gain(blank, records)}.")
+    return tuple(sentences)
+
+
+def _gain(before: Mapping[str, Prediction], after: Sequence[Prediction]) -> str:
+    """The accuracy of ``after`` minus that of ``before``, given by record, on the records of ``after``."""
+    correct = [before[line.record].correct for line in after]
+    found = paired_difference(correct, [line.correct for line in after], [line.image for line in after])
+    return f"{with_interval(found, '+')} points" + " (inconclusive)" * found.contains_zero
 
 
 def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:
@@ -265,7 +312,7 @@ def _one_change(contrast: ContrastMatrix) -> bool:
 
 
 def _row_name(matrix: Matrix, row_axis: str, row: str) -> str:
-    name = f"{axis_label(row_axis)} {row}"
+    name = _ALL_OF[row_axis] if row == ALL and row_axis in _ALL_OF else f"{axis_label(row_axis)} {row}"
     return name if matrix.method == SINGLE_METHOD else f"{matrix.method} ({name})"
 
 

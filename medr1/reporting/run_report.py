@@ -18,6 +18,7 @@ def write_run_report(
     file: Path,
     *,
     title: str,
+    verdict: Sequence[str],
     conditions: Mapping[str, str],
     tables: Sequence[ResultTable],
     curves: Curves,
@@ -27,6 +28,7 @@ def write_run_report(
     """Writes the report, and the training curves as PNG to ``curves_file`` if there are at least ten steps.
 
     Args:
+        verdict: the sentences that come first.
         conditions: the settings of the run by name.
         curves: metrics of the run; those of rewards, loss, validation and completion length are drawn.
         max_reward: the highest possible reward, if known.
@@ -38,4 +40,4 @@ def write_run_report(
         figures.save_png(figures.run_curves(curves, max_reward), curves_file)
         source = data_url("image/png", curves_file.read_bytes())
     page = page_templates().get_template("run_report.html")
-    write_text(file, page.render(title=title, conditions=conditions, tables=tables, curves=source))
+    write_text(file, page.render(title=title, verdict=verdict, conditions=conditions, tables=tables, curves=source))

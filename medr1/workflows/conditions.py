@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
+from medr1.atomic_write import read_json
 from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.evaluation.sweep_tables import ALL
 from medr1.reporting.formatting import label
 from medr1.runs.run_directory import RunDirectory
 from medr1.training.algorithms import ALGORITHMS
@@ -14,12 +16,15 @@ from medr1.training.algorithms import ALGORITHMS
 def conditions(runs: Iterable[tuple[RunDirectory, CommonConfig]]) -> dict[str, str]:
     """The settings of the runs by name. Where runs differ, their values one after another, without repetition."""
     found: dict[str, dict[str, None]] = {}
-    days = set()
+    days, steps = set(), []
     for run, cfg in runs:
         for name, value in _settings(cfg):
             found.setdefault(name, {})[value] = None
+        steps += [read_json(run.best)["step"]] if run.best.is_file() else []
         days.add(datetime.fromtimestamp(run.config.stat().st_mtime).astimezone().date())
     shown = {name: "; ".join(values) for name, values in found.items()}
+    if "tested" in shown and steps:
+        shown["tested"] += f" (step {min(steps)}{f' to {max(steps)}' if len(set(steps)) > 1 else ''})"
     dates = dict.fromkeys(day.isoformat() for day in (min(days), max(days))) if days else {}
     return shown | ({"date": " to ".join(dates)} if dates else {})
 
@@ -34,7 +39,11 @@ def _settings(cfg: CommonConfig) -> Iterator[tuple[str, str]]:
     if not algorithm.trains:
         yield "training", f"{label(cfg.algorithm.name)}: none"
         return
+    parts = [label(name) for name in (cfg.modality.name, cfg.question_type.name) if name != ALL]
+    yield "trained on", ", ".join(parts) or "all records"
     generations = getattr(cfg.algorithm, "num_generations", None)
     completions = f" x {generations} completions" if generations else ""
     budget = f"{trainer.max_steps} steps of {trainer.train_batch_size} prompts{completions}"
     yield "training", f"{label(cfg.algorithm.name)}: {budget}, learning rate {cfg.algorithm.learning_rate:g}"
+    if trainer.load_best_model_at_end:
+        yield "tested", f"the checkpoint with the best {trainer.metric_for_best_model}"

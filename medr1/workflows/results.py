@@ -28,6 +28,7 @@ from medr1.evaluation.pass_rates import describe
 from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.evaluation.statistics import Estimate
 from medr1.reporting.benchmark_table import render_benchmarks
+from medr1.reporting.findings import run_verdict
 from medr1.reporting.measure_table import render_measures
 from medr1.reporting.result_table import render_results
 from medr1.reporting.run_report import write_run_report
@@ -89,9 +90,12 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
         tracker.log_artifact(run.figures, run.figures.name)
     write_text(run.results, results)
     write_text(run.gallery, _gallery(session, conditions))
+    # Modalities and question types, because another data set of the same kind is not new to the model.
+    own = {(record.modality, record.question_type) for record in seen}
     write_run_report(
         run.report,
         title=run.path.name,
+        verdict=run_verdict(conditions, lambda line: (line.modality, line.question_type) in own),
         conditions=settings_of([(run, session.cfg)]),
         tables=tables,
         curves=MetricsFile(run.metrics).read(),

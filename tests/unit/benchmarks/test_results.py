@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Job, Manifest, SweepDirectory
 from tests.composing import composed
 
+ROOT = Path(__file__).resolve().parents[3]
 IMAGES = 3
 RECORDS, DIGEST = published._records(0, IMAGES), published._digest(0, IMAGES)
 RISING = {"validation/accuracy": [(50 * i, 0.1 * i) for i in range(9)]}
@@ -287,7 +290,11 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
         published.store("headline", [sweep.path])
     for name in jobs:
         write_json(sweep.run(name).finished, {})
-    found = published.load(published.store("headline", [sweep.path]))
+    # A process of its own knows no settings but those that the module imports.
+    code = "import sys; from pathlib import Path; from benchmarks import published; "
+    code += "published.FOLDER = Path(sys.argv[1]); published.store('headline', [Path(sys.argv[2])])"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "published", sweep.path], check=True, cwd=ROOT)
+    found = published.load(tmp_path / "published" / "headline.json.xz")
     assert [run.name for run in found.runs] == ["sft", "grpo"] and found.commands == ["python train.py sweep=headline"]
     assert found.runs[0].texts == {"trained": expected} and found.runs[0].modality == "mri"
     assert found.runs[0].curves == {"validation/accuracy": [[50, 0.25]]}

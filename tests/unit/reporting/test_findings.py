@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from medr1.domain.reasoning import ReasoningMode
+from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Generalization, Matrix, SweepTables, TableCell
-from medr1.reporting.findings import findings
+from medr1.reporting.findings import findings, run_verdict
 
 ROWS = ("ct", "mri")
 REMAINS = "the accuracy that remains above chance does not come from the image"
@@ -282,3 +284,52 @@ def test_controls_come_first_and_single_runs_last() -> None:
     assert [
         s.startswith(start) for s, start in zip(sentences, (*starts, "2 of 2 rows have a single run"), strict=True)
     ] == [True] * 7
+
+
+def lines(condition: str, correct: Sequence[bool], modality: Sequence[str]) -> list[Prediction]:
+    """One question an image, in reversed order for the base."""
+    found = [
+        Prediction(
+            *(f"r{i}", f"i{i}", modality[i % len(modality)], "disease", condition, ReasoningMode.NO_THINK, ""),
+            *("A", "A" if is_correct else "B", "A" if is_correct else "B", is_correct, True, 4, False, 4),
+        )
+        for i, is_correct in enumerate(correct)
+    ]
+    return found[::-1] if condition == Condition.BASE else found
+
+
+def in_ascii(sentences: Sequence[str]) -> list[str]:
+    return [sentence.replace("\N{MINUS SIGN}", "-") for sentence in sentences]
+
+
+def test_the_verdict_on_a_run_separates_what_it_was_trained_on() -> None:
+    """200 questions on MRI, of which it learns the second half, and 200 on CT, where nothing changes."""
+    modality = ("mri", "ct")
+    base = [i < 200 for i in range(400)]
+    trained = [i < 200 or i % 2 == 0 for i in range(400)]
+    blank = [False] * 400
+    conditions = {
+        name: lines(name, correct, modality)
+        for name, correct in (("base", base), ("trained", trained), ("blank_image", blank))
+    }
+    first, second, third = in_ascii(run_verdict(conditions, lambda line: line.modality == "mri"))
+    assert first.startswith(
+        "The trained model scores 75.0 % [70.5, 79.0] on 400 test questions, the base model 50.0 %: +25.0 ["
+    )
+    assert "was trained on: +50.0 [" in second and second.endswith("on the others: +0.0 points (inconclusive).")
+    assert third.startswith("With a blank image it scores 0.0 %; the image adds +75.0 [")
+    assert len(run_verdict(conditions, lambda line: True)) == 2, "all records are like those of training"
+
+
+def test_the_verdict_without_training_names_chance() -> None:
+    base = lines("base", [True, False] * 20, ("mri",))
+    assert in_ascii(run_verdict({"base": base}, lambda line: False)) == [
+        "The base model scores 50.0 % [35.2, 64.8] on 40 test questions; chance is 25.0 %."
+    ]
+    assert run_verdict({}, lambda line: False) == ()
+
+
+def test_all_modalities_are_named_as_a_row() -> None:
+    assert one(said(flat("grpo", ALL, base=0.5)), "Gain over").startswith(
+        "Gain over the base model on all test records, in points: grpo (all modalities) +10.0"
+    )

@@ -20,6 +20,7 @@ def test_the_page_has_settings_and_tables_and_from_ten_steps_on_the_curves(steps
     write_run_report(
         page,
         title="a run",
+        verdict=["It gains & wins."],
         conditions={"model": "tiny", "training": "1 < 2"},
         tables=[TABLE],
         curves={"train/reward": points, "completion_length": points[:1]} if steps else {},
@@ -27,7 +28,15 @@ def test_the_page_has_settings_and_tables_and_from_ten_steps_on_the_curves(steps
         curves_file=curves,
     )
     html = page.read_text(encoding="utf-8")
-    for text in ("a run", "<dd>tiny</dd>", "1 &lt; 2", "MRI &lt;b&gt;", "<td>40</td>", "In %."):
+    for text in (
+        "a run",
+        "<p>It gains &amp; wins.</p>",
+        "<dd>tiny</dd>",
+        "1 &lt; 2",
+        "MRI &lt;b&gt;",
+        "<td>40</td>",
+        "In %.",
+    ):
         assert text in html
     assert curves.exists() == ("<img" in html) == (steps >= 10)
     if steps >= 10:
