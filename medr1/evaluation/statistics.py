@@ -22,8 +22,9 @@ class Estimate:
     high: float
 
     @property
-    def contains_zero(self) -> bool:
-        return self.low <= 0 <= self.high
+    def is_inconclusive(self) -> bool:
+        """Of a difference: the interval contains zero, or is a point, as a bootstrap over too few images gives it."""
+        return self.low <= 0 <= self.high or self.low == self.high
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ def _differences(
     rows = []
     for row in table.rows:
         tiles = {
-            c: _Tile(d.value, percent(d.value, "+"), interval(d, "+"), d.contains_zero, on_diagonal(row, c))
+            c: _Tile(d.value, percent(d.value, "+"), interval(d, "+"), d.is_inconclusive, on_diagonal(row, c))
             for c, d in ((c, cell.difference) for c, cell in cells.get(row, {}).items())
         }
         rows.append((label(row), tiles))

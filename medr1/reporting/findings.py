@@ -1,7 +1,7 @@
 """Sentences that summarise a run, or the tables of a sweep: gains over the base, contrasts, generalization, controls.
 
 No sentence claims more than its 95 % interval supports. A control explains an accuracy only if it reaches the lower end
-of that accuracy's interval; a difference whose interval contains zero is called inconclusive.
+of that accuracy's interval; a difference whose interval contains zero, or is a point, is called inconclusive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from medr1.evaluation.bootstrap import paired_difference
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference, wilson
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, ContrastMatrix, Matrix, SweepTables, TableCell
-from medr1.reporting.formatting import axis_label, interval, percent, with_interval
+from medr1.reporting.formatting import axis_label, interval, label, percent, with_interval
 
 _ALPHA = 0.05
 _LIST_LENGTH = 6  # items of a list that are spelt out
@@ -138,17 +138,17 @@ def _gain(before: Mapping[str, Prediction], after: Sequence[Prediction]) -> str:
     """The accuracy of ``after`` minus that of ``before``, given by record, on the records of ``after``."""
     correct = [before[line.record].correct for line in after]
     found = paired_difference(correct, [line.correct for line in after], [line.image for line in after])
-    return f"{with_interval(found, '+')} points" + " (inconclusive)" * found.contains_zero
+    return f"{with_interval(found, '+')} points" + " (inconclusive)" * found.is_inconclusive
 
 
 def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:
     """The diagonal as one, and rows that are not columns by their accuracy on all records."""
     own = {row: matrix.cells[row][row] for row in matrix.rows if row in matrix.columns}
     if matrix.generalization:
-        yield _subject(f"the diagonal of {matrix.method}", matrix.generalization.diagonal, list(own.values()))
+        yield _subject(f"the diagonal of {label(matrix.method)}", matrix.generalization.diagonal, list(own.values()))
     else:
         for row, cell in own.items():
-            yield _subject(f"{matrix.method} on {row}", cell.accuracy, [cell])
+            yield _subject(f"{label(matrix.method)} on {label(row)}", cell.accuracy, [cell])
     for row in matrix.rows:
         if row not in own:
             cell = matrix.cells[row][ALL]
@@ -213,42 +213,42 @@ def _gain_findings(matrix: Matrix, row_axis: str) -> Iterator[str]:
         own = fmean(base for row, column, base in bases if row == column)
         rest = fmean(base for row, column, base in bases if row in matrix.columns and row != column)
         yield (
-            f"On the diagonal {matrix.method} scores {_rate(found.diagonal)}, the base model {percent(own)} %; off the "
-            f"diagonal {_rate(found.off_diagonal)}, the base model {percent(rest)} %."
+            f"On the diagonal {label(matrix.method)} scores {_rate(found.diagonal)}, the base model {percent(own)} %; "
+            f"off the diagonal {_rate(found.off_diagonal)}, the base model {percent(rest)} %."
         )
     else:
         differences = {row: t.difference for row in matrix.rows if (t := matrix.cells[row][ALL].gain_over_base)}
         items = [
-            f"{_row_name(matrix, row_axis, row)} {with_interval(d, '+')}" + " (inconclusive)" * d.contains_zero
+            f"{_row_name(matrix, row_axis, row)} {with_interval(d, '+')}" + " (inconclusive)" * d.is_inconclusive
             for row, d in differences.items()
         ]
         yield f"Gain over the base model on all test records, in points: {_join(items)}."
-    yield f"{matrix.method} is {_significant(gains, 'the base model')}; the other cells are inconclusive."
+    yield f"{label(matrix.method)} is {_significant(gains, 'the base model')}; the other cells are inconclusive."
 
 
 def _contrast_findings(contrasts: Sequence[ContrastMatrix]) -> Iterator[str]:
     for contrast in contrasts:
-        if not contrast.overall.contains_zero:
+        if not contrast.overall.is_inconclusive:
             a, b = _side(contrast.a), _side(contrast.b)
             cells = [contrast.cells[row][column] for row in contrast.rows for column in contrast.columns or (ALL,)]
             yield (
                 f"Over all cells {b} scores {_points(contrast.overall, 'more', 'less')} than {a}; it is "
                 f"{_significant(cells, a)}."
             )
-    if items := [f"{_against(c)} {with_interval(c.overall, '+')}" for c in contrasts if c.overall.contains_zero]:
+    if items := [f"{_against(c)} {with_interval(c.overall, '+')}" for c in contrasts if c.overall.is_inconclusive]:
         yield f"Inconclusive over all cells, in points: {_join(items)}."
 
 
 def _gap_findings(matrix: Matrix, row_axis: str, column_axis: str) -> Iterator[str]:
     if found := matrix.generalization:
-        if found.gap.contains_zero:
+        if found.gap.is_inconclusive:
             yield (
-                f"{matrix.method} has no significant gap between the diagonal ({_rate(found.diagonal)}) and the other "
-                f"cells ({_rate(found.off_diagonal)}): {with_interval(found.gap, '+')} points."
+                f"{label(matrix.method)} has no significant gap between the diagonal ({_rate(found.diagonal)}) and the "
+                f"other cells ({_rate(found.off_diagonal)}): {with_interval(found.gap, '+')} points."
             )
         else:
             yield (
-                f"Off the diagonal {matrix.method} scores {_points(found.gap, 'less', 'more')} than on it "
+                f"Off the diagonal {label(matrix.method)} scores {_points(found.gap, 'less', 'more')} than on it "
                 f"({percent(found.off_diagonal.value)} % against {percent(found.diagonal.value)} %)."
             )
     if column_axis == "scanner" and len(matrix.columns) == 2:
@@ -275,14 +275,14 @@ def _contrast_gap_findings(contrasts: Sequence[ContrastMatrix]) -> Iterator[str]
             continue
         a, b = _side(contrast.a), _side(contrast.b)
         gap, rest = contrast.generalization.gap, contrast.generalization.off_diagonal
-        if gap.contains_zero:
+        if gap.is_inconclusive:
             differences = f"gap {with_interval(gap, '+')}, off the diagonal {with_interval(rest, '+')}"
             inconclusive.append(f"{_against(contrast)} {differences}")
             continue
         changed = _points(gap, "larger", "smaller")
         verdict, more = ("better", "more") if gap.value < 0 else ("worse", "less")
         # A model that learned nothing has no gap either, so that the accuracy off the diagonal must differ as well.
-        if rest.contains_zero or (rest.value > 0) != (gap.value < 0):
+        if rest.is_inconclusive or (rest.value > 0) != (gap.value < 0):
             yield (
                 f"The gap of {b} between the diagonal and the other cells is {changed} than that of {a}, but off the "
                 f"diagonal {b} does not score significantly {more} ({with_interval(rest, '+')} points): not shown to "
@@ -312,12 +312,12 @@ def _one_change(contrast: ContrastMatrix) -> bool:
 
 
 def _row_name(matrix: Matrix, row_axis: str, row: str) -> str:
-    name = _ALL_OF[row_axis] if row == ALL and row_axis in _ALL_OF else f"{axis_label(row_axis)} {row}"
-    return name if matrix.method == SINGLE_METHOD else f"{matrix.method} ({name})"
+    name = _ALL_OF[row_axis] if row == ALL and row_axis in _ALL_OF else f"{axis_label(row_axis)} {label(row)}"
+    return name if matrix.method == SINGLE_METHOD else f"{label(matrix.method)} ({name})"
 
 
 def _side(name: str) -> str:
-    return name.removeprefix(f"{SINGLE_METHOD}: ")
+    return label(name.removeprefix(f"{SINGLE_METHOD}: "))
 
 
 def _against(contrast: ContrastMatrix) -> str:
@@ -332,7 +332,7 @@ def _join(items: Iterable[str]) -> str:
 
 def _significant(cells: Sequence[PairedDifference], reference: str) -> str:
     """Counts cells by sign, if both the corrected test and the interval, which accounts for shared images, agree."""
-    sure = [c.difference.value for c in cells if c.p_holm < _ALPHA and not c.difference.contains_zero]
+    sure = [c.difference.value for c in cells if c.p_holm < _ALPHA and not c.difference.is_inconclusive]
     above, below = sum(value > 0 for value in sure), sum(value < 0 for value in sure)
     return (
         f"significantly above {reference} in {above} of {len(cells)} cells and below it in {below} (5 % level after "

@@ -29,6 +29,7 @@ from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.evaluation.statistics import Estimate
 from medr1.reporting.benchmark_table import render_benchmarks
 from medr1.reporting.findings import run_verdict
+from medr1.reporting.formatting import markdown
 from medr1.reporting.measure_table import render_measures
 from medr1.reporting.result_table import render_results
 from medr1.reporting.run_report import write_run_report
@@ -84,18 +85,20 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
     results = "\n".join(table.to_markdown() for table in tables)
     if rates:
         results += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in describe(rates))
+    # Modalities and question types, because another data set of the same kind is not new to the model.
+    own = {(record.modality, record.question_type) for record in seen}
+    verdict = run_verdict(conditions, lambda line: (line.modality, line.question_type) in own)
+    results = "".join(f"{markdown(sentence)}\n\n" for sentence in verdict) + results
     tracker.describe(results)
     if calibrations := {name: found.calibration for name, found in measures.items() if found.calibration}:
         results += f"\n{_draw_reliability(run, calibrations)}"
         tracker.log_artifact(run.figures, run.figures.name)
     write_text(run.results, results)
     write_text(run.gallery, _gallery(session, conditions))
-    # Modalities and question types, because another data set of the same kind is not new to the model.
-    own = {(record.modality, record.question_type) for record in seen}
     write_run_report(
         run.report,
         title=run.path.name,
-        verdict=run_verdict(conditions, lambda line: (line.modality, line.question_type) in own),
+        verdict=verdict,
         conditions=settings_of([(run, session.cfg)]),
         tables=tables,
         curves=MetricsFile(run.metrics).read(),

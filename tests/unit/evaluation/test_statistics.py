@@ -74,8 +74,9 @@ def test_mcnemar_equals_the_doubled_tail(b: int, c: int) -> None:
 
 
 def test_an_interval_contains_its_ends() -> None:
-    assert Estimate(0.1, 0.0, 0.2).contains_zero and Estimate(-0.1, -0.2, 0.0).contains_zero
-    assert not Estimate(0.1, 0.01, 0.2).contains_zero and not Estimate(-0.1, -0.2, -0.01).contains_zero
+    assert Estimate(0.1, 0.0, 0.2).is_inconclusive and Estimate(-0.1, -0.2, 0.0).is_inconclusive
+    assert Estimate(0.1, 0.1, 0.1).is_inconclusive, "a bootstrap of one image"
+    assert not Estimate(0.1, 0.01, 0.2).is_inconclusive and not Estimate(-0.1, -0.2, -0.01).is_inconclusive
 
 
 def test_holm_by_hand() -> None:

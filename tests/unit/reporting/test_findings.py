@@ -63,9 +63,9 @@ def one(sentences: list[str], part: str) -> str:
 
 @pytest.mark.parametrize(("prior", "reached"), [(0.96, True), (0.941, True), (0.939, False), (0.3, False)])
 def test_the_option_prior_explains_an_accuracy_from_its_interval_upwards(prior: float, reached: bool) -> None:
-    sentences = said(square("grpo", 0.95, 0.5, option_prior=prior))
+    sentences = said(square("GRPO", 0.95, 0.5, option_prior=prior))
     found = one(sentences, "option prior")
-    numbers = f"the diagonal of grpo (95.0 % [94.0, 96.0], option prior {100 * prior:.1f} %)"
+    numbers = f"the diagonal of GRPO (95.0 % [94.0, 96.0], option prior {100 * prior:.1f} %)"
     if reached:
         assert found == (
             f"The option prior, which sees no image, reaches {numbers}: this accuracy does not show that the model "
@@ -76,8 +76,8 @@ def test_the_option_prior_explains_an_accuracy_from_its_interval_upwards(prior: 
 
 
 def test_several_methods_share_a_sentence() -> None:
-    matrices = [square(m, 0.95, 0.5, surface_cues=0.97) for m in ("sft", "grpo")]
-    assert "the diagonal of sft (95.0 % [94.0, 96.0], surface cues 97.0 %); the diagonal of grpo (" in one(
+    matrices = [square(m, 0.95, 0.5, surface_cues=0.97) for m in ("SFT", "GRPO")]
+    assert "the diagonal of SFT (95.0 % [94.0, 96.0], surface cues 97.0 %); the diagonal of GRPO (" in one(
         said(*matrices), "A rule on surface cues"
     )
 
@@ -94,36 +94,36 @@ def test_several_methods_share_a_sentence() -> None:
     ],
 )
 def test_a_blank_image(blank: float, expected: str) -> None:
-    sentences = said(square("grpo", 0.95, 0.5, blank_image=blank))
-    assert one(sentences, "blank image") == f"With a blank image, the diagonal of grpo {expected}"
+    sentences = said(square("GRPO", 0.95, 0.5, blank_image=blank))
+    assert one(sentences, "blank image") == f"With a blank image, the diagonal of GRPO {expected}"
 
 
 def test_a_shuffled_image_shows_that_the_accuracy_depends_on_the_image() -> None:
-    found = one(said(square("sft", 0.521, 0.4, shuffled_image=0.26)), "image of another record")
+    found = one(said(square("SFT", 0.521, 0.4, shuffled_image=0.26)), "image of another record")
     assert found == (
-        "With the image of another record of the same modality, the diagonal of sft drops from 52.1 % to 26.0 % "
+        "With the image of another record of the same modality, the diagonal of SFT drops from 52.1 % to 26.0 % "
         "(chance 25.0 %): the accuracy above chance depends on the record's own image."
     )
 
 
 def test_cells_of_unequal_size_are_as_uncertain_as_the_smaller_one_makes_them() -> None:
     # 27 % of 2,000 records is more than a guess. The mean of 10 and 1,990 is as good as 4 / (1/10 + 1/1990) = 40.
-    matrix = square("grpo", 0.95, 0.5, blank_image=0.27)
+    matrix = square("GRPO", 0.95, 0.5, blank_image=0.27)
     sizes = {"ct": 10, "mri": 1990}
     cells = {r: {c: replace(x, n=sizes.get(c, 2000)) for c, x in line.items()} for r, line in matrix.cells.items()}
     assert "not significantly above chance" in one(said(replace(matrix, cells=cells)), "blank image")
 
 
 def test_image_ablations_are_not_read_for_an_accuracy_at_chance() -> None:
-    sentences = said(square("grpo", 0.255, 0.25, blank_image=0.25))
-    assert sentences[0] == "Not significantly above chance: the diagonal of grpo (25.5 % [24.5, 26.5], chance 25.0 %)."
+    sentences = said(square("GRPO", 0.255, 0.25, blank_image=0.25))
+    assert sentences[0] == "Not significantly above chance: the diagonal of GRPO (25.5 % [24.5, 26.5], chance 25.0 %)."
     assert not [s for s in sentences if "image" in s]
 
 
 def test_a_control_above_chance_is_reported_beside_an_accuracy_at_chance() -> None:
-    sentences = said(square("grpo", 0.255, 0.25, option_prior=0.9, surface_cues=0.26))
+    sentences = said(square("GRPO", 0.255, 0.25, option_prior=0.9, surface_cues=0.26))
     assert one(sentences, "option prior") == (
-        "The option prior, which sees no image, scores above the diagonal of grpo (25.5 % [24.5, 26.5], option prior "
+        "The option prior, which sees no image, scores above the diagonal of GRPO (25.5 % [24.5, 26.5], option prior "
         "90.0 %): a high accuracy there would not show that the model uses the image."
     )
     assert not [s for s in sentences if "surface cues" in s]
@@ -131,13 +131,13 @@ def test_a_control_above_chance_is_reported_beside_an_accuracy_at_chance() -> No
 
 def test_a_single_row_is_judged_by_its_own_column() -> None:
     cells = {"ct": {"ct": cell(0.9, option_prior=0.95), "mri": cell(0.4, option_prior=0.2), ALL: cell(0.65)}}
-    alone = Matrix("grpo", ("ct",), ROWS, cells, {"ct": near(0.65)}, None)
-    assert "reaches grpo on ct (90.0 % [89.0, 91.0], option prior 95.0 %)" in one(said(alone), "option prior")
+    alone = Matrix("GRPO", ("ct",), ROWS, cells, {"ct": near(0.65)}, None)
+    assert "reaches GRPO on CT (90.0 % [89.0, 91.0], option prior 95.0 %)" in one(said(alone), "option prior")
 
 
 def test_rows_that_are_ways_of_training_are_named() -> None:
-    assert "reaches grpo (reasoning no_think) (60.0 %" in one(
-        said(flat("grpo", "no_think", option_prior=0.7), rows="reasoning"), "option prior"
+    assert "reaches GRPO (reasoning No-Think) (60.0 %" in one(
+        said(flat("GRPO", "no_think", option_prior=0.7), rows="reasoning"), "option prior"
     )
     assert "reaches shortcut 0.9 (60.0 %" in one(
         said(flat("trained", "0.9", option_prior=0.7), rows="data.shortcut"), "option prior"
@@ -145,22 +145,22 @@ def test_rows_that_are_ways_of_training_are_named() -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    found = one(said(flat("grpo", *"abcdefgh", option_prior=0.7)), "option prior")
-    assert "grpo (modality f) (60.0 % [59.0, 61.0], option prior 70.0 %); and 2 more: this accuracy" in found
+    found = one(said(flat("GRPO", *"abcdefgh", option_prior=0.7)), "option prior")
+    assert "GRPO (modality f) (60.0 % [59.0, 61.0], option prior 70.0 %); and 2 more: this accuracy" in found
 
 
 def test_gains_on_and_off_the_diagonal() -> None:
-    sentences = said(square("grpo", 0.95, 0.5, base=0.52))
+    sentences = said(square("GRPO", 0.95, 0.5, base=0.52))
     assert sentences[:2] == [
-        "On the diagonal grpo scores 95.0 % [94.0, 96.0], the base model 52.0 %; off the diagonal 50.0 % [49.0, 51.0], "
+        "On the diagonal GRPO scores 95.0 % [94.0, 96.0], the base model 52.0 %; off the diagonal 50.0 % [49.0, 51.0], "
         "the base model 52.0 %.",
-        "grpo is significantly above the base model in 2 of 4 cells and below it in 2 (5 % level after Holm's "
+        "GRPO is significantly above the base model in 2 of 4 cells and below it in 2 (5 % level after Holm's "
         "correction); the other cells are inconclusive.",
     ]
 
 
 def test_a_gain_counts_only_if_test_and_interval_agree() -> None:
-    matrix = square("grpo", 0.95, 0.5, base=0.4)
+    matrix = square("GRPO", 0.95, 0.5, base=0.4)
     line = dict(matrix.cells["ct"])
     line["ct"] = replace(line["ct"], gain_over_base=paired(0.55, half=0.6))  # the interval contains zero
     line["mri"] = replace(line["mri"], gain_over_base=paired(0.1, p_holm=0.06))
@@ -169,27 +169,27 @@ def test_a_gain_counts_only_if_test_and_interval_agree() -> None:
 
 
 def test_gains_of_rows_that_are_no_columns() -> None:
-    sentences = said(flat("grpo", "think", base=0.595), flat("sft", "think", base=0.5), rows="reasoning")
+    sentences = said(flat("GRPO", "think", base=0.595), flat("SFT", "think", base=0.5), rows="reasoning")
     gains = [s for s in sentences if s.startswith("Gain over")]
     assert gains == [
-        "Gain over the base model on all test records, in points: grpo (reasoning think) +0.5 [-0.5, +1.5] "
+        "Gain over the base model on all test records, in points: GRPO (reasoning think) +0.5 [-0.5, +1.5] "
         "(inconclusive).",
-        "Gain over the base model on all test records, in points: sft (reasoning think) +10.0 [+9.0, +11.0].",
+        "Gain over the base model on all test records, in points: SFT (reasoning think) +10.0 [+9.0, +11.0].",
     ]
 
 
 def test_a_contrast_is_significant_or_inconclusive() -> None:
-    sentences = said(contrasts=[contrast("sft", "grpo", -0.01, 0.07), contrast("a", "b", -0.05, -0.05)])
-    assert one(sentences, "Over all cells grpo") == (
-        "Over all cells grpo scores 3.0 points [2.0, 4.0] more than sft; it is significantly above sft in 2 of 4 cells "
+    sentences = said(contrasts=[contrast("SFT", "GRPO", -0.01, 0.07), contrast("a", "b", -0.05, -0.05)])
+    assert one(sentences, "Over all cells GRPO") == (
+        "Over all cells GRPO scores 3.0 points [2.0, 4.0] more than SFT; it is significantly above SFT in 2 of 4 cells "
         "and below it in 0 (5 % level after Holm's correction)."
     )
     assert (
         "Over all cells b scores 5.0 points [4.0, 6.0] less than a; it is significantly above a in 0 of 4 cells and "
         "below it in 4" in one(sentences, "Over all cells b")
     )
-    unclear = said(contrasts=[contrast("trained: sft", "trained: grpo", 0.002, 0.006)])
-    assert unclear[0] == "Inconclusive over all cells, in points: grpo against sft +0.4 [-0.6, +1.4]."
+    unclear = said(contrasts=[contrast("trained: SFT", "trained: GRPO", 0.002, 0.006)])
+    assert unclear[0] == "Inconclusive over all cells, in points: GRPO against SFT +0.4 [-0.6, +1.4]."
 
 
 @pytest.mark.parametrize(
@@ -198,88 +198,88 @@ def test_a_contrast_is_significant_or_inconclusive() -> None:
         (
             -0.01,
             0.06,
-            "grpo generalizes better than sft: off the diagonal it scores 6.0 points [5.0, 7.0] more, and its gap "
+            "GRPO generalizes better than SFT: off the diagonal it scores 6.0 points [5.0, 7.0] more, and its gap "
             "between the diagonal and the other cells is 7.0 points [6.0, 8.0] smaller.",
         ),
         (
             -0.05,
             0.005,
-            "The gap of grpo between the diagonal and the other cells is 5.5 points [4.5, 6.5] smaller than that of "
-            "sft, but off the diagonal grpo does not score significantly more (+0.5 [-0.5, +1.5] points): not "
+            "The gap of GRPO between the diagonal and the other cells is 5.5 points [4.5, 6.5] smaller than that of "
+            "SFT, but off the diagonal GRPO does not score significantly more (+0.5 [-0.5, +1.5] points): not "
             "shown to generalize better.",
         ),
         (
             -0.09,
             -0.05,
-            "The gap of grpo between the diagonal and the other cells is 4.0 points [3.0, 5.0] smaller than that of "
-            "sft, but off the diagonal grpo does not score significantly more (-5.0 [-6.0, -4.0] points): not "
+            "The gap of GRPO between the diagonal and the other cells is 4.0 points [3.0, 5.0] smaller than that of "
+            "SFT, but off the diagonal GRPO does not score significantly more (-5.0 [-6.0, -4.0] points): not "
             "shown to generalize better.",
         ),
         (
             0.01,
             -0.06,
-            "grpo generalizes worse than sft: off the diagonal it scores 6.0 points [5.0, 7.0] less, and its gap "
+            "GRPO generalizes worse than SFT: off the diagonal it scores 6.0 points [5.0, 7.0] less, and its gap "
             "between the diagonal and the other cells is 7.0 points [6.0, 8.0] larger.",
         ),
         (
             0.05,
             0.02,
-            "The gap of grpo between the diagonal and the other cells is 3.0 points [2.0, 4.0] larger than that of "
-            "sft, but off the diagonal grpo does not score significantly less (+2.0 [+1.0, +3.0] points): not "
+            "The gap of GRPO between the diagonal and the other cells is 3.0 points [2.0, 4.0] larger than that of "
+            "SFT, but off the diagonal GRPO does not score significantly less (+2.0 [+1.0, +3.0] points): not "
             "shown to generalize worse.",
         ),
         (
             0.055,
             0.05,
-            "Inconclusive which method has the smaller gap (differences in points): grpo against sft gap +0.5 [-0.5, "
+            "Inconclusive which method has the smaller gap (differences in points): GRPO against SFT gap +0.5 [-0.5, "
             "+1.5], off the diagonal +5.0 [+4.0, +6.0].",
         ),
     ],
 )
 def test_generalization_is_claimed_only_with_its_intervals(own: float, rest: float, expected: str) -> None:
-    assert said(contrasts=[contrast("sft", "grpo", own, rest)])[-1] == expected
+    assert said(contrasts=[contrast("SFT", "GRPO", own, rest)])[-1] == expected
 
 
 def test_the_gap_of_a_method() -> None:
-    sentences = said(square("grpo", 0.95, 0.5), square("sft", 0.5, 0.495))
-    assert "Off the diagonal grpo scores 45.0 points [44.0, 46.0] less than on it (50.0 % against 95.0 %)." in sentences
-    assert one(sentences, "sft has") == (
-        "sft has no significant gap between the diagonal (50.0 % [49.0, 51.0]) and the other cells (49.5 % [48.5, "
+    sentences = said(square("GRPO", 0.95, 0.5), square("SFT", 0.5, 0.495))
+    assert "Off the diagonal GRPO scores 45.0 points [44.0, 46.0] less than on it (50.0 % against 95.0 %)." in sentences
+    assert one(sentences, "SFT has") == (
+        "SFT has no significant gap between the diagonal (50.0 % [49.0, 51.0]) and the other cells (49.5 % [48.5, "
         "50.5]): +0.5 [-0.5, +1.5] points."
     )
 
 
 def test_a_contrast_of_two_changes_is_not_read() -> None:
-    assert said(contrasts=[contrast("sft think", "grpo no_think", -0.01, 0.07)]) == []
-    assert said(contrasts=[contrast("sft think", "grpo think", -0.01, 0.07)]) != []
+    assert said(contrasts=[contrast("SFT think", "GRPO no_think", -0.01, 0.07)]) == []
+    assert said(contrasts=[contrast("SFT think", "GRPO think", -0.01, 0.07)]) != []
 
 
 def test_the_held_out_scanner() -> None:
     columns = ("seen scanners", "held-out scanner")
     rows = {"0.0": (0.7, 0.69), "0.9": (0.8, 0.5), "0.5": (0.5, 0.6)}
     cells = {row: {columns[0]: cell(a), columns[1]: cell(b), ALL: cell(0.6)} for row, (a, b) in rows.items()}
-    matrix = Matrix("sft", tuple(rows), columns, cells, {row: near(0.6) for row in rows}, None)
+    matrix = Matrix("SFT", tuple(rows), columns, cells, {row: near(0.6) for row in rows}, None)
     assert said(matrix, rows="data.shortcut", columns="scanner")[:3] == [
-        "Lower on the held-out scanner against the seen scanners: sft (shortcut 0.9) 50.0 % [49.0, 51.0] against 80.0 "
+        "Lower on the held-out scanner against the seen scanners: SFT (shortcut 0.9) 50.0 % [49.0, 51.0] against 80.0 "
         "% [79.0, 81.0].",
-        "Higher on the held-out scanner against the seen scanners: sft (shortcut 0.5) 60.0 % [59.0, 61.0] against 50.0 "
+        "Higher on the held-out scanner against the seen scanners: SFT (shortcut 0.5) 60.0 % [59.0, 61.0] against 50.0 "
         "% [49.0, 51.0].",
-        "Inconclusive on the held-out scanner against the seen scanners: sft (shortcut 0.0) 69.0 % [68.0, 70.0] "
+        "Inconclusive on the held-out scanner against the seen scanners: SFT (shortcut 0.0) 69.0 % [68.0, 70.0] "
         "against 70.0 % [69.0, 71.0].",
     ]
 
 
 def test_controls_come_first_and_single_runs_last() -> None:
-    matrix = square("grpo", 0.95, 0.5, base=0.5, option_prior=0.96)
+    matrix = square("GRPO", 0.95, 0.5, base=0.5, option_prior=0.96)
     cells = {row: {name: replace(x, runs=("only",)) for name, x in line.items()} for row, line in matrix.cells.items()}
-    sentences = said(replace(matrix, cells=cells), contrasts=[contrast("sft", "grpo", -0.01, 0.06)])
+    sentences = said(replace(matrix, cells=cells), contrasts=[contrast("SFT", "GRPO", -0.01, 0.06)])
     starts = (
         "The option prior",
         "On the diagonal",
-        "grpo is significantly above",
+        "GRPO is significantly above",
         "Over all cells",
         "Off the",
-        "grpo generalizes",
+        "GRPO generalizes",
     )
     assert [
         s.startswith(start) for s, start in zip(sentences, (*starts, "2 of 2 rows have a single run"), strict=True)
@@ -331,5 +331,5 @@ def test_the_verdict_without_training_names_chance() -> None:
 
 def test_all_modalities_are_named_as_a_row() -> None:
     assert one(said(flat("grpo", ALL, base=0.5)), "Gain over").startswith(
-        "Gain over the base model on all test records, in points: grpo (all modalities) +10.0"
+        "Gain over the base model on all test records, in points: GRPO (all modalities) +10.0"
     )
