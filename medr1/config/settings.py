@@ -502,6 +502,11 @@ class TrainerConfig:
     models that fit. false: one group of weights at a time.
 
     TRL: ds3_gather_for_generation. verl: -."""
+    optimizer_offload: bool = False
+    """Keep the state of AdamW, 12 bytes per trained weight, in host memory and update the weights there: for full
+    fine-tuning on one GPU that has too little memory. A step takes longer.
+
+    TRL: -. verl: actor_rollout_ref.actor.fsdp_config.optimizer_offload."""
     save_steps: int = field(default=25, metadata=NEUTRAL)
     """Training steps between two checkpoints.
 

@@ -61,6 +61,7 @@ class Workload:
     eval_lengths: Lengths
     on_gpu: bool
     is_sharded: bool = False
+    optimizer_offload: bool = False
     waiting_batches: int = 0
 
     @property
@@ -112,6 +113,7 @@ def dry_run_step(model: ModelSpec, work: Workload) -> Peaks:
             LastStepsEngine(),
         )
         module, batch = work.algorithm.dry_run(work.settings, policy, step)
+        module.optimizer_offload = work.optimizer_offload
         module.runtime = runtime = MetaRuntime(module, tracer, work)
         for part, trained in zip((WEIGHTS, REFERENCE), module.policies, strict=False):
             tracer.name(part, _tensors(trained))

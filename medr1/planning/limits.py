@@ -112,6 +112,11 @@ def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
+def host_bytes(run: Run) -> int:
+    """Host memory of ``trainer.optimizer_offload``: a float32 copy and two moments of each trained weight."""
+    return 3 * 4 * sum(p.numel() for p in build_policy(run.model).parameters() if p.requires_grad)
+
+
 def _trained_bytes(model: ModelSpec) -> int:
     return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
 
@@ -205,6 +210,9 @@ def _single_changes(run: Run, usable_bytes: int) -> Iterator[tuple[str, Run]]:
     if run.step_bytes() <= usable_bytes:
         return
     yield from _model_changes(run)
+    # On a CPU the state is in the same memory wherever it is.
+    if run.work.on_gpu and run.strategy == Distribution.auto and not run.work.optimizer_offload:
+        yield "trainer.optimizer_offload=true", run.with_work(optimizer_offload=True)
     if limit := largest_token_limit(run, usable_bytes):
         yield f"trainer.max_tokens_per_device={limit}", run.with_work(max_tokens_per_device=limit)
     if run.work.num_generations > 1:
@@ -254,4 +262,7 @@ def _more_processes(text: str, run: Run) -> Iterator[tuple[str, Run]]:
     for processes in (2, 4, 8):
         if run.processes < processes and run.work.train_batch_size % processes == 0:
             overrides = f"{text} trainer=fsdp trainer.devices={processes}".strip()
-            yield overrides, replace(run, processes=processes, strategy=Distribution.fsdp)
+            if run.work.optimizer_offload:
+                overrides += " trainer.optimizer_offload=false"
+            work = replace(run.work, optimizer_offload=False)
+            yield overrides, replace(run, processes=processes, strategy=Distribution.fsdp, work=work)

@@ -85,7 +85,10 @@ class PolicyModule(pl.LightningModule):
 
     ``reference``: the frozen reference policy; not saved in checkpoints.
     ``total_steps``: optimizer steps of the whole training, for the schedule of the learning rate.
+    ``optimizer_offload``: ``trainer.optimizer_offload``, which the workflow sets for modules of all algorithms.
     """
+
+    optimizer_offload = False
 
     on_progress_bar: ClassVar[tuple[str, ...]] = ("train/loss",)
 
@@ -119,7 +122,9 @@ class PolicyModule(pl.LightningModule):
         return (self.policy, *self._references)
 
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = build_optimizer(self.policy.parameters(), self.optimizer_settings, self.total_steps)
+        optimizer, scheduler = build_optimizer(
+            self.policy.parameters(), self.optimizer_settings, self.total_steps, offload=self.optimizer_offload
+        )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

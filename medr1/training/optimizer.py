@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from medr1.config.enums import LRSchedulerType
 from medr1.config.settings import AlgorithmConfig
 from medr1.training.mixed_adamw import MixedPrecisionAdamW
+from medr1.training.offloaded_adamw import OffloadedAdamW
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float, lr_scheduler_type: str) -> float:
@@ -28,14 +29,15 @@ def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float, lr_sc
 
 
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], settings: AlgorithmConfig, total_steps: int
+    parameters: Iterable[torch.nn.Parameter], settings: AlgorithmConfig, total_steps: int, *, offload: bool = False
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW over the trainable parameters, and a schedule over ``total_steps`` optimizer steps.
 
-    With parameters in half precision it is ``MixedPrecisionAdamW``.
+    With parameters in half precision it is ``MixedPrecisionAdamW``, with ``offload`` ``OffloadedAdamW``.
     """
     trained = [p for p in parameters if p.requires_grad]
-    cls = AdamW if all(p.dtype == torch.float32 for p in trained) else MixedPrecisionAdamW
+    is_full_precision = all(p.dtype == torch.float32 for p in trained)
+    cls: type[AdamW] = OffloadedAdamW if offload else AdamW if is_full_precision else MixedPrecisionAdamW
     betas = (0.9, settings.adam_beta2)
     optimizer = cls(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=betas)
 

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from medr1 import rewards
 from medr1.config import axis_values, messages
-from medr1.config.enums import Quantization, Resize, Tuning
+from medr1.config.enums import Distribution, Quantization, Resize, Tuning
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
@@ -194,6 +194,11 @@ def check_components(cfg: CommonConfig) -> None:
         )
     _check_continued(cfg)
     _check_quantization(cfg)
+    if isinstance(cfg, TrainConfig) and cfg.trainer.optimizer_offload and cfg.trainer.strategy != Distribution.auto:
+        raise ConfigError(
+            f"trainer.optimizer_offload=true with trainer.strategy={cfg.trainer.strategy}: it is for one device; with "
+            "several, trainer=fsdp divides the state among them"
+        )
     _check_axes(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     ENGINES[cfg.rollout.kind].check(cfg.rollout, cfg.trainer if isinstance(cfg, TrainConfig) else None)

@@ -128,6 +128,7 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         eval_batch_size=min(cfg.evaluation.batch_size, eval_count),
         eval_lengths=Lengths(eval_prompt, eval_completion, grid, eval_images),
         on_gpu=device.on_gpu,
+        optimizer_offload=cfg.trainer.optimizer_offload,
         waiting_batches=0 if device.on_gpu else cfg.data.dataloader_num_workers,
     )
     per_prompt = max(images, eval_images)

@@ -28,7 +28,7 @@ from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
 from medr1.models.loading import has_local_weights, load_policy
 from medr1.planning.device import GIB, Device
-from medr1.planning.limits import Run, largest_group, largest_token_limit
+from medr1.planning.limits import Run, host_bytes, largest_group, largest_token_limit
 from medr1.planning.tables import duration, memory_table, verdict
 from medr1.tracking.tracker import NullTracker
 from medr1.training.algorithms import ALGORITHMS
@@ -57,6 +57,8 @@ def plan(cfg: TrainConfig) -> None:
     run = forecast.run
     print(f"plan: {_title(cfg, run)}\n{forecast.lengths}\n\n{memory_table(forecast.peaks)}\n")
     print(verdict(forecast.peaks, device))
+    if run.work.optimizer_offload:
+        print(f"host memory of the optimizer state: {host_bytes(run) / GIB:.2f} GiB")
     if forecast.peak > device.usable_bytes:
         raise ConfigError(refusal(forecast, device))
     if run.work.num_generations > 1:
@@ -234,6 +236,7 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
             default_root_dir=scratch,
         )
         workers = cfg.data.dataloader_num_workers
+        training.module.optimizer_offload = cfg.trainer.optimizer_offload
         trainer.fit(training.module, Steps(training.make_batch, trainer, steps, iterations, workers))
     measured = watch.steps[1:] or watch.steps  # the first step is slower
     rollout_share = median(watch.rollout_shares) if watch.rollout_shares else 0.0

@@ -194,6 +194,7 @@ def _fit(
     checkpoint = run.latest_checkpoint() if session.is_resumed else None
     if checkpoint is not None:
         log.info("continuing from %s", checkpoint)
+    training.module.optimizer_offload = cfg.trainer.optimizer_offload
     try:
         batches = Steps(training.make_batch, trainer, steps, iterations, cfg.data.dataloader_num_workers)
         trainer.fit(training.module, batches, ckpt_path=checkpoint)

@@ -190,6 +190,8 @@ TYPED: dict[str, list[str]] = {
     "trainer.save_model_steps=[5] model.tuning=lora": ["trainer.save_model_steps=[5]", "use model.tuning=full"],
     "trainer.save_model_steps=[5] trainer=fsdp": ["trainer.save_model_steps=[5]", "use trainer=ddp"],
     "algorithm=zero_shot trainer.save_model_steps=[5]": ["trainer.save_model_steps= has no effect"],
+    "trainer.optimizer_offload=true trainer=fsdp": ["optimizer_offload=true", "it is for one device", "trainer=fsdp"],
+    "algorithm=zero_shot trainer.optimizer_offload=true": ["trainer.optimizer_offload= has no effect"],
     "data.max_train_images=0": ["data.max_train_images=0", "between 1"],
     "trainer.gather_for_generation=true": ["trainer.gather_for_generation= has no effect with trainer.strategy=auto"],
     "algorithm=zero_shot trainer.devices=2": ["trainer.devices= has no effect with algorithm=zero_shot"],

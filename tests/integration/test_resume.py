@@ -102,6 +102,17 @@ def test_an_interrupted_run_of_every_method_resumes_exactly(algorithm: str, tmp_
     assert same_weights(run, train_here(tmp_path / "peace", *quick))
 
 
+def test_an_offloaded_optimizer_is_resumed(tmp_path: Path) -> None:
+    quick = (*SETTINGS, "trainer.max_steps=3", "trainer.save_steps=1", "tracking=none", "trainer.accelerator=cpu")
+    offloaded = (*quick, "trainer.optimizer_offload=true")
+    run = train_interrupted(tmp_path / "interrupted" / "run", 2, *offloaded)
+    train(composed("train", f"resume={run.path}"), run.path, [])
+    assert same_weights(run, train_here(tmp_path / "peace", *offloaded))
+    on_the_device = load_file(train_here(tmp_path / "device", *quick).model / "model.safetensors")
+    for name, weight in load_file(run.model / "model.safetensors").items():
+        torch.testing.assert_close(weight, on_the_device[name], rtol=0, atol=1e-5)
+
+
 def test_a_failing_run_ends_failed_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(tmp_path / "run")
 

@@ -55,6 +55,18 @@ def test_weights_gradients_and_optimizer_state_are_exact(
     assert peak_bytes(adapted) < peak_bytes(dry_run_step(model, work))
 
 
+def test_an_offloaded_optimizer_takes_no_memory_of_the_device(model: ModelSpec, work: Workload) -> None:
+    whole, offloaded = (
+        dry_run_step(replace(model, dtype="bfloat16"), replace(work, on_gpu=True, optimizer_offload=offload))
+        for offload in (False, True)
+    )
+    assert whole["rollout"][OPTIMIZER] > 0
+    for phase, parts in offloaded.items():
+        assert parts[OPTIMIZER] < 1000, "norms of gradients"
+        assert parts[GRADIENTS] == whole[phase][GRADIENTS]
+        assert parts[ACTIVATIONS] <= whole[phase][ACTIVATIONS], "no copies of gradients in float32"
+
+
 def test_phases_are_those_of_the_algorithm(model: ModelSpec, work: Workload) -> None:
     assert set(dry_run_step(model, work)) == {"rollout", "reference", "update", "optimizer"}
     sft: Any = SFTConfig(learning_rate=1e-3)

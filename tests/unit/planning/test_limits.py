@@ -9,7 +9,7 @@ import pytest
 from medr1.config.enums import Distribution
 from medr1.models.loading import ModelSpec, load_on_meta
 from medr1.planning.dry_run import Workload
-from medr1.planning.limits import Run, largest, largest_group, largest_token_limit
+from medr1.planning.limits import Run, host_bytes, largest, largest_group, largest_token_limit, remedies
 
 
 @pytest.mark.parametrize("usable_bytes", [99, 100, 1234, 5000, 10**9])
@@ -30,6 +30,20 @@ def test_the_largest_limit_and_group_fit_and_the_next_do_not(model: ModelSpec, w
     assert size is not None
     fits, next_one = (replace(run, work=work.with_generations(n)).step_bytes() for n in (size, size + 1))
     assert fits <= usable_bytes < next_one
+
+
+def test_on_one_gpu_the_optimizer_may_be_offloaded_and_over_several_it_is_not(model: ModelSpec, work: Workload) -> None:
+    run = Run(model, replace(work, on_gpu=True, train_batch_size=2))
+    offloaded = run.with_work(optimizer_offload=True)
+    usable_bytes = offloaded.step_bytes()
+    assert usable_bytes < run.step_bytes()
+    found = remedies(run, usable_bytes)
+    assert "trainer.optimizer_offload=true" in found
+    assert "trainer.optimizer_offload=true" not in remedies(Run(model, replace(run.work, on_gpu=False)), usable_bytes)
+    further = [text for text in remedies(offloaded, usable_bytes - 1) if "trainer=fsdp" in text]
+    assert further and all(text.endswith("trainer.optimizer_offload=false") for text in further), further
+    weights = sum(p.numel() for p in load_on_meta(model).parameters())
+    assert host_bytes(run) == 12 * weights
 
 
 def test_an_evaluation_during_training_takes_what_training_keeps(model: ModelSpec, work: Workload) -> None:
