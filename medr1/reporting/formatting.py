@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from medr1.domain.records import Modality, QuestionType
+from medr1.domain.records import AXES, Modality, QuestionType
 from medr1.evaluation.statistics import Estimate, PairedDifference
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix
 
@@ -57,6 +57,11 @@ def markdown(text: str) -> str:
 def axis_label(axis: str) -> str:
     """The display name of an axis, such as shortcut for ``data.shortcut``."""
     return axis.rpartition(".")[2].replace("_", " ")
+
+
+def row_title(axis: str) -> str:
+    """What stands over the rows of a table, or under a figure of them."""
+    return "Trained on" if axis in AXES else axis_label(axis).capitalize()
 
 
 def contrast_label(contrast: ContrastMatrix) -> str:

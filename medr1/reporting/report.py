@@ -28,7 +28,9 @@ from medr1.reporting.references import CONTROL_DESCRIPTIONS, references
 from medr1.reporting.result_table import ResultTable
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
-_UNDECIDED = "Grey: the interval contains zero. Blue is better, red is worse."
+_UNDECIDED = (
+    "Grey: the interval contains zero, or is a point, because too few images differ. Blue is better, red is worse."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ def _row_title(tables: SweepTables, contrast: ContrastMatrix | None = None) -> s
     """The title of the rows of a matrix or contrast."""
     if contrast and contrast.a.startswith(f"{contrast.rows[0]}: "):
         return "Method"
-    return "Trained on" if tables.row_axis in AXES else formatting.axis_label(tables.row_axis).capitalize()
+    return formatting.row_title(tables.row_axis)
 
 
 def _is_square(matrix: Matrix) -> bool:

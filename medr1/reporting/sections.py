@@ -14,7 +14,7 @@ from medr1.evaluation.rationales import CheckedRationale, RationaleRates, ration
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, SweepRun, SweepTables
 from medr1.reporting.figures import RELIABILITY, rates, reliability, search_history
-from medr1.reporting.formatting import axis_label, label, with_interval
+from medr1.reporting.formatting import axis_label, label, row_title, with_interval
 from medr1.reporting.measure_table import measure_rows
 from medr1.reporting.report import GalleryItem, Section, SectionFigure, Span, Verdict
 from medr1.reporting.result_table import ResultTable
@@ -120,7 +120,7 @@ def trend_section(tables: SweepTables) -> Section | None:
             ]
     axis = axis_label(tables.row_axis)
     title = f"Accuracy against {axis}"
-    figure = rates(series, axis, "Accuracy")
+    figure = rates(series, row_title(tables.row_axis), "Accuracy")
     return Section(title, figures=[SectionFigure("trend", figure, f"{title}. Bands: 95 % intervals.")])
 
 
@@ -152,12 +152,14 @@ def rationale_section(
         figures=[
             SectionFigure(
                 "rationales_false",
-                rates(_series(found, lambda rate: rate.false_share), row_axis, "False claims"),
+                rates(_series(found, lambda rate: rate.false_share), row_title(row_axis), "False claims"),
                 "Share of the claims in rationales that are not true of the image.",
             ),
             SectionFigure(
                 "rationales_contradict",
-                rates(_series(found, lambda rate: rate.contradiction), row_axis, "Rationales that contradict"),
+                rates(
+                    _series(found, lambda rate: rate.contradiction), row_title(row_axis), "Rationales that contradict"
+                ),
                 "Share of rationales that name another value than the predicted one.",
             ),
         ],
