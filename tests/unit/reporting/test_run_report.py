@@ -20,7 +20,7 @@ def test_the_page_has_settings_and_tables_and_from_ten_steps_on_the_curves(steps
     write_run_report(
         page,
         title="a run",
-        verdict=["It gains & wins."],
+        verdict=["It gains 3 % & wins."],
         conditions={"model": "tiny", "training": "1 < 2"},
         tables=[TABLE],
         curves={"train/reward": points, "completion_length": points[:1]} if steps else {},
@@ -30,7 +30,7 @@ def test_the_page_has_settings_and_tables_and_from_ten_steps_on_the_curves(steps
     html = page.read_text(encoding="utf-8")
     for text in (
         "a run",
-        "<p>It gains &amp; wins.</p>",
+        "<p>It gains 3\N{NO-BREAK SPACE}% &amp; wins.</p>",
         "<dd>tiny</dd>",
         "1 &lt; 2",
         "MRI &lt;b&gt;",
