@@ -14,7 +14,7 @@ from medr1.reporting.formatting import MEAN, label, on_diagonal
 CONTROL_DESCRIPTIONS = {
     Condition.BLANK_IMAGE: "the trained model with a blank image",
     Condition.SHUFFLED_IMAGE: "the trained model with the image of another record of the same modality",
-    Condition.OPTION_PRIOR: "the option that was most often correct in the training records of the row",
+    Condition.OPTION_PRIOR: "the option with the largest share of correct answers in the training records of the row",
     Condition.SURFACE_CUES: "the option that differs in case or final full stop",
 }
 

@@ -29,7 +29,7 @@ _TITLES = {
     Condition.TRAINED: "trained",
 }
 _CONTROL_NOTES = {
-    Condition.OPTION_PRIOR: "option prior: the option most often correct in training.",
+    Condition.OPTION_PRIOR: "option prior: the option with the largest share of correct answers in training.",
     Condition.BLANK_IMAGE: "blank image: the evaluated model with a uniform grey image.",
 }
 
