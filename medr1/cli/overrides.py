@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Container, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from medr1.config.naming import is_below
@@ -34,7 +34,7 @@ def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Overrid
             raise ConfigError(f"{text}: a run has one {override.key_or_group}; choose another one with {key[1:]}=NAME")
         if override.is_delete() and not is_below(key, _REMOVABLE):
             raise ConfigError(f"{text}: a setting cannot be removed; give it another value with {key[1:]}=VALUE")
-        if override.key_or_group not in groups:
+        if override.key_or_group not in groups or isinstance(value, Glob):  # names of files, which Hydra looks up
             continue
         if isinstance(value, list | dict):
             options = ",".join(map(str, value))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
@@ -28,6 +29,8 @@ from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import LETTERS, ImageSource, Record, in_order
 from medr1.errors import DataError
 from medr1.evaluation.prediction_store import Generate, Request
+
+log = logging.getLogger(__name__)
 
 # Upper edges of the bins in which pass rates are shown, each with its name.
 _BINS = {0.0: "0", 0.25: "up to 0.25", 0.5: "up to 0.5", 0.75: "up to 0.75", 1 - 1e-9: "below 1", 1.0: "1"}
@@ -78,8 +81,16 @@ class SampleCache:
     def lock(self) -> Iterator[None]:
         """One process at a time may use the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.file.with_suffix(".lock")):
+        lock = FileLock(self.file.with_suffix(".lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("waiting for another process, which adds completions to %s", self.file)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def key(self, record: Record) -> str:
         """Identifies a record by what its completions depend on."""

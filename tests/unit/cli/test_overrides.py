@@ -113,3 +113,8 @@ def test_only_the_allowed_places_may_be_typed() -> None:
     refuse_others(typed[:2], ("run", "data"), "this")
     with pytest.raises(ConfigError, match=r"^this; leave out seed=1, \+data.rooty=1$"):
         refuse_others(typed, ("run", "data.root"), "this")
+
+
+def test_a_glob_of_options_is_left_to_hydra() -> None:
+    (override,) = read_overrides(["modality=glob(m*)"], ("modality",))
+    assert override.is_sweep_override()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,3 +225,23 @@ def test_the_pass_rate_is_the_mean_accuracy_reward_of_the_samples(tmp_path: Path
     rates = cache.pass_rates(RECORDS, 5)
     assert {rate.record: rate.value for rate in rates} == {record.id: counts[record.id] / 5 for record in RECORDS}
     assert len({rate.value for rate in rates}) > 2
+
+
+def test_a_process_that_waits_for_another_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    holder, waiter = (SampleCache(tmp_path, SETTINGS, MODE) for _ in range(2))
+    entered = threading.Event()
+
+    def wait() -> None:
+        with waiter.lock():
+            entered.set()
+
+    with caplog.at_level("INFO"):
+        with holder.lock():
+            thread = threading.Thread(target=wait)
+            thread.start()
+            assert not entered.wait(0.2)
+        thread.join(timeout=30)
+    assert entered.is_set() and f"which adds completions to {holder.file}" in caplog.text
+    caplog.clear()
+    with holder.lock():
+        assert not caplog.records
