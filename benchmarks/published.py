@@ -108,9 +108,11 @@ def store(name: str, places: Sequence[Path]) -> Path:
     An axis that only one of the sweeps varies has, in the runs of the others, the value of their configuration.
 
     Raises:
-        SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; two
-            sweeps have the same run, or other rows, columns or test records.
+        SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; a sweep
+            is given twice, or two have other rows, columns or test records.
     """
+    if len({place.resolve() for place in places}) < len(places):
+        raise SystemExit(f"{', '.join(map(str, places))}: a sweep is named twice; leave one out")
     directories = [SweepDirectory(place) for place in places]
     manifests = [directory.read() for directory in directories]
     sources = [
@@ -121,16 +123,16 @@ def store(name: str, places: Sequence[Path]) -> Path:
     all_axes = dict.fromkeys(axis for *_, axes in sources for axis in axes)
     runs, worlds, commits = dict[str, PublishedRun](), set(), set()
     for directory, run_name, run, axes in sources:
-        if run_name in runs:
-            raise SystemExit(f"{directory.path}: the run {run_name} is in an earlier sweep too; leave one out")
+        # GRPO after SFT has the name of GRPO, because its own settings are the same.
+        name_here = f"{directory.path.name}/{run_name}" if run_name in runs else run_name
         cfg = run.stored_config(TrainConfig)
         if not isinstance(cfg.data, PhantomsConfig):
             raise SystemExit(f"{directory.path}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
         worlds.add((cfg.data.seed, cfg.data.test_images_per_modality))
         records = _records(cfg.data.seed, cfg.data.test_images_per_modality)
         curves = MetricsFile(run.metrics).read()
-        runs[run_name] = PublishedRun(
-            name=run_name,
+        runs[name_here] = PublishedRun(
+            name=name_here,
             axes={axis: axes.get(axis, _configured(cfg, axis)) for axis in all_axes},
             algorithm=cfg.algorithm.name,
             modality=cfg.modality.name,

@@ -303,7 +303,7 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
     assert line.text == expected[7] and line.image == RECORDS[7].image_key
     with pytest.raises(SystemExit, match="phantoms have changed"):
         replace(found, digest="other").records()
-    with pytest.raises(SystemExit, match="the run sft is in an earlier sweep too"):
+    with pytest.raises(SystemExit, match="a sweep is named twice"):
         published.store("headline", [sweep.path, sweep.path])
 
 
