@@ -1,4 +1,4 @@
-"""The results on phantoms, from the published runs: tables, figures and claims of docs/med-r1/results.md.
+"""The results on phantoms, from the published runs: docs/med-r1/results.md, its figures, and the README's summary.
 
     python -m benchmarks.results                       writes them
     python -m benchmarks.results store NAME DIR [DIR]  adds the finished sweeps in DIR to the published runs as NAME
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,8 @@ from medr1.evaluation.statistics import Estimate
 from medr1.reporting.figures import save_png
 from medr1.reporting.formatting import label, percent, with_interval
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE, IMAGES = DOCS / "med-r1" / "results.md", DOCS / "images"
+ROOT = Path(__file__).resolve().parents[1]
+README, PAGE, IMAGES = ROOT / "README.md", ROOT / "docs" / "med-r1" / "results.md", ROOT / "docs" / "images"
 MATTERS = 0.03  # the smallest difference that matters
 NO_RUNS = "Not run yet."
 ONE_SEED = "One seed: the intervals are over images alone."
@@ -105,11 +106,12 @@ def map_part(sweep: Sweep, of: Map) -> str:
             cells.append(with_interval(between.estimate(column), "+"))
             differences[column].append((float(between.value[column]), between.resampled[column]))
         rows.append(f"| {of.label(value)}{plateau_mark((*grpo, *sft))} | {' | '.join(cells)} |")
-    text = ["\n".join(rows)]
     numbers = [of.number(value) for value in values]
-    for column, where in ((HOME, "On the modality trained on"), (AWAY, "On the others")):
-        text.append(f"{where}: {crossing_text(numbers, differences[column])}")
-    return "\n\n".join(text)
+    crossings = [
+        f"{where}: {crossing_text(numbers, differences[column])}"
+        for column, where in ((HOME, "On the modality trained on"), (AWAY, "On the others"))
+    ]
+    return "\n\n".join(["\n".join(rows), *crossings])
 
 
 def headline_part(sweep: Sweep) -> str:
@@ -283,10 +285,22 @@ def parts(sweeps: Mapping[str, Sweep]) -> dict[str, str]:
     return found
 
 
-def write_page(page: Path, sweeps: Mapping[str, Sweep]) -> None:
-    """Replaces what stands between ``<!-- results: NAME -->`` and ``<!-- end -->``."""
+def summary_part(sweeps: Mapping[str, Sweep]) -> str:
+    """The first thing to know, for the README: the map of the number of images, and how many claims are decided."""
+    found = claims(sweeps)
+    verdicts = Counter("not run yet" if isinstance(claim, str) else claim.verdict.split(" here")[0] for claim in found)
+    counts = ", ".join(f"{name} {count}" for name, count in verdicts.items())
+    lines = [f"[Claims of the paper](docs/med-r1/results.md#claims-of-the-paper), {len(found)}: {counts}."]
+    if "scarcity" in sweeps:
+        crossings = map_part(sweeps["scarcity"], MAPS["scarcity"]).split("\n\n")[1:]
+        lines = ["![GRPO and SFT by number of training images](docs/images/scarcity.png)", *crossings, *lines]
+    return "\n\n".join(lines)
+
+
+def write_page(page: Path, found: Mapping[str, str]) -> None:
+    """Replaces what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` by the part of that name."""
     text = page.read_text(encoding="utf-8")
-    for name, part in parts(sweeps).items():
+    for name, part in found.items():
         pattern = rf"(<!-- results: {name} -->\n).*?(<!-- end -->)"
         if not re.search(pattern, text, re.DOTALL):
             raise SystemExit(f"{page} has no place for {name}: <!-- results: {name} --> and <!-- end -->")
@@ -317,9 +331,10 @@ def main() -> None:
         print(store(given.name, given.directories))
         return
     sweeps = {file.name.removesuffix(".json.xz"): Sweep(load(file)) for file in sorted(FOLDER.glob("*.json.xz"))}
-    write_page(PAGE, sweeps)
+    write_page(PAGE, parts(sweeps))
+    write_page(README, {"summary": summary_part(sweeps)})
     write_figures(IMAGES, sweeps)
-    print(PAGE)
+    print(f"{PAGE}, {README}")
 
 
 if __name__ == "__main__":

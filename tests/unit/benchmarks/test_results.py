@@ -142,15 +142,27 @@ def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: 
     page = tmp_path / "results.md"
     names = parts({})
     page.write_text("# Title\n" + "".join(f"Text {n}.\n<!-- results: {n} -->\nold\n<!-- end -->\n" for n in names))
-    write_page(page, {"scarcity": scarcity})
+    write_page(page, parts({"scarcity": scarcity}))
     once = page.read_text()
     assert "old" not in once and all(f"Text {name}.\n<!-- results: {name} -->" in once for name in names)
     assert map_part(scarcity, MAPS["scarcity"]).splitlines()[2] in once
-    write_page(page, {"scarcity": scarcity})
+    write_page(page, parts({"scarcity": scarcity}))
     assert page.read_text() == once
     page.write_text("# Title\n")
     with pytest.raises(SystemExit, match="no place for claims"):
-        write_page(page, {})
+        write_page(page, parts({}))
+
+
+def test_the_summary_counts_the_claims_and_says_where_the_curves_cross(scarcity: Sweep) -> None:
+    summary = results.summary_part({"scarcity": scarcity})
+    assert "docs/images/scarcity.png" in summary and "On the others: The curves cross at" in summary
+    assert "13: not run yet 13." in summary
+    effects = ((0.02, 0.05), (-0.05, -0.02), (-0.02, 0.02), (-0.1, 0.1))
+    claims = [Claim("c", Estimate((low + high) / 2, low, high), 3) for low, high in effects]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "claims", lambda _: [*claims, "not run"])
+        expected = "5: holds 1, does not hold 2, cannot be settled 1, not run yet 1."
+        assert expected in results.summary_part({})
 
 
 def test_false_claims_are_counted_over_the_seeds() -> None:
