@@ -93,6 +93,13 @@ def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> 
 def test_the_map_says_where_the_curves_cross(scarcity: Sweep) -> None:
     text = map_part(scarcity, MAPS["scarcity"])
     assert "On the others: The curves cross at" in text and "100 % of the resamples" in text
+    assert "The base, read leniently: " in text and "neither is the crossing" not in text
+
+
+def test_a_crossing_of_undecided_differences_is_not_decided(scarcity: Sweep) -> None:
+    equal = [replace(r, texts={**r.texts, "trained": texts(0.5, i % 2)}) for i, r in enumerate(scarcity.published.runs)]
+    text = map_part(Sweep(replace(scarcity.published, runs=equal)), MAPS["scarcity"])
+    assert text.count("None of these differences is decided, so neither is the crossing.") == 2
 
 
 def test_crossings_are_interpolated_on_a_log_scale() -> None:
@@ -153,9 +160,9 @@ def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: 
         write_page(page, parts({}))
 
 
-def test_the_summary_counts_the_claims_and_says_where_the_curves_cross(scarcity: Sweep) -> None:
+def test_the_summary_counts_the_claims(scarcity: Sweep) -> None:
     summary = results.summary_part({"scarcity": scarcity})
-    assert "docs/images/scarcity.png" in summary and "On the others: The curves cross at" in summary
+    assert "docs/images/scarcity.png" in summary
     assert "13: not run yet 13." in summary
     effects = ((0.02, 0.05), (-0.05, -0.02), (-0.02, 0.02), (-0.1, 0.1))
     claims = [Claim("c", Estimate((low + high) / 2, low, high), 3) for low, high in effects]

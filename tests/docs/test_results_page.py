@@ -1,0 +1,55 @@
+"""Numbers of docs/med-r1/results.md, counted from the published completions without the code that computes the page."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from medr1.data.sources.phantoms.records import World, make_records
+from tests.command_lines import ROOT
+
+PAGE = (ROOT / "docs" / "med-r1" / "results.md").read_text(encoding="utf-8")
+
+
+def published(name: str) -> dict[str, Any]:
+    file = ROOT / "benchmarks" / "published" / f"{name}.json.xz"
+    return json.loads(lzma.decompress(file.read_bytes()))  # type: ignore[no-any-return]
+
+
+def row(marker: str, first: str) -> list[float]:
+    """The numbers of a row, without their intervals."""
+    part = PAGE.split(f"<!-- results: {marker} -->")[1].split("<!-- end -->")[0]
+    (line,) = re.findall(rf"^\| {first}(?: \(not at a plateau\))? \|(.*)\|$", part, re.MULTILINE)
+    return [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in line.split("|")]
+
+
+@pytest.mark.parametrize("images", ["10", "30", "100", "400"])
+def test_the_accuracies_by_number_of_images_are_shares_of_the_completions(images: str) -> None:
+    sweep = published("scarcity")
+    records = make_records(World.TEST, sweep["seed"], sweep["images_per_modality"])
+
+    def accuracy(method: str, *, at_home: bool) -> float:
+        """Mean over the seeds. In No-Think a completion that is not exactly its answer block is wrong."""
+        shares = [
+            fmean(
+                text == f"<answer>{record.answer}</answer>"
+                for record, text in zip(records, run["texts"]["trained"], strict=True)
+                if (record.modality == "mri") == at_home
+            )
+            for run in sweep["runs"]
+            if run["axes"] == {"algorithm": method, "data.max_train_images": images, "seed": run["axes"]["seed"]}
+        ]
+        assert len(shares) == 3
+        return 100 * fmean(shares)
+
+    grpo, sft, difference, *others = row("scarcity", images)
+    assert grpo == pytest.approx(accuracy("grpo", at_home=True), abs=0.051)
+    assert sft == pytest.approx(accuracy("sft", at_home=True), abs=0.051)
+    assert difference == pytest.approx(accuracy("grpo", at_home=True) - accuracy("sft", at_home=True), abs=0.051)
+    assert others[0] == pytest.approx(accuracy("grpo", at_home=False), abs=0.051)
+    assert others[1] == pytest.approx(accuracy("sft", at_home=False), abs=0.051)
