@@ -114,11 +114,15 @@ def _bytes(module: nn.Module) -> int:
 
 def host_bytes(run: Run) -> int:
     """Host memory of ``trainer.optimizer_offload``: a float32 copy and two moments of each trained weight."""
-    return 3 * 4 * sum(p.numel() for p in build_policy(run.model).parameters() if p.requires_grad)
+    return 3 * 4 * sum(p.numel() for p in _trained(run.model))
 
 
 def _trained_bytes(model: ModelSpec) -> int:
-    return sum(p.numel() * p.element_size() for p in build_policy(model).parameters() if p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in _trained(model))
+
+
+def _trained(model: ModelSpec) -> list[nn.Parameter]:
+    return [p for p in build_policy(model).parameters() if p.requires_grad]
 
 
 def largest(bytes_of: Callable[[int], int], low: int, high: int, usable_bytes: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class MixedPrecisionAdamW(AdamW):
     copy. The optimizer state takes 12 bytes per weight instead of 4.
     """
 
+    is_fused: ClassVar[bool] = False
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
@@ -40,21 +42,22 @@ class MixedPrecisionAdamW(AdamW):
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Updates one weight, so that only one gradient at a time is held in float32."""
-        state = self.state[parameter]
+        state, device = self.state_of(parameter)
         if not state:
             state["step"] = torch.tensor(0.0)
-            state["master"] = parameter.detach().to(torch.float32, copy=True)
+            state["master"] = parameter.detach().to(device).to(torch.float32, copy=True)
             state["exp_avg"] = torch.zeros_like(state["master"])
             state["exp_avg_sq"] = torch.zeros_like(state["master"])
         assert parameter.grad is not None
         adamw(
             [state["master"]],
-            [parameter.grad.float()],
+            [parameter.grad.to(device).float()],  # moved before it is converted, which takes no memory where it was
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
             [state["step"]],
             foreach=False,
+            fused=self.is_fused,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -64,6 +67,10 @@ class MixedPrecisionAdamW(AdamW):
             maximize=False,
         )
         parameter.copy_(state["master"])
+
+    def state_of(self, parameter: Tensor) -> tuple[dict[str, Any], torch.device]:
+        """The state of a weight, empty before its first update, and where it is kept."""
+        return self.state[parameter], parameter.device
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state in float32, because ``torch`` would cast it to the dtype of the weights."""

@@ -9,6 +9,7 @@ import torch
 
 from medr1.config.settings import AlgorithmConfig
 from medr1.training.mixed_adamw import MixedPrecisionAdamW
+from medr1.training.offloaded_adamw import OffloadedAdamW
 from medr1.training.optimizer import build_optimizer
 
 SETTINGS = {"lr": 1e-6, "weight_decay": 0.1, "betas": (0.9, 0.99)}
@@ -49,22 +50,25 @@ def test_bfloat16_weights_are_rounded_float32_weights() -> None:
         assert not torch.equal(a, c), "without the copy they are lost"
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit() -> None:
+@pytest.mark.parametrize("kind", [MixedPrecisionAdamW, OffloadedAdamW])
+def test_resumed_equals_uninterrupted_bit_for_bit(kind: type[MixedPrecisionAdamW]) -> None:
     uninterrupted, first = weights(torch.bfloat16), weights(torch.bfloat16)
-    optimizer = MixedPrecisionAdamW(uninterrupted, **SETTINGS)
+    optimizer = kind(uninterrupted, **SETTINGS)
     train(uninterrupted, optimizer, range(20))
-    interrupted = MixedPrecisionAdamW(first, **SETTINGS)
+    interrupted = kind(first, **SETTINGS)
     train(first, interrupted, range(10))
     stored = copy.deepcopy(interrupted.state_dict())
+    assert set(stored["state"][0]) == {"step", "master", "exp_avg", "exp_avg_sq"}
     again = [torch.nn.Parameter(p.detach().clone()) for p in first]
-    resumed = MixedPrecisionAdamW(again, **SETTINGS)
+    resumed = kind(again, **SETTINGS)
     resumed.load_state_dict(stored)
     train(again, resumed, range(10, 20))
     for a, b in zip(uninterrupted, again, strict=True):
         assert torch.equal(a, b)
+        expected, found = optimizer.state_of(a)[0], resumed.state_of(b)[0]
         for name in ("master", "exp_avg", "exp_avg_sq"):
-            assert resumed.state[b][name].dtype == torch.float32
-            assert torch.equal(optimizer.state[a][name], resumed.state[b][name])
+            assert found[name].dtype == torch.float32
+            assert torch.equal(expected[name], found[name])
 
 
 @pytest.mark.parametrize(
