@@ -12,6 +12,7 @@ from itertools import chain, islice
 from statistics import fmean
 
 from medr1.evaluation.bootstrap import paired_difference
+from medr1.evaluation.metrics import Comparison, Summary
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference, wilson
 from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, ContrastMatrix, Matrix, SweepTables, TableCell
@@ -97,48 +98,52 @@ def verdict(tables: SweepTables) -> tuple[str, ...]:
 
 
 def run_verdict(
-    conditions: Mapping[str, Sequence[Prediction]], is_trained_on: Callable[[Prediction], bool]
+    summaries: Mapping[str, Summary],
+    comparison: Comparison | None,
+    conditions: Mapping[str, Sequence[Prediction]],
+    is_trained_on: Callable[[Prediction], bool],
 ) -> tuple[str, ...]:
     """What a reader of a single run needs first: its accuracy and gain, the gain on what it was trained on and on the
     rest, and what the image is worth.
 
     Args:
-        conditions: the predictions by condition, all on the same records in any order.
+        summaries, conditions: metrics and predictions by condition, all on the same records in any order.
+        comparison: trained against base, if both are there.
         is_trained_on: whether a record is like the training records. Nothing is said if this holds for all or none.
     """
-    main = next((c for c in (Condition.TRAINED, Condition.BASE) if c in conditions), None)
+    main = next((c for c in (Condition.TRAINED, Condition.BASE) if c in summaries), None)
     if main is None:
         return ()
     lines = {name: {line.record: line for line in of} for name, of in conditions.items()}
-    records = list(lines[main].values())
-    accuracy, sentences = wilson(sum(line.correct for line in records), len(records)), list[str]()
+    records, found, sentences = list(lines[main].values()), summaries[main].overall, list[str]()
     model = "trained" if main == Condition.TRAINED else "base"
-    score = f"The {model} model scores {_rate(accuracy)} on {len(records):,} test questions"
-    if main == Condition.TRAINED and Condition.BASE in lines:
+    score = f"The {model} model scores {_rate(found.accuracy)} on {found.n:,} test questions"
+    if comparison:
         base = lines[Condition.BASE]
-        rate = percent(fmean(line.correct for line in base.values()))
-        sentences.append(f"{score}, the base model {rate} %: {_gain(base, records)}.")
+        rate = percent(summaries[Condition.BASE].overall.accuracy.value)
+        sentences.append(f"{score}, the base model {rate} %: {_gain(comparison.overall.difference)}.")
         own = [line for line in records if is_trained_on(line)]
         others = [line for line in records if not is_trained_on(line)]
         if own and others:
-            sentences.append(
-                f"On the kind of questions that it was trained on: {_gain(base, own)}; on the others: "
-                f"{_gain(base, others)}."
-            )
+            gain, elsewhere = (_gain(_difference(base, part)) for part in (own, others))
+            sentences.append(f"On the kind of questions that it was trained on: {gain}; on the others: {elsewhere}.")
     else:
-        sentences.append(f"{score}; chance is {percent(fmean(1 / line.options for line in records))} %.")
-    if Condition.BLANK_IMAGE in lines:
-        blank = lines[Condition.BLANK_IMAGE]
-        rate = percent(fmean(line.correct for line in blank.values()))
-        sentences.append(f"With a blank image it scores {rate} %; the image adds {_gain(blank, records)}.")
+        sentences.append(f"{score}; chance is {percent(found.chance)} %.")
+    if Condition.BLANK_IMAGE in summaries:
+        rate = percent(summaries[Condition.BLANK_IMAGE].overall.accuracy.value)
+        gain = _gain(_difference(lines[Condition.BLANK_IMAGE], records))
+        sentences.append(f"With a blank image it scores {rate} %; the image adds {gain}.")
     return tuple(sentences)
 
 
-def _gain(before: Mapping[str, Prediction], after: Sequence[Prediction]) -> str:
+def _difference(before: Mapping[str, Prediction], after: Sequence[Prediction]) -> Estimate:
     """The accuracy of ``after`` minus that of ``before``, given by record, on the records of ``after``."""
     correct = [before[line.record].correct for line in after]
-    found = paired_difference(correct, [line.correct for line in after], [line.image for line in after])
-    return f"{with_interval(found, '+')} points" + " (inconclusive)" * found.is_inconclusive
+    return paired_difference(correct, [line.correct for line in after], [line.image for line in after])
+
+
+def _gain(difference: Estimate) -> str:
+    return f"{with_interval(difference, '+')} points" + " (inconclusive)" * difference.is_inconclusive
 
 
 def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:

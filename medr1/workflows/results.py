@@ -87,7 +87,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
         results += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in describe(rates))
     # Modalities and question types, because another data set of the same kind is not new to the model.
     own = {(record.modality, record.question_type) for record in seen}
-    verdict = run_verdict(conditions, lambda line: (line.modality, line.question_type) in own)
+    verdict = run_verdict(summaries, comparison, conditions, lambda line: (line.modality, line.question_type) in own)
     results = "".join(f"{markdown(sentence)}\n\n" for sentence in verdict) + results
     tracker.describe(results)
     if calibrations := {name: found.calibration for name, found in measures.items() if found.calibration}:

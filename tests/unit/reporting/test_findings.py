@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from medr1.domain.reasoning import ReasoningMode
+from medr1.evaluation.metrics import compare, summarise
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.statistics import Estimate, PairedDifference
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Generalization, Matrix, SweepTables, TableCell
@@ -298,6 +299,13 @@ def lines(condition: str, correct: Sequence[bool], modality: Sequence[str]) -> l
     return found[::-1] if condition == Condition.BASE else found
 
 
+def verdict_of(conditions: Mapping[str, list[Prediction]], is_trained_on: Callable[[Prediction], bool]) -> list[str]:
+    """The verdict, with ASCII minus signs."""
+    comparison = compare(conditions["base"], conditions["trained"]) if "trained" in conditions else None
+    summaries = {name: summarise(of) for name, of in conditions.items()}
+    return in_ascii(run_verdict(summaries, comparison, conditions, is_trained_on))
+
+
 def in_ascii(sentences: Sequence[str]) -> list[str]:
     return [sentence.replace("\N{MINUS SIGN}", "-") for sentence in sentences]
 
@@ -312,21 +320,21 @@ def test_the_verdict_on_a_run_separates_what_it_was_trained_on() -> None:
         name: lines(name, correct, modality)
         for name, correct in (("base", base), ("trained", trained), ("blank_image", blank))
     }
-    first, second, third = in_ascii(run_verdict(conditions, lambda line: line.modality == "mri"))
+    first, second, third = verdict_of(conditions, lambda line: line.modality == "mri")
     assert first.startswith(
         "The trained model scores 75.0 % [70.5, 79.0] on 400 test questions, the base model 50.0 %: +25.0 ["
     )
     assert "was trained on: +50.0 [" in second and second.endswith("on the others: +0.0 points (inconclusive).")
     assert third.startswith("With a blank image it scores 0.0 %; the image adds +75.0 [")
-    assert len(run_verdict(conditions, lambda line: True)) == 2, "all records are like those of training"
+    assert len(verdict_of(conditions, lambda line: True)) == 2, "all records are like those of training"
 
 
 def test_the_verdict_without_training_names_chance() -> None:
     base = lines("base", [True, False] * 20, ("mri",))
-    assert in_ascii(run_verdict({"base": base}, lambda line: False)) == [
+    assert verdict_of({"base": base}, lambda line: False) == [
         "The base model scores 50.0 % [35.2, 64.8] on 40 test questions; chance is 25.0 %."
     ]
-    assert run_verdict({}, lambda line: False) == ()
+    assert verdict_of({}, lambda line: False) == []
 
 
 def test_all_modalities_are_named_as_a_row() -> None:
