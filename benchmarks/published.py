@@ -144,7 +144,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
                 if run.predictions(condition).is_file()
             },
             curves={metric: values for metric, values in curves.items() if metric.startswith(_CURVES)},
-            best_step=read_json(run.best)["step"] if run.best.is_file() else None,
+            best_step=run.best_step(),
             seconds=directory.seconds(run_name),
         )
         commits.add(str(read_json(run.environment)["git_commit"]))

@@ -49,13 +49,14 @@ def map_figure(sweep: Sweep, of: Map) -> Figure:
     numbers, methods = [of.number(value) for value in values], ("grpo", "sft")
     colours = draw.method_colours(methods)
     runs = {method: [sweep.seeds(**{of.axis: value, "algorithm": method}) for value in values] for method in methods}
+    scores = {method: [sweep.accuracy(of_value) for of_value in of_values] for method, of_values in runs.items()}
     base = [sweep.accuracy(of_value[:1], LENIENT).value for of_value in runs["grpo"]]
     with draw.figure_style():
         figure = Figure((draw.PAGE_WIDTH, 2.7), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for column, axes in enumerate(panels):
-            for method, of_values in runs.items():
-                found = [sweep.accuracy(of_value).estimate(column) for of_value in of_values]
+            for method, of_values in scores.items():
+                found = [of_value.estimate(column) for of_value in of_values]
                 middle, low, high = (
                     100 * np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high")
                 )

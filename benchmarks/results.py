@@ -25,7 +25,7 @@ from benchmarks.published import FOLDER, PublishedRun, load, store
 from benchmarks.result_figures import MAPS, Map, curves_figure, gain_figures, map_figure
 from medr1.atomic_write import write_text
 from medr1.domain.reasoning import ReasoningMode
-from medr1.evaluation.bootstrap import FloatArray
+from medr1.evaluation.bootstrap import Scores
 from medr1.evaluation.predictions import Condition
 from medr1.evaluation.statistics import Estimate
 from medr1.reporting.figures import save_png
@@ -79,44 +79,45 @@ def plateau_mark(runs: Sequence[PublishedRun]) -> str:
     return "" if all(map(at_plateau, runs)) else " (not at a plateau)"
 
 
-def crossing_text(x: Sequence[float], per_value: Sequence[tuple[float, FloatArray]]) -> str:
-    """The crossing with its interval, from the value and the resamples [R] of the difference at each x."""
-    found = crossing(x, np.array([value for value, _ in per_value]))
-    resampled = [crossing(x, column) for column in np.stack([r for _, r in per_value], axis=1)]
+def crossing_text(x: Sequence[float], differences: Sequence[Scores], column: int) -> str:
+    """The crossing with its interval, from the differences at each x."""
+    found = crossing(x, np.array([scores.value[column] for scores in differences]))
+    resampled = [crossing(x, of_all) for of_all in np.stack([s.resampled[column] for s in differences], axis=1)]
     crossed = [value for value in resampled if value is not None]
-    share = len(crossed) / len(resampled)
+    share = f"{100 * len(crossed) / len(resampled):.0f} % of the resamples"
     if found is None:
-        return f"The curves do not cross (they do in {100 * share:.0f} % of the resamples)."
-    low, high = np.quantile(crossed, [0.025, 0.975])
-    return f"The curves cross at {found:.3g} [{low:.3g}, {high:.3g}] (in {100 * share:.0f} % of the resamples)."
+        text = f"The curves do not cross (they do in {share})."
+    else:
+        low, high = np.quantile(crossed, [0.025, 0.975])
+        text = f"The curves cross at {found:.3g} [{low:.3g}, {high:.3g}] (in {share})."
+    if all(scores.estimate(column).is_inconclusive for scores in differences):
+        text += " None of these differences is decided, so neither is the crossing."
+    return text
 
 
 def map_part(sweep: Sweep, of: Map) -> str:
     """GRPO against SFT at home and away, as a function of the values of an axis."""
     rows = [f"| {of.title} | GRPO | SFT | GRPO - SFT | GRPO, others | SFT, others | GRPO - SFT, others |"]
     rows.append("|---|---|---|---|---|---|---|")
-    differences: dict[int, list[tuple[float, FloatArray]]] = {HOME: [], AWAY: []}
-    values, undecided = sweep.values(of.axis), {HOME: True, AWAY: True}
-    bases = {value: _base(sweep, sweep.seeds(**{of.axis: value})) for value in values}
-    for value in values:
-        cells = []
+    values = sweep.values(of.axis)
+    bases = [_base(sweep, sweep.seeds(**{of.axis: value})) for value in values]
+    is_one_base = len(set(bases)) == 1
+    differences = []
+    for value, base in zip(values, bases, strict=True):
         grpo, sft = (sweep.seeds(**{of.axis: value, "algorithm": method}) for method in ("grpo", "sft"))
         accuracies, between = [sweep.accuracy(runs) for runs in (grpo, sft)], sweep.difference(sft, grpo)
+        differences.append(between)
+        cells = []
         for column in (HOME, AWAY):
             cells += [with_interval(scores.estimate(column)) for scores in accuracies]
-            found = between.estimate(column)
-            cells.append(with_interval(found, "+"))
-            differences[column].append((found.value, between.resampled[column]))
-            undecided[column] &= found.is_inconclusive
-        base = "" if len(set(bases.values())) == 1 else f" (base {bases[value]})"
-        rows.append(f"| {of.label(value)}{base}{plateau_mark((*grpo, *sft))} | {' | '.join(cells)} |")
-    numbers = [of.number(value) for value in values]
+            cells.append(with_interval(between.estimate(column), "+"))
+        mark = ("" if is_one_base else f" (base {base})") + plateau_mark((*grpo, *sft))
+        rows.append(f"| {of.label(value)}{mark} | {' | '.join(cells)} |")
     text = ["\n".join(rows)]
-    if len(set(bases.values())) == 1:
-        text.append(f"The base, read leniently: {bases[values[0]]}.")
+    if is_one_base:
+        text.append(f"The base, read leniently: {bases[0]}.")
     for column, where in ((HOME, "On the modality trained on"), (AWAY, "On the others")):
-        is_open = " None of these differences is decided, so neither is the crossing." if undecided[column] else ""
-        text.append(f"{where}: {crossing_text(numbers, differences[column])}{is_open}")
+        text.append(f"{where}: {crossing_text([of.number(value) for value in values], differences, column)}")
     return "\n\n".join(text)
 
 
@@ -258,9 +259,9 @@ def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
     return found
 
 
-def claims_part(sweeps: Mapping[str, Sweep]) -> str:
+def claims_part(found: Sequence[Claim | str]) -> str:
     lines = ["| claim | effect in points | seeds | verdict |", "|---|---|---|---|"]
-    for claim in claims(sweeps):
+    for claim in found:
         if isinstance(claim, str):
             lines.append(f"| {claim} | | | {NO_RUNS.lower().rstrip('.')} |")
         else:
@@ -286,19 +287,18 @@ PARTS: dict[str, tuple[str, Callable[[Sweep], str]]] = {  # marker: the sweep an
 }
 
 
-def parts(sweeps: Mapping[str, Sweep]) -> dict[str, str]:
-    """The parts of the page by their marker."""
-    found = {"claims": claims_part(sweeps)}
+def parts(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> dict[str, str]:
+    """The parts of the page by their marker. ``found``: the claims."""
+    texts = {"claims": claims_part(found)}
     for marker, (name, part) in PARTS.items():
-        found[marker] = NO_RUNS
+        texts[marker] = NO_RUNS
         if name in sweeps:
-            found[marker] = part(sweeps[name]) + (f"\n\n{ONE_SEED}" if sweeps[name].seed_count == 1 else "")
-    return found
+            texts[marker] = part(sweeps[name]) + (f"\n\n{ONE_SEED}" if sweeps[name].seed_count == 1 else "")
+    return texts
 
 
-def summary_part(sweeps: Mapping[str, Sweep]) -> str:
+def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> str:
     """The first thing to know, for the README: the map of the number of images, and how many claims are decided."""
-    found = claims(sweeps)
     verdicts = Counter("not run yet" if isinstance(claim, str) else claim.verdict.split(" here")[0] for claim in found)
     counts = ", ".join(f"{name} {count}" for name, count in verdicts.items())
     lines = [f"[Claims of the paper](docs/med-r1/results.md#claims-of-the-paper), {len(found)}: {counts}."]
@@ -341,8 +341,9 @@ def main() -> None:
         print(store(given.name, given.directories))
         return
     sweeps = {file.name.removesuffix(".json.xz"): Sweep(load(file)) for file in sorted(FOLDER.glob("*.json.xz"))}
-    write_page(PAGE, parts(sweeps))
-    write_page(README, {"summary": summary_part(sweeps)})
+    found = claims(sweeps)
+    write_page(PAGE, parts(sweeps, found))
+    write_page(README, {"summary": summary_part(sweeps, found)})
     write_figures(IMAGES, sweeps)
     print(f"{PAGE}, {README}")
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from medr1 import __version__
-from medr1.atomic_write import write_json, write_text
+from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.enums import CheckpointChoice
 from medr1.config.paths import CHECKOUT
 from medr1.config.settings import CommonConfig, TrainConfig
@@ -155,6 +155,10 @@ class RunDirectory:
         if not self.config.is_file():
             raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
         return read_config(self.config, schema)
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint, or None if none was chosen."""
+        return int(read_json(self.best)["step"]) if self.best.is_file() else None
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the highest step, or None."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from medr1.atomic_write import read_json
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.sweep_tables import ALL
 from medr1.reporting.formatting import label
@@ -20,7 +19,7 @@ def conditions(runs: Iterable[tuple[RunDirectory, CommonConfig]]) -> dict[str, s
     for run, cfg in runs:
         for name, value in _settings(cfg):
             found.setdefault(name, {})[value] = None
-        steps += [read_json(run.best)["step"]] if run.best.is_file() else []
+        steps += [] if (step := run.best_step()) is None else [step]
         days.add(datetime.fromtimestamp(run.config.stat().st_mtime).astimezone().date())
     shown = {name: "; ".join(values) for name, values in found.items()}
     if "tested" in shown and steps:

@@ -142,34 +142,34 @@ def test_the_seeds_that_would_decide() -> None:
 
 
 def test_a_claim_without_runs_says_so(scarcity: Sweep) -> None:
-    assert claims_part({"scarcity": scarcity}).count("| | | not run yet |") == 13
+    assert claims_part(results.claims({"scarcity": scarcity})).count("| | | not run yet |") == 13
 
 
 def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
-    names = parts({})
+    sweeps = {"scarcity": scarcity}
+    found, names = results.claims(sweeps), parts({}, [])
     page.write_text("# Title\n" + "".join(f"Text {n}.\n<!-- results: {n} -->\nold\n<!-- end -->\n" for n in names))
-    write_page(page, parts({"scarcity": scarcity}))
+    write_page(page, parts(sweeps, found))
     once = page.read_text()
     assert "old" not in once and all(f"Text {name}.\n<!-- results: {name} -->" in once for name in names)
     assert map_part(scarcity, MAPS["scarcity"]).splitlines()[2] in once
-    write_page(page, parts({"scarcity": scarcity}))
+    write_page(page, parts(sweeps, found))
     assert page.read_text() == once
     page.write_text("# Title\n")
     with pytest.raises(SystemExit, match="no place for claims"):
-        write_page(page, parts({}))
+        write_page(page, parts({}, []))
 
 
 def test_the_summary_counts_the_claims(scarcity: Sweep) -> None:
-    summary = results.summary_part({"scarcity": scarcity})
+    sweeps = {"scarcity": scarcity}
+    summary = results.summary_part(sweeps, results.claims(sweeps))
     assert "docs/images/scarcity.png" in summary
     assert "13: not run yet 13." in summary
     effects = ((0.02, 0.05), (-0.05, -0.02), (-0.02, 0.02), (-0.1, 0.1))
     claims = [Claim("c", Estimate((low + high) / 2, low, high), 3) for low, high in effects]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "claims", lambda _: [*claims, "not run"])
-        expected = "5: holds 1, does not hold 2, cannot be settled 1, not run yet 1."
-        assert expected in results.summary_part({})
+    expected = "5: holds 1, does not hold 2, cannot be settled 1, not run yet 1."
+    assert expected in results.summary_part({}, [*claims, "not run"])
 
 
 def test_false_claims_are_counted_over_the_seeds() -> None:
@@ -228,8 +228,8 @@ def test_a_crossing_with_zero_is_interpolated_linearly() -> None:
 
 def test_one_seed_is_marked(scarcity: Sweep) -> None:
     one = Sweep(replace(scarcity.published, runs=[r for r in scarcity.published.runs if r.axes["seed"] == "0"]))
-    assert results.ONE_SEED in parts({"scarcity": one})["scarcity"]
-    assert results.ONE_SEED not in parts({"scarcity": scarcity})["scarcity"]
+    assert results.ONE_SEED in parts({"scarcity": one}, [])["scarcity"]
+    assert results.ONE_SEED not in parts({"scarcity": scarcity}, [])["scarcity"]
 
 
 def test_image_dependence_is_that_of_validation_and_test(scarcity: Sweep) -> None:
