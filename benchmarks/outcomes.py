@@ -6,21 +6,21 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from benchmarks.published import PublishedRun, PublishedSweep
 from medr1.domain.records import Record, in_order
-from medr1.evaluation.bootstrap import FloatArray, Scores, bootstrap_statistic, score, sums_by_image
+from medr1.evaluation.bootstrap import FloatArray, IntArray, Scores, bootstrap_statistic, score, sums_by_image
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import check_rationales
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL
 
 RESAMPLES = 2000
-PLATEAU = 0.01  # a training has ended if its last four validations are at most so much above the four before
+PLATEAU = 0.01  # a training has ended if its last third of validations is at most so much above the third before
 LENIENT = "lenient"  # the condition of the base with lenient parsing
 HOME, AWAY = 0, 1  # columns: the records like those that were trained on, and all others
 
@@ -63,34 +63,62 @@ class Sweep:
     def seed_count(self) -> int:
         return len({run.axes.get("seed") for run in self.published.runs})
 
-    def scores(self, vectors: Sequence[tuple[str, str]], is_home: Callable[[Record], bool]) -> Scores:
-        """The accuracies of runs under conditions on both columns, with common resamples."""
-        column = np.array([HOME if is_home(record) else AWAY for record in self.records], dtype=np.intp)
-        if not column.any():
-            column[:] = HOME
-        images = np.unique([record.image_key for record in self.records], return_inverse=True)[1].astype(np.intp)
-        return score(np.stack([self.outcomes[v] for v in vectors]), column, images, RESAMPLES, np.random.default_rng(0))
+    def columns(self, axis: str) -> IntArray:
+        """The number of each record's value on ``axis``, in the order of tables, [n]."""
+        values = [getattr(record, axis) for record in self.records]
+        number = {value: i for i, value in enumerate(in_order(values))}
+        return np.array([number[value] for value in values], dtype=np.intp)
 
-    def accuracy(self, runs: Sequence[PublishedRun], condition: str = Condition.TRAINED) -> Scores:
+    def home_and_away(self, run: PublishedRun) -> IntArray:
+        """HOME or AWAY for each record, [n]."""
+        home = [
+            run.modality in (ALL, record.modality) and run.question_type in (ALL, record.question_type)
+            for record in self.records
+        ]
+        return np.where(home, HOME, AWAY).astype(np.intp)
+
+    def scores(self, vectors: Sequence[tuple[str, str]], columns: IntArray) -> Scores:
+        """The accuracies of runs under conditions. Calls with the same ``columns`` resample the same images."""
+        images = np.unique([record.image_key for record in self.records], return_inverse=True)[1].astype(np.intp)
+        outcomes = np.stack([self.outcomes[v] for v in vectors])
+        return score(outcomes, columns, images, RESAMPLES, np.random.default_rng(0))
+
+    def accuracy(
+        self, runs: Sequence[PublishedRun], condition: str = Condition.TRAINED, columns: IntArray | None = None
+    ) -> Scores:
         """Mean over the seeds ``runs``; columns are home, away (if there is any) and all records."""
         vectors = [(run.name, condition) for run in runs]
-        return self.scores(vectors, _at_home(runs[0])).over_seeds(_rng(vectors))
+        found = self.scores(vectors, self.home_and_away(runs[0]) if columns is None else columns)
+        return found.over_seeds(_rng(vectors))
 
     def difference(
         self,
         a: Sequence[PublishedRun],
         b: Sequence[PublishedRun],
         conditions: tuple[str, str] = (Condition.TRAINED, Condition.TRAINED),
+        columns: IntArray | None = None,
+        *,
+        draw_seeds: bool = True,
     ) -> Scores:
-        """``b`` minus ``a`` on the same records, paired by seed."""
-        vectors = [*((run.name, conditions[0]) for run in a), *((run.name, conditions[1]) for run in b)]
-        both = self.scores(vectors, _at_home(b[0]))
-        split = range(len(a)), range(len(a), len(a) + len(b))
-        return (both.select(split[1]) - both.select(split[0])).over_seeds(_rng(vectors))
+        """``b`` minus ``a`` on the same records, paired by seed. Without ``draw_seeds`` images alone are resampled.
 
-    def gain(self, runs: Sequence[PublishedRun]) -> Scores:
+        Raises:
+            ValueError: the runs have other seeds, and are not compared with the base, which has none.
+        """
+        seeds = [[run.axes.get("seed", "0") for run in runs] for runs in (a, b)]
+        if len(a) != len(b) or (seeds[0] != seeds[1] and conditions[0] != LENIENT):
+            raise ValueError(f"{a[0].name} and others have the seeds {seeds[0]}, {b[0].name} and others {seeds[1]}")
+        vectors = [*((run.name, conditions[0]) for run in a), *((run.name, conditions[1]) for run in b)]
+        both = self.scores(vectors, self.home_and_away(b[0]) if columns is None else columns)
+        split = range(len(a)), range(len(a), len(a) + len(b))
+        found = both.select(split[1]) - both.select(split[0])
+        if draw_seeds:
+            return found.over_seeds(_rng(vectors))
+        return Scores(found.value.mean(axis=0), found.resampled.mean(axis=0))
+
+    def gain(self, runs: Sequence[PublishedRun], columns: IntArray | None = None, *, draw_seeds: bool = True) -> Scores:
         """Trained minus the base read leniently, so that learning the format does not count."""
-        return self.difference(runs, runs, (LENIENT, Condition.TRAINED))
+        return self.difference(runs, runs, (LENIENT, Condition.TRAINED), columns, draw_seeds=draw_seeds)
 
 
 def _rng(vectors: Sequence[tuple[str, str]]) -> np.random.Generator:
@@ -98,43 +126,77 @@ def _rng(vectors: Sequence[tuple[str, str]]) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(vectors).encode()))
 
 
-def _at_home(run: PublishedRun) -> Callable[[Record], bool]:
-    return lambda record: run.modality in (ALL, record.modality) and run.question_type in (ALL, record.question_type)
-
-
 def at_plateau(run: PublishedRun) -> bool:
-    """Whether validation had stopped to rise."""
-    values = [value for _, value in run.curves["validation/accuracy"]]
-    return len(values) >= 8 and float(np.mean(values[-4:]) - np.mean(values[-8:-4])) <= PLATEAU
+    """Whether validation had stopped to rise: the mean of its last third is that of the third before, or hardly more.
+
+    The validation before the first step does not count.
+    """
+    values = [value for step, value in run.curves["validation/accuracy"] if step > 0]
+    third = len(values) // 3
+    rise = float(np.mean(values[-third:]) - np.mean(values[-2 * third : -third])) if third >= 2 else math.inf
+    return round(rise, 9) <= PLATEAU
 
 
 def crossing(x: Sequence[float], differences: FloatArray) -> float | None:
-    """Where a difference [len(x)] changes its sign for the first time: on a log scale of x, linear if x has a zero."""
-    forward, back = (math.log, math.exp) if min(x) > 0 else (float, float)
-    for (x0, d0), (x1, d1) in pairwise(zip(x, differences, strict=True)):
+    """Where a difference [len(x)] changes its sign for the first time: on a log scale of x, linear if x has a zero.
+
+    ``x`` rises. A difference of exactly 0 has no sign and is left out.
+    """
+    forward, back = (math.log, math.exp) if x[0] > 0 else (float, float)
+    signed = [(at, float(difference)) for at, difference in zip(x, differences, strict=True) if difference]
+    for (x0, d0), (x1, d1) in pairwise(signed):
         if d0 * d1 < 0:
-            return back(forward(x0) + float(d0 / (d0 - d1)) * (forward(x1) - forward(x0)))
+            return back(forward(x0) + d0 / (d0 - d1) * (forward(x1) - forward(x0)))
     return None
 
 
-@cache  # several parts of the page need it
-def generalization(sweep: Sweep, axis: str) -> dict[str, Scores]:
-    """Means over the rows of a square sweep: each method, GRPO - SFT, and GRPO - the base read leniently."""
-    rows = in_order(sweep.values(axis))
+@dataclass(frozen=True, slots=True)
+class Square:
+    """A sweep whose runs are each trained on one value of ``axis`` and tested on all. Its results are means over rows.
 
-    def mean(of_row: Callable[[str], Scores]) -> Scores:
-        found = [of_row(row) for row in rows]
-        return Scores(np.mean([f.value for f in found], axis=0), np.mean([f.resampled for f in found], axis=0))
+    All values of the axis have the same weight. All rows are scored on the same resampled images, because a mean over
+    rows would have too narrow an interval if each had its own.
+    """
 
-    def runs(row: str, method: str) -> list[PublishedRun]:
-        return sweep.seeds(**{axis: row, "algorithm": method})
+    sweep: Sweep
+    axis: str
 
-    return {
-        "GRPO": mean(lambda row: sweep.accuracy(runs(row, "grpo"))),
-        "SFT": mean(lambda row: sweep.accuracy(runs(row, "sft"))),
-        "GRPO - SFT": mean(lambda row: sweep.difference(runs(row, "sft"), runs(row, "grpo"))),
-        "GRPO - base, read leniently": mean(lambda row: sweep.gain(runs(row, "grpo"))),
-    }
+    @property
+    def rows(self) -> list[str]:
+        return in_order(self.sweep.values(self.axis))
+
+    def runs(self, row: str, method: str) -> list[PublishedRun]:
+        return self.sweep.seeds(**{self.axis: row, "algorithm": method})
+
+    def accuracy(self, method: str) -> Scores:
+        columns = self.sweep.columns(self.axis)
+        return self._mean(lambda row: self.sweep.accuracy(self.runs(row, method), columns=columns))
+
+    def difference(self, *, draw_seeds: bool = True) -> Scores:
+        """GRPO - SFT."""
+        columns = self.sweep.columns(self.axis)
+
+        def of_row(row: str) -> Scores:
+            sft, grpo = self.runs(row, "sft"), self.runs(row, "grpo")
+            return self.sweep.difference(sft, grpo, columns=columns, draw_seeds=draw_seeds)
+
+        return self._mean(of_row)
+
+    def gain(self, *, draw_seeds: bool = True) -> Scores:
+        """GRPO - the base, read leniently."""
+        columns = self.sweep.columns(self.axis)
+        return self._mean(lambda row: self.sweep.gain(self.runs(row, "grpo"), columns, draw_seeds=draw_seeds))
+
+    def _mean(self, of_row: Callable[[str], Scores]) -> Scores:
+        """The mean over the rows at home and away, from the scores of each row by value of the axis."""
+        values = in_order(getattr(record, self.axis) for record in self.sweep.records)
+        value, resampled = [], []
+        for row in self.rows:
+            home, scores = values.index(row), of_row(row)
+            others = [column for column in range(len(values)) if column != home]
+            value.append([scores.value[home], scores.value[others].mean()])
+            resampled.append([scores.resampled[home], scores.resampled[others].mean(axis=0)])
+        return Scores(np.mean(value, axis=0), np.mean(resampled, axis=0))
 
 
 def false_claims(sweep: Sweep, runs: Sequence[PublishedRun]) -> Estimate:

@@ -90,26 +90,28 @@ class PublishedSweep:
 
 
 def finished_runs(sweep: SweepDirectory) -> dict[str, RunDirectory]:
-    """The runs of the latest command by name.
+    """The runs of the latest command and all other finished ones by name.
 
     Raises:
-        SystemExit: one of them is not finished.
+        SystemExit: a run of the latest command is not finished.
     """
-    wanted = sweep.read().wanted
-    for name, state in sweep.states(wanted).items():
-        if state != State.FINISHED:
-            raise SystemExit(f"{sweep.path}: the run {name} is {state.value}; repeat the command of the sweep")
-    return {name: sweep.run(name) for name in wanted}
+    manifest = sweep.read()
+    states = sweep.states(manifest.jobs)
+    for name in manifest.wanted:
+        if states[name] != State.FINISHED:
+            raise SystemExit(f"{sweep.path}: the run {name} is {states[name].value}; repeat the command of the sweep")
+    return {name: sweep.run(name) for name, state in states.items() if state == State.FINISHED}
 
 
 def store(name: str, places: Sequence[Path]) -> Path:
     """Writes the finished runs of one or several sweeps on the same test records as ``name``; returns the file.
 
-    An axis that only one of the sweeps varies has, in the runs of the others, the value of their configuration.
+    An axis that only one of the sweeps varies has, in the runs of the others, the value of their configuration. So has
+    a setting that the commands of two sweeps fix to different values.
 
     Raises:
         SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; a sweep
-            is given twice, or two have other rows, columns or test records.
+            is given twice, two have other rows, columns or test records, or two runs have the same axes.
     """
     if len({place.resolve() for place in places}) < len(places):
         raise SystemExit(f"{', '.join(map(str, places))}: a sweep is named twice; leave one out")
@@ -120,12 +122,14 @@ def store(name: str, places: Sequence[Path]) -> Path:
         for directory, manifest in zip(directories, manifests, strict=True)
         for run_name, run in finished_runs(directory).items()
     ]
-    all_axes = dict.fromkeys(axis for *_, axes in sources for axis in axes)
+    configurations = [run.stored_config(TrainConfig) for _, _, run, _ in sources]
+    typed = {word.partition("=")[0] for manifest in manifests for word in manifest.command}
+    fixed = [key for key in sorted(typed) if "." in key and len({_configured(cfg, key) for cfg in configurations}) > 1]
+    all_axes = dict.fromkeys([*(axis for *_, axes in sources for axis in axes), *fixed])
     runs, worlds, commits = dict[str, PublishedRun](), set(), set()
-    for directory, run_name, run, axes in sources:
+    for (directory, run_name, run, axes), cfg in zip(sources, configurations, strict=True):
         # GRPO after SFT has the name of GRPO, because its own settings are the same.
         name_here = f"{directory.path.name}/{run_name}" if run_name in runs else run_name
-        cfg = run.stored_config(TrainConfig)
         if not isinstance(cfg.data, PhantomsConfig):
             raise SystemExit(f"{directory.path}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
         worlds.add((cfg.data.seed, cfg.data.test_images_per_modality))
@@ -153,6 +157,14 @@ def store(name: str, places: Sequence[Path]) -> Path:
         if len(several) != 1:
             raise SystemExit(
                 f"{', '.join(map(str, places))}: {len(several)} different {what}; store them by themselves"
+            )
+    with_axes: dict[tuple[tuple[str, str], ...], str] = {}
+    for found in runs.values():
+        other = with_axes.setdefault(tuple(found.axes.items()), found.name)
+        if other != found.name:
+            raise SystemExit(
+                f"{', '.join(map(str, places))}: {other} and {found.name} have the same axes ({dict(found.axes)}); "
+                "store them by themselves"
             )
     ((seed, images),), ((rows, columns),) = worlds, layouts
     sweep = PublishedSweep(

@@ -45,7 +45,7 @@ MAPS = {
 
 def map_figure(sweep: Sweep, of: Map) -> Figure:
     """Two panels, home and away: accuracy of GRPO, SFT and the base, read leniently, over the axis."""
-    values = sweep.values(of.axis)
+    values = sorted(sweep.values(of.axis), key=of.number)
     numbers, methods = [of.number(value) for value in values], ("grpo", "sft")
     colours = draw.method_colours(methods)
     runs = {method: [sweep.seeds(**{of.axis: value, "algorithm": method}) for value in values] for method in methods}

@@ -14,26 +14,25 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-from benchmarks.outcomes import AWAY, HOME, LENIENT, Sweep, at_plateau, crossing, false_claims, generalization
+from benchmarks.claims import SQUARES, Claim, claims, plateau_mark
+from benchmarks.outcomes import AWAY, HOME, LENIENT, Square, Sweep, crossing, false_claims
 from benchmarks.published import FOLDER, PublishedRun, load, store
 from benchmarks.result_figures import MAPS, Map, curves_figure, gain_figures, map_figure
 from medr1.atomic_write import write_text
 from medr1.domain.reasoning import ReasoningMode
 from medr1.evaluation.bootstrap import Scores
 from medr1.evaluation.predictions import Condition
-from medr1.evaluation.statistics import Estimate
 from medr1.reporting.figures import save_png
 from medr1.reporting.formatting import label, percent, with_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, IMAGES = ROOT / "README.md", ROOT / "docs" / "med-r1" / "results.md", ROOT / "docs" / "images"
-MATTERS = 0.03  # the smallest difference that matters
 NO_RUNS = "Not run yet."
 ONE_SEED = "One seed: the intervals are over images alone."
 RATIONALE, DEPENDENCE = "algorithm.rationale", "validation/image_dependence"
@@ -44,39 +43,9 @@ METHODS = {  # by algorithm and algorithm.rationale
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """An effect with the verdict on it. ``is_equivalence``: the claim is that there is no difference that matters."""
-
-    text: str
-    effect: Estimate
-    seeds: int
-    is_equivalence: bool = False
-
-    @property
-    def verdict(self) -> str:
-        e, equal = self.effect, self.effect.low >= -MATTERS and self.effect.high <= MATTERS
-        if self.is_equivalence:
-            holds, fails = equal, e.low > MATTERS or e.high < -MATTERS
-        else:
-            holds, fails = e.low > 0, e.high < 0 or equal
-        if holds:
-            return "holds"
-        return "does not hold" if fails else f"cannot be settled here; {self.needed}"
-
-    @property
-    def needed(self) -> str:
-        """How many seeds would decide, if the effect stays and the interval narrows with the root of their number."""
-        half, size = (self.effect.high - self.effect.low) / 2, abs(self.effect.value)
-        targets = [MATTERS - size, size - MATTERS if self.is_equivalence else size]
-        room = max(targets)
-        if room <= 0:
-            return "no number of seeds would"
-        return f"about {math.ceil(round(self.seeds * (half / room) ** 2, 6))} seeds would"
-
-
-def plateau_mark(runs: Sequence[PublishedRun]) -> str:
-    return "" if all(map(at_plateau, runs)) else " (not at a plateau)"
+def figure(name: str, text: str) -> str:
+    """The link of the page to a figure that ``write_figures`` draws."""
+    return f"![{text}](../images/{name}.png)"
 
 
 def crossing_text(x: Sequence[float], differences: Sequence[Scores], column: int) -> str:
@@ -86,10 +55,10 @@ def crossing_text(x: Sequence[float], differences: Sequence[Scores], column: int
     crossed = [value for value in resampled if value is not None]
     share = f"{100 * len(crossed) / len(resampled):.0f} % of the resamples"
     if found is None:
-        text = f"The curves do not cross (they do in {share})."
+        text = f"the curves do not cross (they do in {share})."
     else:
         low, high = np.quantile(crossed, [0.025, 0.975])
-        text = f"The curves cross at {found:.3g} [{low:.3g}, {high:.3g}] (in {share})."
+        text = f"the curves cross at {found:.3g} [{low:.3g}, {high:.3g}] (in {share})."
     if all(scores.estimate(column).is_inconclusive for scores in differences):
         text += " None of these differences is decided, so neither is the crossing."
     return text
@@ -99,7 +68,7 @@ def map_part(sweep: Sweep, of: Map) -> str:
     """GRPO against SFT at home and away, as a function of the values of an axis."""
     rows = [f"| {of.title} | GRPO | SFT | GRPO - SFT | GRPO, others | SFT, others | GRPO - SFT, others |"]
     rows.append("|---|---|---|---|---|---|---|")
-    values = sweep.values(of.axis)
+    values = sorted(sweep.values(of.axis), key=of.number)
     bases = [_base(sweep, sweep.seeds(**{of.axis: value})) for value in values]
     is_one_base = len(set(bases)) == 1
     differences = []
@@ -113,7 +82,7 @@ def map_part(sweep: Sweep, of: Map) -> str:
             cells.append(with_interval(between.estimate(column), "+"))
         mark = ("" if is_one_base else f" (base {base})") + plateau_mark((*grpo, *sft))
         rows.append(f"| {of.label(value)}{mark} | {' | '.join(cells)} |")
-    text = ["\n".join(rows)]
+    text = [figure(sweep.published.name, f"GRPO and SFT: {of.title.lower()}"), "\n".join(rows)]
     if is_one_base:
         text.append(f"The base, read leniently: {bases[0]}.")
     for column, where in ((HOME, "On the modality trained on"), (AWAY, "On the others")):
@@ -143,7 +112,19 @@ def headline_part(sweep: Sweep) -> str:
             has = all((run.name, control) in sweep.outcomes for run in runs)
             cells.append(percent(float(sweep.accuracy(runs, control).value[HOME])) if has else "")
         lines.append(f"| {method_name(method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    text = [figure("headline_curves", "Validation accuracy along training"), "\n".join(lines)]
+    if sft := sweep.seeds(algorithm="sft"):
+        text.append(_equal_compute(grpo, sft))
+    return "\n\n".join(text)
+
+
+def _equal_compute(grpo: Sequence[PublishedRun], sft: Sequence[PublishedRun]) -> str:
+    """What the protocol says of training SFT for as many seconds as GRPO."""
+    grpo_minutes, sft_minutes = (median(run.seconds or math.nan for run in runs) / 60 for runs in (grpo, sft))
+    times = f"A run of GRPO took {grpo_minutes:.0f} min, one of SFT {sft_minutes:.0f} min (medians, with evaluation)."
+    if plateau_mark(sft):
+        return f"{times} SFT was not at its plateau, so training it for as long as GRPO could change the comparison."
+    return f"{times} SFT was at its plateau, so it was not trained for as long as GRPO."
 
 
 def image_dependence_part(sweep: Sweep) -> str:
@@ -159,7 +140,7 @@ def image_dependence_part(sweep: Sweep) -> str:
         cells = [_range([curve[step] for curve in curves]) for step in shown]
         for control in (Condition.BLANK_IMAGE, Condition.SHUFFLED_IMAGE):
             cells.append(with_interval(sweep.difference(runs, runs, (control, Condition.TRAINED)).estimate(HOME), "+"))
-        lines.append(f"| {method_name(method)} | {' | '.join(cells)} |")
+        lines.append(f"| {method_name(method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -170,12 +151,24 @@ def _range(values: Sequence[float]) -> str:
 
 
 def square_part(sweep: Sweep, axis: str) -> str:
+    """Means over the values that are trained on, and the matrices of gains with one scale of colours."""
+    square = Square(sweep, axis)
+    grpo, sft = (sweep.seeds(algorithm=method) for method in ("grpo", "sft"))
+    rows = {
+        "GRPO": (square.accuracy("grpo"), grpo, ""),
+        "SFT": (square.accuracy("sft"), sft, ""),
+        "GRPO - SFT": (square.difference(), [*grpo, *sft], "+"),
+        "GRPO - base, read leniently": (square.gain(), grpo, "+"),
+    }
     lines = ["| | trained on | others |", "|---|---|---|"]
-    for name, scores in generalization(sweep, axis).items():
-        sign = "+" if " - " in name else ""
+    for name, (scores, runs, sign) in rows.items():
         cells = [with_interval(scores.estimate(c), sign) for c in (HOME, AWAY)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(f"| {name}{plateau_mark(runs)} | {' | '.join(cells)} |")
+    links = [
+        figure(f"{sweep.published.name}_{method}", f"{label(method)}: gain over the base")
+        for method in sweep.values("algorithm")
+    ]
+    return "\n\n".join(["\n".join(lines), *links])
 
 
 def reasoning_part(sweep: Sweep) -> str:
@@ -204,7 +197,8 @@ def rationales_part(sweep: Sweep) -> str:
         )
         if letters and rationales:
             effect = sweep.difference(letters, rationales).estimate(HOME)
-            lines.append(f"| {label(mode)} | {with_interval(effect, '+')} |")
+            mark = plateau_mark([*letters, *rationales])
+            lines.append(f"| {label(mode)}{mark} | {with_interval(effect, '+')} |")
     return "\n".join(lines) if len(lines) > 2 else NO_RUNS
 
 
@@ -218,47 +212,6 @@ def method_name(algorithm: str, rationale: str = "") -> str:
     return METHODS.get((algorithm, rationale), label(algorithm))
 
 
-def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
-    """The claims of the paper whose runs are there, and the texts of those whose runs are missing."""
-    found: list[Claim | str] = []
-
-    def add(text: str, sweep: str, effect: Callable[[Sweep], Estimate], *, is_equivalence: bool = False) -> None:
-        if sweep in sweeps:
-            found.append(Claim(text, effect(sweeps[sweep]), sweeps[sweep].seed_count, is_equivalence))
-        else:
-            found.append(text)
-
-    def of_mode(sweep: Sweep, mode: str) -> list[PublishedRun]:
-        return [run for run in sweep.seeds(reasoning=mode) if run.algorithm == "grpo"]
-
-    def gain(sweep: Sweep, mode: str) -> Estimate:
-        return sweep.gain(of_mode(sweep, mode)).estimate(HOME)
-
-    def away(sweep: Sweep, axis: str, row: str) -> Estimate:
-        return generalization(sweep, axis)[row].estimate(AWAY)
-
-    def between(sweep: Sweep, a: str, b: str) -> Estimate:
-        return sweep.difference(of_mode(sweep, a), of_mode(sweep, b)).estimate(HOME)
-
-    def more_false(sweep: Sweep, mode: str) -> Estimate:
-        return false_claims(sweep, of_mode(sweep, mode))
-
-    modes = "reasoning_modes"
-    for mode in ("think_before", "no_think", "think_after"):
-        add(f"RL improves the base model ({label(mode)})", modes, partial(gain, mode=mode))
-    for name, (axis, others) in SQUARES.items():
-        of_axis = partial(away, axis=axis)
-        add(f"RL generalizes to {others}", name, partial(of_axis, row="GRPO - base, read leniently"))
-        add(f"RL generalizes better than SFT to {others}", name, partial(of_axis, row="GRPO - SFT"))
-    for mode in ("think_before", "think_after"):
-        text = f"Reasoning hallucinates: more false claims after RL ({label(mode)})"
-        add(text, modes, partial(more_false, mode=mode))
-    add("No-Think is better than Think-Before after RL", modes, partial(between, a="think_before", b="no_think"))
-    same = partial(between, a="no_think", b="think_after")
-    add("Think-After keeps the accuracy of No-Think", modes, same, is_equivalence=True)
-    return found
-
-
 def claims_part(found: Sequence[Claim | str]) -> str:
     lines = ["| claim | effect in points | seeds | verdict |", "|---|---|---|---|"]
     for claim in found:
@@ -266,15 +219,9 @@ def claims_part(found: Sequence[Claim | str]) -> str:
             lines.append(f"| {claim} | | | {NO_RUNS.lower().rstrip('.')} |")
         else:
             verdict = claim.verdict if "cannot" in claim.verdict else f"**{claim.verdict}**"
-            lines.append(f"| {claim.text} | {with_interval(claim.effect, '+')} | {claim.seeds} | {verdict} |")
+            effect = with_interval(claim.effect, "+") + claim.mark
+            lines.append(f"| {claim.text} | {effect} | {claim.seeds} | {verdict} |")
     return "\n".join(lines)
-
-
-SQUARES = {  # sweep: its axis, and what is not trained on
-    "cross_modality": ("modality", "other modalities (No-Think)"),
-    "cross_question_type": ("question_type", "other question types (No-Think)"),
-    "cross_question_type_think_after": ("question_type", "other question types (Think-After)"),
-}
 
 
 PARTS: dict[str, tuple[str, Callable[[Sweep], str]]] = {  # marker: the sweep and how its part is written

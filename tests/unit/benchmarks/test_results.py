@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks import published, results
-from benchmarks.outcomes import Sweep, at_plateau, crossing, false_claims
+from benchmarks.claims import Claim, claims
+from benchmarks.outcomes import Square, Sweep, at_plateau, crossing, false_claims
 from benchmarks.published import PublishedRun, PublishedSweep
 from benchmarks.result_figures import MAPS
-from benchmarks.results import Claim, claims_part, map_part, parts, write_page
+from benchmarks.results import claims_part, map_part, parts, write_page
 from medr1.atomic_write import write_json
 from medr1.data.sources.phantoms.records import NAMES, Phantom, choices
 from medr1.domain.reasoning import ReasoningMode, target_text
@@ -76,7 +77,7 @@ def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> 
     home = [record for record in RECORDS if record.modality == "mri"]
     away = [record for record in RECORDS if record.modality != "mri"]
     axis = "data.max_train_images"
-    table = map_part(scarcity, MAPS["scarcity"]).split("\n\n")[0].splitlines()
+    table = map_part(scarcity, MAPS["scarcity"]).split("\n\n")[1].splitlines()
     for line in table[2:]:
         value, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         numbers = [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in cells]
@@ -92,7 +93,7 @@ def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> 
 
 def test_the_map_says_where_the_curves_cross(scarcity: Sweep) -> None:
     text = map_part(scarcity, MAPS["scarcity"])
-    assert "On the others: The curves cross at" in text and "100 % of the resamples" in text
+    assert "On the others: the curves cross at" in text and "100 % of the resamples" in text
     assert "The base, read leniently: " in text and "neither is the crossing" not in text
 
 
@@ -111,7 +112,11 @@ def test_crossings_are_interpolated_on_a_log_scale() -> None:
 def test_a_run_that_still_rises_is_not_at_a_plateau(scarcity: Sweep) -> None:
     first = scarcity.published.runs[0]
     assert at_plateau(first) and not at_plateau(replace(first, curves=RISING))
-    assert not at_plateau(replace(first, curves={"validation/accuracy": [(0, 0.5)] * 7})), "too few to tell"
+    assert not at_plateau(replace(first, curves={"validation/accuracy": [(50 * i, 0.5) for i in range(6)]})), "too few"
+    late = [0.0, 0.4, 0.4, 0.5, 0.5, 0.51, 0.51]  # the last third of six is one point above the third before
+    assert at_plateau(replace(first, curves={"validation/accuracy": [(50 * i, v) for i, v in enumerate(late)]}))
+    late[-1] = 0.52
+    assert not at_plateau(replace(first, curves={"validation/accuracy": [(50 * i, v) for i, v in enumerate(late)]}))
     rising = Sweep(replace(scarcity.published, runs=[replace(r, curves=RISING) for r in scarcity.published.runs]))
     assert map_part(rising, MAPS["scarcity"]).count("not at a plateau") == 2
 
@@ -129,26 +134,43 @@ def test_a_run_that_still_rises_is_not_at_a_plateau(scarcity: Sweep) -> None:
 )
 def test_the_interval_decides(low: float, high: float, verdict: str, as_equivalence: str) -> None:
     effect = Estimate((low + high) / 2, low, high)
-    assert Claim("c", effect, 3).verdict.startswith(verdict)
-    assert Claim("c", effect, 3, is_equivalence=True).verdict.startswith(as_equivalence)
+    assert claim(effect).verdict.startswith(verdict)
+    assert replace(claim(effect), is_equivalence=True).verdict.startswith(as_equivalence)
 
 
-def test_the_seeds_that_would_decide() -> None:
-    open_ = Claim("c", Estimate(0.02, -0.02, 0.06), 3)
-    assert open_.verdict == "cannot be settled here; about 12 seeds would"  # half width 4 points to 2
-    assert math.isclose(open_.effect.value, 0.02)
-    same = Claim("c", Estimate(0.01, -0.03, 0.05), 3, is_equivalence=True)
-    assert same.needed == "about 12 seeds would"  # half width 4 points to 2
+def claim(effect: Estimate, half_over_images: float = 0.0) -> Claim:
+    over_images = Estimate(effect.value, effect.value - half_over_images, effect.value + half_over_images)
+    return Claim("c", effect, over_images, 3)
+
+
+@pytest.mark.parametrize(
+    ("effect", "half_over_images", "needed"),
+    [
+        (Estimate(0.02, -0.02, 0.06), 0.0, "13 seeds"),  # half width 4 points to below 2: more than 12
+        (Estimate(0.02, -0.01, 0.05), 0.01, "9 seeds"),  # variance of seeds 8 to below 3: more than 8
+        (Estimate(0.02, -0.001, 0.0305), 0.0, "4 seeds"),  # the short side decides, and three seeds did not
+        (Estimate(0.02, -0.02, 0.06), 0.04, "5 times as many test images"),  # the images alone hide it
+        (Estimate(0.02, -0.03, 0.07), 0.04, "7 times as many seeds and test images"),  # so do seeds: 25 to below 4
+        (Estimate(0.0, -0.04, 0.04), 0.0, "6 seeds"),  # no difference that matters: 4 to below 3
+    ],
+)
+def test_what_would_settle_a_claim(effect: Estimate, half_over_images: float, needed: str) -> None:
+    assert claim(effect, half_over_images).verdict == f"cannot be settled here; about {needed} would"
+
+
+def test_nothing_settles_an_equivalence_at_its_limit() -> None:
+    at_limit = replace(claim(Estimate(0.03, -0.03, 0.09)), is_equivalence=True)
+    assert at_limit.needed == "no number of seeds or images would"
 
 
 def test_a_claim_without_runs_says_so(scarcity: Sweep) -> None:
-    assert claims_part(results.claims({"scarcity": scarcity})).count("| | | not run yet |") == 13
+    assert claims_part(claims({"scarcity": scarcity})).count("| | | not run yet |") == 13
 
 
 def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     sweeps = {"scarcity": scarcity}
-    found, names = results.claims(sweeps), parts({}, [])
+    found, names = claims(sweeps), parts({}, [])
     page.write_text("# Title\n" + "".join(f"Text {n}.\n<!-- results: {n} -->\nold\n<!-- end -->\n" for n in names))
     write_page(page, parts(sweeps, found))
     once = page.read_text()
@@ -163,13 +185,13 @@ def test_the_page_keeps_what_stands_around_its_parts(scarcity: Sweep, tmp_path: 
 
 def test_the_summary_counts_the_claims(scarcity: Sweep) -> None:
     sweeps = {"scarcity": scarcity}
-    summary = results.summary_part(sweeps, results.claims(sweeps))
+    summary = results.summary_part(sweeps, claims(sweeps))
     assert "docs/images/scarcity.png" in summary
     assert "13: not run yet 13." in summary
     effects = ((0.02, 0.05), (-0.05, -0.02), (-0.02, 0.02), (-0.1, 0.1))
-    claims = [Claim("c", Estimate((low + high) / 2, low, high), 3) for low, high in effects]
+    found = [claim(Estimate((low + high) / 2, low, high)) for low, high in effects]
     expected = "5: holds 1, does not hold 2, cannot be settled 1, not run yet 1."
-    assert expected in results.summary_part({}, [*claims, "not run"])
+    assert expected in results.summary_part({}, [*found, "not run"])
 
 
 def test_false_claims_are_counted_over_the_seeds() -> None:
@@ -205,6 +227,120 @@ def trained_on(modality: str, method: str, number: int) -> PublishedRun:
     return replace(run(number, {"modality": modality, "algorithm": method, "seed": "0"}, 0.5), modality=modality)
 
 
+@pytest.fixture(scope="module")
+def square() -> Sweep:
+    """Trained on CT or MRI, with two seeds. GRPO is better where it was not trained, SFT where it was."""
+    runs = []
+    for i, (modality, method, seed) in enumerate(product(("ct", "mri"), ("sft", "grpo"), ("0", "1"))):
+        home, away = texts(0.9 if method == "sft" else 0.6, 50 + i), texts(0.3 if method == "sft" else 0.8, 90 + i)
+        trained = [h if record.modality == modality else a for record, h, a in zip(RECORDS, home, away, strict=True)]
+        one = run(i, {"modality": modality, "algorithm": method, "seed": seed}, 0.5)
+        runs.append(replace(one, modality=modality, texts={**one.texts, "trained": trained}))
+    return Sweep(PublishedSweep("cross_modality", ["python"], "modality", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+
+
+def test_a_square_has_the_means_over_what_was_trained_on(square: Sweep) -> None:
+    lines = [line for line in results.square_part(square, "modality").splitlines() if line.startswith("| GRPO")]
+    lenient = [
+        f"<answer>{r.answer}</answer>" == text or text == f"The answer is {r.answer}"
+        for r, text in zip(RECORDS, square.published.runs[0].texts["base"], strict=True)
+    ]
+    for place in (0, 1):  # on the modality trained on, and on the seven others
+
+        def mean(method: str, condition: str = "trained", place: int = place) -> float:
+            shares = [
+                share(r, condition, [record for record in RECORDS if (record.modality != r.modality) == bool(place)])
+                for r in square.seeds(algorithm=method)
+            ]
+            return 100 * float(np.mean(shares))
+
+        base = 100 * np.mean(
+            [
+                np.mean([lenient[i] for i, r in enumerate(RECORDS) if (r.modality != run.modality) == bool(place)])
+                for run in square.seeds(algorithm="grpo")
+            ]
+        )
+        expected = [mean("grpo"), mean("grpo") - mean("sft"), mean("grpo") - base]
+        found = [float(line.split("|")[2 + place].split()[0].replace("\N{MINUS SIGN}", "-")) for line in lines]
+        assert found == pytest.approx(expected, abs=0.051)
+
+
+def test_the_rows_of_a_square_share_their_resampled_images(square: Sweep) -> None:
+    """As in medr1.evaluation.matrices: with a draw for each row the interval of the mean would be too narrow."""
+    runs = [replace(r, texts={**r.texts, "trained": square.published.runs[0].texts["trained"]}) for r in square.seeds()]
+    equal = Square(Sweep(replace(square.published, runs=[r for r in runs if r.axes["seed"] == "0"])), "modality")
+    ct, mri = (equal.sweep.columns("modality") == i for i in (0, 1))
+    right = np.array([r == "1" for r in map(str, map(int, equal.sweep.outcomes["0", "trained"]))])
+    assert equal.accuracy("grpo").value[0] == pytest.approx((right[ct].mean() + right[mri].mean()) / 2)
+    # Both rows have the same predictions, so the six modalities that are away from both have one draw.
+    rng = np.random.default_rng(1)
+    images = np.array([record.image_key for record in RECORDS])
+    modality = np.array([record.modality for record in RECORDS])
+    sums = []
+    for _ in range(2000):
+        accuracy = {}
+        for value in np.unique(modality):
+            keys = np.unique(images[modality == value])
+            drawn = rng.choice(keys, len(keys))
+            accuracy[value] = np.mean([right[images == key].mean() for key in drawn])
+        total = sum(accuracy.values())
+        sums.append(np.mean([(total - accuracy[row]) / 7 for row in ("ct", "mri")]))
+    expected = np.subtract(*np.quantile(sums, [0.975, 0.025]))
+    found = equal.accuracy("grpo").estimate(1)
+    assert found.high - found.low == pytest.approx(expected, rel=0.06)
+
+
+def test_each_claim_has_its_effect(square: Sweep, modes: Sweep) -> None:
+    """Counted without any function of the page."""
+    found = {c.text: c for c in claims({"cross_modality": square, "reasoning_modes": modes}) if isinstance(c, Claim)}
+    away = {
+        method: np.mean(
+            [
+                share(r, "trained", [x for x in RECORDS if x.modality != r.modality])
+                for r in square.seeds(algorithm=method)
+            ]
+        )
+        for method in ("grpo", "sft")
+    }
+    effect = found["RL generalizes better than SFT to other modalities (No-Think)"].effect.value
+    assert effect == pytest.approx(away["grpo"] - away["sft"]) and effect > 0.2
+    gain = found["RL generalizes to other modalities (No-Think)"].effect.value
+    assert gain == pytest.approx(Square(square, "modality").gain().value[1]) and gain > 0.2
+    assert found["RL improves the base model (Think-Before)"].effect.value == pytest.approx(0.5 - 0.25)
+    assert found["RL improves the base model (No-Think)"].effect.value == pytest.approx(0.75 - 0.25)
+    assert found["RL improves the base model (Think-After)"].effect.value == pytest.approx(0.75 - 0.25)
+    assert found["No-Think is better than Think-Before after RL"].effect.value == pytest.approx(0.25)
+    same = found["Think-After keeps the accuracy of No-Think"]
+    assert same.is_equivalence and same.effect.value == pytest.approx(0)
+    assert len(found) == 9 and {c.seeds for c in found.values()} == {2, 1}
+
+
+@pytest.fixture(scope="module")
+def modes() -> Sweep:
+    """GRPO in three modes: half of the answers are correct in Think-Before, three quarters in the others."""
+
+    def said(mode: ReasoningMode, right: int) -> list[str]:
+        letters = [
+            r.answer if i % 4 < right else next(x for x in r.options if x != r.answer) for i, r in enumerate(RECORDS)
+        ]
+        return [target_text(mode, letter, NAMES[r.modality]) for letter, r in zip(letters, RECORDS, strict=True)]
+
+    right = {ReasoningMode.THINK_BEFORE: 2, ReasoningMode.NO_THINK: 3, ReasoningMode.THINK_AFTER: 3}
+    runs = [
+        PublishedRun(
+            *(mode, {"reasoning": mode, "algorithm": "grpo", "seed": "0"}, "grpo", "all", "all", mode),
+            *({"base": said(mode, 1), "trained": said(mode, number)}, RISING, None, 1.0),
+        )
+        for mode, number in right.items()
+    ]
+    return Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+
+
+def test_runs_that_still_rise_are_marked(square: Sweep, modes: Sweep) -> None:
+    rows = claims_part(claims({"cross_modality": square, "reasoning_modes": modes})).splitlines()
+    assert sum("(not at a plateau)" in row for row in rows) == 7 and "(not at a plateau)" not in rows[5] + rows[6]
+
+
 def test_figures_are_drawn(scarcity: Sweep, tmp_path: Path) -> None:
     headline = Sweep(
         replace(scarcity.published, runs=[run for run in scarcity.published.runs if "10" in run.axes.values()])
@@ -224,6 +360,24 @@ def test_values_of_a_map_end_with_a_number() -> None:
 
 def test_a_crossing_with_zero_is_interpolated_linearly() -> None:
     assert crossing([0, 0.5], np.array([1.0, -3.0])) == pytest.approx(0.125)
+
+
+def test_a_difference_of_zero_lies_on_the_way_to_a_crossing() -> None:
+    assert crossing([0, 1, 2], np.array([1.0, 0.0, -1.0])) == pytest.approx(1)
+    assert crossing([0, 1, 2], np.array([1.0, 0.0, 0.5])) is None
+
+
+def test_values_of_a_map_rise_in_any_order_of_storing(scarcity: Sweep) -> None:
+    reverse = Sweep(replace(scarcity.published, runs=scarcity.published.runs[::-1]))
+    assert map_part(reverse, MAPS["scarcity"]) == map_part(scarcity, MAPS["scarcity"])
+
+
+def test_runs_with_other_seeds_are_not_compared(scarcity: Sweep) -> None:
+    grpo, sft = (scarcity.seeds(algorithm=method, **{"data.max_train_images": "10"}) for method in ("grpo", "sft"))
+    with pytest.raises(ValueError, match="have the seeds"):
+        scarcity.difference(grpo[:1], sft)
+    with pytest.raises(ValueError, match=r"\['0'\], 6 and others \['1'\]|have the seeds"):
+        scarcity.difference(grpo[:1], sft[1:])
 
 
 def test_one_seed_is_marked(scarcity: Sweep) -> None:
@@ -326,32 +480,67 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
         published.store("headline", [sweep.path, sweep.path])
 
 
+def finished_sweep(place: Path, command: list[str], jobs: dict[str, Job]) -> SweepDirectory:
+    """Adds runs in Think-After that answered nothing to the sweep in ``place``."""
+    sweep = SweepDirectory(place)
+    sweep.add(Manifest("m", "reasoning", "modality", command, list(jobs), jobs))
+    for name, job in jobs.items():
+        run = RunDirectory(sweep.path / name)
+        words = [f"data.test_images_per_modality={IMAGES}", "reasoning=think_after", *job.overrides]
+        run.create(OmegaConf.structured(composed("train", *words)), [], {"data_fingerprint": "-"})
+        (run.path / "predictions").mkdir()
+        lines = [prediction(record, Condition.TRAINED, ReasoningMode.THINK_AFTER, "", 5, False) for record in RECORDS]
+        write_predictions(run.predictions("trained"), lines)
+        run.metrics.write_text("")
+        write_json(run.finished, {})
+    return sweep
+
+
+def job(name: str, axes: dict[str, str], *overrides: str) -> dict[str, Job]:
+    return {name: Job(name, axes, overrides)}
+
+
 def test_sweeps_are_stored_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GRPO, and SFT with and without rationales, which GRPO does not have."""
     monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
-    jobs = {
-        "a": {"g": Job("g", {"reasoning": "think_after"}, ["algorithm=grpo"])},
-        "b": {
-            value: Job(value, {"algorithm.rationale": value}, ["algorithm=sft", f"algorithm.rationale={value}"])
-            for value in ("false", "true")
-        },
-    }
-    for place, of_place in jobs.items():
-        sweep = SweepDirectory(tmp_path / place)
-        sweep.add(Manifest("m", "reasoning", "modality", [f"sweep={place}"], list(of_place), of_place))
-        for name, job in of_place.items():
-            run = RunDirectory(sweep.path / name)
-            words = [f"data.test_images_per_modality={IMAGES}", "reasoning=think_after", *job.overrides]
-            run.create(OmegaConf.structured(composed("train", *words)), [], {"data_fingerprint": "-"})
-            (run.path / "predictions").mkdir()
-            lines = [
-                prediction(record, Condition.TRAINED, ReasoningMode.THINK_AFTER, "", 5, False) for record in RECORDS
-            ]
-            write_predictions(run.predictions("trained"), lines)
-            run.metrics.write_text("")
-            write_json(run.finished, {})
+    sft = {}
+    for value in ("false", "true"):
+        sft |= job(value, {"algorithm.rationale": value}, "algorithm=sft", f"algorithm.rationale={value}")
+    finished_sweep(tmp_path / "a", ["sweep=a"], job("g", {"reasoning": "think_after"}, "algorithm=grpo"))
+    finished_sweep(tmp_path / "b", ["sweep=b"], sft)
     found = published.load(published.store("reasoning_modes", [tmp_path / "a", tmp_path / "b"]))
     assert found.commands == ["python train.py sweep=a", "python train.py sweep=b"]
     assert [run.axes for run in found.runs] == [
         {"reasoning": "think_after", "algorithm.rationale": value} for value in ("", "false", "true")
     ]
+
+
+def test_a_setting_that_two_commands_fix_differently_is_an_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    for value in ("false", "true"):
+        words = ["algorithm=sft", f"algorithm.rationale={value}"]
+        finished_sweep(tmp_path / value, [*words, "reasoning=think_after"], job("s", {"seed": "0"}, *words))
+    found = published.load(published.store("reasoning_modes", [tmp_path / "false", tmp_path / "true"]))
+    assert [run.axes for run in found.runs] == [
+        {"seed": "0", "algorithm.rationale": value} for value in ("false", "true")
+    ]
+
+
+def test_runs_that_nothing_distinguishes_are_not_stored_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    for place in ("a", "b"):
+        finished_sweep(tmp_path / place, ["sweep=m"], job("s", {"seed": "0"}, "algorithm=sft"))
+    with pytest.raises(SystemExit, match="s and b/s have the same axes"):
+        published.store("reasoning_modes", [tmp_path / "a", tmp_path / "b"])
+
+
+def test_the_runs_of_earlier_commands_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    for seed in ("0", "1"):
+        sweep = finished_sweep(tmp_path, [f"seed={seed}"], job(seed, {"seed": seed}, "algorithm=sft"))
+    waiting = job("2", {"seed": "2"}, "algorithm=sft")
+    sweep.add(Manifest("m", "reasoning", "modality", ["seed=2"], ["2"], waiting))
+    sweep.add(Manifest("m", "reasoning", "modality", ["seed=1"], ["1"]))
+    assert [run.axes for run in published.load(published.store("m", [tmp_path])).runs] == [{"seed": "0"}, {"seed": "1"}]
