@@ -1,18 +1,16 @@
-"""Evaluations on the validation records during training, the best checkpoint by them, and early stopping."""
+"""Evaluations on the validation records during training, and early stopping by them."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
 
 from medr1.domain.records import Record
 from medr1.evaluation.image_ablation import ImageAblation
@@ -21,7 +19,6 @@ from medr1.models.policy import Policy
 from medr1.models.sharding import generation
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import AnyTracker
-from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.module import PolicyModule
 
 log = logging.getLogger(__name__)
@@ -97,48 +94,6 @@ class Validation(pl.Callback):
             self.tracker.log_metrics(timed, step)
             self.file.append(timed, step)
         return metrics
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the weights of the step with the best value of a validation metric, the first one if there are several."""
-
-    def __init__(self, validation: Validation, directory: Path, metric: str, greater_is_better: bool) -> None:
-        super().__init__(
-            dirpath=directory,
-            filename="{step}",
-            monitor=metric,
-            mode="max" if greater_is_better else "min",
-            every_n_train_steps=1,  # Lightning asks in each step; see on_train_batch_end
-            save_top_k=1,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-        self.validation = validation
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.validation.is_due(batch.step + 1):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state also if the run directory has moved; Lightning would forget the best value."""
-        assert self.dirpath is not None
-        directory = Path(self.dirpath)
-
-        def here(path: str) -> str:
-            return str(directory / Path(path).name) if path else path
-
-        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {here(path): value for path, value in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
-
-
-def best_weights(best: BestCheckpoint) -> tuple[int, dict[str, Tensor]]:
-    """Optimizer steps of the best checkpoint, and its trained weights under their names in the policy."""
-    checkpoint = SafetensorsCheckpointIO(is_mapped=True).load_checkpoint(best.best_model_path)
-    state = {name.removeprefix("policy."): value for name, value in checkpoint["state_dict"].items()}
-    return int(checkpoint["global_step"]), state
 
 
 class EarlyStop(EarlyStopping):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.distributed import barrier
 
@@ -34,10 +34,11 @@ from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, IntermediateModels, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
+from medr1.training.checkpoints import BestCheckpoint, BestStep, WholeCheckpoint
 from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
-from medr1.training.validation import BestCheckpoint, EarlyStop, Validation, best_weights
+from medr1.training.validation import EarlyStop, Validation
 from medr1.workflows.difficulty import choose_records
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import device_of, evaluate_weights, generate, model_spec, placed, prediction_store
@@ -141,21 +142,16 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
 
 def _fit(
     session: Session, cfg: TrainConfig, policy: Policy, processor: Processor
-) -> tuple[Mapping[str, Tensor] | None, BestCheckpoint | None]:
-    """Trains. Returns the full state dict with FSDP, else None, and which checkpoint was the best, if one is kept."""
+) -> tuple[Mapping[str, Tensor] | None, BestStep | None]:
+    """Trains. Returns the full state dict with FSDP, else None, and which checkpoint was the best, if one is kept.
+
+    Nothing that is returned refers to the policy, whose memory the evaluation needs.
+    """
     run, tracker = session.run, session.tracker
     algorithm = ALGORITHMS[cfg.algorithm.kind]
     training = algorithm.build(cfg, session.data, policy, processor, tracker)
     steps, iterations = cfg.trainer.max_steps, algorithm.num_iterations(cfg.algorithm)
     assert steps is not None
-    checkpoints = ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="{step}",
-        every_n_train_steps=cfg.trainer.save_steps * iterations,
-        save_top_k=1,
-        monitor=None,
-        enable_version_counter=False,
-    )
     file = MetricsFile(run.metrics)
     curves = Curves(tracker, file, cfg.trainer.logging_steps)
     callbacks: list[Callback] = [ProgressBar(), curves, CollapseWarning(), *training.callbacks]
@@ -174,7 +170,8 @@ def _fit(
             if patience := cfg.trainer.early_stopping_patience:
                 threshold = cfg.trainer.early_stopping_threshold
                 callbacks.append(EarlyStop(validation, metric, greater, patience=patience, threshold=threshold))
-            callbacks.append(best)  # before ``checkpoints``, which stores its state
+            callbacks.append(best)
+    callbacks.append(WholeCheckpoint(run.checkpoints, cfg.trainer.save_steps * iterations, best))
     strategy = build_strategy(cfg.trainer.strategy)
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -185,7 +182,7 @@ def _fit(
         limit_train_batches=steps,
         max_epochs=1,
         logger=False,
-        callbacks=[*callbacks, checkpoints],
+        callbacks=callbacks,
         plugins=[SafetensorsCheckpointIO(is_mapped=cfg.trainer.is_sharded)],
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -202,7 +199,8 @@ def _fit(
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
-    return strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None, best
+    state = strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None
+    return state, None if best is None else best.found
 
 
 def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: MetricsFile) -> Validation:
@@ -246,17 +244,16 @@ def _store_model(policy: Policy, processor: Processor, place: Path, state: Mappi
         save_policy(policy, processor, directory, state)
 
 
-def _store_best_model(session: Session, cfg: TrainConfig, best: BestCheckpoint) -> None:
+def _store_best_model(session: Session, cfg: TrainConfig, best: BestStep) -> None:
     """Writes the weights of the best checkpoint, and makes those that the run evaluates its ``model/``."""
     run, last = session.run, session.run.other_model(CheckpointChoice.last)
     policy, processor = load_policy(model_spec(cfg, weights=run.weights_in(last, cfg.model.path)))
-    step, state = best_weights(best)
+    step, state = best.weights()
     policy.load_state_dict(state, strict=False, assign=True)  # frozen weights are those of the last step
     policy.core.tie_weights()
     _store_model(policy, processor, run.other_model(CheckpointChoice.best))
     step //= ALGORITHMS[cfg.algorithm.kind].num_iterations(cfg.algorithm)
-    assert best.best_model_score is not None
-    found = {"step": step, "metric": best.monitor, "value": round(float(best.best_model_score), 6)}
+    found = {"step": step, "metric": best.metric, "value": round(best.value, 6)}
     write_json(run.best, found)
     session.tracker.log_artifact(run.best)
     evaluated = CheckpointChoice.best if cfg.trainer.load_best_model_at_end else CheckpointChoice.last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
@@ -14,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import medr1.workflows.train
 from medr1.config.enums import CheckpointChoice
 from medr1.config.settings import BLIND_VALIDATION_METRICS, VALIDATION_METRICS
 from medr1.errors import CheckpointError
 from medr1.evaluation.predictions import read_predictions
+from medr1.models.policy import Policy
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.evaluate import evaluate
 from medr1.workflows.train import train
@@ -90,6 +93,24 @@ def test_the_best_checkpoint_is_that_of_the_best_value(tmp_path: Path) -> None:
         evaluate(composed("evaluate", *overrides), place, list(overrides))
         found = read_predictions(RunDirectory(place).predictions("trained"))
         assert found == read_predictions(trained.predictions("trained"))
+
+
+def test_the_trained_policy_is_gone_before_the_final_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation loads the weights again, so that a device would have to hold them twice."""
+    alive: list[int] = []
+
+    def evaluate_weights(*args: Any, **kwargs: Any) -> None:
+        gc.collect()
+        alive.append(sum(isinstance(item, Policy) for item in gc.get_objects()) - before)
+        original(*args, **kwargs)
+
+    original = medr1.workflows.train.evaluate_weights
+    before = sum(isinstance(item, Policy) for item in gc.get_objects())
+    monkeypatch.setattr(medr1.workflows.train, "evaluate_weights", evaluate_weights)
+    train_here(tmp_path / "run", *SMALL, *VALIDATED, BEST, "trainer.max_steps=1")
+    assert alive == [0]
 
 
 def test_a_run_without_a_best_checkpoint_says_so(tmp_path: Path) -> None:
