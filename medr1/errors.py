@@ -39,5 +39,9 @@ class ServerUnavailable(ServerError):
     """A server that does not answer now; it may do so later."""
 
 
+class ServerTimeout(ServerUnavailable):
+    """A server that was reached and has not answered in time."""
+
+
 class TrackingError(Medr1Error):
     """An MLflow server that does not answer when a run begins, or that refuses what it is sent."""

@@ -296,9 +296,9 @@ class ExternalRolloutConfig(RolloutConfig):
     """Lower bound of the ratio. null: none.
 
     TRL: vllm_importance_sampling_clip_min. verl: -."""
-    max_logp_difference: float | None = 0.5
-    """Largest mean difference between the log-probabilities of training and of sampling, in nats. If a rollout exceeds
-    it, the training ends with an error. null: no limit.
+    max_logp_difference: float | None = field(default=0.5, metadata=NEUTRAL)
+    """Largest mean difference between the log-probabilities of training and of sampling, in nats. If that of a step
+    exceeds it, the training ends with an error. null: no limit.
 
     TRL: -. verl: -."""
 
@@ -391,7 +391,7 @@ class ObjectiveConfig:
 
     TRL: epsilon_high. verl: actor_rollout_ref.actor.clip_ratio_high."""
     delta: float | None = None
-    """Dual clip: bound of the ratio where the advantage is negative. null: no bound.
+    """Dual clip: bound of the ratio where the advantage is negative, above 1 + ``epsilon_high``. null: no bound.
 
     TRL: delta. verl: actor_rollout_ref.actor.clip_ratio_c."""
     sapo_temperature_pos: float = 1.0

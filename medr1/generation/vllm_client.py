@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from medr1.config.settings import LOOPBACK
-from medr1.errors import ServerError, ServerUnavailable
+from medr1.errors import ServerError, ServerTimeout, ServerUnavailable
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -40,7 +40,7 @@ class VLLMClient:
         """The reply to a POST request, as parsed JSON; None if it is empty.
 
         Raises:
-            ServerUnavailable: no reply, or the server is failing.
+            ServerUnavailable: no reply, or the server is failing. ServerTimeout: no reply in time.
             ServerError: the server refuses the request.
         """
         data = json.dumps(body).encode()
@@ -52,13 +52,18 @@ class VLLMClient:
                 content = reply.read()
             return json.loads(content) if content else None
         except HTTPError as error:
-            text = " ".join(error.read().decode("utf-8", "replace").split())[:500]
+            try:
+                text = " ".join(error.read().decode("utf-8", "replace").split())[:500]
+            except (OSError, HTTPException) as cut:  # the server has ended while it said why
+                raise ServerUnavailable(f"{request.full_url}: HTTP {error.code}, and then {cut!r}") from error
             problem = f"{request.full_url}: HTTP {error.code}: {text}"
             if error.code in (408, 429, 502, 503, 504) or (error.code == 500 and not self._is_healthy()):
                 raise ServerUnavailable(problem) from error
             raise ServerError(problem) from error
         except ValueError as error:
             raise ServerError(f"{request.full_url}: the reply is no JSON: {error}") from error
+        except TimeoutError as error:
+            raise ServerTimeout(f"{request.full_url}: no answer in {self.timeout:g} seconds") from error
         except (OSError, HTTPException) as error:
             raise ServerUnavailable(f"{request.full_url}: no answer: {error}") from error
 

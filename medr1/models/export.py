@@ -56,6 +56,8 @@ def export_policy(policy: Policy, processor: Processor, directory: Path, max_com
 def save_merged_weights(policy: Policy, file: Path) -> None:
     """Writes the weights as safetensors with any adapter merged. The policy stays as it is.
 
+    Merged weights are collected in main memory, because a device need not have room for both.
+
     peft merges and unmerges in place, which would change the weights by rounding errors. ``save_pretrained`` writes in
     one process of a distributed training only.
     """
@@ -69,7 +71,7 @@ def save_merged_weights(policy: Policy, file: Path) -> None:
             if isinstance(layer, Linear):
                 delta = layer.get_delta_weight(policy.model.active_adapter)
                 weight = state[f"{name}.weight"]
-                state[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(weight.dtype)
+                state[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(weight.dtype).cpu()
     if policy.core.get_output_embeddings().weight is policy.core.get_input_embeddings().weight:
         del state["lm_head.weight"]
     save_file({name: value.contiguous() for name, value in state.items()}, file, metadata={"format": "pt"})

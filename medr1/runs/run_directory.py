@@ -136,8 +136,8 @@ class RunDirectory:
         raise AssertionError("unreachable")
 
     def discard_unless_started(self) -> None:
-        """Removes the directory if no config was stored in it, and its parent if that is then empty."""
-        if not self.config.exists():
+        """Removes the directory if it holds neither a config nor a log, and its parent if that is then empty."""
+        if not self.config.exists() and not any(self.path.glob("*.log")):
             shutil.rmtree(self.path, ignore_errors=True)
             with suppress(OSError):  # it holds other runs
                 self.path.parent.rmdir()

@@ -13,7 +13,7 @@ from torch import Tensor
 from medr1.config.enums import LossMode
 from medr1.config.settings import ExternalRolloutConfig
 from medr1.domain.records import Record
-from medr1.errors import TrainingError
+from medr1.errors import ServerError
 from medr1.generation.engines import Engine
 from medr1.generation.logprobs import Scores, completion_hidden, score
 from medr1.generation.sampling import Sampling
@@ -179,6 +179,7 @@ class GRPOModule(PolicyModule):
             for _ in range(s.num_iterations):
                 sums: list[Tensor] = []
                 grad_norm = self.update(self._losses(micro_batches, normalizer, sums), len(micro_batches))
+            sampler_metrics = self._sampler_metrics(micro_batches)
         texts = [text for micro in micro_batches for text in micro.texts]
         self.rollout_log = RolloutLog(batch.step, rollout.records, texts, rollout.rewards, own_advantages.tolist())
 
@@ -187,7 +188,7 @@ class GRPOModule(PolicyModule):
         loss, kl, clipped, entropy, kl_prcp, zero_std_share = self.all_reduce_sum(local_sums)
         tokens = max(normalizer.tokens, 1.0)
         return {
-            **self._sampler_metrics(micro_batches),
+            **sampler_metrics,
             **_reward_metrics(torch.stack(all_rewards), list(rollout.rewards.parts), s.num_generations),
             "frac_reward_zero_std": zero_std_share,
             "policy_loss": loss,
@@ -263,6 +264,8 @@ class GRPOModule(PolicyModule):
                 if batch.resample is None or not zero_std.any():
                     break
                 dropped = [index for index, zero in zip(prompt_indices, zero_std.tolist(), strict=True) if zero]
+                for micro in micro_batches:
+                    micro.prefix = None  # its graph holds the activations of all prompts, and of those that are dropped
                 others = batch.resample(attempt, dropped).to(self.device)
                 masks = torch.split(zero_std, [len(micro.prompts.ids) for micro in micro_batches])
                 row_lists = [[(~mask).nonzero().flatten().tolist()] if not mask.all() else [] for mask in masks]
@@ -288,7 +291,8 @@ class GRPOModule(PolicyModule):
         sizes = (batch.prompts.mask.sum(1) + G * self.sampling.max_completion_length).tolist()
         row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
         # Keeping the graphs of several prefills at once would exceed the memory that max_tokens_per_device allows.
-        shares_prefill = len(row_lists) == 1 and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
+        is_only_one = len(row_lists) == 1 and attempt == 0
+        shares_prefill = is_only_one and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
         uniforms, micro_batches = self._uniforms(batch.step, batch.prompt_indices, attempt), []
         for rows in row_lists:
             prompts = self.policy.precompute_image_features(batch.prompts.select(rows))
@@ -398,28 +402,20 @@ class GRPOModule(PolicyModule):
         return config if isinstance(config, ExternalRolloutConfig) else None
 
     def _compare_with_sampler(self, micro: RolloutMicroBatch) -> None:
-        """Sets the importance weights of the tokens of an external engine.
-
-        Raises:
-            TrainingError: its log-probabilities differ so much from those of training that it cannot be the policy.
-        """
+        """Sets the importance weights of the tokens of an external engine."""
         if (settings := self._external) is None:
             return
         assert micro.old_logprobs is not None
         completions = micro.completions
         weights, differences = importance_weights(micro.old_logprobs, completions.logprobs, completions.mask, settings)
         micro.importance_weights, micro.logp_difference = weights, differences
-        mean = float(differences.sum() / completions.mask.sum())
-        if settings.max_logp_difference is not None and not mean <= settings.max_logp_difference:
-            raise TrainingError(
-                f"step {self._step}: the log-probabilities of the completions under rollout={settings.name} differ "
-                f"from those of training by {mean:.3g} nats a token, more than rollout.max_logp_difference="
-                f"{settings.max_logp_difference:g}. Its model, precision or sampling settings are not those of the "
-                "policy. If the difference is intended, raise rollout.max_logp_difference"
-            )
 
     def _sampler_metrics(self, micro_batches: list[RolloutMicroBatch]) -> dict[str, Tensor]:
-        """How the log-probabilities of an external engine differ from those of training."""
+        """How the log-probabilities of an external engine differ from those of training, in this step.
+
+        Raises:
+            ServerError: they differ so much that the engine cannot have sampled from the policy.
+        """
         if (settings := self._external) is None:
             return {}
         pairs = [(m.logp_difference, m.importance_weights, m.completions.mask) for m in micro_batches]
@@ -431,6 +427,14 @@ class GRPOModule(PolicyModule):
         for name, values in found.items():
             total, count = self.all_reduce_sum(torch.stack([values.sum(), torch.tensor(float(len(values))).to(values)]))
             metrics |= {name: total / count, f"{name}_max": self.runtime.all_gather(values.max()).max()}
+        mean, limit = float(metrics["sampling_logp_difference"]), settings.max_logp_difference
+        if limit is not None and not mean <= limit:
+            raise ServerError(
+                f"step {self._step}: the log-probabilities of the completions under rollout={settings.name} differ "
+                f"from those of training by {mean:.3g} nats a token, more than rollout.max_logp_difference={limit:g}. "
+                "Its model, precision or sampling settings are not those of the policy. If the difference is intended, "
+                "add a higher rollout.max_logp_difference to the command"
+            )
         return metrics
 
     def _score(

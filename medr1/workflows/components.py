@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ from medr1.data.sources import SOURCES
 from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
 from medr1.generation.engines import ENGINES
-from medr1.runs.run_directory import run_at
+from medr1.runs.run_directory import run_at, starting_weights
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 
@@ -65,14 +65,23 @@ Plugins.instance().register(PluginSearchPath)
 def use_plugins(words: Sequence[str]) -> None:
     """Imports the plugins of ``plugins=``, or else those of the run that ``resume=`` or ``run=`` names.
 
+    A run directory may come from someone else, so a folder that only it names must lie outside of the directory that
+    the run lies in.
+
     Raises:
-        ConfigError: there is no such folder, or one of its files cannot be imported.
+        ConfigError: there is no such folder, it may have come with the run, or one of its files cannot be imported.
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
     folder = given.get("plugins")
     for key in ("resume", "run"):
         if folder is None and key in given:
-            folder = _plugins_of_run(Path(given[key]))
+            run = Path(given[key])
+            folder = _plugins_of_run(run)
+            if folder is not None and Path(folder).resolve().is_relative_to(run.resolve().parent):
+                raise ConfigError(
+                    f"{key}={run}: the plugins of this run, {folder}, lie beside it and may have come with it. They "
+                    f"are executed only if you name them: add plugins={folder}"
+                )
     if folder not in (None, "null"):
         os.environ[PLUGINS_VARIABLE] = str(Path(str(folder).strip("'\"")).absolute())
     import_plugins()
@@ -173,7 +182,9 @@ def check_available(cfg: CommonConfig) -> None:
     if not isinstance(cfg, EvaluateConfig) or cfg.run is None:  # else the weights are those of the run
         kind.check_available(cfg.model)
     if kind.is_trainable:
-        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
+        of_run = cfg.run if isinstance(cfg, EvaluateConfig) else None
+        path = cfg.model.path if of_run else starting_weights(cfg.model.path)[0]  # an engine knows no run
+        ENGINES[cfg.rollout.kind].check_available(cfg.rollout, replace(cfg.model, path=path))
 
 
 def check_components(cfg: CommonConfig) -> None:
@@ -200,6 +211,7 @@ def check_components(cfg: CommonConfig) -> None:
             "several, trainer=fsdp divides the state among them"
         )
     _check_axes(cfg)
+    _check_temperatures(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     ENGINES[cfg.rollout.kind].check(cfg.rollout, cfg.trainer if isinstance(cfg, TrainConfig) else None)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -263,6 +275,25 @@ def _check_quantization(cfg: CommonConfig) -> None:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f'{given} needs bitsandbytes: pip install "medr1[quantization]"')
+
+
+def _check_temperatures(cfg: CommonConfig) -> None:
+    """Checks that the rollout engine can sample with each temperature of the run."""
+    used: dict[str, float | None] = {}
+    if isinstance(cfg, TrainConfig):
+        if sampled := ALGORITHMS[cfg.algorithm.kind].sampling(cfg.algorithm):
+            used["algorithm.sampling.temperature"] = sampled.temperature
+        if cfg.data.needs_pass_rates:
+            used["data.filter.temperature"] = cfg.data.filter.temperature
+    if cfg.evaluation.num_generations is not None:
+        used["evaluation.temperature"] = cfg.evaluation.temperature
+    limit = ENGINES[cfg.rollout.kind].max_temperature
+    for key, value in used.items():
+        if value is not None and value > limit:
+            raise ConfigError(
+                f"{key}={value:g}: rollout={cfg.rollout.kind} can only suppress tokens up to a temperature of "
+                f"{limit:g}; use a lower one, or rollout=local"
+            )
 
 
 def _check_validation(cfg: TrainConfig) -> None:

@@ -145,7 +145,7 @@ def _time(cfg: TrainConfig, data: Dataset, run: Run, device: Device) -> str:
         reason = f"{size / 1e6:,.0f} M parameters take too long on a CPU"
     if not reason:
         try:
-            ENGINES[cfg.rollout.kind].check_available(cfg.rollout, cfg.model)
+            ENGINES[cfg.rollout.kind].check_available(cfg.rollout, replace(cfg.model, path=run.model.path))
         except (ConfigError, ServerError) as error:
             reason = str(error)
     if reason:

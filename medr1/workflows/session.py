@@ -158,6 +158,8 @@ def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]
     try:
         yield
     except (RewardError, ServerError) as error:
+        if not run.config.is_file():
+            raise type(error)(f"{error}. Then repeat the command; the run has not begun") from error
         raise type(error)(f"{error}. Then continue with: {resume_command(cfg, run)}{_safe(run)}") from error
     except Medr1Error:
         raise

@@ -107,6 +107,15 @@ TYPED: dict[str, list[str]] = {
     ],
     "algorithm.objective.sapo_temperature_pos=2": ["sapo_temperature_pos= has no effect", "loss_mode=clip"],
     "algorithm.objective.clip_cov_ratio=0.1": ["clip_cov_ratio= has no effect", "loss_mode=clip"],
+    "algorithm.objective.delta=1.1": ["algorithm.objective.delta=1.1", "1 + epsilon_high=1.2"],
+    "rollout=vllm_server rollout.url=http://h:1 algorithm.sampling.temperature=5": [
+        "algorithm.sampling.temperature=5",
+        "up to a temperature of 4",
+    ],
+    "rollout=vllm_server rollout.url=http://h:1 evaluation.num_generations=4 evaluation.temperature=5": [
+        "evaluation.temperature=5",
+        "use a lower one, or rollout=local",
+    ],
     "algorithm=cispo algorithm.objective.delta=3": ["algorithm.objective.delta", "loss_mode=cispo"],
     "algorithm.objective.loss_mode=clip_cov algorithm.objective.delta=3": ["objective.delta=3", "loss_mode=clip_cov"],
     "algorithm.objective.loss_mode=clip_cov algorithm.objective.clip_cov_lb=6": ["clip_cov_lb=6", "clip_cov_ub=5"],

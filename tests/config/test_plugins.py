@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from medr1.data.sources import SOURCES
 from medr1.errors import ConfigError
 from medr1.generation.engines import ENGINES
 from medr1.training.algorithms import ALGORITHMS
-from medr1.workflows.components import PLUGINS_VARIABLE, import_plugins
+from medr1.workflows.components import PLUGINS_VARIABLE, import_plugins, use_plugins
 from tests.command_lines import Answer, run
 
 LENGTH = """
@@ -104,6 +105,26 @@ def rows(text: str) -> list[str]:
 def test_help_of_a_missing_folder_says_so(tmp_path: Path) -> None:
     (answer,) = run([(tmp_path, "evaluate.py plugins=nowhere --help")])
     assert answer.code == 2 and "nowhere" in answer.err and "no such folder" in answer.err
+
+
+def test_plugins_that_came_with_a_run_are_executed_only_if_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run directory, or the folder that it lies in, may come from someone else."""
+    monkeypatch.setenv(PLUGINS_VARIABLE, "")
+    run_dir, marker = tmp_path / "received" / "run", tmp_path / "executed"
+    for folder in (run_dir / "plugins", tmp_path / "received" / "plugins", tmp_path / "mine"):
+        write(folder, {"own.py": f"open({str(marker)!r}, 'a').close()"})
+    for folder in (run_dir / "plugins", tmp_path / "received" / "plugins"):
+        (run_dir / "config.yaml").write_text(f"plugins: {folder}\n")
+        for key in ("run", "resume"):
+            with pytest.raises(ConfigError, match=f"add plugins={folder}"):
+                use_plugins([f"{key}={run_dir}"])
+    assert not marker.exists()
+    (run_dir / "config.yaml").write_text(f"plugins: {tmp_path / 'mine'}\n")
+    use_plugins([f"run={run_dir}"])
+    assert marker.exists()
+    sys.modules.pop("medr1_plugins.own")
 
 
 COMPONENT = """

@@ -147,8 +147,13 @@ def test_a_frozen_vision_tower_runs_once_a_step(
 
 
 def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step keeps its number of prompts, and its prompts with variance stay at the front."""
+    """Every step keeps its number of prompts, and its prompts with variance stay at the front.
+
+    Then no graph of a prefill is kept: it would hold the activations of the prompts that were replaced as well.
+    """
     steps: dict[str, list[tuple[list[str], list[float]]]] = {}
+    prefills: dict[str, int] = {}
+    rollout = GRPOModule._rollout
 
     def watch(name: str, **settings: str) -> None:
         seen = steps.setdefault(name, [])
@@ -158,6 +163,12 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
             assert log is not None
             seen.append(([r.id for r in log.records], list(log.rewards.total)))
 
+        def counted(module: GRPOModule, batch: Any) -> Any:
+            found = rollout(module, batch)
+            prefills[name] = sum(micro.prefix is not None for micro in found.micro_batches)
+            return found
+
+        monkeypatch.setattr(GRPOModule, "_rollout", counted)
         monkeypatch.setattr(GRPOModule, "on_train_batch_end", after_a_step)
         overrides = [f"{key}={value}" for key, value in settings.items()]
         words = ("algorithm=dapo", "algorithm.num_generations=2", "trainer.max_steps=1")
@@ -178,6 +189,7 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
     with_variance = [i for i, zero in zip(steps["none"][0][0], zero_std(steps["none"][0]), strict=True) if not zero]
     assert steps["many"][0][0][: len(with_variance)] == with_variance
     assert steps["split"][0] == steps["many"][0]
+    assert prefills == {"none": 1, "many": 0, "split": 0}
 
 
 @pytest.mark.parametrize(

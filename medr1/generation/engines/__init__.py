@@ -6,6 +6,7 @@ The files are imported before the config is checked, so they must not import tor
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,8 @@ class Engine:
 
     kind: ClassVar[str]
     settings: ClassVar[type[RolloutConfig]] = RolloutConfig
+    max_temperature: ClassVar[float] = math.inf
+    """Largest temperature that the engine can sample with."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.settings() if config is None else config

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from medr1.atomic_write import remove
 from medr1.config.naming import is_other_process
 from medr1.config.settings import NEUTRAL, ModelConfig, RolloutConfig, TrainerConfig
-from medr1.errors import ConfigError, ServerError, ServerUnavailable
+from medr1.errors import ConfigError, ServerError, ServerTimeout, ServerUnavailable
 from medr1.generation.child_process import ChildProcess, free_port
 from medr1.generation.engines import ENGINES
 from medr1.generation.engines.vllm_server import UPDATING, VLLMConfig, VLLMEngine
@@ -151,7 +151,11 @@ class VLLMColocateEngine(VLLMEngine):
         if self._client.get("/is_sleeping")["is_sleeping"]:
             _release_cached_memory(policy.device)
             self._client.post("/wake_up", {})
-        return super()._replies(policy, version, requests)
+        try:
+            return super()._replies(policy, version, requests)
+        except ServerTimeout:
+            self._end()  # one that hangs would never answer; the next attempt starts another
+            raise
 
     def _start(self, policy: Policy) -> None:
         """Starts vLLM, and waits until it answers.

@@ -20,9 +20,9 @@ from omegaconf import MISSING
 
 from medr1.atomic_write import remove
 from medr1.config.naming import safe_name
-from medr1.config.settings import NEUTRAL, ExternalRolloutConfig, ModelConfig, RolloutConfig, TrainerConfig
+from medr1.config.settings import LOOPBACK, NEUTRAL, ExternalRolloutConfig, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.config.validate import check_address
-from medr1.errors import ConfigError, ServerError, ServerUnavailable
+from medr1.errors import ConfigError, ServerError, ServerTimeout, ServerUnavailable
 from medr1.generation.chat_messages import chat_content
 from medr1.generation.engines import ENGINES, Engine
 
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The least that the API takes. At most temperatures it leaves suppressed tokens no probability.
+# The least that the API takes. Up to ``max_temperature`` it leaves suppressed tokens no probability.
 _SUPPRESSED = -100.0
-_MAX_TEMPERATURE = 4.0
+_PART = 2**22  # weights that are summed at a time
 _MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
 UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
 
@@ -84,8 +84,10 @@ class VLLMEngine(Engine):
     weights of another run, or the first ones of a server that was restarted, are never used.
     """
 
+    max_temperature: ClassVar[float] = 4.0
     config: VLLMConfig
     _client: VLLMClient
+    _sent = ""  # the version of the weights that this engine has sent last
     _weights: Path  # the directory through which vLLM gets weights; it exists only for as long as that takes
 
     @classmethod
@@ -118,11 +120,8 @@ class VLLMEngine(Engine):
         uniforms: Tensor | None = None,
         prefix: Prefix | None = None,
     ) -> Completions:
-        if sampling.temperature > _MAX_TEMPERATURE:
-            raise ConfigError(
-                f"temperature={sampling.temperature:g}: rollout={self.config.kind} can only suppress tokens up to a "
-                f"temperature of {_MAX_TEMPERATURE:g}; use a lower one, or rollout=local"
-            )
+        if sampling.temperature > self.max_temperature:
+            raise ValueError(f"temperature is {sampling.temperature:g}, at most {self.max_temperature:g}")
         if sampling.temperature > 0 and uniforms is None:
             raise ValueError("sampling needs uniforms; greedy decoding is temperature=0")
         turns = ([part if isinstance(part, str) else _png(part) for part in parts] for parts in prompts.parts)
@@ -160,10 +159,14 @@ class VLLMEngine(Engine):
                     since, away = now, True
                     log.warning("%s; waiting up to %g seconds for the vLLM server", error, self.config.timeout)
                 if now - since + pause > self.config.timeout:
-                    raise ServerError(
-                        f"{error}. The vLLM server did not come back within rollout.timeout={self.config.timeout:g} "
-                        "seconds; start it again"
-                    ) from error
+                    limit = f"rollout.timeout={self.config.timeout:g} seconds"
+                    remedy = f"The vLLM server did not come back within {limit}; start it again"
+                    if isinstance(error, ServerTimeout):
+                        remedy = (
+                            f"The vLLM server has not answered within {limit} twice; if its requests take longer, "
+                            "raise rollout.timeout, else start it again"
+                        )
+                    raise ServerError(f"{error}. {remedy}") from error
                 time.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE)
             else:
@@ -203,8 +206,11 @@ class VLLMEngine(Engine):
         directory = self._weights
         directory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{directory}.lock"):  # one process of a training sends, the others find the version there
-            if self._version() == version:
+            found = self._version()
+            if found == version:
                 return
+            if found != self._sent:  # it is new, or was started again
+                self._check_server(policy)
             self._check_model(policy)
             self._client.post("/update_weight_version", {"new_version": UPDATING})
             remove(directory)  # of a process that was killed
@@ -227,6 +233,14 @@ class VLLMEngine(Engine):
             self._client.post("/reset_mm_cache", {})
             self._client.post("/reset_encoder_cache", {})
             self._client.post("/update_weight_version", {"new_version": version})
+            self._sent = version
+
+    def _check_server(self, policy: Policy) -> None:
+        """Checks the settings of a server that this engine has not started.
+
+        Raises:
+            ServerError: names the setting and the command with which the server is started.
+        """
 
     def _check_model(self, policy: Policy) -> None:
         """Refuses a server of another model. vLLM is not usable any more after it has failed to load weights."""
@@ -282,58 +296,79 @@ class VLLMServerEngine(VLLMEngine):
         from medr1.generation.vllm_client import VLLMClient
 
         # The first question for the versions of its environment takes a server several seconds.
-        client, command = VLLMClient(config.url, timeout=60), start_command(config.url, model.path)
+        client = VLLMClient(config.url, timeout=60)
         try:
             client.get("/health")
-            client.get("/weight_info")
-            served = client.get("/server_info?config_format=json")["vllm_config"]
-            mode, dtype = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
-            dtype = dtype.removeprefix("torch.")
-            # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
-            ends = "cpu" in str(served["device_config"]) and served["scheduler_config"]["enable_chunked_prefill"]
+            _check_settings(client, config.url, model.path, str(model.dtype))
         except ServerUnavailable as error:
-            raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
-        except (ServerError, LookupError, TypeError) as error:
             raise ServerError(
-                f"rollout.url={config.url}: the weights of this server cannot be updated, because it is not in dev "
-                f"mode, or is older than vLLM 0.32 ({error})\n{command}"
+                f"rollout.url={config.url}: no vLLM server answers ({error})\n{start_command(config.url, model.path)}"
             ) from error
-        if mode != "processed_logprobs":
-            raise ServerError(
-                f"rollout.url={config.url}: the server gives {mode} in place of the log-probabilities of the "
-                f"distribution that it samples from\n{command}"
-            )
-        if ends:
-            raise ServerError(
-                f"rollout.url={config.url}: on a CPU vLLM fails at seeded samples with chunked prefill\n{command} "
-                "--no-enable-chunked-prefill"
-            )
-        if dtype != str(model.dtype):
-            raise ServerError(
-                f"rollout.url={config.url}: the server computes in {dtype}, and the policy has model.dtype="
-                f"{model.dtype}\n{start_command(config.url, model.path, str(model.dtype))}"
-            )
+
+    def _check_server(self, policy: Policy) -> None:
+        dtype = str(policy.core.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        _check_settings(self._client, self.config.url, policy.core.config.name_or_path, dtype)
+
+
+def _check_settings(client: VLLMClient, url: str, path: str, dtype: str) -> None:
+    """Checks the settings of a server that is to generate with the checkpoint ``path`` in ``dtype``.
+
+    Raises:
+        ServerError: names the setting and the command with which the server is started. ServerUnavailable.
+    """
+    command = start_command(url, path)
+    try:
+        client.get("/weight_info")
+        served = client.get("/server_info?config_format=json")["vllm_config"]
+        mode, found = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
+        found = found.removeprefix("torch.")
+        # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
+        ends = "cpu" in str(served["device_config"]) and served["scheduler_config"]["enable_chunked_prefill"]
+    except ServerUnavailable:
+        raise
+    except (ServerError, LookupError, TypeError) as error:
+        raise ServerError(
+            f"rollout.url={url}: the weights of this server cannot be updated, because it is not in dev mode, or is "
+            f"older than vLLM 0.32 ({error})\n{command}"
+        ) from error
+    if mode != "processed_logprobs":
+        raise ServerError(
+            f"rollout.url={url}: the server gives {mode} in place of the log-probabilities of the distribution that "
+            f"it samples from\n{command}"
+        )
+    if ends:
+        raise ServerError(
+            f"rollout.url={url}: on a CPU vLLM fails at seeded samples with chunked prefill\n{command} "
+            "--no-enable-chunked-prefill"
+        )
+    if found != dtype:
+        raise ServerError(
+            f"rollout.url={url}: the server computes in {found}, and the policy has model.dtype={dtype}\n"
+            f"{start_command(url, path, dtype)}"
+        )
 
 
 def start_command(url: str, path: str, dtype: str | None = None) -> str:
-    """How to start a server that the engine can use."""
-    port = urlsplit(url).port or 80
-    precision = f" --dtype {dtype}" if dtype else ""
+    """How to start a server that the engine can use, on the host of ``url`` alone, because its weights can be set."""
+    parts, precision = urlsplit(url), f" --dtype {dtype}" if dtype else ""
+    host = "127.0.0.1" if parts.hostname in LOOPBACK else parts.hostname
     return (
-        f"start it with: VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(path)} --port {port} "
+        f"start it with: VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(path)} --host {host} --port {parts.port or 80} "
         f"--logprobs-mode processed_logprobs{precision}"
     )
 
 
 def fingerprint(policy: Policy) -> str:
-    """A hash of the sum and the norm of each weight, which an optimizer step changes."""
+    """A hash of the sum and the sum of squares of each weight, which an optimizer step changes."""
     import torch
 
+    def sums(weight: Tensor) -> Tensor:
+        # In parts, because the embedding of a model of 7 B would take four gigabytes in float64.
+        parts = (part.double() for part in torch.split(weight.flatten(), _PART))
+        return torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in parts]).sum(0)
+
     with torch.no_grad():
-        values = [
-            torch.stack([p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)])
-            for p in policy.parameters()
-        ]
+        values = [sums(weight) for weight in policy.parameters()]
         return hashlib.sha256(torch.stack(values).cpu().numpy().tobytes()).hexdigest()[:16]
 
 

@@ -121,6 +121,11 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.delta={o.delta:g} with algorithm.objective.loss_mode={o.loss_mode}, which has no "
                 "dual clip; use algorithm.objective.delta=null or algorithm.objective.loss_mode=clip"
             )
+        if o.delta is not None and o.delta <= 1 + o.epsilon_high:
+            raise ConfigError(
+                f"algorithm.objective.delta={o.delta:g} is not above 1 + epsilon_high={1 + o.epsilon_high:g}: the "
+                "policy would hardly learn from negative advantages, whose ratio begins at 1; use a larger one, or null"
+            )
         if o.clip_cov_lb >= o.clip_cov_ub:
             raise ConfigError(
                 f"algorithm.objective.clip_cov_lb={o.clip_cov_lb:g} is not below clip_cov_ub={o.clip_cov_ub:g}; no "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -17,10 +17,16 @@ from safetensors.torch import load_file
 
 from medr1.config.enums import Precision
 from medr1.config.settings import LoraConfig, ModelConfig
-from medr1.errors import ConfigError, ServerError, ServerUnavailable
+from medr1.errors import ServerError, ServerTimeout, ServerUnavailable
 from medr1.generation.child_process import free_port
 from medr1.generation.engines import ENGINES
-from medr1.generation.engines.vllm_server import VLLMServerConfig, VLLMServerEngine, _completions, fingerprint
+from medr1.generation.engines.vllm_server import (
+    VLLMServerConfig,
+    VLLMServerEngine,
+    _completions,
+    fingerprint,
+    start_command,
+)
 from medr1.generation.sampling import Sampling
 from medr1.generation.vllm_client import VLLMClient
 from medr1.models.adapters import set_trainable
@@ -56,9 +62,11 @@ def serve() -> Iterator[Callable[[Replies], str]]:
                 status, content = replies.get(self.path, (404, {"detail": "Not Found"}))
                 if not status:
                     return
+                if content == "slow":
+                    Event().wait(1)
                 body = content if isinstance(content, bytes) else json.dumps(content).encode() if content else b""
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(body) + (10 if content == "cut" else 0)))
                 if 300 <= status < 400:
                     self.send_header("Location", "/health")
                 self.end_headers()
@@ -106,7 +114,7 @@ def test_an_unusable_server_is_refused_with_the_command_that_starts_it(
     url = serve(replies)
     with pytest.raises(ServerError) as error:
         VLLMServerEngine.check_available(settings(url), MODEL)
-    command = f"VLLM_SERVER_DEV_MODE=1 vllm serve 'a checkpoint' --port {url.rpartition(':')[2]}"
+    command = f"VLLM_SERVER_DEV_MODE=1 vllm serve 'a checkpoint' --host 127.0.0.1 --port {url.rpartition(':')[2]}"
     for word in (f"rollout.url={url}", command, "--logprobs-mode processed_logprobs", *words):
         assert word in str(error.value)
 
@@ -135,6 +143,52 @@ def test_only_errors_that_may_pass_are_retried(
         client.post("/x", {})
     assert isinstance(error.value, ServerUnavailable) is is_retried
     assert "/x" in str(error.value)
+
+
+def test_a_server_that_ends_while_it_says_why_is_away(serve: Callable[[Replies], str]) -> None:
+    with pytest.raises(ServerUnavailable, match="HTTP 400, and then IncompleteRead"):
+        VLLMClient(serve({"/x": (400, "cut")}), 5).post("/x", {})
+
+
+def test_a_slow_server_is_told_from_one_that_is_away(serve: Callable[[Replies], str]) -> None:
+    client = VLLMClient(serve({"/x": (200, "slow")}), 0.2)
+    with pytest.raises(ServerTimeout, match=r"no answer in 0\.2 seconds"):
+        client.post("/x", {})
+    engine = VLLMServerEngine(settings("http://127.0.0.1:1", timeout=0.2))
+    with pytest.raises(ServerError, match=r"raise rollout\.timeout"):
+        engine._patiently(lambda: client.post("/x", {}))
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("http://localhost:1", "127.0.0.1"), ("http://[::1]:1", "127.0.0.1"), ("http://node7:1", "node7")],
+)
+def test_the_printed_server_listens_on_the_host_of_the_url_alone(url: str, host: str) -> None:
+    assert f"--host {host} --port 1 " in start_command(url, "m")
+
+
+def test_a_server_that_was_started_again_is_checked_again(
+    serve: Callable[[Replies], str], build: Any, tmp_path: Any
+) -> None:
+    """With raw log-probabilities, the ratios of the correction would be wrong."""
+    policy, _ = build("qwen2_vl")
+    url = serve(served(logprobs_mode="raw_logprobs"))
+    engine = VLLMServerEngine(VLLMServerConfig("vllm_server", url=url, weights_dir=str(tmp_path)))
+    with pytest.raises(ServerError, match="gives raw_logprobs"):
+        engine._send_weights(policy, "version")
+    engine._sent = "default"  # its own
+    with pytest.raises(ServerError, match="collective_rpc"):
+        engine._send_weights(policy, "version")
+
+
+def test_the_fingerprint_of_a_large_weight_is_summed_in_parts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = build("qwen2_vl")
+    monkeypatch.setattr("medr1.generation.engines.vllm_server._PART", 7)
+    with torch.no_grad():
+        weight = next(policy.parameters()).view(-1)
+        parts = fingerprint(policy)
+        weight[-1] += 1e-5
+        assert fingerprint(policy) != parts
 
 
 def test_a_closed_port_may_open_again() -> None:
@@ -202,7 +256,7 @@ def test_completions_that_the_settings_exclude_are_refused(choices: list[dict[st
 def test_a_temperature_at_which_tokens_cannot_be_suppressed_is_refused(tiny: Any, make_prompts: Any) -> None:
     policy, processor = tiny("qwen2_vl")
     hot = Sampling(3, processor.eos_token_id, (1,), temperature=5.0)
-    with pytest.raises(ConfigError, match="temperature=5"):
+    with pytest.raises(ValueError, match="temperature is 5, at most 4"):
         ENGINES["vllm_server"](settings("http://127.0.0.1:1")).generate(
             policy, processor.encode(make_prompts(processor, [None])), hot, 1, torch.rand(1, 3)
         )

@@ -155,12 +155,13 @@ def test_a_file_in_the_place_of_a_directory_is_an_error(run: RunDirectory) -> No
 
 
 def test_only_a_run_that_has_not_begun_is_discarded(run: RunDirectory) -> None:
-    begun, other = run.claim_new(), run.claim_new()
+    begun, other, with_log = run.claim_new(), run.claim_new(), run.claim_new()
     created(begun)
     (other.path / ".run.lock").touch()
-    for found in (begun, other):
+    (with_log.path / "vllm.log").write_text("what the error message refers to")
+    for found in (begun, other, with_log):
         found.discard_unless_started()
-    assert begun.config.is_file() and not other.path.exists()
+    assert begun.config.is_file() and not other.path.exists() and with_log.path.exists()
 
 
 def test_an_output_directory_of_its_own_goes_with_a_run_that_has_not_begun(run: RunDirectory) -> None:

@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from medr1.config.paths import CONF
-from medr1.errors import DataError
+from medr1.errors import DataError, ServerError
 from medr1.models.loading import control_tokens
-from medr1.workflows.session import load_data
+from medr1.runs.run_directory import RunDirectory
+from medr1.workflows.session import load_data, open_session
 from tests.composing import composed
 
 TINY = CONF.parent / "medr1/models/tiny_base"
@@ -112,3 +113,20 @@ def test_what_does_not_train_needs_no_training_records(
 ) -> None:
     data = load_data(config(command, release(tmp_path / "root", "Seen?", parts=("test",)), *overrides))
     assert data.train == [] and len(data.test) == 1
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_server_that_fails_leaves_a_remedy_that_works(has_begun: bool, tmp_path: Path) -> None:
+    """Before the run begins there is nothing to resume, as when pass rates are sampled."""
+    cfg, run = composed("train", "debug=quick", "modality=ct", "tracking=none"), RunDirectory(tmp_path / "run")
+
+    def fail(data: Any) -> Any:
+        raise ServerError("the server is away")
+
+    words = f"continue with: python train.py resume={run.path}" if has_begun else "repeat the command"
+    with pytest.raises(ServerError, match=words):  # noqa: SIM117
+        with open_session(
+            cfg, run, [], is_resumed=False, facts={"device": "cpu"}, **({} if has_begun else {"choose": fail})
+        ):
+            fail(None)
+    assert run.config.is_file() is has_begun
