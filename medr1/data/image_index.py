@@ -122,7 +122,8 @@ def index_images(
     """The facts of images below ``root``, by path. Decodes only those whose files are new or have changed.
 
     The cache is one JSON Lines file per root in ``cache_dir``. Its first line has the format, ``max_pixels`` and
-    whether DICOM can be read. A damaged cache, or one with another first line, is rebuilt.
+    whether DICOM can be read. A damaged cache, or one with another first line, is rebuilt. An image that could not be
+    read for lack of memory, or because the storage failed, is tried again the next time.
 
     Raises:
         DataError: the cache cannot be written.
@@ -152,23 +153,36 @@ def index_images(
             with ThreadPoolExecutor(workers) as pool:
                 results = pool.map(lambda item: _decode(*item), todo)
                 console, hide = Console(stderr=True), len(todo) < _PROGRESS_FROM
-                for fact in track(results, "Checking images", total=len(todo), console=console, disable=hide):
-                    decoded[fact.path] = fact
+                for fact, stays in track(results, "Checking images", total=len(todo), console=console, disable=hide):
+                    facts[fact.path] = fact
+                    if stays:
+                        decoded[fact.path] = fact
         finally:  # also after an interrupt, because decoding a large release takes hours
             _write_cache(cache, header, cached | decoded)
-        facts |= decoded
     return facts
 
 
-def _decode(image: StoredImage, state: tuple[int, int]) -> ImageFacts:
+def _decode(image: StoredImage, state: tuple[int, int]) -> tuple[ImageFacts, bool]:
+    """The facts, and whether they stay true as long as the file does not change."""
     try:
         decoded = image.decoded()
         content = image.content()
     except BadRecord as bad:
-        return ImageFacts(image.path, *state, reason=bad.reason, detail=bad.detail)
+        return ImageFacts(image.path, *state, reason=bad.reason, detail=bad.detail), not _may_pass(bad)
     sha256, thumbnail = hashlib.sha256(content).hexdigest(), make_thumbnail(decoded.image)
     width, height = decoded.image.size
-    return ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes, width=width, height=height)
+    return ImageFacts(image.path, *state, sha256, thumbnail, notes=decoded.notes, width=width, height=height), True
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the cause is the machine and not the file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # Errors of the operating system have a number; those of Pillow's decoders have none.
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _read_cache(file: Path, header: dict[str, int]) -> dict[str, ImageFacts]:

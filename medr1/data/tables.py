@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from medr1.domain.records import BadRecord, Reason
 from medr1.errors import DataError
@@ -54,8 +54,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table(ABC):
-    """Rows in one file. ``name`` is what messages, ids and the image index call it. Hashable, and can be pickled."""
+    """Rows in one file. ``name`` is what messages, ids and the image index call it. Hashable, and can be pickled.
 
+    ``has_equal_columns``: whether the first row has the columns of all rows.
+    """
+
+    has_equal_columns: ClassVar[bool] = True
     file: Path
     name: str
 
@@ -86,6 +90,8 @@ class Table(ABC):
 @dataclass(frozen=True)
 class JsonTable(Table):
     """A list of objects in a JSON file. The file is in memory while it is read."""
+
+    has_equal_columns = False
 
     def rows(self) -> Iterator[Row | BadRecord]:
         for number, record in enumerate(self._records()):
@@ -121,6 +127,8 @@ def _read_json(table: JsonTable, state: tuple[int, int]) -> list[Any]:
 @dataclass(frozen=True)
 class JsonLinesTable(Table):
     """An object in each line. Positions are the offsets of lines in bytes."""
+
+    has_equal_columns = False
 
     def rows(self) -> Iterator[Row | BadRecord]:
         try:

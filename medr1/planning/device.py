@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ _CUDA_CONTEXT = 0.6 * GIB  # taken by CUDA, where it has not been started yet
 class Device:
     """``total``: its memory in bytes. ``usable_bytes``: what the tensors of one process may take of it.
 
-    ``is_here`` is False for a GPU that is only planned for.
+    ``host_bytes``: what they may take of the main memory beside a GPU. ``is_here`` is False for a GPU that is only
+    planned for, whose main memory is not known.
     """
 
     name: str
     on_gpu: bool
     total: float
     usable_bytes: int
+    host_bytes: float = math.inf
     is_here: bool = True
 
 
@@ -32,11 +35,12 @@ def find_device(accelerator: str, processes: int, memory: float | None) -> Devic
     """The device of a run: a GPU of ``memory`` GiB if that is given, else the one of this machine."""
     if memory is not None:
         total = memory * GIB
-        return Device(f"a GPU of {memory:g} GiB", True, total, int((total - _CUDA_CONTEXT) * _GPU_SHARE), False)
+        return Device(f"a GPU of {memory:g} GiB", True, total, int((total - _CUDA_CONTEXT) * _GPU_SHARE), is_here=False)
+    available, of = _main_memory()
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return Device(torch.cuda.get_device_name(), True, total, int(free * _GPU_SHARE))
-    available, of = _main_memory()
+        host = available * _CPU_SHARE / processes
+        return Device(torch.cuda.get_device_name(), True, total, int(free * _GPU_SHARE), host)
     return Device("CPU", False, of, int(available * _CPU_SHARE / processes))
 
 

@@ -23,6 +23,7 @@ from medr1.runs.selection import Choice
 
 _MAX_COLUMNS = 3  # columns per figure of a trend; if there are more, only all records are drawn
 _MAX_EXAMPLES = 12
+_BLANK = ", blank image"  # after the name of a method
 _EXPLANATION = (
     "The content of every phantom is known, so that each claim of a rationale (technique, anatomy, grade, finding, "
     "location, modality) can be checked. False: share of all claims that are not true of the image. Any false: share "
@@ -54,6 +55,9 @@ def selection_section(choices: Sequence[Choice], metric: str) -> Section:
             settings = ", ".join(f"{axis}={value}" for axis, value in option.settings.items())
             mark = "chosen" if option is choice.chosen else ""
             rows.append((cell, settings, f"{option.value:.3f}", str(len(option.runs)), mark))
+        for option in choice.incomplete:
+            settings = ", ".join(f"{axis}={value}" for axis, value in option.settings.items())
+            rows.append((cell, settings, f"{option.value:.3f}", str(len(option.runs)), "not compared: seeds missing"))
     table = ResultTable(("", "settings", metric, "runs", ""), tuple(rows), ())
     return Section("Chosen settings", sentences, tables=[(f"All settings, by {metric}", table)])
 
@@ -144,7 +148,7 @@ def rationale_section(
     if not groups:
         return None
     found = {key: rationale_rates(predictions, records) for key, predictions in groups.items()}
-    trained = {k: g for k, g in groups.items() if k[1] not in (Condition.BASE, Condition.BLANK_IMAGE)}
+    trained = {k: g for k, g in groups.items() if k[1] != Condition.BASE and not k[1].endswith(_BLANK)}
     per_group = max(1, _MAX_EXAMPLES // max(1, len(trained)))
     return Section(
         title="Rationales",
@@ -178,7 +182,7 @@ def rationale_section(
 
 
 def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
-    """The predictions of all seeds by row and method; base and blank image once per row."""
+    """The predictions of all seeds by row and method, with its own and with a blank image; the base once per row."""
     base: dict[tuple[str, str], list[Prediction]] = {}
     trained: dict[tuple[str, str], list[Prediction]] = {}
     blank: dict[tuple[str, str], list[Prediction]] = {}
@@ -189,7 +193,7 @@ def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
         if Condition.TRAINED in run.predictions:
             trained.setdefault((row, method), []).extend(run.predictions[Condition.TRAINED])
         if Condition.BLANK_IMAGE in run.predictions:
-            blank[row, Condition.BLANK_IMAGE] = run.predictions[Condition.BLANK_IMAGE]
+            blank.setdefault((row, f"{method}{_BLANK}"), []).extend(run.predictions[Condition.BLANK_IMAGE])
     rows = dict.fromkeys(row for row, _ in (*trained, *base, *blank))
     return {key: group[key] for row in rows for group in (base, trained, blank) for key in group if key[0] == row}
 

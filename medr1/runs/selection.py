@@ -24,11 +24,15 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The options for one cell: one value of the rows, one algorithm. ``chosen`` is the best one."""
+    """The options for one cell: one value of the rows, one algorithm. ``chosen`` is the best one.
+
+    ``incomplete``: options that were not compared, because a run of another option's seed is missing.
+    """
 
     cell: Mapping[str, str]
     options: Sequence[Option]
     chosen: Option
+    incomplete: Sequence[Option] = ()
 
 
 def chosen_axes(axes: Iterable[str], rows: str) -> list[str]:
@@ -39,7 +43,7 @@ def chosen_axes(axes: Iterable[str], rows: str) -> list[str]:
 def choose(axes: Mapping[str, Mapping[str, str]], values: Mapping[str, float], rows: str, metric: str) -> list[Choice]:
     """The best option for each row and algorithm, by the mean of ``values`` over seeds. The first one if several are.
 
-    ``axes`` and ``values``: by run.
+    Only options with the same seeds are compared: those with the most. ``axes`` and ``values``: by run.
     """
     cells: dict[tuple[tuple[str, str], ...], dict[tuple[tuple[str, str], ...], list[str]]] = {}
     for run, of_run in axes.items():
@@ -50,8 +54,13 @@ def choose(axes: Mapping[str, Mapping[str, str]], values: Mapping[str, float], r
     sign = 1 if greater_is_better(metric) else -1
     choices = []
     for cell, found in cells.items():
-        options = [Option(dict(own), runs, fmean(values[run] for run in runs)) for own, runs in found.items()]
-        choices.append(Choice(dict(cell), options, max(options, key=lambda option: sign * option.value)))
+        seeds = {own: {axes[run].get("seed") for run in runs} for own, runs in found.items()}
+        most = max(seeds.values(), key=len)
+        options = {own: Option(dict(own), runs, fmean(values[run] for run in runs)) for own, runs in found.items()}
+        compared = [option for own, option in options.items() if seeds[own] == most]
+        incomplete = [option for own, option in options.items() if seeds[own] != most]
+        best = max(compared, key=lambda option: sign * option.value)
+        choices.append(Choice(dict(cell), compared, best, incomplete))
     return choices
 
 

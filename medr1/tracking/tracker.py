@@ -175,15 +175,16 @@ class Tracker:
         for start in range(0, len(items), _PARAMS_PER_BATCH):
             self._queue.log_params(dict(items[start : start + _PARAMS_PER_BATCH]))
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int, *, replaces: bool = False) -> None:
         """Buffers one point of each metric. The buffer is sent when it is full, or with the first point after 5 s.
 
-        Steps that a resumed run has logged are dropped. NaN stays NaN, and a database stores infinity as the largest
+        Steps that a resumed run has logged are dropped, unless the new value ``replaces`` the logged one: MLflow shows
+        the newest value of the largest step. NaN stays NaN, and a database stores infinity as the largest
         float.
         """
         now = int(time.time() * 1000)
         for key, value in values.items():
-            if key not in self._logged or step > self._logged[key]:
+            if replaces or key not in self._logged or step > self._logged[key]:
                 self._buffer.append((key, float(value), now, step))
         if len(self._buffer) >= METRICS_PER_BATCH or time.monotonic() - self._flushed >= _FLUSH_SECONDS:
             self.flush()

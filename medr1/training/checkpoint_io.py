@@ -134,4 +134,6 @@ def _fingerprint(file: Path) -> dict[str, int]:
 
 
 def _damaged(file: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{file} is damaged: {what}. Resume from another checkpoint of the same run.")
+    return CheckpointError(
+        f"{file} is damaged: {what}. Remove {file.parent} and resume; without a checkpoint the training begins again."
+    )

@@ -17,9 +17,9 @@ from medr1.domain.records import Record
 from medr1.errors import ConfigError
 from medr1.models.loading import ModelSpec, load_on_meta, local_tokenizer
 from medr1.models.processor import Processor
-from medr1.planning.device import Device, find_device
+from medr1.planning.device import GIB, Device, find_device
 from medr1.planning.dry_run import Lengths, Workload
-from medr1.planning.limits import Run, remedies
+from medr1.planning.limits import Run, host_bytes, remedies
 from medr1.planning.memory_ledger import Peaks, peak_bytes
 from medr1.planning.tables import verdict
 from medr1.runs.run_directory import starting_weights
@@ -69,14 +69,27 @@ def refuse_what_cannot_fit(cfg: TrainConfig, data: Dataset) -> None:
     """
     device = planned_device(cfg)
     if device.on_gpu:
-        forecast = forecast_memory(cfg, data, device)
-        if forecast.peak > device.usable_bytes:
-            raise ConfigError(refusal(forecast, device))
+        check_fits(forecast_memory(cfg, data, device), device)
 
 
-def refusal(forecast: Forecast, device: Device) -> str:
+def check_fits(forecast: Forecast, device: Device) -> None:
+    """Checks that a run fits the memory of the device, and what it keeps in main memory that of the machine.
+
+    Raises:
+        ConfigError: it does not; names overrides with which it does.
+    """
+    if forecast.run.work.optimizer_offload and (host := host_bytes(forecast.run)) > device.host_bytes:
+        raise ConfigError(
+            f"trainer.optimizer_offload=true keeps {host / GIB:.1f} GiB in main memory, of which "
+            f"{device.host_bytes / GIB:.1f} GiB are usable; use model.tuning=lora or trainer.optimizer_offload=false"
+        )
+    if forecast.peak > device.usable_bytes:
+        raise ConfigError(_refusal(forecast, device))
+
+
+def _refusal(forecast: Forecast, device: Device) -> str:
     """The message that a run does not fit, with overrides with which it does."""
-    overrides = remedies(forecast.run, device.usable_bytes)
+    overrides = remedies(forecast.run, device.usable_bytes, device.host_bytes)
     remedy = "; use a smaller model or more devices"
     if overrides:
         remedy = "; any of these makes it fit:\n  " + "\n  ".join(overrides)
@@ -143,8 +156,9 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     )
     processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
     gathers = cfg.trainer.gather_for_generation
-    local = not isinstance(cfg.rollout, ExternalRolloutConfig) and not cfg.trainer.is_sharded
-    return Run(model, work, processes, cfg.trainer.strategy, validates, gathers, may_quantize=local), lengths
+    here = not isinstance(cfg.rollout, ExternalRolloutConfig)
+    may_quantize = here and not cfg.trainer.is_sharded
+    return Run(model, work, processes, cfg.trainer.strategy, validates, gathers, may_quantize, here), lengths
 
 
 def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:

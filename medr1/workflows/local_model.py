@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from medr1.atomic_write import write_text
+from medr1.atomic_write import read_json, write_text
 from medr1.config.enums import Resize
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.local_predictions import LocalPredictionStore
@@ -141,6 +141,7 @@ def _shared(
     square = cfg.data.resize == Resize.square
     inputs = {
         "path": cfg.model.path,
+        "weights": read_json(session.run.environment).get("model_fingerprint"),
         "dtype": str(cfg.model.dtype),
         "attn_implementation": model_spec(cfg).attn_implementation,
         "quantization": str(cfg.model.quantization),

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from medr1.atomic_write import read_json
+from medr1.config.checkpoints import fingerprint
 from medr1.config.naming import is_below, metric_part, sweep_name
 from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.config.validate import check_validation_metric
 from medr1.errors import ConfigError
+from medr1.runs.run_directory import starting_weights
 from medr1.runs.selection import chosen_axes
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.components import check_typed, checked
+from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.search import Search, begin_search, run_search
 from medr1.workflows.sweep_job import quoted, watch_remote_runs
 from medr1.workflows.sweep_runs import (
@@ -194,6 +198,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
         _check_select(str(config.sweep.select), runs, jobs, rows)
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
     by_name = {job.name: job for job in jobs}
+    _check_earlier_runs(directory, jobs, {job.name: run.settings for run, job in zip(runs, jobs, strict=True)})
     command, select = list(config.hydra.overrides.task), config.sweep.select or ""
     manifest = Manifest(title, rows, columns, command, list(by_name), by_name, select)
     with read_write(config), open_dict(config):
@@ -206,6 +211,36 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     finished, interrupted_runs = states.count(State.FINISHED), states.count(State.INTERRUPTED)
     print(f"{len(jobs)} runs in {directory.path}: {finished} finished, {interrupted_runs} to be continued")
     return directory, None
+
+
+def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], settings: Mapping[str, TrainConfig]) -> None:
+    """Checks that runs of earlier commands in the directory of a sweep can stand in one table with those of this one.
+
+    Raises:
+        ConfigError: they vary other settings, or began with other weights under the same ``model.path``.
+    """
+    if not directory.manifest_file.is_file():
+        return
+    new, advice = {*jobs[0].axes} - {"seed"}, "give this command a sweep of its own: output_dir=DIR or sweep.name=NAME"
+    for name, before in directory.read().jobs.items():
+        if (old := {*before.axes} - {"seed"}) != new:
+            raise ConfigError(
+                f"{directory.path} holds runs that vary {', '.join(sorted(old)) or 'nothing'}, such as {name}, and "
+                f"those of this command vary {', '.join(sorted(new)) or 'nothing'}; {advice}"
+            )
+    now: dict[str, str | None] = {}
+    for job in jobs:
+        environment, model = directory.run(job.name).environment, settings[job.name].model
+        if job.continues or not environment.is_file() or not MODEL_KINDS[model.kind].is_trainable:
+            continue
+        before = read_json(environment).get("model_fingerprint")
+        if model.path not in now:
+            now[model.path] = fingerprint(*starting_weights(model.path))
+        if None not in (before, now[model.path]) and before != now[model.path]:
+            raise ConfigError(
+                f"{directory.run(job.name).path} began with other weights than those that are in model.path="
+                f"{model.path} now; restore them, or {advice}"
+            )
 
 
 def _title(config: DictConfig, swept: Swept) -> str:

@@ -34,7 +34,7 @@ from medr1.tracking.tracker import NullTracker
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.steps import Steps
 from medr1.workflows.difficulty import num_completions
-from medr1.workflows.forecast import forecast_memory, num_parameters, planned_device, refusal
+from medr1.workflows.forecast import check_fits, forecast_memory, num_parameters, planned_device
 from medr1.workflows.library_logs import silence_library_logs
 from medr1.workflows.local_model import model_spec
 from medr1.workflows.session import load_data, set_max_steps
@@ -59,8 +59,7 @@ def plan(cfg: TrainConfig) -> None:
     print(verdict(forecast.peaks, device))
     if run.work.optimizer_offload:
         print(f"host memory of the optimizer state: {host_bytes(run) / GIB:.2f} GiB")
-    if forecast.peak > device.usable_bytes:
-        raise ConfigError(refusal(forecast, device))
+    check_fits(forecast, device)
     if run.work.num_generations > 1:
         print(f"largest algorithm.num_generations that fits: {largest_group(run, device.usable_bytes)}")
     if run.work.algorithm.trains:

@@ -187,6 +187,8 @@ def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
         environment: dict[str, Any] = read_json(directory.run(name).path / "environment.json")
         found.setdefault("commit", set()).add(str(environment["git_commit"]))
         found.setdefault("data fingerprint", set()).add(str(environment["data_fingerprint"]))
+        if weights := environment.get("model_fingerprint"):
+            found.setdefault("weights of model.path", set()).add(str(weights))
         for library, version in environment["versions"].items():
             found.setdefault(library, set()).add(str(version))
     return {key: ", ".join(sorted(values)) for key, values in found.items()}
@@ -222,7 +224,7 @@ def _track(
             if g := matrix.generalization:
                 parts = {"diagonal": g.diagonal, "off_diagonal": g.off_diagonal, "gap": g.gap}
                 numbers |= {f"{name}/{method}": estimate.value for name, estimate in parts.items()}
-        tracker.log_metrics(numbers, 0)
+        tracker.log_metrics(numbers, 0, replaces=True)  # more runs may be finished than at the last report
         _track_choices(tracker, choices, trials, metric)
         tracker.log_artifact(directory.report)
         tracker.end_run("FINISHED" if set(states.values()) == {State.FINISHED} else "FAILED")
@@ -248,7 +250,7 @@ def _track_choices(
         )
         best = "/".join(["best", *cell, metric])
         if not trials:
-            tracker.log_metrics({best: choice.chosen.value}, 0)
+            tracker.log_metrics({best: choice.chosen.value}, 0, replaces=True)
             continue
         so_far: list[float] = []
         for number, trial in enumerate(trials[tuple(choice.cell.items())], 1):

@@ -10,9 +10,9 @@ import pytest
 from benchmarks.plan_against_measured import Measurement, overrides
 from medr1.data.dataset import load_dataset
 from medr1.errors import ConfigError
-from medr1.planning.device import GIB, find_device
+from medr1.planning.device import GIB, Device, find_device
 from medr1.planning.memory_ledger import peak_bytes
-from medr1.workflows.forecast import forecast_memory, refuse_what_cannot_fit
+from medr1.workflows.forecast import check_fits, forecast_memory, refuse_what_cannot_fit
 from medr1.workflows.plan import plan
 from medr1.workflows.train import train
 from tests.integration.conftest import FEW_IMAGES, ROOT, composed, run_command
@@ -126,3 +126,11 @@ def test_memory_of_a_device() -> None:
     assert 0 < here.usable_bytes <= here.total and not here.on_gpu and here.is_here
     assert 20 * GIB < other.usable_bytes < 24 * GIB and other.on_gpu and not other.is_here
     assert find_device("cpu", 2, None).usable_bytes == pytest.approx(here.usable_bytes / 2, rel=0.2)
+
+
+def test_an_offloaded_optimizer_must_fit_the_main_memory() -> None:
+    forecast = forecast_memory(composed("train", "debug=quick", "plan=true", "plan_memory=24", "trainer.optimizer_offload=true"))
+    enough, none = (Device("GPU", True, 24 * GIB, 24 * GIB, host_bytes=host) for host in (GIB, 1000.0))
+    check_fits(forecast, enough)
+    with pytest.raises(ConfigError, match=r"keeps 0\.0 GiB in main memory"):
+        check_fits(forecast, none)

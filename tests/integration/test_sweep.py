@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from medr1.atomic_write import write_json
 from medr1.evaluation.predictions import read_predictions
 from medr1.runs.sweep import State, SweepDirectory
 from medr1.tracking.address import stored_run
@@ -105,6 +106,23 @@ def test_a_longer_command_runs_only_what_is_not_finished(undisturbed: tuple[Swee
     assert {name: sweep.run(name).summary.stat().st_mtime_ns for name in before} == before
     grown = tables(sweep)
     assert {m["method"]: len(m["cells"]) for m in grown["matrices"]} == {"sft": 3, "grpo": 2}
+
+
+def test_what_cannot_stand_in_one_table_is_refused_before_it_is_computed(
+    undisturbed: tuple[SweepDirectory, str],
+) -> None:
+    sweep, _ = undisturbed
+    rates = "algorithm.learning_rate=1e-4,1e-3"
+    printed = run_command("train.py", *SWEEP, rates, f"output_dir={sweep.path.parent}", status=2)
+    for words in ("holds runs that vary algorithm, modality", "algorithm.learning_rate", "sweep.name=NAME"):
+        assert words in printed, printed
+    name = sweep.read().wanted[0]
+    environment = sweep.run(name).environment
+    before = environment.read_text()
+    write_json(environment, {**json.loads(before), "model_fingerprint": "of other weights"})
+    printed = run_command("train.py", *SWEEP, f"output_dir={sweep.path.parent}", status=2)
+    environment.write_text(before)
+    assert f"{sweep.run(name).path} began with other weights" in printed, printed
 
 
 def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(

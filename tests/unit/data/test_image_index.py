@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -101,6 +102,26 @@ def test_damaged_cache_is_rebuilt_with_a_warning(
     assert "is damaged" in caplog.text and str(cache) in caplog.text
     assert json.loads(cache.read_text().splitlines()[1]) == entry
     assert list(cache.parent.iterdir()) == [cache], "a temporary file was left"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError("no memory")], ids=repr)
+def test_an_error_of_the_machine_is_not_cached(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth(1).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_text("no image")
+
+    def fail(*args: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "to_rgb", fail)
+        failed = check(tmp_path, ["a.png", "broken.png"])
+    assert {facts.reason for facts in failed.values()} == {Reason.UNDECODABLE_IMAGE}
+    again = check(tmp_path, ["a.png", "broken.png"])
+    assert again["a.png"].reason is None and again["broken.png"] == failed["broken.png"]
+    (cache,) = (tmp_path / "cache").glob("*.jsonl")
+    assert "broken.png" in cache.read_text()
 
 
 def test_missing_and_outside_files_are_named_but_not_cached(tmp_path: Path) -> None:

@@ -251,6 +251,19 @@ def test_another_part_for_test(tmp_path: Path) -> None:
         load(tmp_path / "q.json")
 
 
+@pytest.mark.parametrize("first", ["{broken", json.dumps(rows(1)[0])], ids=["broken", "without the column"])
+def test_the_first_row_does_not_hide_the_split_of_the_others(first: str, tmp_path: Path) -> None:
+    """Else records that are declared as test would be trained on."""
+    save_images(tmp_path)
+    others = [json.dumps(row | {"split": "test" if n > 3 else "train"}) for n, row in enumerate(rows())]
+    (tmp_path / "q.jsonl").write_text("\n".join([first, *others]), encoding="utf-8")
+    loaded = load(tmp_path / "q.jsonl")
+    assert [record.question for record in loaded.test] == ["Which side is 4?", "Which side is 5?"]
+    assert len(loaded.train) == 4 and "divided by column 'split'" in "".join(loaded.messages)
+    with pytest.raises(DataError, match=r"q\.jsonl"):
+        load(tmp_path / "q.jsonl", "data.on_bad_record=error")
+
+
 def test_leaks_by_content_between_bytes_and_files(tmp_path: Path) -> None:
     save_images(tmp_path)
     made = rows(4)

@@ -39,11 +39,18 @@ def test_on_one_gpu_the_optimizer_may_be_offloaded_and_over_several_it_is_not(mo
     assert usable_bytes < run.step_bytes()
     found = remedies(run, usable_bytes)
     assert "trainer.optimizer_offload=true" in found
+    assert "trainer.optimizer_offload=true" in remedies(run, usable_bytes, host_bytes(run))
+    assert "trainer.optimizer_offload=true" not in remedies(run, usable_bytes, host_bytes(run) - 1)
     assert "trainer.optimizer_offload=true" not in remedies(Run(model, replace(run.work, on_gpu=False)), usable_bytes)
     further = [text for text in remedies(offloaded, usable_bytes - 1) if "trainer=fsdp" in text]
     assert further and all(text.endswith("trainer.optimizer_offload=false") for text in further), further
     weights = sum(p.numel() for p in load_on_meta(model).parameters())
     assert host_bytes(run) == 12 * weights
+
+
+def test_an_external_engine_leaves_the_weights_alone_to_the_evaluation(model: ModelSpec, work: Workload) -> None:
+    here, elsewhere = (Run(model, work, evaluates_here=here).evaluation()["evaluation"] for here in (True, False))
+    assert elsewhere == {"weights": here["weights"]} and here.total() > elsewhere.total() > 0
 
 
 def test_an_evaluation_during_training_takes_what_training_keeps(model: ModelSpec, work: Workload) -> None:

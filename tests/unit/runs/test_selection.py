@@ -57,6 +57,17 @@ def test_each_row_and_algorithm_has_the_best_mean_over_seeds(metric: str, expect
     assert [row[-1] for row in table.rows].count("chosen") == 3 and len(table.rows) == 6
 
 
+def test_an_option_whose_run_failed_is_not_compared_with_the_mean_of_others() -> None:
+    """The remaining seed of 1e-3 is better than the mean of 1e-4, because it is an easy seed."""
+    finished = {name: run for name, run in RUNS.items() if name != "d"}
+    values = {name: run[-1] for name, run in finished.items()}
+    choices = choose({name: AXES[name] for name in finished}, values, "modality", "validation/accuracy")
+    assert choices[0].chosen.runs == ["a", "b"]
+    assert [option.runs for option in choices[0].incomplete] == [["c"]]
+    (_, table), *_ = selection_section(choices, "validation/accuracy").tables
+    assert [row[-1] for row in table.rows].count("not compared: seeds missing") == 1
+
+
 @pytest.mark.parametrize(("is_best", "value"), [(True, 0.9), (False, 0.6)])
 def test_the_value_is_that_of_the_checkpoint_that_the_run_evaluates(
     is_best: bool, value: float, tmp_path: Path

@@ -147,6 +147,16 @@ def test_a_resumed_run_does_not_repeat_points_or_rows(start: Callable[..., Track
     assert list(table["step"]) == [4, 6] and list(table["text"]) == ["A", "B"]
 
 
+def test_a_summary_is_replaced_by_its_newest_value(start: Callable[..., Tracker], uri: str) -> None:
+    """More runs of a sweep may be finished when its report is written again."""
+    with start() as first:
+        first.log_metrics({"finished": 3.0}, 0, replaces=True)
+    time.sleep(0.002)  # MLflow takes the newest in milliseconds
+    with start(run_id=first.run_id) as second:
+        second.log_metrics({"finished": 4.0}, 0, replaces=True)
+    assert client(uri).get_run(first.run_id).data.metrics["finished"] == 4.0
+
+
 def test_a_run_whose_process_was_killed_before_it_wrote_the_id_is_created_once(
     start: Callable[..., Tracker], tmp_path: Path
 ) -> None:

@@ -161,7 +161,7 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str, harm: str) -> None
             file.write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         io.load_checkpoint(target)
-    assert str(file) in str(caught.value) and "Resume from another checkpoint" in str(caught.value)
+    assert str(file) in str(caught.value) and f"Remove {file.parent} and resume" in str(caught.value)
 
 
 def test_missing_foreign_and_newer_checkpoints_are_explained(tmp_path: Path) -> None:

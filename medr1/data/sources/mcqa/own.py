@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from medr1.data.data_files import walk
@@ -14,7 +15,7 @@ from medr1.data.sources.mcqa.choices import parse_answer, parse_options
 from medr1.data.sources.mcqa.layout import Cells, RawQuestion
 from medr1.data.sources.mcqa.loading import Division, Input, load_tables
 from medr1.data.sources.mcqa.settings import ColumnsConfig, McqaConfig, OwnSplit
-from medr1.data.tables import SUFFIXES, open_file, open_hub, pickles
+from medr1.data.tables import SUFFIXES, Row, open_file, open_hub, pickles
 from medr1.domain.records import LETTERS, check_choices
 from medr1.domain.texts import one_line
 from medr1.errors import DataError
@@ -113,13 +114,13 @@ def _part_of(file: Path, settings: McqaConfig) -> str:
 
 
 def _split_column(inputs: list[Input], columns: ColumnsConfig) -> str | None:
-    """The column that divides the records: the chosen one, else ``split`` if the first row has it."""
+    """The column that divides the records: the chosen one, else ``split`` if any row has it."""
     if columns.split is not None:
         return columns.split
     for item in inputs:
-        for row in item.table.rows():
-            values = getattr(row, "values", {})
-            return "split" if "split" in values else None
+        rows = (row for row in item.table.rows() if isinstance(row, Row))
+        if any("split" in row.values for row in islice(rows, 1 if item.table.has_equal_columns else None)):
+            return "split"
     return None
 
 
