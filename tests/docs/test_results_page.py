@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.claims import claims
+from benchmarks.outcomes import Sweep
+from benchmarks.published import FOLDER, load
+from benchmarks.results import parts, summary_part
 from medr1.data.sources.phantoms.records import World, make_records
 from tests.command_lines import ROOT
 
@@ -53,3 +57,14 @@ def test_the_accuracies_by_number_of_images_are_shares_of_the_completions(images
     assert difference == pytest.approx(accuracy("grpo", at_home=True) - accuracy("sft", at_home=True), abs=0.051)
     assert others[0] == pytest.approx(accuracy("grpo", at_home=False), abs=0.051)
     assert others[1] == pytest.approx(accuracy("sft", at_home=False), abs=0.051)
+
+
+@pytest.mark.long
+def test_the_pages_are_those_that_the_command_writes() -> None:
+    """Intervals, crossings, marks and claims too, in the results and in the README."""
+    sweeps = {file.name.removesuffix(".json.xz"): Sweep(load(file)) for file in sorted(FOLDER.glob("*.json.xz"))}
+    found = claims(sweeps)
+    expected = {**parts(sweeps, found), "summary": summary_part(sweeps, found)}
+    text = PAGE + (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, part in expected.items():
+        assert text.split(f"<!-- results: {name} -->\n\n")[1].split("\n\n<!-- end -->")[0] == part, name
