@@ -65,9 +65,14 @@ _ABBREVIATION = re.compile(r"\b(?:e\. ?g|i\. ?e|c\. ?f)\b")
 # A longer block is not the text of an option.
 _MAX_OPTION_LENGTH = 2000
 
-# In text outside blocks: a capital letter that stands alone. A letter before a lower-case word is skipped: it may be
-# the article "A".
-_LONE_LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])(?!\s+[a-z])")
+# In text outside blocks: a capital letter that stands alone, but neither the article "A" nor the pronoun "I" before a
+# lower-case word.
+_LETTER = r"(?<![A-Za-z])(?![AI]\s+(?!(?:and|but|is|nor|or|to)\b)[a-z])([A-J])(?![A-Za-z])"
+_LONE_LETTER = re.compile(_LETTER)
+# What a text says of its answer, as in "the answer is (B)", is worth more than letters that it mentions besides.
+_STATED = re.compile(
+    rf"(?i:\b(?:answer|(?:correct|right|best) (?:option|choice))[\s:*(]+(?:(?:is|would be|must be)[\s:*(]+)?){_LETTER}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,9 @@ class Parsed:
     ``format``: the whole completion matches the grammar of the mode.
     ``answer``: the letter in the answer block if there is exactly one block and it names no second option, else None.
     Rewards and accuracies use it.
-    ``lenient``: ``answer`` or, without one, the option whose text is the whole answer, else the last letter of a block
-    or, without one, of the text. None if the last block with letters names several. Reported, but never rewarded.
+    ``lenient``: ``answer`` or, without one, the option whose text is the whole answer, else the letter that a block or,
+    without one, the text says to be the answer, else its last letter. None if the last block with letters names several.
+    Reported, but never rewarded.
     """
 
     format: bool
@@ -208,7 +214,9 @@ def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
 
 
 def _last_lone_letter(text: str, texts: Mapping[str, str]) -> str | None:
-    return next((letter for letter in reversed(_LONE_LETTER.findall(text)) if letter in texts), None)
+    """The last letter that the text says to be the answer, else the last one that stands alone."""
+    found = (letter for pattern in (_STATED, _LONE_LETTER) for letter in reversed(pattern.findall(text)))
+    return next((letter for letter in found if letter in texts), None)
 
 
 def _option_with_text(text: str, texts: Mapping[str, str]) -> str | None:

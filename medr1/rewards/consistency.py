@@ -32,6 +32,8 @@ def consistency(completions: Sequence[str], records: Sequence[Record], *, reason
 
 
 def _agreement(text: str, options: Mapping[str, str], reasoning: ReasoningMode) -> float:
+    if reasoning == ReasoningMode.NO_THINK:
+        return 0.0
     parsed = parse(text, reasoning, options)
     concluded = _concluded(plain_line(parsed.rationale), options)
     if parsed.answer is None or concluded is None:

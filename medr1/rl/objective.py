@@ -20,6 +20,7 @@ where m_t is logp_t with a masked image in place of the image:
 
     - kl_prcp_coef k3(m_t - logp_t) - ori_entropy_loss_coef logp_t - aug_entropy_loss_coef m_t
 
+The estimator k3(m_t - logp_t) is that of the authors' code and of TRL; the paper writes it with the inverse ratio.
 The gradient goes through both logp_t and m_t, as the equation says. The authors' code does not compute m_t anew in each
 update by default (RECOMPUTE_AUG_LOG_PROBS=False), so that there it has no gradient and the last term no effect.
 

@@ -129,7 +129,9 @@ def test_memory_of_a_device() -> None:
 
 
 def test_an_offloaded_optimizer_must_fit_the_main_memory() -> None:
-    forecast = forecast_memory(composed("train", "debug=quick", "plan=true", "plan_memory=24", "trainer.optimizer_offload=true"))
+    forecast = forecast_memory(
+        composed("train", "debug=quick", "plan=true", "plan_memory=24", "trainer.optimizer_offload=true")
+    )
     enough, none = (Device("GPU", True, 24 * GIB, 24 * GIB, host_bytes=host) for host in (GIB, 1000.0))
     check_fits(forecast, enough)
     with pytest.raises(ConfigError, match=r"keeps 0\.0 GiB in main memory"):

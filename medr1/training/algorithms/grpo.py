@@ -126,6 +126,11 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.delta={o.delta:g} is not above 1 + epsilon_high={1 + o.epsilon_high:g}: the "
                 "policy would hardly learn from negative advantages, whose ratio begins at 1; use a larger one, or null"
             )
+        if o.loss_mode is LossMode.cispo and o.epsilon_high < 1:
+            raise ConfigError(
+                f"algorithm.objective.epsilon_high={o.epsilon_high:g} with algorithm.objective.loss_mode=cispo, where "
+                "it bounds the ratio itself, which begins at 1; use a larger one, such as 5"
+            )
         if o.clip_cov_lb >= o.clip_cov_ub:
             raise ConfigError(
                 f"algorithm.objective.clip_cov_lb={o.clip_cov_lb:g} is not below clip_cov_ub={o.clip_cov_ub:g}; no "

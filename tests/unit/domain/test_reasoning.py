@@ -280,6 +280,24 @@ def test_the_position_of_the_letter_is_that_in_the_text_as_written(text: str, le
     assert (None if position is None else text[position]) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is B because the lesion is round.", "B"),
+        ("The answer is B and not A.", "B"),
+        ("The answer is B because option A shows nothing.", "B"),
+        ("The answer is not B but C.", "C"),
+        ("The answer is A. No, the answer is D", "D"),
+        ("**Answer:** B, not C", "B"),
+        ("The correct option is D and not A", "D"),
+        ("The answer is a nodule", None),
+        ("The answer is A nodule", None),
+    ],
+)
+def test_what_a_text_says_of_its_answer_comes_before_other_letters(text: str, expected: str | None) -> None:
+    assert read(text, NONE).lenient == expected
+
+
 def test_only_letters_of_the_options_are_answers() -> None:
     assert read("<answer>C</answer>", NONE, "AB").answer is None
     assert not read("<answer>C</answer>", NONE, "AB").format
@@ -294,6 +312,13 @@ def test_only_letters_of_the_options_are_answers() -> None:
         ("Vitamin E", None),
         ("CT", None),
         ("<answer>A</answer> or <answer>B</answer>, perhaps D", "B"),
+        ("B is the correct answer.", "B"),
+        ("A is the correct answer", "A"),
+        ("I choose B as the answer", "B"),
+        ("Option B is correct.", "B"),
+        ("Option A is wrong, so B", "B"),
+        ("<answer>Option B is correct</answer>", "B"),
+        ("<answer>B cyst</answer>", "B"),
     ],
 )
 def test_the_lenient_answer_is_the_last_letter_that_stands_alone(text: str, expected: str | None) -> None:
