@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 import medr1.workflows.components  # noqa: F401  registers the settings of all groups, which stored runs have
 from medr1.atomic_write import atomic_write, read_json
 from medr1.config.settings import TrainConfig
@@ -66,7 +68,10 @@ class PublishedRun:
 
 @dataclass(frozen=True, slots=True)
 class PublishedSweep:
-    """The runs of a sweep. ``rows`` and ``columns``: the axes of its tables. ``commits``: those that the runs used."""
+    """The runs of a sweep. ``rows`` and ``columns``: the axes of its tables. ``commits``: those that the runs used.
+
+    ``version``: ``data.question_version``, 1 in files that do not name it.
+    """
 
     name: str
     commands: Sequence[str]
@@ -74,6 +79,7 @@ class PublishedSweep:
     columns: str
     seed: int
     images_per_modality: int
+    version: int
     digest: str
     commits: Sequence[str]
     runs: Sequence[PublishedRun]
@@ -84,9 +90,10 @@ class PublishedSweep:
         Raises:
             SystemExit: they are not those of the runs.
         """
-        if _digest(self.seed, self.images_per_modality) != self.digest:
+        world = (self.seed, self.images_per_modality, self.version)
+        if _digest(*world) != self.digest:
             raise SystemExit(f"{self.name}: phantoms have changed since these runs; repeat {'; '.join(self.commands)}")
-        return _records(self.seed, self.images_per_modality)
+        return _records(*world)
 
 
 def finished_runs(sweep: SweepDirectory) -> dict[str, RunDirectory]:
@@ -132,8 +139,9 @@ def store(name: str, places: Sequence[Path]) -> Path:
         name_here = f"{directory.path.name}/{run_name}" if run_name in runs else run_name
         if not isinstance(cfg.data, PhantomsConfig):
             raise SystemExit(f"{directory.path}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
-        worlds.add((cfg.data.seed, cfg.data.test_images_per_modality))
-        records = _records(cfg.data.seed, cfg.data.test_images_per_modality)
+        world = (cfg.data.seed, cfg.data.test_images_per_modality, _version(run))
+        worlds.add(world)
+        records = _records(*world)
         curves = MetricsFile(run.metrics).read()
         runs[name_here] = PublishedRun(
             name=name_here,
@@ -166,7 +174,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
                 f"{', '.join(map(str, places))}: {other} and {found.name} have the same axes ({dict(found.axes)}); "
                 "store them by themselves"
             )
-    ((seed, images),), ((rows, columns),) = worlds, layouts
+    ((seed, images, version),), ((rows, columns),) = worlds, layouts
     sweep = PublishedSweep(
         name=name,
         commands=[" ".join(["python train.py", *manifest.command]) for manifest in manifests],
@@ -174,7 +182,8 @@ def store(name: str, places: Sequence[Path]) -> Path:
         columns=columns,
         seed=seed,
         images_per_modality=images,
-        digest=_digest(seed, images),
+        version=version,
+        digest=_digest(seed, images, version),
         commits=sorted(commits),
         runs=list(runs.values()),
     )
@@ -196,7 +205,7 @@ def _configured(cfg: TrainConfig, axis: str) -> str:
 
 def load(file: Path) -> PublishedSweep:
     stored: dict[str, Any] = json.loads(lzma.decompress(file.read_bytes()))
-    return PublishedSweep(**{**stored, "runs": [PublishedRun(**run) for run in stored["runs"]]})
+    return PublishedSweep(**{"version": 1, **stored, "runs": [PublishedRun(**run) for run in stored["runs"]]})
 
 
 def _texts(file: Path, records: Sequence[Record]) -> list[str]:
@@ -206,15 +215,20 @@ def _texts(file: Path, records: Sequence[Record]) -> list[str]:
     return [text[record.id] for record in records]
 
 
-@cache
-def _records(seed: int, images_per_modality: int) -> list[Record]:
-    return make_records(World.TEST, seed, images_per_modality)
+def _version(run: RunDirectory) -> int:
+    """The ``data.question_version`` of a run. Runs that do not name it are older than the setting."""
+    return int(OmegaConf.select(OmegaConf.load(run.config), "data.question_version") or 1)
 
 
 @cache
-def _digest(seed: int, images_per_modality: int) -> str:
+def _records(seed: int, images_per_modality: int, version: int) -> list[Record]:
+    return make_records(World.TEST, seed, images_per_modality, version=version)
+
+
+@cache
+def _digest(seed: int, images_per_modality: int, version: int) -> str:
     """Of all questions and of one drawn image of each modality."""
-    records = _records(seed, images_per_modality)
+    records = _records(seed, images_per_modality, version)
     digest = hashlib.sha256("".join(map(fingerprinted, records)).encode())
     for record in records[:: len(records) // len(Modality)]:
         digest.update(record.images[0].load(_SIDE).tobytes())

@@ -99,6 +99,7 @@ def _check_names(cfg: DictConfig) -> None:
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "data.shortcut": (0, 1),
+    "data.question_version": (1, 2),
     "data.train_images_per_modality": (1, 1e6),
     "data.test_images_per_modality": (1, 1e6),
     "data.test_fraction": (0.01, 0.99),

@@ -83,8 +83,8 @@ class Parsed:
     ``answer``: the letter in the answer block if there is exactly one block and it names no second option, else None.
     Rewards and accuracies use it.
     ``lenient``: ``answer`` or, without one, the option whose text is the whole answer, else the letter that a block or,
-    without one, the text says to be the answer, else its last letter. None if the last block with letters names several.
-    Reported, but never rewarded.
+    without one, the text says to be the answer, else its last letter. None if the last block with letters names
+    several. Reported, but never rewarded.
     """
 
     format: bool

@@ -35,7 +35,7 @@ def row(marker: str, first: str) -> list[float]:
 @pytest.mark.parametrize("images", ["10", "30", "100", "400"])
 def test_the_accuracies_by_number_of_images_are_shares_of_the_completions(images: str) -> None:
     sweep = published("scarcity")
-    records = make_records(World.TEST, sweep["seed"], sweep["images_per_modality"])
+    records = make_records(World.TEST, sweep["seed"], sweep["images_per_modality"], version=sweep.get("version", 1))
 
     def accuracy(method: str, *, at_home: bool) -> float:
         """Mean over the seeds. In No-Think a completion that is not exactly its answer block is wrong."""

@@ -32,7 +32,7 @@ from tests.composing import composed
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES = 3
-RECORDS, DIGEST = published._records(0, IMAGES), published._digest(0, IMAGES)
+RECORDS, DIGEST = published._records(0, IMAGES, 2), published._digest(0, IMAGES, 2)
 RISING = {"validation/accuracy": [(50 * i, 0.1 * i) for i in range(9)]}
 FLAT = {"validation/accuracy": [(50 * i, min(0.1 * i, 0.1)) for i in range(9)]}
 
@@ -64,7 +64,7 @@ def scarcity() -> Sweep:
         for seed in (0, 1)
     ]
     rows = "data.max_train_images"
-    return Sweep(PublishedSweep("scarcity", ["python"], rows, "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    return Sweep(PublishedSweep("scarcity", ["python"], rows, "modality", 0, IMAGES, 2, DIGEST, ["c"], runs))
 
 
 def share(run: PublishedRun, condition: str, records: list[Record]) -> float:
@@ -216,7 +216,7 @@ def test_false_claims_are_counted_over_the_seeds() -> None:
         )
         for seed, texts in enumerate(trained)
     ]
-    sweep = Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    sweep = Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, 2, DIGEST, ["c"], runs))
     effect = false_claims(sweep, runs)
     assert effect.value == pytest.approx(3 / 5 - 1 / 2)  # 0 of 1 and 3 of 4 claims; the base 1 of 2
     table = results.reasoning_part(sweep).splitlines()
@@ -236,7 +236,8 @@ def square() -> Sweep:
         trained = [h if record.modality == modality else a for record, h, a in zip(RECORDS, home, away, strict=True)]
         one = run(i, {"modality": modality, "algorithm": method, "seed": seed}, 0.5)
         runs.append(replace(one, modality=modality, texts={**one.texts, "trained": trained}))
-    return Sweep(PublishedSweep("cross_modality", ["python"], "modality", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    axis = "modality"
+    return Sweep(PublishedSweep("cross_modality", ["python"], axis, axis, 0, IMAGES, 2, DIGEST, ["c"], runs))
 
 
 def test_a_square_has_the_means_over_what_was_trained_on(square: Sweep) -> None:
@@ -333,7 +334,7 @@ def modes() -> Sweep:
         )
         for mode, number in right.items()
     ]
-    return Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, DIGEST, ["c"], runs))
+    return Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, 2, DIGEST, ["c"], runs))
 
 
 def test_runs_that_still_rise_are_marked(square: Sweep, modes: Sweep) -> None:

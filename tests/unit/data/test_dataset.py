@@ -245,8 +245,8 @@ def test_the_fingerprint_changes_with_the_data(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shortcut", "fingerprint"),
     [
-        (0.0, "df065214d12db04e2b55796cc20f3ab168f9d6d06a3b2e371b8ec96478f575de"),
-        (0.6, "12a70adf6825491287d420b494273073a25ef9ac9172d9e0dce5169aafa398fd"),
+        (0.0, "32c33b76dfe20967c801dd0e4ddfe493f8fb318cf0b060974e020ba760e24746"),
+        (0.6, "46f5a39cf7eb0f8db93dde60ffb2dfa1b4d8c12f1113832c726d2a7a1617f724"),
     ],
 )
 def test_the_fingerprint_of_phantoms_does_not_change_by_accident(shortcut: float, fingerprint: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import chi2 as chi2_distribution
 from scipy.stats import chi2_contingency, chisquare
 
 from medr1.data.sources.phantoms import drawing as phantom_images
@@ -37,7 +38,8 @@ from medr1.evaluation.option_prior import OptionPrior
 
 ROOT = Path(__file__).resolve().parents[3]
 UNLIKELY = 1e-4
-PUBLISHED = ["6625d773a55646e4", "12b30663866a43f6"]
+# By data.question_version.
+PUBLISHED = {1: ["6625d773a55646e4", "12b30663866a43f6"], 2: ["d3bc0961405f9f0d", "10c5f2501f9a5691"]}
 
 
 @cache
@@ -274,10 +276,12 @@ def test_up_to_chance_the_shortcut_changes_nothing(rate: float) -> None:
     assert make_records(World.TRAIN, 0, 20, shortcut=rate) == make_records(World.TRAIN, 0, 20)
 
 
-def test_the_data_without_shortcut_is_that_of_the_published_numbers() -> None:
-    texts = [f"[{', '.join(map(fingerprinted, records))}]" for records in (train_set(), held_out_set())]
-    digests = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
-    assert digests == PUBLISHED
+@pytest.mark.parametrize("version", PUBLISHED)
+def test_the_data_without_shortcut_is_that_of_the_published_numbers(version: int) -> None:
+    worlds = ((World.TRAIN, 400), (World.TEST, 80))
+    parts = (make_records(world, 0, images, version=version) for world, images in worlds)
+    texts = [f"[{', '.join(map(fingerprinted, records))}]" for records in parts]
+    assert [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts] == PUBLISHED[version]
 
 
 def test_without_a_shortcut_scanner_and_letter_are_independent() -> None:
@@ -302,6 +306,34 @@ def test_option_prior_and_letter_prior_stay_at_chance_in_domain(slice_: str) -> 
         rate = {key: correct[key] / offered[key] for key in offered}
         guess = partial(likeliest_letter, rate, place)
         assert abs(sigmas_above_chance(test, guess)) < 3
+
+
+@pytest.mark.parametrize("question_type", QuestionType)
+def test_the_wording_says_nothing_of_the_answer_nor_of_other_attributes(question_type: QuestionType) -> None:
+    """The random numbers of a question are not those of its phantom. In version 1 they are, for the location."""
+    records = [r for r in train_set() if r.question_type is question_type]
+    for attribute in QuestionType:
+        known = [(r, r.images[0].value(attribute)) for r in records]  # type: ignore[attr-defined]
+        # Within each modality, because the values of most attributes depend on it.
+        table = Counter((r.modality, value, r.question) for r, value in known)
+        chi2 = freedom = 0.0
+        for modality in Modality:
+            values = sorted({value for r, value in known if r.modality is modality})
+            wordings = sorted({r.question for r in records})
+            found = chi2_contingency([[table[modality, value, wording] for wording in wordings] for value in values])
+            chi2, freedom = chi2 + found.statistic, freedom + found.dof
+        assert chi2_distribution.sf(chi2, freedom) > UNLIKELY, attribute
+
+
+def test_the_wording_of_version_1_leaks_the_location() -> None:
+    """Published results were computed with it, and say so."""
+    records = [r for r in make_records(World.TRAIN, 0, 400, version=1) if r.question_type is QuestionType.ATTRIBUTES]
+    horizontal = [r.answer_text in ("left", "right") for r in records]
+    asks_for_side = [r.question.startswith("On which side") for r in records]
+    agree = np.mean([h == a for h, a in zip(horizontal, asks_for_side, strict=True)])
+    assert max(agree, 1 - agree) == pytest.approx(0.61, abs=0.01)
+    others = [r for r in make_records(World.TRAIN, 0, 3, version=1) if r.question_type is not QuestionType.ATTRIBUTES]
+    assert others == [r for r in make_records(World.TRAIN, 0, 3) if r.question_type is not QuestionType.ATTRIBUTES]
 
 
 def likeliest_letter(rate: dict[tuple[str, str], float], place: Callable[[Record], str], record: Record) -> str:

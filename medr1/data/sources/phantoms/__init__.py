@@ -26,6 +26,9 @@ class PhantomsConfig(DataConfig):
     """Fraction of training questions of each type whose correct letter is that of the scanner.
 
     Without a shortcut it is 0.25, by chance; values up to 0.25 change nothing."""
+    question_version: int = 2
+    """Version of the questions. 1: in 60 % of the questions about a location, the wording agrees with it; for results
+    that were published with this version."""
 
 
 class Phantoms(Source[PhantomsConfig]):
@@ -45,7 +48,9 @@ class Phantoms(Source[PhantomsConfig]):
     def annotated_test_records(self, settings: PhantomsConfig) -> list[Record]:
         from medr1.data.sources.phantoms.records import World, make_records
 
-        return make_records(World.TEST, settings.seed, settings.test_images_per_modality)
+        return make_records(
+            World.TEST, settings.seed, settings.test_images_per_modality, version=settings.question_version
+        )
 
 
 SOURCES.register(Phantoms())
