@@ -106,7 +106,9 @@ def entry_point(command: str) -> None:
             sys.argv[1:] = expand_sets(sys.argv[1:])
             others = (*_OTHER_GROUPS, "sweep") if command == "train" else _OTHER_GROUPS
             typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *others))
-            sys.argv[1:1] = _of_stored_run(command, typed)
+            # Not before a flag: argparse takes the words on one side of it only.
+            first = next((i for i, word in enumerate(sys.argv) if i and "=" in word and word[0] != "-"), 1)
+            sys.argv[first:first] = _of_stored_run(command, typed)
 
     def job(cfg: DictConfig) -> None:
         gc.set_threshold(*threshold)
@@ -178,7 +180,7 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
         if cfg.export is None and not cfg.merge:
             raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         if cfg.sweep is not None:
-            refuse_others(typed, ("sweep",), "sweep= makes the report from the finished runs as they are")
+            refuse_others(typed, ("sweep", "plugins"), "sweep= makes the report from the finished runs as they are")
             from medr1.workflows.sweep_report import report_sweep
 
             report_sweep(Path(cfg.sweep))
@@ -196,12 +198,14 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             components.check_typed([settings], [name for name in names if is_below(name, components.DIFFICULTY)])
             (audit_records if is_data else audit_files)(settings, run_directory())
         elif cfg.compare is not None:
-            refuse_others(typed, ("compare", "output_dir", "tracking"), "compare= reads finished runs as they are")
+            refuse_others(
+                typed, ("compare", "output_dir", "tracking", "plugins"), "compare= reads finished runs as they are"
+            )
             from medr1.workflows.compare_runs import compare_runs
 
             compare_runs(components.checked(cfg, EvaluateConfig), run_directory())
         elif cfg.export is not None:
-            allowed = ("run", "export", "merge", "checkpoint", "model.path")
+            allowed = ("run", "export", "merge", "checkpoint", "model.path", "plugins")
             refuse_others(typed, allowed, "export= writes the model of a run as it is")
             from medr1.workflows.export import export_run
 
@@ -272,6 +276,8 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     named = [override.get_key_element() for override in typed]
     reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)
     components.check_components(settings)
+    if sweep_of(RunDirectory(run_directory())) is None:  # see _settings
+        components.check_typed([settings], [o.get_key_element() for o in changes if o.get_key_element() != "resume"])
     return settings
 
 

@@ -557,13 +557,13 @@ class TrackingConfig:
 
     name: str = MISSING
     """Name of this choice of the group."""
-    enabled: bool = True
+    enabled: bool = field(default=True, metadata=MOVABLE)
     """Whether the run is logged to MLflow. The run directory holds the same results either way.
 
     TRL: report_to. verl: trainer.logger."""
-    uri: str = MISSING
+    uri: str = field(default=MISSING, metadata=MOVABLE)
     """``sqlite:///PATH`` or the address of an MLflow server, ``http://HOST:PORT``."""
-    experiment: str = "medr1"
+    experiment: str = field(default="medr1", metadata=MOVABLE)
     """Name of the MLflow experiment.
 
     TRL: -. verl: trainer.project_name."""

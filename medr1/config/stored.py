@@ -31,6 +31,10 @@ def read_config(file: Path, schema: type[T]) -> T:
         if old := list(renamed_keys(stored)):
             raise ConfigError(f"{file} was written by medr1 0.1, which this version does not read: {'; '.join(old)}")
         names = {item.name for item in fields(schema)}
+        own, other = ("algorithm", "checkpoint") if "algorithm" in names else ("checkpoint", "algorithm")
+        if other in stored and own not in stored:
+            command = "train" if other == "algorithm" else "evaluate"
+            raise ConfigError(f"{file.parent} is a directory of {command}.py; use python {command}.py")
         if unknown := sorted(map(str, stored.keys() - names)):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         groups = {group: registry for group, registry in Registry.by_group.items() if group in names}

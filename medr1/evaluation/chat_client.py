@@ -136,4 +136,6 @@ def _parse(body: bytes) -> ChatCompletion:
         )
     if not isinstance(text, str | None) or type(length) is not int or length < 0:
         raise ValueError(f"content {text!r} and completion_tokens {length!r} are not a text and its length")
-    return ChatCompletion(text or "", length, finish_reason == "length")
+    # JSON can hold half of a surrogate pair, which no file can.
+    whole = (text or "").encode("utf-8", "replace").decode()
+    return ChatCompletion(whole, length, finish_reason == "length")

@@ -471,7 +471,8 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     without = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)}
     with figure_style():
         for kind in FORMATS:
-            figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict.fromkeys(without[kind]))
+            with atomic_write(folder / f"{name}.{kind}") as target:
+                figure.savefig(target, format=kind, dpi=200, metadata=dict.fromkeys(without[kind]))
 
 
 @contextmanager

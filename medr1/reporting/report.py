@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medr1.atomic_write import write_text
-from medr1.config.naming import distinct_names
+from medr1.config.naming import distinct_names, short_hash
 from medr1.domain.records import AXES
 from medr1.errors import DataError
 from medr1.evaluation.statistics import Estimate, wilson
@@ -28,6 +28,7 @@ from medr1.reporting.references import CONTROL_DESCRIPTIONS, references
 from medr1.reporting.result_table import ResultTable
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
+_LONGEST_SLUG = 80  # two of them and a suffix are a file name
 _UNDECIDED = (
     "Grey: the interval contains zero, or is a point, because too few images differ. Blue is better, red is worse."
 )
@@ -188,8 +189,9 @@ def _templates() -> Environment:
 
 
 def slug(name: str) -> str:
-    """A name as an HTML id or file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """A name as an HTML id or file name. A long one, such as the path of a model, ends with a hash."""
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return found if len(found) <= _LONGEST_SLUG else f"{found[: _LONGEST_SLUG - 9]}-{short_hash(name)}"
 
 
 def _figures(tables: SweepTables) -> list[SectionFigure]:

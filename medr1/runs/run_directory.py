@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,8 +137,11 @@ class RunDirectory:
         raise AssertionError("unreachable")
 
     def discard_unless_started(self) -> None:
-        """Removes the directory if it holds neither a config nor a log, and its parent if that is then empty."""
-        if not self.config.exists() and not any(self.path.glob("*.log")):
+        """Removes the directory if it holds no file but hidden ones, and its parent if that is then empty.
+
+        Also a command that is no run, such as an audit, may have stored its result before it failed.
+        """
+        if self.path.is_dir() and all(file.name.startswith(".") for file in self.path.iterdir()):
             shutil.rmtree(self.path, ignore_errors=True)
             with suppress(OSError):  # it holds other runs
                 self.path.parent.rmdir()
@@ -215,6 +219,7 @@ def environment() -> dict[str, Any]:
         "versions": {"medr1": __version__} | {name: version(name) for name in _VERSIONS},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
     }
 

@@ -225,6 +225,9 @@ class OfflineQueue:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        versions = self._client.search_model_versions(f"run_id='{self._run_id}'")
+        if any(version.name == name for version in versions):  # of an earlier call, whose reply was lost, or a resume
+            return
         root = self._client.get_run(self._run_id).info.artifact_uri
         self._client.create_model_version(name, f"{root}/{folder}", self._run_id)
 

@@ -19,9 +19,11 @@ from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import uuid4
 
 from filelock import FileLock
 
+from medr1.atomic_write import write_text
 from medr1.errors import ConfigError, TrackingError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, is_server, stored_run, without_password
 from medr1.tracking.completions_table import TABLES_TAG, CompletionsTable, stored_rows
@@ -45,6 +47,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 PARENT_TAG = "mlflow.parentRunId"
 
 _DIRECTORY_TAG = "run_directory"
+_TOKEN_TAG, _TOKEN_FILE = "run_token", ".mlflow-token"
 _CHARS_PER_PARAM, _PARAMS_PER_BATCH, _TAG_CHARS, _DIGEST_CHARS = 6000, 100, 8000, 36  # MLflow's limits
 _DESCRIPTION_TAG = "mlflow.note.content"
 _FLUSH_SECONDS = 5.0
@@ -121,6 +124,11 @@ class Tracker:
         rows: list[dict[str, Any]] = []
         try:
             if database is not None:
+                if run_id is not None and not database.exists():
+                    raise ConfigError(
+                        f"there is no {database}, in which {run_dir} was tracked: give its new place, "
+                        "tracking.uri=sqlite:////PATH, or tracking.enabled=false"
+                    )
                 database.parent.mkdir(parents=True, exist_ok=True)
             artifacts = (database.parent / "mlartifacts").as_uri() if database else None
             # MLflow creates the schema of a new database, and then the experiment, without a lock.
@@ -129,7 +137,8 @@ class Tracker:
                 experiment_id = _experiment_id(client, server, experiment, artifacts)
             tags = {**(tags or {}), _DIRECTORY_TAG: str(run_dir)}
             if run_id is None:
-                new = _unrecorded_run(client, experiment_id, run_dir) or client.create_run(
+                tags[_TOKEN_TAG] = token = _token(run_dir)
+                new = _unrecorded_run(client, experiment_id, token) or client.create_run(
                     experiment_id, tags=tags, run_name=run_name
                 )
                 stored = StoredRun(server, experiment, new.info.run_id, new.info.experiment_id)
@@ -149,13 +158,17 @@ class Tracker:
                 f"tracking.uri={server}: {error}; PostgreSQL needs postgresql+psycopg2://... and psycopg2-binary"
             ) from error
         except Exception as error:
+            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                raise ConfigError(
+                    f"MLflow refuses tracking.uri={server} tracking.experiment={experiment!r}: {short_reason(error)}"
+                ) from error
             if database is not None or not is_connection_error(error):
                 raise
             before = stored_run(run_dir)
             if require_server or run_id is None or before is None or not is_server(uri):
                 raise TrackingError(
                     f"MLflow at {server} does not answer ({short_reason(error)}): start it, correct tracking.uri, or "
-                    "use tracking=none"
+                    "use tracking.enabled=false"
                 ) from error
             queue = OfflineQueue(MlflowClient(tracking_uri=uri), run_id, run_dir, server, resend_command)
             queue.mark_offline(error)
@@ -299,12 +312,19 @@ def _experiment_id(client: MlflowClient, server: str, experiment: str, artifacts
     return str(found.experiment_id)
 
 
-def _unrecorded_run(client: MlflowClient, experiment_id: str, run_dir: Path) -> Run | None:
+def _token(run_dir: Path) -> str:
+    """Identifies the run before it has an id. The path does not: a directory can be removed and made again, and another
+    machine may have one of the same path. Used for one run alone: with mlflow.json there is a new one."""
+    file = run_dir / _TOKEN_FILE
+    if not file.is_file() or (run_dir / RUN_FILE).exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(file, uuid4().hex)
+    return file.read_text(encoding="utf-8")
+
+
+def _unrecorded_run(client: MlflowClient, experiment_id: str, token: str) -> Run | None:
     """The run of a process that was killed after it had created the run and before it wrote mlflow.json."""
-    if (run_dir / RUN_FILE).exists():
-        return None
-    quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
-    query = f'tags.{_DIRECTORY_TAG} = "{quoted}" and attributes.status = "RUNNING"'
+    query = f'tags.{_TOKEN_TAG} = "{token}" and attributes.status = "RUNNING"'
     found: list[Run] = client.search_runs([experiment_id], query, max_results=1)
     return found[0] if found else None
 

@@ -39,6 +39,7 @@ from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
 from medr1.generation.engines import ENGINES
 from medr1.runs.run_directory import run_at, starting_weights
+from medr1.tracking.address import absolute_uri
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 
@@ -212,6 +213,7 @@ def check_components(cfg: CommonConfig) -> None:
         )
     _check_axes(cfg)
     _check_temperatures(cfg)
+    _check_tracking(cfg)
     SOURCES[cfg.data.kind].check(cfg.data)
     ENGINES[cfg.rollout.kind].check(cfg.rollout, cfg.trainer if isinstance(cfg, TrainConfig) else None)
     if isinstance(cfg, TrainConfig) and not MODEL_KINDS[cfg.model.kind].is_trainable:
@@ -275,6 +277,17 @@ def _check_quantization(cfg: CommonConfig) -> None:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f'{given} needs bitsandbytes: pip install "medr1[quantization]"')
+
+
+def _check_tracking(cfg: CommonConfig) -> None:
+    """Checks what can be checked of MLflow's address before a run begins."""
+    if not cfg.tracking.enabled:
+        return
+    _, database = absolute_uri(cfg.tracking.uri)
+    if database is not None and database.is_dir():
+        raise ConfigError(f"tracking.uri={cfg.tracking.uri}: {database} is a directory; name a file in it")
+    if not cfg.tracking.experiment.strip():
+        raise ConfigError("tracking.experiment= is empty; give the experiment a name")
 
 
 def _check_temperatures(cfg: CommonConfig) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import date, datetime
 
+from medr1.atomic_write import read_json
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.sweep_tables import ALL
 from medr1.reporting.formatting import label
 from medr1.runs.run_directory import RunDirectory
 from medr1.training.algorithms import ALGORITHMS
+
+
+def _day(run: RunDirectory) -> date:
+    """When the run began. Runs of earlier versions have not stored it."""
+    started = read_json(run.environment).get("started") if run.environment.is_file() else None
+    if started is None:
+        return datetime.fromtimestamp(run.config.stat().st_mtime).astimezone().date()
+    return datetime.fromisoformat(str(started)).date()
 
 
 def conditions(runs: Iterable[tuple[RunDirectory, CommonConfig]]) -> dict[str, str]:
@@ -20,7 +29,7 @@ def conditions(runs: Iterable[tuple[RunDirectory, CommonConfig]]) -> dict[str, s
         for name, value in _settings(cfg):
             found.setdefault(name, {})[value] = None
         steps += [] if (step := run.best_step()) is None else [step]
-        days.add(datetime.fromtimestamp(run.config.stat().st_mtime).astimezone().date())
+        days.add(_day(run))
     shown = {name: "; ".join(values) for name, values in found.items()}
     if "tested" in shown and steps:
         shown["tested"] += f" (step {min(steps)}{f' to {max(steps)}' if len(set(steps)) > 1 else ''})"

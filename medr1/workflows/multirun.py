@@ -41,7 +41,7 @@ from medr1.workflows.sweep_runs import (
 )
 
 if TYPE_CHECKING:
-    from medr1.tracking.tracker import Tracker
+    from medr1.tracking.tracker import Status, Tracker
 
 # Overrides of these groups, like those of unhashed settings, do not enter the name of the sweep's directory.
 _UNNAMED_GROUPS = ("launcher", "hydra")
@@ -51,8 +51,12 @@ _open_trackers: list[Tracker] = []
 
 def interrupted() -> None:
     """Ends the sweep's MLflow run as KILLED. Repeating the sweep's command opens it again."""
+    _end_trackers("KILLED")
+
+
+def _end_trackers(status: Status) -> None:
     for tracker in _open_trackers:
-        tracker.end_run("KILLED")
+        tracker.end_run(status)
 
 
 class SweepCallback(Callback):
@@ -97,10 +101,14 @@ class SweepCallback(Callback):
         directory = SweepDirectory(Path(config.hydra.sweep.dir))
         manifest = directory.read()
         states = directory.states(manifest.wanted)
-        with errors_end_the_command():
-            from medr1.workflows.sweep_report import report_sweep
+        try:
+            with errors_end_the_command():
+                from medr1.workflows.sweep_report import report_sweep
 
-            report_sweep(directory.path)
+                report_sweep(directory.path)
+        except BaseException:
+            _end_trackers("FAILED")
+            raise
         missing = [name for name, state in states.items() if state != State.FINISHED]
         for name in missing:
             print(f"{states[name].value}: {directory.run(name).log}", file=sys.stderr)

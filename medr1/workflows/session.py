@@ -31,7 +31,7 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
 from medr1.runs.terminal import log_to
-from medr1.tracking.address import stored_run
+from medr1.tracking.address import absolute_uri, stored_run, without_password
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
@@ -315,6 +315,9 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
     if not cfg.tracking.enabled:
         return NullTracker()
     before = stored_run(run.path) if is_resumed else None
+    if before and before.uri != without_password(absolute_uri(cfg.tracking.uri)[0]):
+        log.info("the run was tracked in %s; from now on it is a new run in %s", before.uri, cfg.tracking.uri)
+        before = None
     sweep = sweep_of(run)
     parent = stored_run(sweep.path) if sweep else None
     return Tracker.start(
@@ -325,6 +328,7 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
         tags=_source_tags(run) | ({PARENT_TAG: parent.run_id} if parent else {}),
         run_id=before.run_id if before else None,
         resend_command=resume_command(cfg, run),
+        require_server=before is None,
     )
 
 

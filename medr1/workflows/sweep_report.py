@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -88,7 +89,7 @@ def report_sweep(place: Path) -> None:
     report = write_report(
         directory.report,
         title=manifest.title,
-        command=" ".join(["python train.py", *manifest.command]),
+        command=_command(manifest),
         tables=tables,
         verdict=verdict(tables),
         findings=sentences,
@@ -124,6 +125,13 @@ def report_sweep(place: Path) -> None:
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
     _track(directory, states, tables, console, choices, trials, manifest.select)
+
+
+def _command(manifest: Manifest) -> str:
+    """The command of the sweep as it can be typed, without the password of its tracking URI."""
+    words = (word.partition("=") for word in manifest.command)
+    shown = [f"{key}{sign}{without_password(value)}" for key, sign, value in words]
+    return shlex.join(["python", "train.py", "-m", *shown])
 
 
 def _read(run: RunDirectory, axes: Mapping[str, str], cfg: TrainConfig) -> SweepRun:

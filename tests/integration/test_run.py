@@ -260,3 +260,24 @@ def test_the_papers_recipe_counts_its_steps_by_epochs(tmp_path: Path) -> None:
     records = len(load_dataset(cfg.data, "us", "all").train)
     assert cfg.algorithm.name == "medr1_legacy" and records > 200
     assert cfg.trainer.max_steps == math.ceil(0.02 * records / 4)
+
+
+@pytest.mark.long
+def test_a_run_whose_database_is_gone_is_resumed_with_another(tmp_path: Path) -> None:
+    """The remedies that are printed work, whatever flags stand before them."""
+    small = ("debug=quick", "modality=ct", "trainer.max_steps=1", "evaluation.limit=1")
+    run_command("train.py", *small, f"output_dir={tmp_path / 'runs'}")
+    run = only_run(tmp_path / "runs")
+    (tmp_path / "runs" / "mlflow.db").unlink()
+    said = run_command("train.py", f"resume={run.path}", status=2)
+    assert "there is no" in said and "tracking.enabled=false" in said, said
+    assert "mode: think" in run_command("train.py", "--cfg", "job", f"resume={run.path}")
+    run_command("train.py", f"resume={run.path}", "tracking.enabled=false")
+    other = tmp_path / "other.db"
+    said = run_command("train.py", f"resume={run.path}", f"tracking.uri=sqlite:///{other}", status=2)
+    assert "tracking.uri= has no effect with tracking.enabled=false" in said, said
+    run_command("train.py", f"resume={run.path}", f"tracking.uri=sqlite:///{other}", "tracking.enabled=true")
+    stored = stored_run(run.path)
+    assert stored is not None and stored.uri == f"sqlite:///{other}"
+    found = MlflowClient(tracking_uri=stored.uri).get_run(stored.run_id)
+    assert found.info.status == "FINISHED" and "test_accuracy" in found.data.metrics

@@ -156,7 +156,9 @@ def test_a_server_killed_during_training_loses_nothing(server: Server, tmp_path:
     before = {path: path.stat().st_mtime_ns for path in (run.summary, run.finished, run.model)}
     said = run_command("train.py", f"resume={run.path}", status=2)
     assert "does not answer" in said and "Traceback" not in said
-    with pytest.raises(TrackingError, match=f"MLflow at {server.uri} does not answer .*refused.*tracking=none"):
+    with pytest.raises(
+        TrackingError, match=f"MLflow at {server.uri} does not answer .*refused.*tracking.enabled=false"
+    ):
         Tracker.start(server.uri, "tests", "another", tmp_path / "another")
     with pytest.raises(TrackingError, match="does not answer"):
         Tracker.start(server.uri, stored.experiment, "r", run.path, run_id=stored.run_id)

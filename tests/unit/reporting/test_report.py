@@ -23,6 +23,7 @@ from medr1.reporting.report import (
     SectionFigure,
     Span,
     Verdict,
+    slug,
     write_report,
 )
 from medr1.reporting.result_table import ResultTable
@@ -360,3 +361,11 @@ def test_two_figures_with_one_name_are_refused(tmp_path: Path) -> None:
     figures = [SectionFigure("twice", Figure(), ""), SectionFigure("twice", Figure(), "")]
     with pytest.raises(DataError, match="'twice'"):
         report(tmp_path, tables(), sections=[Section("S", figures=figures)])
+
+
+def test_the_name_of_a_long_path_fits_into_a_file_name() -> None:
+    """Two of them make the name of a figure: a sweep over models has their paths as rows."""
+    paths = [f"/home/somebody/{'projects/' * 15}models/step-{step}" for step in (500, 1000)]
+    names = [slug(path) for path in paths]
+    assert len(set(names)) == 2 and all(len(f"contrast-{name}-{name}.svg") < 255 for name in names)
+    assert slug("GRPO: No-Think") == "grpo-no-think"

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.enums import Precision
 from medr1.config.paths import CONF
-from medr1.config.settings import TrainConfig
+from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.errors import CheckpointError, ConfigError
@@ -118,6 +118,12 @@ def test_a_config_that_cannot_be_read_names_its_file(run: RunDirectory, change: 
     assert str(run.config) in str(error.value) and words in str(error.value)
 
 
+def test_the_directory_of_the_other_command_is_named(run: RunDirectory) -> None:
+    created(run)
+    with pytest.raises(ConfigError, match=r"is a directory of train\.py; use python train\.py"):
+        run.stored_config(EvaluateConfig)
+
+
 def test_a_directory_without_config_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no run directory: it has no config\.yaml"):
         RunDirectory(tmp_path).stored_config(TrainConfig)
@@ -158,7 +164,7 @@ def test_only_a_run_that_has_not_begun_is_discarded(run: RunDirectory) -> None:
     begun, other, with_log = run.claim_new(), run.claim_new(), run.claim_new()
     created(begun)
     (other.path / ".run.lock").touch()
-    (with_log.path / "vllm.log").write_text("what the error message refers to")
+    (with_log.path / "audit.json").write_text("the result of a command that failed while it logged to MLflow")
     for found in (begun, other, with_log):
         found.discard_unless_started()
     assert begun.config.is_file() and not other.path.exists() and with_log.path.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -166,6 +167,38 @@ def test_a_run_whose_process_was_killed_before_it_wrote_the_id_is_created_once(
         assert again.run_id == killed.run_id
     (tmp_path / "run" / RUN_FILE).unlink()
     assert start().run_id != killed.run_id, "a run that has ended is not continued"
+
+
+def test_a_directory_that_was_made_again_is_another_run(start: Callable[..., Tracker], tmp_path: Path) -> None:
+    """Its path is that of a run that was killed, as where another machine has a directory of the same path."""
+    killed = start()
+    shutil.rmtree(tmp_path / "run")
+    with start() as again:
+        assert again.run_id != killed.run_id
+
+
+def test_the_database_of_a_run_is_not_made_anew(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+    missing = tmp_path / "moved" / "mlflow.db"
+    with pytest.raises(ConfigError, match=rf"there is no {missing}.*tracking.uri=sqlite:////PATH, or tracking.enabled"):
+        Tracker.start(f"sqlite:///{missing}", "tests", "a run", tmp_path / "run", run_id="0" * 32)
+    assert not missing.parent.exists()
+
+
+@pytest.mark.parametrize(("where", "experiment"), [("foo://bar", "tests"), (None, "")])
+def test_what_mlflow_refuses_is_one_message(where: str | None, experiment: str, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"MLflow refuses tracking\.uri="):
+        Tracker.start(where or uri, experiment, "a run", tmp_path / "run")
+
+
+def test_a_model_is_registered_once_however_often_its_run_is_resumed(
+    start: Callable[..., Tracker], uri: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    with start() as tracker:
+        tracker.register_model("once", tmp_path / "model")
+    with start(run_id=tracker.run_id) as again:
+        again.register_model("once", tmp_path / "model")
+    assert len(client(uri).search_model_versions("name='once'")) == 1
 
 
 def test_url_of_a_run_that_has_ended(start: Callable[..., Tracker], tmp_path: Path) -> None:

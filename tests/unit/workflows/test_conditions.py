@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from medr1.atomic_write import write_json
+from medr1.atomic_write import read_json, write_json
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.conditions import conditions
 from tests.composing import composed
@@ -32,6 +32,13 @@ def test_training_data_and_the_tested_checkpoint_are_named(tmp_path: Path) -> No
     every = run(tmp_path / "b", *BEST, best=50)
     found = conditions([mri, every])
     assert found["trained on"] == "MRI, Disease; all records" and found["tested"].endswith("(step 50 to 100)")
+
+
+def test_the_date_is_that_of_the_start(tmp_path: Path) -> None:
+    """A resumed run writes its config again, and a copy has new times."""
+    directory, cfg = run(tmp_path / "a")
+    write_json(directory.environment, {**read_json(directory.environment), "started": "2026-01-02T23:59:00+01:00"})
+    assert conditions([(directory, cfg)])["date"] == "2026-01-02"
 
 
 def test_the_last_model_is_not_named_as_chosen(tmp_path: Path) -> None:
