@@ -51,7 +51,7 @@ class Manifest:
 
     ``select``: the validation metric by which the report chooses among settings, or "". ``searched``: the ranges that a
     search draws values from, by axis. ``planned``: the number of runs that the command comes to; those of a search are
-    chosen one after another.
+    chosen one after another. ``folder``: where the command was typed, from which relative paths lead.
     """
 
     title: str
@@ -63,6 +63,7 @@ class Manifest:
     select: str = ""
     searched: dict[str, str] = field(default_factory=dict)
     planned: int = 0
+    folder: str = ""
 
     @property
     def total(self) -> int:

@@ -62,6 +62,8 @@ def _end_trackers(status: Status) -> None:
 class SweepCallback(Callback):
     """Called by Hydra at the start and end of every command of train.py."""
 
+    _wanted: list[str] | None = None  # the runs of this command, unless it is a search, which finds them one by one
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints the plan of a single run, before Hydra creates a directory for the run."""
         if config.plan:
@@ -82,6 +84,7 @@ class SweepCallback(Callback):
         with errors_end_the_command():
             directory, search = create_sweep(config)
             _start_tracker(config, directory)
+        self._wanted = None if search else directory.read().wanted
         if _on_other_machines(config.hydra.launcher) and str(config.tracking.uri).startswith("sqlite:"):
             print(
                 "warning: several machines can damage a SQLite file on a network disk; use a server instead: "
@@ -100,7 +103,8 @@ class SweepCallback(Callback):
         """Writes the report of the finished runs. Exits with status 1 if a run is not finished."""
         directory = SweepDirectory(Path(config.hydra.sweep.dir))
         manifest = directory.read()
-        states = directory.states(manifest.wanted)
+        # Another command may have begun in the same directory, which also becomes its latest one.
+        states = directory.states(self._wanted or manifest.wanted)
         try:
             with errors_end_the_command():
                 from medr1.workflows.sweep_report import report_sweep
@@ -114,9 +118,9 @@ class SweepCallback(Callback):
             print(f"{states[name].value}: {directory.run(name).log}", file=sys.stderr)
         if missing:
             print(f"{len(missing)} of {len(states)} runs are not finished; repeat the command", file=sys.stderr)
-        if len(states) < manifest.total:
+        if self._wanted is None and len(states) < manifest.total:
             print(f"the search has ended after {len(states)} of {manifest.total} runs", file=sys.stderr)
-        if missing or len(states) < manifest.total:
+        if missing or (self._wanted is None and len(states) < manifest.total):
             sys.exit(1)
 
 
@@ -208,7 +212,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     by_name = {job.name: job for job in jobs}
     _check_earlier_runs(directory, jobs, {job.name: run.settings for run, job in zip(runs, jobs, strict=True)})
     command, select = list(config.hydra.overrides.task), config.sweep.select or ""
-    manifest = Manifest(title, rows, columns, command, list(by_name), by_name, select)
+    manifest = Manifest(title, rows, columns, command, list(by_name), by_name, select, folder=os.getcwd())
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(directory.path)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory.path)}")

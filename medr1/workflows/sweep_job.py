@@ -67,6 +67,8 @@ def run_job(cfg: DictConfig) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=run_environment(settings.launcher),
+            # The workers of some launchers start in a folder of their own.
+            cwd=manifest.folder if manifest.folder and Path(manifest.folder).is_dir() else None,
         )
         try:
             status = process.wait()

@@ -42,7 +42,7 @@ def test_completions_of_two_samplings_are_put_together_by_prompt() -> None:
     assert found.logprobs.tolist()[2] == [-20.0, -21.0, 0.0] and found.mask.dtype == torch.bool
 
 
-def test_reward_metrics_are_those_of_trl() -> None:
+def test_the_deviation_of_rewards_is_the_mean_over_groups() -> None:
     rewards = torch.tensor([[1.0, 0.0, 2.0, 2.0], [1.0, 0.0, 1.0, 1.0]])
     metrics = {name: value.item() for name, value in _reward_metrics(rewards, ["accuracy"], 2).items()}
     assert metrics == pytest.approx(
