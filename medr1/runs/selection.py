@@ -55,10 +55,10 @@ def choose(axes: Mapping[str, Mapping[str, str]], values: Mapping[str, float], r
     choices = []
     for cell, found in cells.items():
         seeds = {own: {axes[run].get("seed") for run in runs} for own, runs in found.items()}
-        most = max(seeds.values(), key=len)
+        largest = max(seeds.values(), key=len)
         options = {own: Option(dict(own), runs, fmean(values[run] for run in runs)) for own, runs in found.items()}
-        compared = [option for own, option in options.items() if seeds[own] == most]
-        incomplete = [option for own, option in options.items() if seeds[own] != most]
+        compared = [option for own, option in options.items() if seeds[own] == largest]
+        incomplete = [option for own, option in options.items() if seeds[own] != largest]
         best = max(compared, key=lambda option: sign * option.value)
         choices.append(Choice(dict(cell), compared, best, incomplete))
     return choices

@@ -106,7 +106,7 @@ class WholeCheckpoint(ModelCheckpoint):
             self.best.remove_superseded(trainer)
 
 
-def _remove_others(trainer: pl.Trainer, directory: Path, kept: Path) -> None:
+def _remove_others(trainer: pl.Trainer, directory: Path, keep: Path) -> None:
     for path in directory.glob("step=*.ckpt"):
-        if path.name != kept.name:
+        if path.name != keep.name:
             trainer.strategy.remove_checkpoint(path)
