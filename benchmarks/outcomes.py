@@ -161,38 +161,31 @@ class Square:
     sweep: Sweep
     axis: str
 
-    @property
-    def rows(self) -> list[str]:
-        return in_order(self.sweep.values(self.axis))
-
     def runs(self, row: str, method: str) -> list[PublishedRun]:
         return self.sweep.seeds(**{self.axis: row, "algorithm": method})
 
     def accuracy(self, method: str) -> Scores:
-        columns = self.sweep.columns(self.axis)
-        return self._mean(lambda row: self.sweep.accuracy(self.runs(row, method), columns=columns))
+        return self._mean(lambda row, columns: self.sweep.accuracy(self.runs(row, method), columns=columns))
 
     def difference(self, *, draw_seeds: bool = True) -> Scores:
         """GRPO - SFT."""
-        columns = self.sweep.columns(self.axis)
-
-        def of_row(row: str) -> Scores:
-            sft, grpo = self.runs(row, "sft"), self.runs(row, "grpo")
-            return self.sweep.difference(sft, grpo, columns=columns, draw_seeds=draw_seeds)
-
-        return self._mean(of_row)
+        return self._mean(
+            lambda row, columns: self.sweep.difference(
+                self.runs(row, "sft"), self.runs(row, "grpo"), columns=columns, draw_seeds=draw_seeds
+            )
+        )
 
     def gain(self, *, draw_seeds: bool = True) -> Scores:
         """GRPO - the base, read leniently."""
-        columns = self.sweep.columns(self.axis)
-        return self._mean(lambda row: self.sweep.gain(self.runs(row, "grpo"), columns, draw_seeds=draw_seeds))
+        return self._mean(lambda row, columns: self.sweep.gain(self.runs(row, "grpo"), columns, draw_seeds=draw_seeds))
 
-    def _mean(self, of_row: Callable[[str], Scores]) -> Scores:
-        """The mean over the rows at home and away, from the scores of each row by value of the axis."""
+    def _mean(self, of_row: Callable[[str, IntArray], Scores]) -> Scores:
+        """The mean over the rows at home and away, from the scores of each row by the values of the axis."""
         values = in_order(getattr(record, self.axis) for record in self.sweep.records)
+        columns = self.sweep.columns(self.axis)
         value, resampled = [], []
-        for row in self.rows:
-            home, scores = values.index(row), of_row(row)
+        for row in self.sweep.values(self.axis):
+            home, scores = values.index(row), of_row(row, columns)
             others = [column for column in range(len(values)) if column != home]
             value.append([scores.value[home], scores.value[others].mean()])
             resampled.append([scores.resampled[home], scores.resampled[others].mean(axis=0)])

@@ -32,6 +32,10 @@ class Map:
             raise SystemExit(f"{self.axis}={value} does not end with a number, by which a map is drawn; rename it")
         return float(found[0])
 
+    def values(self, sweep: Sweep) -> list[str]:
+        """The values of the axis in a sweep, rising."""
+        return sorted(sweep.values(self.axis), key=self.number)
+
     def label(self, value: str) -> str:
         return f"{self.unit} {self.number(value):g}".strip()
 
@@ -45,7 +49,7 @@ MAPS = {
 
 def map_figure(sweep: Sweep, of: Map) -> Figure:
     """Two panels, home and away: accuracy of GRPO, SFT and the base, read leniently, over the axis."""
-    values = sorted(sweep.values(of.axis), key=of.number)
+    values = of.values(sweep)
     numbers, methods = [of.number(value) for value in values], ("grpo", "sft")
     colours = draw.method_colours(methods)
     runs = {method: [sweep.seeds(**{of.axis: value, "algorithm": method}) for value in values] for method in methods}

@@ -68,7 +68,7 @@ def map_part(sweep: Sweep, of: Map) -> str:
     """GRPO against SFT at home and away, as a function of the values of an axis."""
     rows = [f"| {of.title} | GRPO | SFT | GRPO - SFT | GRPO, others | SFT, others | GRPO - SFT, others |"]
     rows.append("|---|---|---|---|---|---|---|")
-    values = sorted(sweep.values(of.axis), key=of.number)
+    values = of.values(sweep)
     bases = [_base(sweep, sweep.seeds(**{of.axis: value})) for value in values]
     is_one_base = len(set(bases)) == 1
     differences = []

@@ -180,7 +180,7 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
         if cfg.export is None and not cfg.merge:
             raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         if cfg.sweep is not None:
-            refuse_others(typed, ("sweep", "plugins"), "sweep= makes the report from the finished runs as they are")
+            refuse_others(typed, ("sweep",), "sweep= makes the report from the finished runs as they are")
             from medr1.workflows.sweep_report import report_sweep
 
             report_sweep(Path(cfg.sweep))
@@ -190,7 +190,7 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             is_data = cfg.audit == DATA
             refuse_others(
                 typed,
-                ("audit", "output_dir", "tracking", "plugins", *(("data", "data@data") if is_data else ())),
+                ("audit", "output_dir", "tracking", *(("data", "data@data") if is_data else ())),
                 "audit=data audits data= as it is" if is_data else "audit=DIR reads question files as they are",
             )
             settings = components.checked(cfg, EvaluateConfig)
@@ -198,14 +198,12 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             components.check_typed([settings], [name for name in names if is_below(name, components.DIFFICULTY)])
             (audit_records if is_data else audit_files)(settings, run_directory())
         elif cfg.compare is not None:
-            refuse_others(
-                typed, ("compare", "output_dir", "tracking", "plugins"), "compare= reads finished runs as they are"
-            )
+            refuse_others(typed, ("compare", "output_dir", "tracking"), "compare= reads finished runs as they are")
             from medr1.workflows.compare_runs import compare_runs
 
             compare_runs(components.checked(cfg, EvaluateConfig), run_directory())
         elif cfg.export is not None:
-            allowed = ("run", "export", "merge", "checkpoint", "model.path", "plugins")
+            allowed = ("run", "export", "merge", "checkpoint", "model.path")
             refuse_others(typed, allowed, "export= writes the model of a run as it is")
             from medr1.workflows.export import export_run
 
@@ -231,9 +229,13 @@ def _settings(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     if cfg.resume is not None:
         return _resumed(cfg, schema, typed)
     settings = components.checked(cfg, schema)
+    _check_typed(settings, typed)
+    return settings
+
+
+def _check_typed(settings: CommonConfig, typed: Sequence[Override]) -> None:
     if sweep_of(RunDirectory(run_directory())) is None:  # what one run of a sweep does not read, another may need
         components.check_typed([settings], [o.get_key_element() for o in typed])
-    return settings
 
 
 def _only_pending_calls() -> bool:
@@ -276,8 +278,7 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     named = [override.get_key_element() for override in typed]
     reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)
     components.check_components(settings)
-    if sweep_of(RunDirectory(run_directory())) is None:  # see _settings
-        components.check_typed([settings], [o.get_key_element() for o in changes if o.get_key_element() != "resume"])
+    _check_typed(settings, changes)
     return settings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -110,12 +110,12 @@ def _quoted(key: str, value: str) -> str:
     return shlex.quote(f"{key}={quote}{inner}{quote}")
 
 
-def refuse_others(typed: Sequence[Override], allowed: Container[str], command: str) -> None:
-    """Refuses every override but those of ``allowed`` and of settings below them.
+def refuse_others(typed: Sequence[Override], allowed: Iterable[str], command: str) -> None:
+    """Refuses every override but those of ``allowed`` and of settings below them, and ``plugins``, already imported.
 
     Raises:
         ConfigError: gives ``command``, a sentence that says why, and the refused overrides.
     """
-    others = [str(o.input_line) for o in typed if not is_below(o.get_key_element(), allowed)]
+    others = [str(o.input_line) for o in typed if not is_below(o.get_key_element(), (*allowed, "plugins"))]
     if others:
         raise ConfigError(f"{command}; leave out {', '.join(others)}")

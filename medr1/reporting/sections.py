@@ -51,13 +51,11 @@ def selection_section(choices: Sequence[Choice], metric: str) -> Section:
         cell = ", ".join(f"{axis_label(axis)} {label(value)}" for axis, value in choice.cell.items()) or "all"
         chosen = ", ".join(f"{axis}={value}" for axis, value in choice.chosen.settings.items())
         sentences.append(f"{cell}: {chosen} ({metric} {choice.chosen.value:.3f}).")
-        for option in choice.options:
+        marked = [(option, "chosen" if option is choice.chosen else "") for option in choice.options]
+        marked += [(option, "not compared: seeds missing") for option in choice.incomplete]
+        for option, mark in marked:
             settings = ", ".join(f"{axis}={value}" for axis, value in option.settings.items())
-            mark = "chosen" if option is choice.chosen else ""
             rows.append((cell, settings, f"{option.value:.3f}", str(len(option.runs)), mark))
-        for option in choice.incomplete:
-            settings = ", ".join(f"{axis}={value}" for axis, value in option.settings.items())
-            rows.append((cell, settings, f"{option.value:.3f}", str(len(option.runs)), "not compared: seeds missing"))
     table = ResultTable(("", "settings", metric, "runs", ""), tuple(rows), ())
     return Section("Chosen settings", sentences, tables=[(f"All settings, by {metric}", table)])
 

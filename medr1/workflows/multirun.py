@@ -210,7 +210,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
         _check_select(str(config.sweep.select), runs, jobs, rows)
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
     by_name = {job.name: job for job in jobs}
-    _check_earlier_runs(directory, jobs, {job.name: run.settings for run, job in zip(runs, jobs, strict=True)})
+    _check_earlier_runs(directory, jobs, last)
     command, select = list(config.hydra.overrides.task), config.sweep.select or ""
     manifest = Manifest(title, rows, columns, command, list(by_name), by_name, select, folder=os.getcwd())
     with read_write(config), open_dict(config):
@@ -225,7 +225,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     return directory, None
 
 
-def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], settings: Mapping[str, TrainConfig]) -> None:
+def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Mapping[str, ComposedRun]) -> None:
     """Checks that runs of earlier commands in the directory of a sweep can stand in one table with those of this one.
 
     Raises:
@@ -242,7 +242,7 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], settings
             )
     now: dict[str, str | None] = {}
     for job in jobs:
-        environment, model = directory.run(job.name).environment, settings[job.name].model
+        environment, model = directory.run(job.name).environment, runs[job.name].settings.model
         if job.continues or not environment.is_file() or not MODEL_KINDS[model.kind].is_trainable:
             continue
         before = read_json(environment).get("model_fingerprint")
