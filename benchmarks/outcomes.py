@@ -131,7 +131,7 @@ def at_plateau(run: PublishedRun) -> bool:
 
     The validation before the first step does not count.
     """
-    values = [value for step, value in run.curves["validation/accuracy"] if step > 0]
+    values = [value for step, value in run.curves.get("validation/accuracy", ()) if step > 0]
     third = len(values) // 3
     rise = float(np.mean(values[-third:]) - np.mean(values[-2 * third : -third])) if third >= 2 else math.inf
     return round(rise, 9) <= PLATEAU

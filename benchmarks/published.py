@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 import medr1.workflows.components  # noqa: F401  registers the settings of all groups, which stored runs have
 from medr1.atomic_write import atomic_write, read_json
+from medr1.config.naming import is_below
+from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.phantoms.records import World, fingerprinted, make_records
@@ -29,6 +29,7 @@ from medr1.evaluation.predictions import Condition, Prediction, prediction, read
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import State, SweepDirectory
 from medr1.tracking.metrics_file import MetricsFile
+from medr1.workflows.sweep_report import typed_command
 
 FOLDER = Path(__file__).parent / "published"
 _SIDE = 84  # pixels of the drawings in the digest
@@ -130,7 +131,9 @@ def store(name: str, places: Sequence[Path]) -> Path:
         for run_name, run in finished_runs(directory).items()
     ]
     configurations = [run.stored_config(TrainConfig) for _, _, run, _ in sources]
-    typed = {word.partition("=")[0] for manifest in manifests for word in manifest.command}
+    unhashed = {key for cfg in configurations for key in marked_keys(cfg, "is_hashed", False)}
+    words = {word.partition("=")[0] for manifest in manifests for word in manifest.command}
+    typed = {key for key in words if not is_below(key, unhashed)}
     fixed = [key for key in sorted(typed) if "." in key and len({_configured(cfg, key) for cfg in configurations}) > 1]
     all_axes = dict.fromkeys([*(axis for *_, axes in sources for axis in axes), *fixed])
     runs, worlds, commits = dict[str, PublishedRun](), set(), set()
@@ -139,7 +142,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
         name_here = f"{directory.path.name}/{run_name}" if run_name in runs else run_name
         if not isinstance(cfg.data, PhantomsConfig):
             raise SystemExit(f"{directory.path}: {run_name} is on data={cfg.data.name}; only phantoms are drawn again")
-        world = (cfg.data.seed, cfg.data.test_images_per_modality, _version(run))
+        world = (cfg.data.seed, cfg.data.test_images_per_modality, cfg.data.question_version)
         worlds.add(world)
         records = _records(*world)
         curves = MetricsFile(run.metrics).read()
@@ -177,7 +180,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
     ((seed, images, version),), ((rows, columns),) = worlds, layouts
     sweep = PublishedSweep(
         name=name,
-        commands=[" ".join(["python train.py", *manifest.command]) for manifest in manifests],
+        commands=[typed_command(manifest) for manifest in manifests],
         rows=rows,
         columns=columns,
         seed=seed,
@@ -213,11 +216,6 @@ def _texts(file: Path, records: Sequence[Record]) -> list[str]:
     if text.keys() != {record.id for record in records}:
         raise SystemExit(f"{file}: {len(text)} predictions for {len(records)} test records; leave out evaluation.limit")
     return [text[record.id] for record in records]
-
-
-def _version(run: RunDirectory) -> int:
-    """The ``data.question_version`` of a run. Runs that do not name it are older than the setting."""
-    return int(OmegaConf.select(OmegaConf.load(run.config), "data.question_version") or 1)
 
 
 @cache

@@ -241,7 +241,16 @@ def parts(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> dict[str
         texts[marker] = NO_RUNS
         if name in sweeps:
             texts[marker] = part(sweeps[name]) + (f"\n\n{ONE_SEED}" if sweeps[name].seed_count == 1 else "")
+            if marker == name:
+                texts[marker] += f"\n\n{commands_text(sweeps[name].published)}"
     return texts
+
+
+def commands_text(sweep: PublishedSweep) -> str:
+    """The commands that make the runs again, and the commit that has made them."""
+    version = "" if sweep.version == LATEST_VERSION else f" data.question_version={sweep.version}"
+    commands = "\n".join(f"{command}{version}" for command in sweep.commands)
+    return f"Made at commit {', '.join(commit[:7] for commit in sweep.commits)}:\n\n```bash\n{commands}\n```"
 
 
 def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> str:

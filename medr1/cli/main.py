@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medr1.cli.overrides import expand_sets, read_overrides, refuse_others
-from medr1.cli.process import prepare_process
+from medr1.cli.process import leave_group, prepare_process
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF
 from medr1.config.processes import check_processes
@@ -116,8 +116,9 @@ def entry_point(command: str) -> None:
 
     try:
         _run(job, command)
-    except BaseException:
+    except BaseException as error:
         discard_unstarted()
+        leave_group(error)
         raise
 
 
@@ -162,7 +163,7 @@ def _train(cfg: DictConfig, typed: Sequence[Override]) -> None:
         if launcher := HydraConfig.get().runtime.choices.get("launcher"):
             raise ConfigError(f"launcher={launcher} starts the runs of a sweep; add -m, or leave it out for one run")
         settings = _settings(cfg, TrainConfig, typed)
-        if cfg.resume is not None and _only_pending_calls():
+        if cfg.resume is not None and _only_pending_calls(settings):
             return
         components.check_environment(settings, os.environ)
         components.check_available(settings)
@@ -180,10 +181,12 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
         if cfg.export is None and not cfg.merge:
             raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         if cfg.sweep is not None:
-            refuse_others(typed, ("sweep",), "sweep= makes the report from the finished runs as they are")
+            refuse_others(typed, ("sweep", "tracking"), "sweep= makes the report from the finished runs as they are")
             from medr1.workflows.sweep_report import report_sweep
 
-            report_sweep(Path(cfg.sweep))
+            has_moved = any(override.get_key_element() == "tracking.uri" for override in typed)
+            uri = str(cfg.tracking.uri) if has_moved else None
+            report_sweep(Path(cfg.sweep), uri, tracks=bool(cfg.tracking.enabled))
         elif cfg.audit is not None:
             from medr1.workflows.audit import DATA, audit_files, audit_records
 
@@ -212,7 +215,7 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
             export_run(run, target, cfg.merge, base, cfg.checkpoint)
         else:
             settings = _settings(cfg, EvaluateConfig, typed)
-            if cfg.resume is not None and _only_pending_calls():
+            if cfg.resume is not None and _only_pending_calls(settings):
                 return
             components.check_available(settings)
             from medr1.workflows.evaluate import evaluate
@@ -238,14 +241,14 @@ def _check_typed(settings: CommonConfig, typed: Sequence[Override]) -> None:
         components.check_typed([settings], [o.get_key_element() for o in typed])
 
 
-def _only_pending_calls() -> bool:
+def _only_pending_calls(settings: CommonConfig) -> bool:
     """If the run is finished, sends its queued MLflow calls. Returns whether there were any."""
     run = RunDirectory(run_directory())
-    if not run.finished.is_file():
+    if not run.finished.is_file() or not settings.tracking.enabled:
         return False
     from medr1.workflows.session import send_pending
 
-    return send_pending(run)
+    return send_pending(run, settings.tracking.uri)
 
 
 def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.config.paths import PACKAGE
+from medr1.config.settings import BEFORE
 
 # Environment variables in which launchers give a process its rank; Lightning reads the same ones.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")
@@ -73,14 +74,21 @@ def job_name(cfg: DictConfig) -> str:
 
 
 def _hashed(cfg: DictConfig) -> dict[str, Any]:
-    """The values of a config that a run's numbers depend on: all but those marked ``is_hashed=False``."""
+    """The values of a config that a run's numbers depend on.
+
+    Those marked ``is_hashed=False`` are left out, and so is a setting that was added later while the run does what it
+    did without it.
+    """
     schema = OmegaConf.get_type(cfg)
-    unhashed = {i.name for i in fields(schema) if i.metadata.get("is_hashed") is False} if is_dataclass(schema) else ()
+    metadata = {item.name: item.metadata for item in fields(schema)} if is_dataclass(schema) else {}
     found: dict[str, Any] = {}
     for key in map(str, cfg):
-        if key == "hydra" or key in unhashed:
+        marks: Mapping[str, Any] = metadata.get(key, {})
+        if key == "hydra" or marks.get("is_hashed") is False:
             continue
         value = None if OmegaConf.is_missing(cfg, key) else cfg[key]
+        if BEFORE in marks and value == marks[BEFORE]:
+            continue
         if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
             value = _hashed(value)
         elif OmegaConf.is_config(value):

@@ -13,6 +13,7 @@ from medr1.config import resolvers
 from medr1.config.paths import SWEEPS
 from medr1.config.registry import Registry
 from medr1.config.settings import (
+    BEFORE,
     EvaluateConfig,
     ModalityConfig,
     QuestionTypeConfig,
@@ -73,6 +74,15 @@ def marked_keys(settings: Any, mark: str, value: bool = True, prefix: str = "") 
             yield f"{prefix}{item.name}"
         elif is_dataclass(nested := getattr(settings, item.name)):
             yield from marked_keys(nested, mark, value, f"{prefix}{item.name}.")
+
+
+def values_before(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of settings that were added to their group, each with the value that stands for its absence."""
+    for item in fields(settings):
+        if BEFORE in item.metadata:
+            yield f"{prefix}{item.name}", item.metadata[BEFORE]
+        elif is_dataclass(nested := getattr(settings, item.name)):
+            yield from values_before(nested, f"{prefix}{item.name}.")
 
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:

@@ -33,7 +33,18 @@ from medr1.config.enums import (
 UNHASHED = {"is_hashed": False}
 MOVABLE = {"may_change": True}  # where something lies; that it has the same content is checked by its fingerprint
 NEUTRAL = {**UNHASHED, **MOVABLE}  # cannot change an answer
+BEFORE = "before"  # see ``added``
 SAME_RECORDS = {"same_records": True}  # a setting of the data that leaves the validation and the test records the same
+
+
+def added(before: Any) -> dict[str, Any]:
+    """Metadata of a setting that was added to a group: the value with which a run does what it did without it.
+
+    Configs that were stored before it are read with this value, and it does not enter the hash that names a run, so
+    that repeating the command of an older sweep finds its runs.
+    """
+    return {BEFORE: before}
+
 
 # By which a checkpoint can be chosen. Those of the second line need evaluation.blank_image.
 VALIDATION_METRICS = ("validation/accuracy", "validation/format_rate", "validation/completion_length")
@@ -502,7 +513,7 @@ class TrainerConfig:
     models that fit. false: one group of weights at a time.
 
     TRL: ds3_gather_for_generation. verl: -."""
-    optimizer_offload: bool = False
+    optimizer_offload: bool = field(default=False, metadata=added(False))
     """Keep the state of AdamW, 12 bytes per trained weight, in host memory and update the weights there: for full
     fine-tuning on one GPU that has too little memory. A step takes longer.
 

@@ -12,10 +12,12 @@ from yaml import YAMLError
 
 from medr1.config.registry import Registry
 from medr1.config.renamed import renamed_keys
+from medr1.config.schema import values_before
 from medr1.config.settings import CommonConfig
 from medr1.errors import ConfigError
 
 T = TypeVar("T", bound=CommonConfig)
+_ABSENT = object()
 
 
 def read_config(file: Path, schema: type[T]) -> T:
@@ -33,20 +35,24 @@ def read_config(file: Path, schema: type[T]) -> T:
         names = {item.name for item in fields(schema)}
         own, other = ("algorithm", "checkpoint") if "algorithm" in names else ("checkpoint", "algorithm")
         if other in stored and own not in stored:
-            command = "train" if other == "algorithm" else "evaluate"
-            raise ConfigError(f"{file.parent} is a directory of {command}.py; use python {command}.py")
+            what, command = ("a training", "train") if other == "algorithm" else ("an evaluation", "evaluate")
+            raise ConfigError(f"{file.parent} holds {what}, to be continued with python {command}.py resume=")
         if unknown := sorted(map(str, stored.keys() - names)):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         groups = {group: registry for group, registry in Registry.by_group.items() if group in names}
         if without := sorted(group for group in groups if not OmegaConf.select(stored, f"{group}.kind")):
             raise ValueError(f"{', '.join(f'{group}.kind' for group in without)} missing")
         chosen = {group: registry[stored[group].kind].settings() for group, registry in groups.items()}
-        typed = OmegaConf.merge(OmegaConf.structured(schema(**chosen)), stored)
+        settings = schema(**chosen)
+        for key, value in values_before(settings):
+            if OmegaConf.select(stored, key, default=_ABSENT) is _ABSENT:
+                OmegaConf.update(stored, key, value)
+        typed = OmegaConf.merge(OmegaConf.structured(settings), stored)
         if missing := sorted(OmegaConf.missing_keys(typed)):
             raise ValueError(f"{', '.join(missing)} missing")
-        settings = OmegaConf.to_object(typed)
+        found = OmegaConf.to_object(typed)
     except (YAMLError, OSError, OmegaConfBaseException, ValueError) as error:
         why = str(error).splitlines()[0]
         raise ConfigError(f"{file} is damaged, or was written by another version of medr1: {why}") from error
-    assert isinstance(settings, schema)
-    return settings
+    assert isinstance(found, schema)
+    return found

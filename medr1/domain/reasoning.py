@@ -65,14 +65,20 @@ _ABBREVIATION = re.compile(r"\b(?:e\. ?g|i\. ?e|c\. ?f)\b")
 # A longer block is not the text of an option.
 _MAX_OPTION_LENGTH = 2000
 
-# In text outside blocks: a capital letter that stands alone, but neither the article "A" nor the pronoun "I" before a
-# lower-case word.
-_LETTER = r"(?<![A-Za-z])(?![AI]\s+(?!(?:and|but|is|nor|or|to)\b)[a-z])([A-J])(?![A-Za-z])"
-_LONE_LETTER = re.compile(_LETTER)
-# What a text says of its answer, as in "the answer is (B)", is worth more than letters that it mentions besides.
-_STATED = re.compile(
-    rf"(?i:\b(?:answer|(?:correct|right|best) (?:option|choice))[\s:*(]+(?:(?:is|would be|must be)[\s:*(]+)?){_LETTER}"
+# A capital letter that stands alone, but neither the article "A" nor the pronoun "I" before a lower-case word.
+_LETTER = (
+    r"(?<![A-Za-z])(?!A\s+(?!(?:and|as|because|but|due|for|is|nor|or|since|to|was|which|with)\b)[a-z])"
+    r"(?!I\s+(?!(?:because|is|nor|or|since)\b)[a-z])([A-J])(?![A-Za-z])"
 )
+_LONE_LETTER = re.compile(_LETTER)
+# Outside blocks no letter counts before other lower-case words either: it may be part of a name, as in "B cells".
+_LONE_IN_TEXT = re.compile(rf"{_LETTER}(?!\s+(?!(?:and|because|but|is|nor|or|since|to|was)\b)[a-z])")
+# What a text says of its answer, as in "the answer is (B)", is worth more than letters that it mentions besides.
+_ANSWER_IS = (
+    r"(?:answer|(?:correct|right|best) (?:option|choice))"
+    r"(?:(?:\s+[\w']+){0,6}?\s+(?:is|would be|must be)\b|\W{0,3}[:*(])|it(?: i|')s|choose|pick|select"
+)
+_STATED = re.compile(rf"(?i:\b(?:{_ANSWER_IS})(?:\s+(?:option|choice|answer))?[\s:*(]*){_LETTER}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +213,15 @@ def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
             return letter
         if _CHOICE.fullmatch(block) or len(_named(block) & texts.keys()) > 1:
             return None  # of no option, or of several
-        if letter := _last_lone_letter(block, texts):
+        if letter := _last_letter(block, texts, _LONE_LETTER):
             return letter
     without_rationale = _ANY_TAG.sub("", _THINK_BLOCK.sub("", text))
-    return _option_with_text(without_rationale, texts) or _last_lone_letter(text, texts)
+    return _option_with_text(without_rationale, texts) or _last_letter(text, texts, _LONE_IN_TEXT)
 
 
-def _last_lone_letter(text: str, texts: Mapping[str, str]) -> str | None:
-    """The last letter that the text says to be the answer, else the last one that stands alone."""
-    found = (letter for pattern in (_STATED, _LONE_LETTER) for letter in reversed(pattern.findall(text)))
+def _last_letter(text: str, texts: Mapping[str, str], lone: re.Pattern[str]) -> str | None:
+    """The last letter that the text says to be the answer, else the last one that matches ``lone``."""
+    found = (letter for pattern in (_STATED, lone) for letter in reversed(pattern.findall(text)))
     return next((letter for letter in found if letter in texts), None)
 
 

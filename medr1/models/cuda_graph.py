@@ -66,6 +66,13 @@ def _shared(device: int) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
     return stream, keeper
 
 
+def free_shared_memory() -> None:
+    """Frees the memory of recorded graphs that no longer exist. The next recording allocates it anew."""
+    if _shared.cache_info().currsize:
+        _shared.cache_clear()
+        torch.cuda.empty_cache()
+
+
 def _capture(
     stream: torch.cuda.Stream, pool: Any, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:

@@ -131,19 +131,21 @@ def shared_prefix_attention(
 
     key, value [R, K, T, D]: those of the completion so far. is_future [T]: True at tokens that are not decoded yet.
 
-    One softmax over both, which equals attention over their concatenation. Returns [R, 1, heads, D], as transformers'
-    ``AttentionInterface`` requires.
+    One softmax over both, which equals attention over their concatenation. Scores are computed in float32, as in the
+    kernels of training: biases of Qwen2's queries and keys make them so large that bfloat16 would change the weights.
+    Returns [R, 1, heads, D], as transformers' ``AttentionInterface`` requires.
     """
     rows, heads, _, size = query.shape
     prefix_keys, prefix_values = shared.prefix.layers[module.layer_idx]  # type: ignore[index]
-    query = query.view(rows, key.shape[1], -1, size) * scaling  # the queries that share a key head are adjacent
-    prompt_scores = shared.group(query) @ prefix_keys.transpose(-1, -2)
+    # The queries that share a key head are adjacent.
+    query = query.view(rows, key.shape[1], -1, size).float() * scaling
+    prompt_scores = shared.group(query) @ prefix_keys.float().transpose(-1, -2)
     prompt_scores = shared.ungroup(prompt_scores.masked_fill(shared.is_padding, float("-inf")))
-    own_scores = query @ key.transpose(-1, -2)
+    own_scores = query @ key.float().transpose(-1, -2)
     if is_future is not None:
         own_scores = own_scores.masked_fill(is_future, float("-inf"))
     weights = torch.cat([prompt_scores, own_scores], dim=-1)
-    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = weights.softmax(-1).to(value.dtype)
     prompt_weights, own_weights = torch.split(weights, [prefix_keys.shape[2], key.shape[2]], dim=-1)
     out = shared.ungroup(shared.group(prompt_weights) @ prefix_values) + own_weights @ value
     return out.reshape(rows, 1, heads, size), None

@@ -50,7 +50,9 @@ def selection_section(choices: Sequence[Choice], metric: str) -> Section:
     for choice in choices:
         cell = ", ".join(f"{axis_label(axis)} {label(value)}" for axis, value in choice.cell.items()) or "all"
         chosen = ", ".join(f"{axis}={value}" for axis, value in choice.chosen.settings.items())
-        sentences.append(f"{cell}: {chosen} ({metric} {choice.chosen.value:.3f}).")
+        missing = len(choice.incomplete)
+        others = f" {missing} settings were not compared, because seeds are missing." if missing else ""
+        sentences.append(f"{cell}: {chosen} ({metric} {choice.chosen.value:.3f}).{others}")
         marked = [(option, "chosen" if option is choice.chosen else "") for option in choice.options]
         marked += [(option, "not compared: seeds missing") for option in choice.incomplete]
         for option, mark in marked:

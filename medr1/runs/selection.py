@@ -24,7 +24,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The options for one cell: one value of the rows, one algorithm. ``chosen`` is the best one.
+    """The options for one cell: one value of the rows, one algorithm. ``chosen`` is the best of ``options``.
 
     ``incomplete``: options that were not compared, because a run of another option's seed is missing.
     """

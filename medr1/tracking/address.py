@@ -26,6 +26,10 @@ class StoredRun:
     def write(self, run_dir: Path) -> None:
         write_json(run_dir / RUN_FILE, asdict(self))
 
+    def is_in(self, uri: str) -> bool:
+        """Whether ``uri``, with or without its password, is the database or server of the run."""
+        return self.uri.rstrip("/") == without_password(absolute_uri(uri)[0]).rstrip("/")
+
     @property
     def url(self) -> str:
         """The run's page on its server, or where ``mlflow ui`` shows a database by default."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from medr1.atomic_write import atomic_write, drop_torn_line, remove
 from medr1.errors import TrackingError
-from medr1.tracking.address import StoredRun, without_password
+from medr1.tracking.address import StoredRun, absolute_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -240,12 +240,12 @@ def replay_pending_calls(uri: str, run: StoredRun, run_dir: Path) -> int:
     """Sends the queued calls of a run that has ended, with MLflow's own timeouts. Returns their number.
 
     Raises:
-        TrackingError: the server does not answer, or rejects a call.
+        TrackingError: the server does not answer, does not have the run, or rejects a call.
     """
     configure_mlflow(short_timeouts=False)
     from mlflow.tracking import MlflowClient
 
-    client, server = MlflowClient(tracking_uri=uri), without_password(uri)
+    client, server = MlflowClient(tracking_uri=absolute_uri(uri)[0]), without_password(uri)
     queue = OfflineQueue(client, run.run_id, run_dir, server)
     count = queue.num_pending
     try:
@@ -253,6 +253,11 @@ def replay_pending_calls(uri: str, run: StoredRun, run_dir: Path) -> int:
             client.get_run(run.run_id)
         queue.replay()
     except Exception as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            raise TrackingError(
+                f"{server} has no run {run.run_id}, for which {queue.num_pending} calls are queued: give the server "
+                f"that has it with tracking.uri=, or remove {run_dir / FOLDER} to drop the calls"
+            ) from error
         if not is_connection_error(error):
             raise
         raise TrackingError(

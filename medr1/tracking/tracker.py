@@ -28,9 +28,11 @@ from medr1.errors import ConfigError, TrackingError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, is_server, stored_run, without_password
 from medr1.tracking.completions_table import TABLES_TAG, CompletionsTable, stored_rows
 from medr1.tracking.offline_queue import (
+    FOLDER,
     METRICS_PER_BATCH,
     OfflineQueue,
     configure_mlflow,
+    has_pending_calls,
     is_connection_error,
     short_reason,
 )
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from mlflow.tracking import MlflowClient
     from PIL import Image
+
+log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -107,6 +111,9 @@ class Tracker:
     ) -> Tracker:
         """Starts a run, or resumes ``run_id``, and writes its id to ``run_dir``/mlflow.json.
 
+        If ``run_id`` was tracked in another database or server, as mlflow.json says, it is continued in ``uri`` if it
+        is there, as after a move, and else a new run is started.
+
         Any number of processes may start at once on one new SQLite file. If the server becomes unreachable later, calls
         are queued in ``run_dir``, and ``resend_command`` is named to the user. With ``require_server=False``, the calls
         of a resumed run are queued from the start if its server does not answer.
@@ -120,11 +127,13 @@ class Tracker:
         configure_mlflow(short_timeouts=True)
         from mlflow.tracking import MlflowClient
 
+        before = stored_run(run_dir)
+        has_moved = before is not None and before.run_id == run_id and not before.is_in(uri)
         run: Run | None = None
         rows: list[dict[str, Any]] = []
         try:
             if database is not None:
-                if run_id is not None and not database.exists():
+                if run_id is not None and not has_moved and not database.exists():
                     raise ConfigError(
                         f"there is no {database}, in which {run_dir} was tracked: give its new place, "
                         "tracking.uri=sqlite:////PATH, or tracking.enabled=false"
@@ -136,6 +145,9 @@ class Tracker:
                 client = MlflowClient(tracking_uri=uri)
                 experiment_id = _experiment_id(client, server, experiment, artifacts)
             tags = {**(tags or {}), _DIRECTORY_TAG: str(run_dir)}
+            if before and has_moved and not _has_run(client, before.run_id):
+                _log_as_new(before, server, run_dir)
+                run_id = None
             if run_id is None:
                 tags[_TOKEN_TAG] = token = _token(run_dir)
                 new = _unrecorded_run(client, experiment_id, token) or client.create_run(
@@ -164,8 +176,7 @@ class Tracker:
                 ) from error
             if database is not None or not is_connection_error(error):
                 raise
-            before = stored_run(run_dir)
-            if require_server or run_id is None or before is None or not is_server(uri):
+            if require_server or has_moved or run_id is None or before is None or not is_server(uri):
                 raise TrackingError(
                     f"MLflow at {server} does not answer ({short_reason(error)}): start it, correct tracking.uri, or "
                     "use tracking.enabled=false"
@@ -327,6 +338,27 @@ def _unrecorded_run(client: MlflowClient, experiment_id: str, token: str) -> Run
     query = f'tags.{_TOKEN_TAG} = "{token}" and attributes.status = "RUNNING"'
     found: list[Run] = client.search_runs([experiment_id], query, max_results=1)
     return found[0] if found else None
+
+
+def _has_run(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+def _log_as_new(before: StoredRun, server: str, run_dir: Path) -> None:
+    waiting = f"; calls that {before.uri} never got stay in {run_dir / FOLDER}"
+    log.info(
+        "%s was tracked in %s as %s; %s does not have this run and gets a new one%s",
+        *(run_dir, before.uri, before.run_id, server),
+        waiting if has_pending_calls(run_dir, before) else "",
+    )
 
 
 def _active_run(client: MlflowClient, run_id: str, server: str, run_dir: Path) -> Run:

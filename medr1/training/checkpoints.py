@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from medr1.errors import CheckpointError
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.validation import Validation
 
@@ -23,8 +24,18 @@ class BestStep:
     value: float
 
     def weights(self) -> tuple[int, dict[str, Tensor]]:
-        """Optimizer steps of the checkpoint, and its trained weights under their names in the policy."""
-        checkpoint = SafetensorsCheckpointIO(is_mapped=True).load_checkpoint(self.checkpoint)
+        """Optimizer steps of the checkpoint, and its trained weights under their names in the policy.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        try:
+            checkpoint = SafetensorsCheckpointIO(is_mapped=True).load_checkpoint(self.checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the best checkpoint cannot be read: {str(error).partition('. Remove ')[0]}. The newest checkpoint "
+                f"names it, so remove {self.checkpoint.parent.parent} and resume, to train again from the beginning"
+            ) from error
         state = {name.removeprefix("policy."): value for name, value in checkpoint["state_dict"].items()}
         return int(checkpoint["global_step"]), state
 

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy as ProcessGroup
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
+from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -54,6 +55,16 @@ def joined_processes(trainer: TrainerConfig) -> Iterator[None]:
         for process in getattr(group.launcher, "procs", ()):
             process.kill()
         raise
+
+
+def of_first_process(path: Path) -> Path:
+    """The path that the first process of several has here. Where torchrun or SLURM starts them, only that one knows the
+    directory of a new run."""
+    if not dist.is_initialized():
+        return path
+    paths = [str(path)]
+    dist.broadcast_object_list(paths)
+    return Path(paths[0])
 
 
 def _return_freed_memory() -> None:

@@ -114,7 +114,7 @@ def _generate(cfg: TrainConfig, cache: SampleCache, requests: list[Request], tot
     policy, processor = load_trained(cfg, starting_weights(cfg.model.path))
     policy.eval()
     cache.add(requests, lambda wanted: store.answer(policy, processor, wanted))
-    store.engine.sleep()
+    store.engine.end_evaluation()
 
 
 def _cache(cfg: TrainConfig) -> SampleCache:

@@ -15,6 +15,7 @@ from medr1.data.image_size import ImageSize
 from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import ConfigError
+from medr1.generation.engines import ENGINES
 from medr1.models.loading import ModelSpec, load_on_meta, local_tokenizer
 from medr1.models.processor import Processor
 from medr1.planning.device import GIB, Device, find_device
@@ -157,8 +158,19 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
     gathers = cfg.trainer.gather_for_generation
     here = not isinstance(cfg.rollout, ExternalRolloutConfig)
-    may_quantize = here and not cfg.trainer.is_sharded
-    return Run(model, work, processes, cfg.trainer.strategy, validates, gathers, may_quantize, here), lengths
+    run = Run(
+        model,
+        work,
+        processes,
+        cfg.trainer.strategy,
+        validates=validates,
+        gathers=gathers,
+        may_quantize=here and not cfg.trainer.is_sharded,
+        generates_here=here,
+        engine_bytes=int(ENGINES[cfg.rollout.kind].memory_share(cfg.rollout) * device.total),
+        scores_options=cfg.evaluation.option_probabilities,
+    )
+    return run, lengths
 
 
 def _image_grid(model: ModelSpec, size: ImageSize) -> tuple[tuple[int, int], int]:

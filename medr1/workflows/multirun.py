@@ -109,7 +109,7 @@ class SweepCallback(Callback):
             with errors_end_the_command():
                 from medr1.workflows.sweep_report import report_sweep
 
-                report_sweep(directory.path)
+                report_sweep(directory.path, str(config.tracking.uri), tracks=bool(config.tracking.enabled))
         except BaseException:
             _end_trackers("FAILED")
             raise
@@ -229,12 +229,21 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
     """Checks that runs of earlier commands in the directory of a sweep can stand in one table with those of this one.
 
     Raises:
-        ConfigError: they vary other settings, or began with other weights under the same ``model.path``.
+        ConfigError: they vary other settings, began with other weights under the same ``model.path``, or stand on the
+            same place of the tables as a new run and differ from it in another setting.
     """
     if not directory.manifest_file.is_file():
         return
     new, advice = {*jobs[0].axes} - {"seed"}, "give this command a sweep of its own: output_dir=DIR or sweep.name=NAME"
+    named = {(*sorted(job.axes.items()),): job.name for job in jobs}
     for name, before in directory.read().jobs.items():
+        same = named.get((*sorted(before.axes.items()),), name)
+        if same != name and directory.state(name) == State.FINISHED:
+            raise ConfigError(
+                f"{directory.path} holds the finished run {name}, which has the values of {same} "
+                f"({', '.join(f'{axis}={value}' for axis, value in before.axes.items())}) and other settings, such as "
+                f"defaults that have changed since; {advice}"
+            )
         if (old := {*before.axes} - {"seed"}) != new:
             raise ConfigError(
                 f"{directory.path} holds runs that vary {', '.join(sorted(old)) or 'nothing'}, such as {name}, and "

@@ -31,7 +31,7 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
 from medr1.runs.terminal import log_to
-from medr1.tracking.address import absolute_uri, stored_run, without_password
+from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
@@ -264,17 +264,19 @@ def run_controls(
     store.run_blind_baselines(session.data.train)
 
 
-def send_pending(run: RunDirectory) -> bool:
+def send_pending(run: RunDirectory, uri: str | None = None) -> bool:
     """Sends what a finished run has queued for MLflow. Returns whether the run is finished and had something to send.
 
+    ``uri``: where its server is now, or None if it has not moved.
+
     Raises:
-        TrackingError: the server still does not answer.
+        TrackingError: the server still does not answer, or does not have the run.
     """
     stored = stored_run(run.path)
     if stored is None or not run.finished.is_file() or not has_pending_calls(run.path, stored):
         return False
     with run.lock():
-        sent = replay_pending_calls(str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
+        sent = replay_pending_calls(uri or str(OmegaConf.load(run.config).tracking.uri), stored, run.path)
     log.info("%s: %d queued calls were sent to MLflow", run.path, sent)
     return True
 
@@ -315,9 +317,6 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
     if not cfg.tracking.enabled:
         return NullTracker()
     before = stored_run(run.path) if is_resumed else None
-    if before and before.uri != without_password(absolute_uri(cfg.tracking.uri)[0]):
-        log.info("the run was tracked in %s; from now on it is a new run in %s", before.uri, cfg.tracking.uri)
-        before = None
     sweep = sweep_of(run)
     parent = stored_run(sweep.path) if sweep else None
     return Tracker.start(

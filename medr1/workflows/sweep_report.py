@@ -19,7 +19,7 @@ from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
 from medr1.domain.records import Record
-from medr1.errors import DataError, TrackingError
+from medr1.errors import ConfigError, DataError, TrackingError
 from medr1.evaluation.matrices import tabulate
 from medr1.evaluation.measures import read_measured
 from medr1.evaluation.predictions import Condition, read_predictions
@@ -49,8 +49,11 @@ from medr1.workflows.session import send_pending
 log = logging.getLogger(__name__)
 
 
-def report_sweep(place: Path) -> None:
-    """Writes the report of a sweep from the files of its finished runs.
+def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool = True) -> None:
+    """Writes the report of a sweep from the files of its finished runs, and logs it if the sweep was tracked.
+
+    ``tracking_uri``: the database or server that the sweep is in now, or None if it has not moved. ``tracks``: whether
+    anything is sent there.
 
     Raises:
         ConfigError: the directory holds no sweep. DataError: no run is finished, or the runs have other test records.
@@ -61,7 +64,8 @@ def report_sweep(place: Path) -> None:
     finished = [name for name, state in states.items() if state == State.FINISHED]
     if not finished:
         raise DataError(f"{directory.path}: none of its {len(states)} runs is finished; see the job.log of each")
-    _send_pending(directory, finished)
+    if tracks:
+        _send_pending(directory, finished, tracking_uri)
     axes, selection = {name: manifest.jobs[name].axes for name in finished}, list[Section]()
     choices: list[Choice] = []
     trials = read_trials(directory, manifest, manifest.jobs) if manifest.searched else {}
@@ -89,7 +93,7 @@ def report_sweep(place: Path) -> None:
     report = write_report(
         directory.report,
         title=manifest.title,
-        command=_command(manifest),
+        command=typed_command(manifest),
         tables=tables,
         verdict=verdict(tables),
         findings=sentences,
@@ -124,10 +128,14 @@ def report_sweep(place: Path) -> None:
     for sentence in shown:
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
-    _track(directory, states, tables, console, choices, trials, manifest.select)
+    if tracks and stored_run(directory.path):
+        try:
+            _track(directory, tracking_uri, states, tables, console, choices, trials, manifest.select)
+        except (ConfigError, TrackingError) as error:  # the report is written
+            log.warning("the report is not in MLflow: %s", error)
 
 
-def _command(manifest: Manifest) -> str:
+def typed_command(manifest: Manifest) -> str:
     """The command of the sweep as it can be typed, without the password of its tracking URI."""
     words = (word.partition("=") for word in manifest.command)
     shown = [f"{key}{sign}{without_password(value)}" for key, sign, value in words]
@@ -142,10 +150,10 @@ def _read(run: RunDirectory, axes: Mapping[str, str], cfg: TrainConfig) -> Sweep
     return SweepRun(run.path.name, axes, found, measured)
 
 
-def _send_pending(directory: SweepDirectory, finished: Sequence[str]) -> None:
+def _send_pending(directory: SweepDirectory, finished: Sequence[str], uri: str | None) -> None:
     try:
         for name in finished:
-            send_pending(directory.run(name))
+            send_pending(directory.run(name), uri)
     except TrackingError as error:
         log.warning("%s; metrics of the runs wait in the queue: python evaluate.py sweep=%s", error, directory.path)
 
@@ -204,6 +212,7 @@ def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
 
 def _track(
     directory: SweepDirectory,
+    uri: str | None,
     states: Mapping[str, State],
     tables: SweepTables,
     console: Console,
@@ -213,10 +222,9 @@ def _track(
 ) -> None:
     """Logs the report, its summary metrics and the chosen settings to the sweep's own run in MLflow."""
     stored = stored_run(directory.path)
-    if stored is None:
-        return
+    assert stored is not None
     with Tracker.start(
-        _uri(directory),
+        uri or _uri(directory),
         stored.experiment,
         directory.path.name,
         directory.path,

@@ -35,7 +35,7 @@ from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, IntermediateModels, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.checkpoints import BestCheckpoint, BestStep, WholeCheckpoint
-from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes
+from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes, of_first_process
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
 from medr1.training.validation import EarlyStop, Validation
@@ -114,7 +114,7 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
                 with placed(cfg, policy):
                     if is_first:
                         generate(session, store, policy, processor, Condition.BASE)
-                        store.engine.sleep()
+                        store.engine.end_evaluation()
             if cfg.trainer.is_sharded:  # anew, because adapters must be added before weights are sharded
                 del policy, processor  # the processor has a method of the model
                 gc.collect()  # breaks the reference cycles of FSDP
@@ -136,7 +136,8 @@ def _train_and_evaluate(session: Session, cfg: TrainConfig) -> dict[str, list[Pr
         if cfg.trainer.is_sharded:
             barrier()  # the other processes load what rank zero has stored
     # Reloaded from disk, so that this evaluates the same files as evaluate.py.
-    evaluate_weights(session, store, Condition.TRAINED, run.weights(cfg.model.path))
+    stored = RunDirectory(of_first_process(run.path)) if cfg.trainer.is_sharded else run
+    evaluate_weights(session, store, Condition.TRAINED, stored.weights(cfg.model.path))
     return store.conditions
 
 
@@ -222,7 +223,7 @@ def _validation(session: Session, cfg: TrainConfig, processor: Processor, file: 
             num_workers=cfg.data.dataloader_num_workers,
         )
         predictions = list(answers)
-        engine.sleep()
+        engine.end_evaluation()
         return predictions
 
     assert cfg.trainer.max_steps is not None

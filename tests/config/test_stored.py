@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
 from medr1.atomic_write import write_text
+from medr1.config import naming
 from medr1.config.paths import CONF
 from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.config.stored import read_config
+from medr1.data.sources.phantoms import PhantomsConfig
 from tests.composing import composed
 
 NEEDS = {
@@ -68,3 +71,25 @@ def test_every_option_of_an_evaluation(option: str, tmp_path: Path) -> None:
 def test_every_algorithm_with_every_kind_of_model(algorithm: str, model: str, tmp_path: Path) -> None:
     steps = ("trainer.max_steps=null", "trainer.num_train_epochs=1") if algorithm != "pretrain" else ()
     read_back("train", tmp_path, f"algorithm={algorithm}", model, *NEEDS.get(model, ()), *steps)
+
+
+def test_a_setting_that_was_added_has_its_earlier_value_in_older_configs(tmp_path: Path) -> None:
+    """And it does not name a run that does what it did without it."""
+    stored = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(composed("train")), resolve=True))
+    assert isinstance(stored, DictConfig)
+    assert (stored.data.question_version, stored.trainer.optimizer_offload) == (2, False)
+    del stored.data["question_version"], stored.trainer["optimizer_offload"]
+    write_text(tmp_path / "config.yaml", OmegaConf.to_yaml(stored))
+    older = read_config(tmp_path / "config.yaml", TrainConfig)
+    assert isinstance(older.data, PhantomsConfig)
+    assert (older.data.question_version, older.trainer.optimizer_offload) == (1, False)
+
+
+def test_an_added_setting_names_runs_only_where_it_changes_them() -> None:
+    def hashed(*words: str) -> str:
+        with initialize_config_dir(str(CONF), version_base=None):
+            return str(naming._hashed(compose("train", overrides=list(words))))
+
+    assert "question_version" in hashed() and "optimizer_offload" not in hashed()
+    assert "question_version" not in hashed("data.question_version=1")
+    assert "optimizer_offload" in hashed("trainer.optimizer_offload=true")

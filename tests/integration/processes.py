@@ -147,7 +147,9 @@ def _train(rank: int, run_dir: Path, overrides: tuple[str, ...], resume: bool, f
     training_module.PolicyModule.on_train_batch_end = after_a_step  # type: ignore[method-assign,assignment]
     NullTracker.log_metrics = lambda _, values, step: _append(run_dir / "curves.jsonl", dict(values))  # type: ignore[method-assign]
     given = (f"resume={run_dir / 'run'}",) if resume else overrides
-    train(composed("train", *given), run_dir / "run", list(given))
+    # As medr1.config.naming.run_directory: only the first process knows the directory of a new run.
+    own = run_dir / ("run" if resume or rank == 0 else ".processes")
+    train(composed("train", *given), own, list(given))
 
 
 def _append(path: Path, value: Any) -> None:

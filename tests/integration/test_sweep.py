@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,36 @@ def test_what_cannot_stand_in_one_table_is_refused_before_it_is_computed(
     printed = run_command("train.py", *SWEEP, f"output_dir={sweep.path.parent}", status=2)
     environment.write_text(before)
     assert f"{sweep.run(name).path} began with other weights" in printed, printed
+
+
+def test_a_finished_run_with_the_same_values_and_other_settings_is_refused(
+    undisturbed: tuple[SweepDirectory, str], tmp_path: Path
+) -> None:
+    """As after an update that has changed a default: both would stand in the same cell."""
+    sweep = SweepDirectory(tmp_path / undisturbed[0].path.name)
+    shutil.copytree(undisturbed[0].path, sweep.path)
+    name, other = sweep.read().wanted[0], "of_an_earlier_version"
+    sweep.run(name).path.rename(sweep.run(other).path)
+    sweep.manifest_file.write_text(sweep.manifest_file.read_text().replace(name, other))
+    printed = run_command("train.py", *SWEEP, f"output_dir={tmp_path}", status=2)
+    assert f"holds the finished run {other}, which has the values of {name} (" in printed, printed
+
+
+def test_the_report_of_a_sweep_whose_database_is_gone(undisturbed: tuple[SweepDirectory, str], tmp_path: Path) -> None:
+    """It is written, and the remedies that are printed work."""
+    sweep = SweepDirectory(tmp_path / "sweep")
+    shutil.copytree(undisturbed[0].path, sweep.path)
+    stored = stored_run(sweep.path)
+    assert stored is not None
+    replace(stored, uri=f"sqlite:///{tmp_path}/gone.db").write(sweep.path)
+    shutil.rmtree(sweep.report)
+    printed = run_command("evaluate.py", f"sweep={sweep.path}")
+    for words in ("the report is not in MLflow", "tracking.uri=sqlite:////PATH", "tracking.enabled=false"):
+        assert words in printed, printed
+    assert (sweep.report / "report.html").is_file()
+    assert "not in MLflow" not in run_command("evaluate.py", f"sweep={sweep.path}", "tracking.enabled=false")
+    run_command("evaluate.py", f"sweep={sweep.path}", f"tracking.uri={stored.uri}")
+    assert stored_run(sweep.path) == stored, "where it is now, the run is the same"
 
 
 def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(

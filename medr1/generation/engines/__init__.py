@@ -61,6 +61,11 @@ class Engine:
         """
 
     @classmethod
+    def memory_share(cls, config: Any) -> float:
+        """The share of the device's memory that the engine takes while it generates, beside that of this process."""
+        return 0.0
+
+    @classmethod
     def opened(cls, config: Any, run: Path) -> AbstractContextManager[None]:
         """A context around everything that a run generates. ``run``: its directory.
 
@@ -87,6 +92,10 @@ class Engine:
 
     def sleep(self) -> None:
         """Frees the memory that the engine holds on the accelerator, until completions are generated again."""
+
+    def end_evaluation(self) -> None:
+        """Called after an evaluation, whose batches may be larger than those of a rollout."""
+        self.sleep()
 
 
 ENGINES: Registry[type[Engine]] = Registry("rollout")

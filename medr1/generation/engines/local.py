@@ -77,6 +77,12 @@ class LocalEngine(Engine):
         graphs = self._uses_cuda_graphs(policy)
         return rollout(policy, prefix, sampling, num_generations, uniforms, cuda_graphs=graphs)
 
+    def end_evaluation(self) -> None:
+        """Gives back the memory that CUDA graphs share, which grows with the largest batch. Torch cannot reuse it."""
+        from medr1.models.cuda_graph import free_shared_memory
+
+        free_shared_memory()
+
     def _uses_cuda_graphs(self, policy: Policy) -> bool:
         from medr1.models.sharding import is_sharded
 

@@ -35,10 +35,12 @@ _INSTALL = 'make an environment of its own: python -m venv vllm && vllm/bin/pip 
 _OLDEST = (0, 32)
 _ON_GPU = ("--enable-sleep-mode",)
 _READ_VERSION = "import importlib.metadata; print(importlib.metadata.version('vllm'))"
-# Those of this interpreter, and those by which the processes of a training find each other.
+# Those of this interpreter, those by which the processes of a training find each other, and those of torch's allocator,
+# whose expandable segments vLLM's sleep mode refuses.
 _NOT_FOR_VLLM = (
     *("PYTHONPATH", "PYTHONHOME", "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
 )
 
 
@@ -104,6 +106,10 @@ class VLLMColocateEngine(VLLMEngine):
             raise ServerError(f"rollout.python={config.python}: vLLM {version} is too old; {_INSTALL}")
 
     @classmethod
+    def memory_share(cls, config: VLLMColocateConfig) -> float:
+        return config.gpu_memory_utilization
+
+    @classmethod
     @contextmanager
     def opened(cls, config: VLLMColocateConfig, run: Path) -> Iterator[None]:
         cls._run = run.absolute()
@@ -148,10 +154,10 @@ class VLLMColocateEngine(VLLMEngine):
     def _replies(self, policy: Policy, version: str, requests: list[dict[str, Any]]) -> list[Any]:
         if self._child is None or not self._child.is_running:
             self._start(policy)
-        if self._client.get("/is_sleeping")["is_sleeping"]:
-            _release_cached_memory(policy.device)
-            self._client.post("/wake_up", {})
         try:
+            if self._client.get("/is_sleeping")["is_sleeping"]:
+                _release_cached_memory(policy.device)
+                self._client.post("/wake_up", {})
             return super()._replies(policy, version, requests)
         except ServerTimeout:
             self._end()  # one that hangs would never answer; the next attempt starts another

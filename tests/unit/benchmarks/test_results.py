@@ -469,7 +469,7 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
     code += "published.FOLDER = Path(sys.argv[1]); published.store('headline', [Path(sys.argv[2])])"
     subprocess.run([sys.executable, "-c", code, tmp_path / "published", sweep.path], check=True, cwd=ROOT)
     found = published.load(tmp_path / "published" / "headline.json.xz")
-    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.commands == ["python train.py sweep=headline"]
+    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.commands == ["python train.py -m sweep=headline"]
     assert found.runs[0].texts == {"trained": expected} and found.runs[0].modality == "mri"
     assert found.runs[0].curves == {"validation/accuracy": [[50, 0.25]]}
     assert found.records() == RECORDS
@@ -510,7 +510,7 @@ def test_sweeps_are_stored_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     finished_sweep(tmp_path / "a", ["sweep=a"], job("g", {"reasoning": "think_after"}, "algorithm=grpo"))
     finished_sweep(tmp_path / "b", ["sweep=b"], sft)
     found = published.load(published.store("reasoning_modes", [tmp_path / "a", tmp_path / "b"]))
-    assert found.commands == ["python train.py sweep=a", "python train.py sweep=b"]
+    assert found.commands == ["python train.py -m sweep=a", "python train.py -m sweep=b"]
     assert [run.axes for run in found.runs] == [
         {"reasoning": "think_after", "algorithm.rationale": value} for value in ("", "false", "true")
     ]

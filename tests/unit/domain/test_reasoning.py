@@ -292,6 +292,15 @@ def test_the_position_of_the_letter_is_that_in_the_text_as_written(text: str, le
         ("The correct option is D and not A", "D"),
         ("The answer is a nodule", None),
         ("The answer is A nodule", None),
+        ("The answer is A because B and C are wrong.", "A"),
+        ("Correct answer: A because C is wrong", "A"),
+        ("It is A, since the lesion is bright. Options B and C do not fit.", "A"),
+        ("The answer A is wrong. I choose B", "B"),
+        ("Is the answer A or B? I think B", "B"),
+        ("The answer to the question is C. D is unlikely", "C"),
+        ("I choose option A, not B cells", "A"),
+        ("The answer: I think it may be D", "D"),
+        ("T cells and B cells are seen", None),
     ],
 )
 def test_what_a_text_says_of_its_answer_comes_before_other_letters(text: str, expected: str | None) -> None:

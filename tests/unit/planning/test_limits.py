@@ -49,8 +49,22 @@ def test_on_one_gpu_the_optimizer_may_be_offloaded_and_over_several_it_is_not(mo
 
 
 def test_an_external_engine_leaves_the_weights_alone_to_the_evaluation(model: ModelSpec, work: Workload) -> None:
-    here, elsewhere = (Run(model, work, evaluates_here=here).evaluation()["evaluation"] for here in (True, False))
+    here, elsewhere = (Run(model, work, generates_here=here).evaluation()["evaluation"] for here in (True, False))
     assert elsewhere == {"weights": here["weights"]} and here.total() > elsewhere.total() > 0
+    scoring = Run(model, work, generates_here=False, scores_options=True).evaluation()
+    assert scoring["options"] == here and scoring["evaluation"] == elsewhere
+
+
+def test_an_engine_on_the_same_device_takes_its_share_beside_what_training_keeps(
+    model: ModelSpec, work: Workload
+) -> None:
+    """A colocated vLLM wakes up while the optimizer's state and the gradients of the last step are there."""
+    colocated = Run(model, work, generates_here=False, engine_bytes=10**9)
+    kept = Run(model, work).step()["rollout"]
+    expected = {part: kept[part] for part in ("weights", "reference", "gradients", "optimizer") if kept[part]}
+    assert colocated.step()["rollout"] == {**expected, "caches": 10**9}
+    assert colocated.evaluation()["evaluation"]["caches"] == 10**9
+    assert colocated.step()["update"] == Run(model, work).step()["update"]
 
 
 def test_an_evaluation_during_training_takes_what_training_keeps(model: ModelSpec, work: Workload) -> None:

@@ -120,7 +120,7 @@ def test_a_config_that_cannot_be_read_names_its_file(run: RunDirectory, change: 
 
 def test_the_directory_of_the_other_command_is_named(run: RunDirectory) -> None:
     created(run)
-    with pytest.raises(ConfigError, match=r"is a directory of train\.py; use python train\.py"):
+    with pytest.raises(ConfigError, match=r"holds a training, to be continued with python train\.py resume="):
         run.stored_config(EvaluateConfig)
 
 

@@ -184,6 +184,33 @@ def test_the_database_of_a_run_is_not_made_anew(start: Callable[..., Tracker], u
     assert not missing.parent.exists()
 
 
+def test_a_run_is_continued_where_its_database_is_now(uri: str, tmp_path: Path) -> None:
+    place, moved = tmp_path / "run", f"sqlite:///{tmp_path}/moved.db"
+    shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "before.db")
+    with Tracker.start(f"sqlite:///{tmp_path}/before.db", "tests", "a run", place) as first:
+        pass
+    (tmp_path / "before.db").rename(tmp_path / "moved.db")
+    with Tracker.start(moved, "tests", "a run", place, run_id=first.run_id) as again:
+        assert again.run_id == first.run_id
+    assert stored_run(place) == StoredRun(moved, "tests", first.run_id)
+
+
+def test_a_run_that_another_database_does_not_have_is_a_new_one_there(
+    start: Callable[..., Tracker], uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    place, other = tmp_path / "run", f"sqlite:///{tmp_path}/other.db"
+    shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "other.db")
+    with start() as first:
+        pass
+    (place / "unsent").mkdir()
+    (place / "unsent" / f"{first.run_id}.jsonl").write_text('{"do": "tags", "values": {}}\n')
+    with Tracker.start(other, "tests", "a run", place, run_id=first.run_id) as again:
+        assert again.run_id != first.run_id
+    assert client(other).get_run(again.run_id).info.status == "FINISHED"
+    assert f"never got stay in {place / 'unsent'}" in caplog.text
+
+
 @pytest.mark.parametrize(("where", "experiment"), [("foo://bar", "tests"), (None, "")])
 def test_what_mlflow_refuses_is_one_message(where: str | None, experiment: str, uri: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"MLflow refuses tracking\.uri="):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medr1.config.settings import SAME_RECORDS, DataConfig
+from medr1.config.settings import SAME_RECORDS, DataConfig, added
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
@@ -26,7 +26,7 @@ class PhantomsConfig(DataConfig):
     """Fraction of training questions of each type whose correct letter is that of the scanner.
 
     Without a shortcut it is 0.25, by chance; values up to 0.25 change nothing."""
-    question_version: int = 2
+    question_version: int = field(default=2, metadata=added(1))
     """Version of the questions. 1: in 60 % of the questions about a location, the wording agrees with it; for results
     that were published with this version."""
 
