@@ -76,7 +76,9 @@ def _above(value: float) -> int:
 
 
 def plateau_mark(runs: Sequence[PublishedRun]) -> str:
-    return "" if all(map(at_plateau, runs)) else " (not at a plateau)"
+    """How many of the runs had not reached their plateau, or nothing."""
+    rising = sum(not at_plateau(run) for run in runs)
+    return f" ({rising} of {len(runs)} runs not at a plateau)" if rising else ""
 
 
 def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:

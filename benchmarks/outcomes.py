@@ -42,7 +42,7 @@ class Sweep:
 
     @cached_property
     def outcomes(self) -> dict[tuple[str, str], FloatArray]:
-        """By run and condition: whether each answer is correct, [n]. ``LENIENT``: the base, read leniently."""
+        """By run and condition: whether each answer is correct, [n]. ``LENIENT``: the base with lenient parsing."""
         found = {}
         for name, conditions in self.predictions.items():
             for condition, lines in conditions.items():
@@ -117,7 +117,7 @@ class Sweep:
         return Scores(found.value.mean(axis=0), found.resampled.mean(axis=0))
 
     def gain(self, runs: Sequence[PublishedRun], columns: IntArray | None = None, *, draw_seeds: bool = True) -> Scores:
-        """Trained minus the base read leniently, so that learning the format does not count."""
+        """Trained minus the base with lenient parsing, so that learning the format does not count."""
         return self.difference(runs, runs, (LENIENT, Condition.TRAINED), columns, draw_seeds=draw_seeds)
 
 
@@ -164,8 +164,8 @@ class Square:
     def runs(self, row: str, method: str) -> list[PublishedRun]:
         return self.sweep.seeds(**{self.axis: row, "algorithm": method})
 
-    def accuracy(self, method: str) -> Scores:
-        return self._mean(lambda row, columns: self.sweep.accuracy(self.runs(row, method), columns=columns))
+    def accuracy(self, method: str, condition: str = Condition.TRAINED) -> Scores:
+        return self._mean(lambda row, columns: self.sweep.accuracy(self.runs(row, method), condition, columns))
 
     def difference(self, *, draw_seeds: bool = True) -> Scores:
         """GRPO - SFT."""
@@ -176,7 +176,7 @@ class Square:
         )
 
     def gain(self, *, draw_seeds: bool = True) -> Scores:
-        """GRPO - the base, read leniently."""
+        """GRPO - the base with lenient parsing."""
         return self._mean(lambda row, columns: self.sweep.gain(self.runs(row, "grpo"), columns, draw_seeds=draw_seeds))
 
     def _mean(self, of_row: Callable[[str, IntArray], Scores]) -> Scores:

@@ -48,7 +48,7 @@ MAPS = {
 
 
 def map_figure(sweep: Sweep, of: Map) -> Figure:
-    """Two panels, home and away: accuracy of GRPO, SFT and the base, read leniently, over the axis."""
+    """Two panels, home and away: accuracy of GRPO, SFT and the base with lenient parsing, over the axis."""
     values = of.values(sweep)
     numbers, methods = [of.number(value) for value in values], ("grpo", "sft")
     colours = draw.method_colours(methods)
@@ -67,7 +67,7 @@ def map_figure(sweep: Sweep, of: Map) -> Figure:
                 axes.plot(numbers, middle, marker="o", markersize=3.5, color=colours[method], label=label(method))
                 axes.fill_between(numbers, low, high, color=colours[method], alpha=0.15, linewidth=0)
             heights = [100 * accuracy[column] for accuracy in base]
-            axes.plot(numbers, heights, "--", color="#777777", linewidth=0.9, label="Base, read leniently")
+            axes.plot(numbers, heights, "--", color="#777777", linewidth=0.9, label="Base, lenient parsing")
             if min(numbers) > 0 and max(numbers) > 10 * min(numbers):
                 axes.set_xscale("log")
             axes.xaxis.set_major_locator(FixedLocator(numbers))

@@ -22,9 +22,10 @@ import numpy as np
 
 from benchmarks.claims import SQUARES, Claim, claims, plateau_mark
 from benchmarks.outcomes import AWAY, HOME, LENIENT, Square, Sweep, crossing, false_claims
-from benchmarks.published import FOLDER, PublishedRun, load, store
+from benchmarks.published import FOLDER, PublishedRun, PublishedSweep, load, store
 from benchmarks.result_figures import MAPS, Map, curves_figure, gain_figures, map_figure
 from medr1.atomic_write import write_text
+from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.domain.reasoning import ReasoningMode
 from medr1.evaluation.bootstrap import Scores
 from medr1.evaluation.predictions import Condition
@@ -59,8 +60,13 @@ def crossing_text(x: Sequence[float], differences: Sequence[Scores], column: int
     else:
         low, high = np.quantile(crossed, [0.025, 0.975])
         text = f"the curves cross at {found:.3g} [{low:.3g}, {high:.3g}] (in {share})."
-    if all(scores.estimate(column).is_inconclusive for scores in differences):
-        text += " None of these differences is decided, so neither is the crossing."
+    undecided = [scores.estimate(column).is_inconclusive for scores in differences]
+    if all(undecided):
+        return f"{text} None of these differences is decided, so neither is the crossing."
+    if found is not None:
+        for where, side in (("below", [at < found for at in x]), ("above", [at > found for at in x])):
+            if all(open_ for open_, here in zip(undecided, side, strict=True) if here):
+                text += f" No difference {where} it is decided, so an advantage of either method there is not shown."
     return text
 
 
@@ -84,7 +90,7 @@ def map_part(sweep: Sweep, of: Map) -> str:
         rows.append(f"| {of.label(value)}{mark} | {' | '.join(cells)} |")
     text = [figure(sweep.published.name, f"GRPO and SFT: {of.title.lower()}"), "\n".join(rows)]
     if is_one_base:
-        text.append(f"The base, read leniently: {bases[0]}.")
+        text.append(f"The base with lenient parsing: {bases[0]}.")
     for column, where in ((HOME, "On the modality trained on"), (AWAY, "On the others")):
         text.append(f"{where}: {crossing_text([of.number(value) for value in values], differences, column)}")
     return "\n\n".join(text)
@@ -96,12 +102,12 @@ def _base(sweep: Sweep, runs: Sequence[PublishedRun]) -> str:
 
 
 def headline_part(sweep: Sweep) -> str:
-    """The methods side by side, with controls and what is left of the gain when the base is read leniently."""
+    """The methods side by side, with controls and what is left of the gain when the base is parsed leniently."""
     grpo = sweep.seeds(algorithm="grpo")
     first = grpo[:1]  # its base is that of all, where a method that goes on from SFT has the model of SFT
-    lines = ["| | accuracy | gain over the base, read leniently | minus GRPO | blank image | shuffled image |"]
+    lines = ["| | accuracy | gain over the base with lenient parsing | minus GRPO | blank image | shuffled image |"]
     lines.append("|---|---|---|---|---|---|")
-    for name, condition in (("base", Condition.BASE), ("base, read leniently", LENIENT)):
+    for name, condition in (("base", Condition.BASE), ("base with lenient parsing", LENIENT)):
         lines.append(f"| {name} | {with_interval(sweep.accuracy(first, condition).estimate(HOME))} | | | | |")
     for method in sweep.values("algorithm"):
         runs = sweep.seeds(algorithm=method)
@@ -158,12 +164,17 @@ def square_part(sweep: Sweep, axis: str) -> str:
         "GRPO": (square.accuracy("grpo"), grpo, ""),
         "SFT": (square.accuracy("sft"), sft, ""),
         "GRPO - SFT": (square.difference(), [*grpo, *sft], "+"),
-        "GRPO - base, read leniently": (square.gain(), grpo, "+"),
+        "GRPO - base with lenient parsing": (square.gain(), grpo, "+"),
     }
     lines = ["| | trained on | others |", "|---|---|---|"]
     for name, (scores, runs, sign) in rows.items():
         cells = [with_interval(scores.estimate(c), sign) for c in (HOME, AWAY)]
         lines.append(f"| {name}{plateau_mark(runs)} | {' | '.join(cells)} |")
+    for method, runs in (("grpo", grpo), ("sft", sft)):
+        if all((run.name, Condition.BLANK_IMAGE) in sweep.outcomes for run in runs):
+            scores = square.accuracy(method, Condition.BLANK_IMAGE)
+            cells = [with_interval(scores.estimate(c)) for c in (HOME, AWAY)]
+            lines.append(f"| {label(method)}, blank image | {' | '.join(cells)} |")
     links = [
         figure(f"{sweep.published.name}_{method}", f"{label(method)}: gain over the base")
         for method in sweep.values("algorithm")
@@ -174,7 +185,7 @@ def square_part(sweep: Sweep, axis: str) -> str:
 def reasoning_part(sweep: Sweep) -> str:
     """Each mode and method: accuracy, gain over the base, and false claims in rationales."""
     lines = [
-        "| | base, read leniently | accuracy | gain | false claims minus those of the base |",
+        "| | base with lenient parsing | accuracy | gain | false claims minus those of the base |",
         "|---|---|---|---|---|",
     ]
     methods = {(run.reasoning, *_method(run)): None for run in sweep.published.runs}
@@ -248,7 +259,7 @@ def parts(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> dict[str
 
 def commands_text(sweep: PublishedSweep) -> str:
     """The commands that make the runs again, and the commit that has made them."""
-    version = "" if sweep.version == LATEST_VERSION else f" data.question_version={sweep.version}"
+    version = "" if sweep.version == PhantomsConfig().question_version else f" data.question_version={sweep.version}"
     commands = "\n".join(f"{command}{version}" for command in sweep.commands)
     return f"Made at commit {', '.join(commit[:7] for commit in sweep.commits)}:\n\n```bash\n{commands}\n```"
 

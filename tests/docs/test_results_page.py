@@ -28,7 +28,7 @@ def published(name: str) -> dict[str, Any]:
 def row(marker: str, first: str) -> list[float]:
     """The numbers of a row, without their intervals."""
     part = PAGE.split(f"<!-- results: {marker} -->")[1].split("<!-- end -->")[0]
-    (line,) = re.findall(rf"^\| {first}(?: \(not at a plateau\))? \|(.*)\|$", part, re.MULTILINE)
+    (line,) = re.findall(rf"^\| {first}(?: \(\d+ of \d+ runs not at a plateau\))? \|(.*)\|$", part, re.MULTILINE)
     return [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in line.split("|")]
 
 

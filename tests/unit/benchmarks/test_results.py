@@ -38,7 +38,7 @@ FLAT = {"validation/accuracy": [(50 * i, min(0.1 * i, 0.1)) for i in range(9)]}
 
 
 def texts(right: float, seed: int) -> list[str]:
-    """Completions of which about this share is correct; a tenth can only be read leniently."""
+    """Completions of which about this share is correct; a tenth can only be parsed leniently."""
     rng = random.Random(seed)
     found = []
     for record in RECORDS:
@@ -94,7 +94,7 @@ def test_the_numbers_of_a_map_are_counts_of_the_completions(scarcity: Sweep) -> 
 def test_the_map_says_where_the_curves_cross(scarcity: Sweep) -> None:
     text = map_part(scarcity, MAPS["scarcity"])
     assert "On the others: the curves cross at" in text and "100 % of the resamples" in text
-    assert "The base, read leniently: " in text and "neither is the crossing" not in text
+    assert "The base with lenient parsing: " in text and "neither is the crossing" not in text
 
 
 def test_a_crossing_of_undecided_differences_is_not_decided(scarcity: Sweep) -> None:
@@ -339,7 +339,7 @@ def modes() -> Sweep:
 
 def test_runs_that_still_rise_are_marked(square: Sweep, modes: Sweep) -> None:
     rows = claims_part(claims({"cross_modality": square, "reasoning_modes": modes})).splitlines()
-    assert sum("(not at a plateau)" in row for row in rows) == 7 and "(not at a plateau)" not in rows[5] + rows[6]
+    assert sum("not at a plateau)" in row for row in rows) == 7 and "not at a plateau" not in rows[5] + rows[6]
 
 
 def test_figures_are_drawn(scarcity: Sweep, tmp_path: Path) -> None:
