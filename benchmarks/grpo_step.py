@@ -235,6 +235,7 @@ def memory_of(side: str, work: Workload, checkpoint: Path) -> None:
                 peer.step()
         else:
             ours = Ours(checkpoint, work)
+            ours.module.to(work.device)  # where TRL has loaded its model already
             before = _memory(work.device)
             fit(ours, None, 1)
     print(json.dumps({"peak": _memory(work.device) - before}))

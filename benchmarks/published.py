@@ -114,8 +114,9 @@ def finished_runs(sweep: SweepDirectory) -> dict[str, RunDirectory]:
 def store(name: str, places: Sequence[Path]) -> Path:
     """Writes the finished runs of one or several sweeps on the same test records as ``name``; returns the file.
 
-    An axis that only one of the sweeps varies has, in the runs of the others, the value of their configuration. So has
-    a setting that the commands of two sweeps fix to different values.
+    ``places``: directories of sweeps, and files that were stored before, to which more seeds may be added. An axis that
+    only one of the sweeps varies has, in the runs of the others, the value of their configuration. So has a setting
+    that the commands of two sweeps fix to different values.
 
     Raises:
         SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; a sweep
@@ -123,7 +124,8 @@ def store(name: str, places: Sequence[Path]) -> Path:
     """
     if len({place.resolve() for place in places}) < len(places):
         raise SystemExit(f"{', '.join(map(str, places))}: a sweep is named twice; leave one out")
-    directories = [SweepDirectory(place) for place in places]
+    stored = [load(place) for place in places if place.is_file()]
+    directories = [SweepDirectory(place) for place in places if not place.is_file()]
     manifests = [directory.read() for directory in directories]
     sources = [
         (directory, run_name, run, manifest.jobs[run_name].axes)
@@ -135,8 +137,16 @@ def store(name: str, places: Sequence[Path]) -> Path:
     words = {word.partition("=")[0] for manifest in manifests for word in manifest.command}
     typed = {key for key in words if not is_below(key, unhashed)}
     fixed = [key for key in sorted(typed) if "." in key and len({_configured(cfg, key) for cfg in configurations}) > 1]
-    all_axes = dict.fromkeys([*(axis for *_, axes in sources for axis in axes), *fixed])
-    runs, worlds, commits = dict[str, PublishedRun](), set(), set()
+    runs = {run.name: run for before in stored for run in before.runs}
+    varied = (axis for axes in (*(run.axes for run in runs.values()), *(axes for *_, axes in sources)) for axis in axes)
+    all_axes = dict.fromkeys([*varied, *fixed])
+    for run_before in runs.values():
+        if lacking := all_axes.keys() - run_before.axes.keys():
+            raise SystemExit(
+                f"{run_before.name} was stored without {', '.join(sorted(lacking))}; store it from its sweep"
+            )
+    worlds = {(before.seed, before.images_per_modality, before.version) for before in stored}
+    commits = {commit for before in stored for commit in before.commits}
     for (directory, run_name, run, axes), cfg in zip(sources, configurations, strict=True):
         # GRPO after SFT has the name of GRPO, because its own settings are the same.
         name_here = f"{directory.path.name}/{run_name}" if run_name in runs else run_name
@@ -163,7 +173,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
             seconds=directory.seconds(run_name),
         )
         commits.add(str(read_json(run.environment)["git_commit"]))
-    layouts = {(manifest.rows, manifest.columns) for manifest in manifests}
+    layouts = {(of.rows, of.columns) for of in (*manifests, *stored)}
     for several, what in ((worlds, "test sets"), (layouts, "pairs of rows and columns")):
         if len(several) != 1:
             raise SystemExit(
@@ -180,7 +190,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
     ((seed, images, version),), ((rows, columns),) = worlds, layouts
     sweep = PublishedSweep(
         name=name,
-        commands=[typed_command(manifest) for manifest in manifests],
+        commands=[*(c for before in stored for c in before.commands), *map(typed_command, manifests)],
         rows=rows,
         columns=columns,
         seed=seed,

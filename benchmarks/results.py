@@ -1,7 +1,8 @@
 """The results on phantoms, from the published runs: docs/med-r1/results.md, its figures, and the README's summary.
 
     python -m benchmarks.results                       writes them
-    python -m benchmarks.results store NAME DIR [DIR]  adds the finished sweeps in DIR to the published runs as NAME
+    python -m benchmarks.results store NAME DIR [DIR]  adds the finished sweeps in DIR to the published runs as NAME;
+                                                       a DIR may also be a published file, to which seeds are added
 
 docs/med-r1/protocol.md says what is compared, and which result counts for or against a claim. A part of the page whose
 runs are missing says so.
@@ -302,7 +303,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     stored = commands.add_parser("store")
     stored.add_argument("name", help="name of the file in benchmarks/published")
-    stored.add_argument("directories", type=Path, nargs="+", metavar="directory", help="directory of a sweep")
+    stored.add_argument(
+        "directories", type=Path, nargs="+", metavar="directory", help="directory of a sweep, or a published file"
+    )
     given = parser.parse_args()
     if given.command == "store":
         print(store(given.name, given.directories))

@@ -261,7 +261,7 @@ def test_a_square_has_the_means_over_what_was_trained_on(square: Sweep) -> None:
                 for run in square.seeds(algorithm="grpo")
             ]
         )
-        expected = [mean("grpo"), mean("grpo") - mean("sft"), mean("grpo") - base]
+        expected = [mean("grpo"), mean("grpo") - mean("sft"), mean("grpo") - base, mean("grpo", "blank_image")]
         found = [float(line.split("|")[2 + place].split()[0].replace("\N{MINUS SIGN}", "-")) for line in lines]
         assert found == pytest.approx(expected, abs=0.051)
 
@@ -469,7 +469,9 @@ def test_a_finished_sweep_is_stored_and_read_again(tmp_path: Path, monkeypatch: 
     code += "published.FOLDER = Path(sys.argv[1]); published.store('headline', [Path(sys.argv[2])])"
     subprocess.run([sys.executable, "-c", code, tmp_path / "published", sweep.path], check=True, cwd=ROOT)
     found = published.load(tmp_path / "published" / "headline.json.xz")
-    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.commands == ["python train.py -m sweep=headline"]
+    assert [run.name for run in found.runs] == ["sft", "grpo"] and found.commands == [
+        "python train.py -m sweep=headline"
+    ]
     assert found.runs[0].texts == {"trained": expected} and found.runs[0].modality == "mri"
     assert found.runs[0].curves == {"validation/accuracy": [[50, 0.25]]}
     assert found.records() == RECORDS
@@ -535,6 +537,21 @@ def test_runs_that_nothing_distinguishes_are_not_stored_as_one(tmp_path: Path, m
         finished_sweep(tmp_path / place, ["sweep=m"], job("s", {"seed": "0"}, "algorithm=sft"))
     with pytest.raises(SystemExit, match="s and b/s have the same axes"):
         published.store("reasoning_modes", [tmp_path / "a", tmp_path / "b"])
+
+
+def test_seeds_are_added_to_what_was_stored_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    for seed in ("0", "1"):
+        finished_sweep(tmp_path / seed, [f"seed={seed}"], job(f"s{seed}", {"seed": seed}, "algorithm=sft"))
+    file = published.store("m", [tmp_path / "0"])
+    both = published.load(published.store("m", [file, tmp_path / "1"]))
+    assert [run.axes for run in both.runs] == [{"seed": "0"}, {"seed": "1"}]
+    assert both.commands == ["python train.py -m seed=0", "python train.py -m seed=1"] and len(both.records()) > 0
+    with pytest.raises(SystemExit, match="have the same axes"):
+        published.store("m", [file, tmp_path / "1"])
+    finished_sweep(tmp_path / "2", ["x"], job("s2", {"seed": "2", "reasoning": "no_think"}, "algorithm=sft"))
+    with pytest.raises(SystemExit, match="s0 was stored without reasoning"):
+        published.store("m", [file, tmp_path / "2"])
 
 
 def test_the_runs_of_earlier_commands_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
