@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -138,6 +139,11 @@ def store(name: str, places: Sequence[Path]) -> Path:
     typed = {key for key in words if not is_below(key, unhashed)}
     fixed = [key for key in sorted(typed) if "." in key and len({_configured(cfg, key) for cfg in configurations}) > 1]
     runs = {run.name: run for before in stored for run in before.runs}
+    commands = [*(c for before in stored for c in before.commands), *map(typed_command, manifests)]
+    if stored:
+        _check_same_settings(commands, unhashed)
+    if len(runs) < sum(len(before.runs) for before in stored):
+        raise SystemExit(f"{', '.join(map(str, places))}: runs of the same name; store them from their sweeps")
     varied = (axis for axes in (*(run.axes for run in runs.values()), *(axes for *_, axes in sources)) for axis in axes)
     all_axes = dict.fromkeys([*varied, *fixed])
     for run_before in runs.values():
@@ -190,7 +196,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
     ((seed, images, version),), ((rows, columns),) = worlds, layouts
     sweep = PublishedSweep(
         name=name,
-        commands=[*(c for before in stored for c in before.commands), *map(typed_command, manifests)],
+        commands=commands,
         rows=rows,
         columns=columns,
         seed=seed,
@@ -204,6 +210,18 @@ def store(name: str, places: Sequence[Path]) -> Path:
     with atomic_write(target) as file:
         file.write(lzma.compress(json.dumps(asdict(sweep), sort_keys=True).encode(), preset=9))
     return target
+
+
+def _check_same_settings(commands: Sequence[str], unhashed: Container[str]) -> None:
+    """Checks that commands of the same sweep fix the same settings.
+
+    Raises:
+        SystemExit: names the words that only some of them have.
+    """
+    words = [{w for w in shlex.split(c) if "." in w.partition("=")[0] and "=" in w} for c in commands]
+    fixed = [{word for word in of if not is_below(word.partition("=")[0], unhashed)} for of in words]
+    if different := set.union(*fixed) - set.intersection(*fixed):
+        raise SystemExit(f"the runs to be stored have other settings: {', '.join(sorted(different))}")
 
 
 def _configured(cfg: TrainConfig, axis: str) -> str:

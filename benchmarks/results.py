@@ -259,10 +259,12 @@ def parts(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> dict[str
 
 
 def commands_text(sweep: PublishedSweep) -> str:
-    """The commands that make the runs again, and the commit that has made them."""
-    version = "" if sweep.version == PhantomsConfig().question_version else f" data.question_version={sweep.version}"
-    commands = "\n".join(f"{command}{version}" for command in sweep.commands)
-    return f"Made at commit {', '.join(commit[:7] for commit in sweep.commits)}:\n\n```bash\n{commands}\n```"
+    """The commit that has made the runs, and the commands that make them again."""
+    is_latest = sweep.version == PhantomsConfig().question_version
+    version = "" if is_latest else f" data.question_version={sweep.version}"
+    commands = "\n".join(c if "question_version" in c else f"{c}{version}" for c in sweep.commands)
+    made = f"Runs of commit {', '.join(commit[:7] for commit in sweep.commits)}."
+    return f"{made} The command that makes them again with this version:\n\n```bash\n{commands}\n```"
 
 
 def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> str:

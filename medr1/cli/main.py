@@ -181,7 +181,9 @@ def _evaluate(cfg: DictConfig, typed: Sequence[Override]) -> None:
         if cfg.export is None and not cfg.merge:
             raise ConfigError("merge=false is a setting of export=DIR, which is not given")
         if cfg.sweep is not None:
-            refuse_others(typed, ("sweep", "tracking"), "sweep= makes the report from the finished runs as they are")
+            others = [override for override in typed if override.get_key_element() != "tracking"]
+            where = ("sweep", "tracking.uri", "tracking.enabled")
+            refuse_others(others, where, "sweep= makes the report from the finished runs as they are")
             from medr1.workflows.sweep_report import report_sweep
 
             has_moved = any(override.get_key_element() == "tracking.uri" for override in typed)

@@ -71,14 +71,20 @@ _LETTER = (
     r"(?!I\s+(?!(?:because|is|nor|or|since)\b)[a-z])([A-J])(?![A-Za-z])"
 )
 _LONE_LETTER = re.compile(_LETTER)
-# Outside blocks no letter counts before other lower-case words either: it may be part of a name, as in "B cells".
-_LONE_IN_TEXT = re.compile(rf"{_LETTER}(?!\s+(?!(?:and|because|but|is|nor|or|since|to|was)\b)[a-z])")
-# What a text says of its answer, as in "the answer is (B)", is worth more than letters that it mentions besides.
-_ANSWER_IS = (
-    r"(?:answer|(?:correct|right|best) (?:option|choice))"
-    r"(?:(?:\s+[\w']+){0,6}?\s+(?:is|would be|must be)\b|\W{0,3}[:*(])|it(?: i|')s|choose|pick|select"
+# Outside blocks a letter before a lower-case word may be part of a name, as in "B cells". It counts if "option" or the
+# like stands before it, or one of some verbs and conjunctions behind it.
+_LONE_IN_TEXT = re.compile(
+    r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
+    rf"{_LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|seems|shows|since|was|would)\b)[a-z]))"
 )
-_STATED = re.compile(rf"(?i:\b(?:{_ANSWER_IS})(?:\s+(?:option|choice|answer))?[\s:*(]*){_LETTER}")
+# What a text says of its answer is worth more than letters that it mentions besides: "the answer for this image is
+# (B)", "answer: B", "my answer B.", "I choose B".
+_SUBJECT = r"(?:answer|(?:correct|right|best) (?:option|choice))"
+_STATED = re.compile(
+    rf"(?i:\b{_SUBJECT}(?:(?:\s+[\w']+){{0,6}}?\s+(?:is|would be|must be)\b|[\s*]*[:(])[\s:*(]*){_LETTER}|"
+    r"(?i:\b(?:answer|option|choice)[\s:*(]+)([A-J])(?=[\s)*]*(?:$|[.,;\n]))|"
+    rf"(?i:\bI(?: will| would|'ll|'d)? (?:choose|pick|select)(?: (?:option|choice|answer))?[\s:*(]+){_LETTER}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +227,8 @@ def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
 
 def _last_letter(text: str, texts: Mapping[str, str], lone: re.Pattern[str]) -> str | None:
     """The last letter that the text says to be the answer, else the last one that matches ``lone``."""
-    found = (letter for pattern in (_STATED, lone) for letter in reversed(pattern.findall(text)))
+    matches = (match for pattern in (_STATED, lone) for match in reversed([*pattern.finditer(text)]))
+    found = (str(match[match.lastindex or 0]) for match in matches)
     return next((letter for letter in found if letter in texts), None)
 
 

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from filelock import FileLock
@@ -157,6 +158,8 @@ class Tracker:
                 queue = OfflineQueue(client, stored.run_id, run_dir, server, resend_command)
             else:
                 run = _active_run(client, run_id, server, run_dir)
+                if has_moved and database is not None:
+                    _check_artifacts(run, run_dir)
                 stored = StoredRun(server, experiment, run_id, run.info.experiment_id)
                 queue = OfflineQueue(client, run_id, run_dir, server, resend_command)
                 if queue.num_pending:
@@ -340,6 +343,16 @@ def _unrecorded_run(client: MlflowClient, experiment_id: str, token: str) -> Run
     return found[0] if found else None
 
 
+def _check_artifacts(run: Run, run_dir: Path) -> None:
+    """A database has the absolute path of the files of its runs, which therefore cannot be moved with it."""
+    files = Path(unquote(urlsplit(run.info.artifact_uri).path))
+    if len(files.parents) > 1 and not files.parents[1].is_dir():
+        raise ConfigError(
+            f"the database of {run_dir} has moved, and expects the files of its runs in {files.parents[1]}: move them "
+            f"back there, or remove {run_dir / RUN_FILE} to track it as a new run"
+        )
+
+
 def _has_run(client: MlflowClient, run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
@@ -354,7 +367,7 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 def _log_as_new(before: StoredRun, server: str, run_dir: Path) -> None:
     waiting = f"; calls that {before.uri} never got stay in {run_dir / FOLDER}"
-    log.info(
+    log.warning(
         "%s was tracked in %s as %s; %s does not have this run and gets a new one%s",
         *(run_dir, before.uri, before.run_id, server),
         waiting if has_pending_calls(run_dir, before) else "",

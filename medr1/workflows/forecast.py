@@ -94,6 +94,8 @@ def _refusal(forecast: Forecast, device: Device) -> str:
     remedy = "; use a smaller model or more devices"
     if overrides:
         remedy = "; any of these makes it fit:\n  " + "\n  ".join(overrides)
+    if engine := forecast.run.engine_bytes:
+        remedy = f"; vLLM takes {engine / GIB:.1f} GiB, less with a lower rollout.gpu_memory_utilization{remedy}"
     return f"this run {verdict(forecast.peaks, device).replace('does not fit', 'cannot fit')}{remedy}"
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from medr1.atomic_write import read_json
 from medr1.config.checkpoints import fingerprint
 from medr1.config.naming import is_below, metric_part, sweep_name
 from medr1.config.paths import CHECKOUT
-from medr1.config.schema import marked_keys
+from medr1.config.schema import marked_keys, values_before
 from medr1.config.settings import TrainConfig
 from medr1.config.validate import check_validation_metric
 from medr1.errors import ConfigError
@@ -192,6 +193,8 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     places = (*_UNNAMED_GROUPS, *unhashed)
     name = [config.sweep.name]
     unnamed = [k for k, v in values.items() if v == name or any(k == p or k.startswith(f"{p}.") for p in places)]
+    before = {key: [str(value).lower()] for key, value in values_before(runs[0].settings)}
+    unnamed += [key for key, value in values.items() if before.get(key) == value]
     fixed = [f"{k}={v[0]}" for k, v in values.items() if k not in (*varied, *unnamed, "seed")]
     ranges = [of.text for of in swept.space.values()]
     directory = SweepDirectory(Path(config.output_dir).absolute() / sweep_name(title, [*ranges, *fixed]))
@@ -235,6 +238,7 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
     if not directory.manifest_file.is_file():
         return
     new, advice = {*jobs[0].axes} - {"seed"}, "give this command a sweep of its own: output_dir=DIR or sweep.name=NAME"
+    _check_added_settings(directory, jobs[0], runs[jobs[0].name].settings, advice)
     named = {(*sorted(job.axes.items()),): job.name for job in jobs}
     for name, before in directory.read().jobs.items():
         same = named.get((*sorted(before.axes.items()),), name)
@@ -262,6 +266,24 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
                 f"{directory.run(job.name).path} began with other weights than those that are in model.path="
                 f"{model.path} now; restore them, or {advice}"
             )
+
+
+def _check_added_settings(directory: SweepDirectory, job: Job, settings: TrainConfig, advice: str) -> None:
+    """Checks that earlier runs have the same values of settings that were added to medr1 since they were made."""
+    states = directory.states(directory.read().jobs)
+    for name in [name for name, state in states.items() if state == State.FINISHED][:1]:
+        earlier = directory.run(name).stored_config(TrainConfig)
+        for key, _ in values_before(earlier):
+            try:
+                values = [attrgetter(key)(of) for of in (earlier, settings)]
+            except AttributeError:  # of another group, such as other data
+                continue
+            if values[0] != values[1] and key not in job.axes:
+                old, new = (str(value).lower() for value in values)
+                raise ConfigError(
+                    f"{directory.path} holds runs with {key}={old}, such as {name}, and those of this command have "
+                    f"{new}; add {key}={old}, or {advice}"
+                )
 
 
 def _title(config: DictConfig, swept: Swept) -> str:

@@ -151,11 +151,11 @@ def _read(run: RunDirectory, axes: Mapping[str, str], cfg: TrainConfig) -> Sweep
 
 
 def _send_pending(directory: SweepDirectory, finished: Sequence[str], uri: str | None) -> None:
-    try:
-        for name in finished:
+    for name in finished:
+        try:
             send_pending(directory.run(name), uri)
-    except TrackingError as error:
-        log.warning("%s; metrics of the runs wait in the queue: python evaluate.py sweep=%s", error, directory.path)
+        except TrackingError as error:
+            log.warning("%s; metrics of %s wait in the queue: python evaluate.py sweep=%s", error, name, directory.path)
 
 
 def _uri(directory: SweepDirectory) -> str:

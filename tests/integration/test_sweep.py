@@ -139,6 +139,26 @@ def test_a_finished_run_with_the_same_values_and_other_settings_is_refused(
     assert f"holds the finished run {other}, which has the values of {name} (" in printed, printed
 
 
+def test_runs_from_before_a_setting_are_extended_with_its_earlier_value(
+    undisturbed: tuple[SweepDirectory, str], tmp_path: Path
+) -> None:
+    """The questions of version 1 are others, so the seeds of both versions cannot stand in one cell."""
+    sweep = SweepDirectory(tmp_path / undisturbed[0].path.name)
+    shutil.copytree(undisturbed[0].path, sweep.path)
+    for name in sweep.read().wanted:
+        config = sweep.run(name).config
+        stored = config.read_text()
+        assert "question_version: 2" in stored
+        config.write_text(stored.replace("  question_version: 2\n", ""))
+    printed = run_command("train.py", *SWEEP, "seed=1", f"output_dir={tmp_path}", status=2)
+    assert "holds runs with data.question_version=1" in printed and "add data.question_version=1, or" in printed, (
+        printed
+    )
+    # The remedy leads to the same directory. There the run is refused, because it was made with version 2 after all.
+    printed = run_command("train.py", *SWEEP, "data.question_version=1", f"output_dir={tmp_path}", status=2)
+    assert f"{sweep.path} holds the finished run" in printed, printed
+
+
 def test_the_report_of_a_sweep_whose_database_is_gone(undisturbed: tuple[SweepDirectory, str], tmp_path: Path) -> None:
     """It is written, and the remedies that are printed work."""
     sweep = SweepDirectory(tmp_path / "sweep")
