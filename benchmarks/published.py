@@ -121,7 +121,8 @@ def store(name: str, places: Sequence[Path]) -> Path:
 
     Raises:
         SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; a sweep
-            is given twice, two have other rows, columns or test records, or two runs have the same axes.
+            is given twice, two have other rows, columns or test records, or two runs have the same axes; or stored
+            runs have other settings than those that are added.
     """
     if len({place.resolve() for place in places}) < len(places):
         raise SystemExit(f"{', '.join(map(str, places))}: a sweep is named twice; leave one out")
@@ -135,13 +136,13 @@ def store(name: str, places: Sequence[Path]) -> Path:
     ]
     configurations = [run.stored_config(TrainConfig) for _, _, run, _ in sources]
     unhashed = {key for cfg in configurations for key in marked_keys(cfg, "is_hashed", False)}
-    words = {word.partition("=")[0] for manifest in manifests for word in manifest.command}
-    typed = {key for key in words if not is_below(key, unhashed)}
-    fixed = [key for key in sorted(typed) if "." in key and len({_configured(cfg, key) for cfg in configurations}) > 1]
-    runs = {run.name: run for before in stored for run in before.runs}
     commands = [*(c for before in stored for c in before.commands), *map(typed_command, manifests)]
-    if stored:
-        _check_same_settings(commands, unhashed)
+    typed = [_settings(command, unhashed) for command in commands]
+    if stored and (different := set.union(*typed) - set.intersection(*typed)):
+        raise SystemExit(f"the runs to be stored have other settings: {', '.join(sorted(different))}")
+    keys = sorted({word.partition("=")[0] for of in typed for word in of})
+    fixed = [key for key in keys if len({_configured(cfg, key) for cfg in configurations}) > 1]
+    runs = {run.name: run for before in stored for run in before.runs}
     if len(runs) < sum(len(before.runs) for before in stored):
         raise SystemExit(f"{', '.join(map(str, places))}: runs of the same name; store them from their sweeps")
     varied = (axis for axes in (*(run.axes for run in runs.values()), *(axes for *_, axes in sources)) for axis in axes)
@@ -212,16 +213,10 @@ def store(name: str, places: Sequence[Path]) -> Path:
     return target
 
 
-def _check_same_settings(commands: Sequence[str], unhashed: Container[str]) -> None:
-    """Checks that commands of the same sweep fix the same settings.
-
-    Raises:
-        SystemExit: names the words that only some of them have.
-    """
-    words = [{w for w in shlex.split(c) if "." in w.partition("=")[0] and "=" in w} for c in commands]
-    fixed = [{word for word in of if not is_below(word.partition("=")[0], unhashed)} for of in words]
-    if different := set.union(*fixed) - set.intersection(*fixed):
-        raise SystemExit(f"the runs to be stored have other settings: {', '.join(sorted(different))}")
+def _settings(command: str, unhashed: Container[str]) -> set[str]:
+    """The overrides of dotted keys in a command, except those that cannot change a number."""
+    words = {word: word.partition("=")[0] for word in shlex.split(command) if "=" in word}
+    return {word for word, key in words.items() if "." in key and not is_below(key, unhashed)}
 
 
 def _configured(cfg: TrainConfig, axis: str) -> str:

@@ -65,8 +65,10 @@ def crossing_text(x: Sequence[float], differences: Sequence[Scores], column: int
     if all(undecided):
         return f"{text} None of these differences is decided, so neither is the crossing."
     if found is not None:
-        for where, side in (("below", [at < found for at in x]), ("above", [at > found for at in x])):
-            if all(open_ for open_, here in zip(undecided, side, strict=True) if here):
+        below = [is_open for is_open, at in zip(undecided, x, strict=True) if at < found]
+        above = [is_open for is_open, at in zip(undecided, x, strict=True) if at > found]
+        for where, side in (("below", below), ("above", above)):
+            if all(side):
                 text += f" No difference {where} it is decided, so an advantage of either method there is not shown."
     return text
 
@@ -167,15 +169,13 @@ def square_part(sweep: Sweep, axis: str) -> str:
         "GRPO - SFT": (square.difference(), [*grpo, *sft], "+"),
         "GRPO - base with lenient parsing": (square.gain(), grpo, "+"),
     }
+    for method, runs in (("grpo", grpo), ("sft", sft)):
+        if all((run.name, Condition.BLANK_IMAGE) in sweep.outcomes for run in runs):
+            rows[f"{label(method)}, blank image"] = (square.accuracy(method, Condition.BLANK_IMAGE), [], "")
     lines = ["| | trained on | others |", "|---|---|---|"]
     for name, (scores, runs, sign) in rows.items():
         cells = [with_interval(scores.estimate(c), sign) for c in (HOME, AWAY)]
         lines.append(f"| {name}{plateau_mark(runs)} | {' | '.join(cells)} |")
-    for method, runs in (("grpo", grpo), ("sft", sft)):
-        if all((run.name, Condition.BLANK_IMAGE) in sweep.outcomes for run in runs):
-            scores = square.accuracy(method, Condition.BLANK_IMAGE)
-            cells = [with_interval(scores.estimate(c)) for c in (HOME, AWAY)]
-            lines.append(f"| {label(method)}, blank image | {' | '.join(cells)} |")
     links = [
         figure(f"{sweep.published.name}_{method}", f"{label(method)}: gain over the base")
         for method in sweep.values("algorithm")

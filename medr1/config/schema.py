@@ -67,22 +67,23 @@ def groups(schema: type) -> list[str]:
     return [item.name for item in fields(schema) if item.name in chosen]
 
 
-def marked_keys(settings: Any, mark: str, value: bool = True, prefix: str = "") -> Iterator[str]:
+def marked_keys(settings: Any, mark: str, value: bool = True) -> Iterator[str]:
     """The dotted keys of settings whose metadata has ``mark`` as ``value``."""
-    for item in fields(settings):
-        if item.metadata.get(mark) is value:
-            yield f"{prefix}{item.name}"
-        elif is_dataclass(nested := getattr(settings, item.name)):
-            yield from marked_keys(nested, mark, value, f"{prefix}{item.name}.")
+    return (key for key, found in _marks(settings, mark) if found is value)
 
 
-def values_before(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def values_before(settings: Any) -> Iterator[tuple[str, Any]]:
     """The dotted keys of settings that were added to their group, each with the value that stands for its absence."""
+    return _marks(settings, BEFORE)
+
+
+def _marks(settings: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of settings whose metadata has ``mark``, each with what it says."""
     for item in fields(settings):
-        if BEFORE in item.metadata:
-            yield f"{prefix}{item.name}", item.metadata[BEFORE]
+        if mark in item.metadata:
+            yield f"{prefix}{item.name}", item.metadata[mark]
         elif is_dataclass(nested := getattr(settings, item.name)):
-            yield from values_before(nested, f"{prefix}{item.name}.")
+            yield from _marks(nested, mark, f"{prefix}{item.name}.")
 
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:

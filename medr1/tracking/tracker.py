@@ -146,7 +146,8 @@ class Tracker:
                 client = MlflowClient(tracking_uri=uri)
                 experiment_id = _experiment_id(client, server, experiment, artifacts)
             tags = {**(tags or {}), _DIRECTORY_TAG: str(run_dir)}
-            if before and has_moved and not _has_run(client, before.run_id):
+            found = None if run_id is None else _find_run(client, run_id)
+            if before and has_moved and found is None:
                 _log_as_new(before, server, run_dir)
                 run_id = None
             if run_id is None:
@@ -157,7 +158,7 @@ class Tracker:
                 stored = StoredRun(server, experiment, new.info.run_id, new.info.experiment_id)
                 queue = OfflineQueue(client, stored.run_id, run_dir, server, resend_command)
             else:
-                run = _active_run(client, run_id, server, run_dir)
+                run = _active_run(found, run_id, server, run_dir)
                 if has_moved and database is not None:
                     _check_artifacts(run, run_dir)
                 stored = StoredRun(server, experiment, run_id, run.info.experiment_id)
@@ -353,16 +354,15 @@ def _check_artifacts(run: Run, run_dir: Path) -> None:
         )
 
 
-def _has_run(client: MlflowClient, run_id: str) -> bool:
+def _find_run(client: MlflowClient, run_id: str) -> Run | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return False
-    return True
+        return None
 
 
 def _log_as_new(before: StoredRun, server: str, run_dir: Path) -> None:
@@ -374,16 +374,10 @@ def _log_as_new(before: StoredRun, server: str, run_dir: Path) -> None:
     )
 
 
-def _active_run(client: MlflowClient, run_id: str, server: str, run_dir: Path) -> Run:
-    from mlflow.exceptions import MlflowException
-
+def _active_run(run: Run | None, run_id: str, server: str, run_dir: Path) -> Run:
     remedy = f"remove {run_dir / RUN_FILE} to track it as a new run"
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise ConfigError(f"{server} has no run {run_id}: correct the tracking URI, or {remedy}") from error
+    if run is None:
+        raise ConfigError(f"{server} has no run {run_id}: correct the tracking URI, or {remedy}")
     if run.info.lifecycle_stage != "active":
         raise ConfigError(f"run {run_id} was deleted in {server}: restore it there, or {remedy}")
     return run

@@ -22,7 +22,7 @@ from medr1.config.schema import marked_keys, values_before
 from medr1.config.settings import TrainConfig
 from medr1.config.validate import check_validation_metric
 from medr1.errors import ConfigError
-from medr1.runs.run_directory import starting_weights
+from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.runs.selection import chosen_axes
 from medr1.runs.sweep import Job, Manifest, State, SweepDirectory
 from medr1.tracking.address import stored_run
@@ -238,11 +238,13 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
     if not directory.manifest_file.is_file():
         return
     new, advice = {*jobs[0].axes} - {"seed"}, "give this command a sweep of its own: output_dir=DIR or sweep.name=NAME"
-    _check_added_settings(directory, jobs[0], runs[jobs[0].name].settings, advice)
-    named = {(*sorted(job.axes.items()),): job.name for job in jobs}
-    for name, before in directory.read().jobs.items():
-        same = named.get((*sorted(before.axes.items()),), name)
-        if same != name and directory.state(name) == State.FINISHED:
+    earlier, named = directory.read().jobs, {_place(job.axes): job.name for job in jobs}
+    finished = [name for name, state in directory.states(earlier).items() if state == State.FINISHED]
+    if finished:
+        _check_added_settings(directory.run(finished[0]), jobs[0], runs[jobs[0].name].settings, advice)
+    for name, before in earlier.items():
+        same = named.get(_place(before.axes), name)
+        if same != name and name in finished:
             raise ConfigError(
                 f"{directory.path} holds the finished run {name}, which has the values of {same} "
                 f"({', '.join(f'{axis}={value}' for axis, value in before.axes.items())}) and other settings, such as "
@@ -268,22 +270,26 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
             )
 
 
-def _check_added_settings(directory: SweepDirectory, job: Job, settings: TrainConfig, advice: str) -> None:
-    """Checks that earlier runs have the same values of settings that were added to medr1 since they were made."""
-    states = directory.states(directory.read().jobs)
-    for name in [name for name, state in states.items() if state == State.FINISHED][:1]:
-        earlier = directory.run(name).stored_config(TrainConfig)
-        for key, _ in values_before(earlier):
-            try:
-                values = [attrgetter(key)(of) for of in (earlier, settings)]
-            except AttributeError:  # of another group, such as other data
-                continue
-            if values[0] != values[1] and key not in job.axes:
-                old, new = (str(value).lower() for value in values)
-                raise ConfigError(
-                    f"{directory.path} holds runs with {key}={old}, such as {name}, and those of this command have "
-                    f"{new}; add {key}={old}, or {advice}"
-                )
+def _place(axes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The place of a run in the tables of its sweep."""
+    return (*sorted(axes.items()),)
+
+
+def _check_added_settings(run: RunDirectory, job: Job, settings: TrainConfig, advice: str) -> None:
+    """Checks that an earlier run has the same values of settings that were added to medr1 since it was made.
+
+    Raises:
+        ConfigError: names the setting, both values, and the override that continues the sweep.
+    """
+    earlier = run.stored_config(TrainConfig)
+    both = {key for key, _ in values_before(earlier)} & {key for key, _ in values_before(settings)}
+    for key in sorted(both - job.axes.keys()):
+        old, new = (str(attrgetter(key)(of)).lower() for of in (earlier, settings))
+        if old != new:
+            raise ConfigError(
+                f"{run.path.parent} holds runs with {key}={old}, such as {run.path.name}, and those of this command "
+                f"have {new}; add {key}={old}, or {advice}"
+            )
 
 
 def _title(config: DictConfig, swept: Swept) -> str:
@@ -302,11 +308,11 @@ def _chained(jobs: Sequence[Job], axis: str) -> list[Job]:
     stages = list(dict.fromkeys(job.axes.get(axis, "") for job in jobs))
     if len(stages) < 2:
         raise ConfigError(f"sweep.chain={axis} needs several values of {axis}, which are trained one after another")
-    others = {(*sorted(job.axes.items()),): job.name for job in jobs}
+    others = {_place(job.axes): job.name for job in jobs}
     chained = []
     for job in jobs:
         done = stages[: stages.index(job.axes[axis])]
-        before = others[(*sorted({**job.axes, axis: done[-1]}.items()),)] if done else ""
+        before = others[_place({**job.axes, axis: done[-1]})] if done else ""
         axes = {**job.axes, axis: "_then_".join([*done, job.axes[axis]])}
         chained.append(replace(job, axes=axes, continues=before))
     return chained

@@ -40,7 +40,7 @@ from medr1.runs.run_directory import RunDirectory
 from medr1.runs.search import Cell, Trial, read_trials
 from medr1.runs.selection import Choice, choose, validation_value
 from medr1.runs.sweep import Manifest, State, SweepDirectory
-from medr1.tracking.address import stored_run, without_password
+from medr1.tracking.address import StoredRun, stored_run, without_password
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import Tracker
 from medr1.workflows.conditions import conditions
@@ -128,9 +128,19 @@ def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool =
     for sentence in shown:
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
-    if tracks and stored_run(directory.path):
+    if tracks and (stored := stored_run(directory.path)):
         try:
-            _track(directory, tracking_uri, states, tables, console, choices, trials, manifest.select)
+            _track(
+                directory,
+                stored,
+                tracking_uri or _uri(directory, stored),
+                states,
+                tables,
+                console,
+                choices,
+                trials,
+                manifest.select,
+            )
         except (ConfigError, TrackingError) as error:  # the report is written
             log.warning("the report is not in MLflow: %s", error)
 
@@ -158,10 +168,8 @@ def _send_pending(directory: SweepDirectory, finished: Sequence[str], uri: str |
             log.warning("%s; metrics of %s wait in the queue: python evaluate.py sweep=%s", error, name, directory.path)
 
 
-def _uri(directory: SweepDirectory) -> str:
+def _uri(directory: SweepDirectory, stored: StoredRun) -> str:
     """The tracking URI of the sweep. mlflow.json leaves out a password, which the configs of the runs have."""
-    stored = stored_run(directory.path)
-    assert stored is not None
     runs = [directory.run(name) for name in directory.read().jobs]
     uris = [run.stored_config(TrainConfig).tracking.uri for run in runs if run.config.is_file()]
     return next((uri for uri in uris if without_password(uri) == stored.uri), stored.uri)
@@ -212,7 +220,8 @@ def _facts(directory: SweepDirectory, finished: list[str]) -> dict[str, str]:
 
 def _track(
     directory: SweepDirectory,
-    uri: str | None,
+    stored: StoredRun,
+    uri: str,
     states: Mapping[str, State],
     tables: SweepTables,
     console: Console,
@@ -221,10 +230,8 @@ def _track(
     metric: str,
 ) -> None:
     """Logs the report, its summary metrics and the chosen settings to the sweep's own run in MLflow."""
-    stored = stored_run(directory.path)
-    assert stored is not None
     with Tracker.start(
-        uri or _uri(directory),
+        uri,
         stored.experiment,
         directory.path.name,
         directory.path,

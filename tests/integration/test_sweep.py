@@ -41,6 +41,11 @@ def only_sweep(output_dir: Path) -> SweepDirectory:
     return SweepDirectory(file.parent)
 
 
+def copied(sweep: SweepDirectory, output_dir: Path) -> SweepDirectory:
+    """A copy that the same command finds in another ``output_dir``."""
+    return SweepDirectory(Path(shutil.copytree(sweep.path, output_dir / sweep.path.name)))
+
+
 def tables(sweep: SweepDirectory) -> Any:
     return read_json(sweep.report / "matrices.json")
 
@@ -130,8 +135,7 @@ def test_a_finished_run_with_the_same_values_and_other_settings_is_refused(
     undisturbed: tuple[SweepDirectory, str], tmp_path: Path
 ) -> None:
     """As after an update that has changed a default: both would stand in the same cell."""
-    sweep = SweepDirectory(tmp_path / undisturbed[0].path.name)
-    shutil.copytree(undisturbed[0].path, sweep.path)
+    sweep = copied(undisturbed[0], tmp_path)
     name, other = sweep.read().wanted[0], "of_an_earlier_version"
     sweep.run(name).path.rename(sweep.run(other).path)
     sweep.manifest_file.write_text(sweep.manifest_file.read_text().replace(name, other))
@@ -143,8 +147,7 @@ def test_runs_from_before_a_setting_are_extended_with_its_earlier_value(
     undisturbed: tuple[SweepDirectory, str], tmp_path: Path
 ) -> None:
     """The questions of version 1 are others, so the seeds of both versions cannot stand in one cell."""
-    sweep = SweepDirectory(tmp_path / undisturbed[0].path.name)
-    shutil.copytree(undisturbed[0].path, sweep.path)
+    sweep = copied(undisturbed[0], tmp_path)
     for name in sweep.read().wanted:
         config = sweep.run(name).config
         stored = config.read_text()
@@ -161,8 +164,7 @@ def test_runs_from_before_a_setting_are_extended_with_its_earlier_value(
 
 def test_the_report_of_a_sweep_whose_database_is_gone(undisturbed: tuple[SweepDirectory, str], tmp_path: Path) -> None:
     """It is written, and the remedies that are printed work."""
-    sweep = SweepDirectory(tmp_path / "sweep")
-    shutil.copytree(undisturbed[0].path, sweep.path)
+    sweep = copied(undisturbed[0], tmp_path)
     stored = stored_run(sweep.path)
     assert stored is not None
     replace(stored, uri=f"sqlite:///{tmp_path}/gone.db").write(sweep.path)
