@@ -48,6 +48,14 @@ class Quantization(StrEnum):
     nf4 = "nf4"
 
 
+class WeightTransfer(StrEnum):
+    """How a vLLM server gets weights: through files that it sees, or over a process group of gloo or NCCL."""
+
+    files = "files"
+    gloo = "gloo"
+    nccl = "nccl"
+
+
 class Resize(StrEnum):
     """Images are resized to one square size, or keep their aspect ratio as in the families' processors."""
 

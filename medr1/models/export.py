@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -52,26 +52,41 @@ def export_policy(policy: Policy, processor: Processor, directory: Path, max_com
     save_policy(policy, processor, directory)
 
 
-@torch.no_grad()
 def save_merged_weights(policy: Policy, file: Path) -> None:
     """Writes the weights as safetensors with any adapter merged. The policy stays as it is.
 
-    Merged weights are collected in main memory, because a device need not have room for both.
+    They are collected in main memory, because a device need not have room for both.
 
-    peft merges and unmerges in place, which would change the weights by rounding errors. ``save_pretrained`` writes in
-    one process of a distributed training only.
+    ``save_pretrained`` writes in one process of a distributed training only.
     """
+    state = {name: weight.cpu().contiguous() for name, weight in merged_weights(policy)}
+    save_file(state, file, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def merged_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """The weights of ``checkpoint_state`` in its order, with any adapter merged. Merged ones are copies.
+
+    peft merges and unmerges in place, which would change the weights by rounding errors.
+    """
+    adapted: dict[str, Linear] = {}
+    if isinstance(policy.model, PeftModel):
+        adapted = {f"{name}.weight": m for name, m in policy.core.named_modules() if isinstance(m, Linear)}
+    for name, weight in checkpoint_state(policy).items():
+        if name in adapted:
+            delta = adapted[name].get_delta_weight(policy.model.active_adapter)
+            yield name, (weight.to(delta.dtype) + delta).to(weight.dtype)
+        else:
+            yield name, weight
+
+
+def checkpoint_state(policy: Policy) -> dict[str, Tensor]:
+    """The weights without adapters, under the names of a checkpoint. Tied weights stand there once."""
     state = {
         name.replace(".base_layer.", "."): value
         for name, value in policy.core.state_dict().items()
         if not is_of_adapter(name)
     }
-    if isinstance(policy.model, PeftModel):
-        for name, layer in policy.core.named_modules():
-            if isinstance(layer, Linear):
-                delta = layer.get_delta_weight(policy.model.active_adapter)
-                weight = state[f"{name}.weight"]
-                state[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(weight.dtype).cpu()
     if policy.core.get_output_embeddings().weight is policy.core.get_input_embeddings().weight:
         del state["lm_head.weight"]
-    save_file({name: value.contiguous() for name, value in state.items()}, file, metadata={"format": "pt"})
+    return state

@@ -329,7 +329,8 @@ def test_a_run_is_named_by_what_its_numbers_depend_on() -> None:
     for same in ("url=http://b/v1", "concurrency=2", "timeout=9", "max_retries=1", "api_key_variable=null"):
         assert name(*server, "model.url=http://a/v1", f"model.{same}") == name(*server, "model.url=http://c/v1"), same
     remote = ("rollout=vllm_server", "rollout.url=http://a:1")
-    for same in ("url=http://b:2", "weights_dir=/dev/shm", "timeout=9", "concurrency=2", "max_logp_difference=1"):
+    neutral = ("url=http://b:2", "weights_dir=/dev/shm", "timeout=9", "concurrency=2", "max_logp_difference=1")
+    for same in (*neutral, "weight_transfer=gloo"):
         assert name(*remote, f"rollout.{same}") == name(*remote), same
     for other in ("importance_sampling_correction=false", "importance_sampling_clip_max=2"):
         assert name(*remote, f"rollout.{other}") != name(*remote), other

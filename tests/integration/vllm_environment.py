@@ -23,6 +23,7 @@ from medr1.domain.records import Record
 from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import read_predictions
+from medr1.generation import vllm_worker
 from medr1.generation.child_process import ChildProcess, free_port
 from medr1.generation.engines import Engine
 from medr1.models.policy import Policy
@@ -38,10 +39,10 @@ CFG = composed("train", "data.test_images_per_modality=11", "data.train_images_p
 
 
 class VLLM:
-    """A vLLM server of the shipped base."""
+    """A vLLM server of the shipped base. ``receives``: it takes weights over a process group."""
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
+    def __init__(self, log: Path, receives: bool = False) -> None:
+        self.log, self.receives = log, receives
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
@@ -51,6 +52,9 @@ class VLLM:
         words += ["--host", "127.0.0.1", "--port", str(self.port), "--logprobs-mode", "processed_logprobs"]
         words += ["--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "64", "--no-enable-chunked-prefill"]
         environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        if self.receives:
+            words += ["--worker-extension-cls", "medr1_weights.WeightReceiver"]
+            environment["PYTHONPATH"] = str(Path(vllm_worker.__file__).parent)
         self.process = ChildProcess(words, self.log, environment)
         end = time.monotonic() + 300
         while not self.answers():

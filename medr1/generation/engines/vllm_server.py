@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from omegaconf import MISSING
 
 from medr1.atomic_write import remove
+from medr1.config.enums import WeightTransfer
 from medr1.config.naming import safe_name
 from medr1.config.settings import LOOPBACK, NEUTRAL, ExternalRolloutConfig, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.config.validate import check_address
@@ -43,6 +44,7 @@ T = TypeVar("T")
 _SUPPRESSED = -100.0
 _PART = 2**22  # weights that are summed at a time
 _MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
+_MUST_START_AGAIN = "A server must be started again, because it has lost its weights."
 UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
 
 
@@ -70,8 +72,14 @@ class VLLMServerConfig(VLLMConfig):
     """Address of the vLLM server: ``http://HOST:PORT``.
 
     TRL: vllm_server_base_url. verl: -."""
+    weight_transfer: WeightTransfer = field(default=WeightTransfer.files, metadata=NEUTRAL)
+    """How the server gets the weights of each step: through ``files`` in ``rollout.weights_dir``, or over the network,
+    from memory to memory (``gloo``) or from GPU to GPU (``nccl``).
+
+    TRL: -. verl: actor_rollout_ref.rollout.checkpoint_engine.backend."""
     weights_dir: str = field(default=MISSING, metadata=NEUTRAL)
-    """Directory through which the server gets new weights. The server must see it under the same path.
+    """Directory through which the server gets new weights. The server must see it under the same path, unless
+    ``rollout.weight_transfer`` is ``gloo`` or ``nccl``: then only the processes of the training do, for a lock.
 
     TRL: -. verl: -."""
 
@@ -201,11 +209,8 @@ class VLLMEngine(Engine):
         """Makes the server load the weights of ``policy`` if its own have another version."""
         from filelock import FileLock
 
-        from medr1.models.export import save_merged_weights
-
-        directory = self._weights
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):  # one process of a training sends, the others find the version there
+        self._weights.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._weights}.lock"):  # one process of a training sends, the others find the version there
             found = self._version()
             if found == version:
                 return
@@ -213,27 +218,38 @@ class VLLMEngine(Engine):
                 self._check_server(policy)
             self._check_model(policy)
             self._client.post("/update_weight_version", {"new_version": UPDATING})
-            remove(directory)  # of a process that was killed
-            try:
-                directory.mkdir()
-                save_merged_weights(policy, directory / "model.safetensors")
-                reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-                self._client.post("/collective_rpc", reload)
-            except ServerUnavailable:
-                raise
-            except ServerError as error:
-                raise ServerError(
-                    f"vLLM cannot load weights from {directory}; rollout.weights_dir must be a directory that it sees. "
-                    f"A server must be started again, because it has lost its weights. {error}"
-                ) from error
-            finally:
-                remove(directory)
+            self._load(policy)
             if not self._client.post("/reset_prefix_cache", {})["success"]:  # held by requests of a run that was killed
                 raise ServerUnavailable(f"{self._client.url}: the server is busy with requests of another run")
             self._client.post("/reset_mm_cache", {})
             self._client.post("/reset_encoder_cache", {})
             self._client.post("/update_weight_version", {"new_version": version})
             self._sent = version
+
+    def _load(self, policy: Policy) -> None:
+        """Makes vLLM load the weights of ``policy``, through the directory.
+
+        Raises:
+            ServerUnavailable: the server has gone. ServerError: it cannot load them.
+        """
+        from medr1.models.export import save_merged_weights
+
+        directory = self._weights
+        remove(directory)  # of a process that was killed
+        try:
+            directory.mkdir()
+            save_merged_weights(policy, directory / "model.safetensors")
+            reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+            self._client.post("/collective_rpc", reload)
+        except ServerUnavailable:
+            raise
+        except ServerError as error:
+            raise ServerError(
+                f"vLLM cannot load weights from {directory}; rollout.weights_dir must be a directory that it sees, "
+                f"or rollout.weight_transfer another. {_MUST_START_AGAIN} {error}"
+            ) from error
+        finally:
+            remove(directory)
 
     def _check_server(self, policy: Policy) -> None:
         """Checks the settings of a server that this engine has not started.
@@ -299,24 +315,37 @@ class VLLMServerEngine(VLLMEngine):
         client = VLLMClient(config.url, timeout=60)
         try:
             client.get("/health")
-            _check_settings(client, config.url, model.path, str(model.dtype))
+            _check_settings(client, config, model.path, str(model.dtype))
         except ServerUnavailable as error:
-            raise ServerError(
-                f"rollout.url={config.url}: no vLLM server answers ({error})\n{start_command(config.url, model.path)}"
-            ) from error
+            command = start_command(config.url, model.path, transfer=config.weight_transfer)
+            raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
 
     def _check_server(self, policy: Policy) -> None:
         dtype = str(policy.core.get_input_embeddings().weight.dtype).removeprefix("torch.")
-        _check_settings(self._client, self.config.url, policy.core.config.name_or_path, dtype)
+        _check_settings(self._client, self.config, policy.core.config.name_or_path, dtype)
+
+    def _load(self, policy: Policy) -> None:
+        if self.config.weight_transfer == WeightTransfer.files:
+            super()._load(policy)
+            return
+        from medr1.generation.weight_transfer import send_weights
+
+        try:
+            send_weights(policy, self._client, str(self.config.weight_transfer))
+        except ServerUnavailable:
+            raise
+        except ServerError as error:
+            raise ServerError(f"vLLM cannot load the weights. {_MUST_START_AGAIN} {error}") from error
 
 
-def _check_settings(client: VLLMClient, url: str, path: str, dtype: str) -> None:
+def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dtype: str) -> None:
     """Checks the settings of a server that is to generate with the checkpoint ``path`` in ``dtype``.
 
     Raises:
         ServerError: names the setting and the command with which the server is started. ServerUnavailable.
     """
-    command = start_command(url, path)
+    url, transfer = config.url, config.weight_transfer
+    command = start_command(url, path, transfer=transfer)
     try:
         client.get("/weight_info")
         served = client.get("/server_info?config_format=json")["vllm_config"]
@@ -344,17 +373,35 @@ def _check_settings(client: VLLMClient, url: str, path: str, dtype: str) -> None
     if found != dtype:
         raise ServerError(
             f"rollout.url={url}: the server computes in {found}, and the policy has model.dtype={dtype}\n"
-            f"{start_command(url, path, dtype)}"
+            f"{start_command(url, path, dtype, transfer)}"
         )
+    if transfer != WeightTransfer.files:
+        from medr1.generation.weight_transfer import check_workers
+
+        try:
+            check_workers(client, str(transfer))
+        except ServerUnavailable:
+            raise
+        except ServerError as error:
+            raise ServerError(
+                f"rollout.weight_transfer={transfer}: the server at {url} cannot take weights so: {error}\n{command}"
+            ) from error
 
 
-def start_command(url: str, path: str, dtype: str | None = None) -> str:
+def start_command(
+    url: str, path: str, dtype: str | None = None, transfer: WeightTransfer = WeightTransfer.files
+) -> str:
     """How to start a server that the engine can use, on the host of ``url`` alone, because its weights can be set."""
     parts, precision = urlsplit(url), f" --dtype {dtype}" if dtype else ""
     host = "127.0.0.1" if parts.hostname in LOOPBACK else parts.hostname
+    before = after = ""
+    if transfer != WeightTransfer.files:
+        from medr1.generation.weight_transfer import start_words
+
+        before, after = start_words()
     return (
-        f"start it with: VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(path)} --host {host} --port {parts.port or 80} "
-        f"--logprobs-mode processed_logprobs{precision}"
+        f"start it with: {before}VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(path)} --host {host} "
+        f"--port {parts.port or 80} --logprobs-mode processed_logprobs{after}{precision}"
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medr1.config.enums import Precision
+from medr1.config.enums import Precision, WeightTransfer
 from medr1.config.settings import LoraConfig, ModelConfig
 from medr1.errors import ServerError, ServerTimeout, ServerUnavailable
 from medr1.generation.child_process import free_port
@@ -116,6 +116,35 @@ def test_an_unusable_server_is_refused_with_the_command_that_starts_it(
         VLLMServerEngine.check_available(settings(url), MODEL)
     command = f"VLLM_SERVER_DEV_MODE=1 vllm serve 'a checkpoint' --host 127.0.0.1 --port {url.rpartition(':')[2]}"
     for word in (f"rollout.url={url}", command, "--logprobs-mode processed_logprobs", *words):
+        assert word in str(error.value)
+
+
+def worker(nccl: list[int] | None) -> tuple[int, Any]:
+    return 200, {"results": [{"number": 0, "group": None, "nccl": nccl}]}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "reply", "words"),
+    [
+        ("gloo", (500, {"error": "no medr1_worker"}), ["no medr1_worker", "--worker-extension-cls", "PYTHONPATH="]),
+        ("nccl", worker(None), ["needs GPUs on both sides"]),
+        ("nccl", worker([2, 1, 5]), ["2.27.3", "2.1.5", "nvidia-nccl"]),
+    ],
+    ids=["not extended", "no GPU", "another NCCL"],
+)
+def test_a_server_that_cannot_take_weights_over_a_process_group_is_refused(
+    transfer: str,
+    reply: tuple[int, Any],
+    words: list[str],
+    serve: Callable[[Replies], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = serve(served() | {"/collective_rpc": reply})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 3))
+    with pytest.raises(ServerError) as error:
+        VLLMServerEngine.check_available(settings(url, weight_transfer=WeightTransfer(transfer)), MODEL)
+    for word in (f"rollout.weight_transfer={transfer}", url, "vllm serve", *words):
         assert word in str(error.value)
 
 

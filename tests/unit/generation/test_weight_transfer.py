@@ -1,0 +1,151 @@
+"""Weights over a process group of gloo, to two workers in threads. With a real vLLM: test_vllm_weight_transfer.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medr1.config.settings import LoraConfig
+from medr1.errors import ServerError, ServerUnavailable
+from medr1.generation import weight_transfer
+from medr1.generation.vllm_client import VLLMClient
+from medr1.generation.vllm_worker.medr1_weights import WeightReceiver
+from medr1.generation.weight_transfer import send_weights
+from medr1.models.adapters import set_trainable
+from medr1.models.export import merged_weights
+from medr1.models.policy import Policy
+
+
+class Worker(WeightReceiver):
+    """What vLLM's worker has of itself: a number, a configuration and a method that loads weights."""
+
+    def __init__(self, number: int) -> None:
+        self.rank = number
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=0, world_size=2))
+        self.device = torch.device("cpu")
+        self.loaded: dict[str, Tensor] = {}
+        self.fails_after: int | None = None
+
+    def reload_weights(self, weights_iterator: Iterable[tuple[str, Tensor]]) -> None:
+        self.loaded = {}
+        for count, (name, weight) in enumerate(weights_iterator):
+            if count == self.fails_after:
+                raise ValueError(f"no room for {name}")
+            self.loaded[name] = weight
+
+
+@pytest.fixture
+def workers() -> list[Worker]:
+    return [Worker(0), Worker(1)]
+
+
+@pytest.fixture
+def client(workers: list[Worker]) -> Iterator[VLLMClient]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with ThreadPoolExecutor(2) as pool:
+                running = [pool.submit(getattr(worker, call["method"]), **call["kwargs"]) for worker in workers]
+            errors = [str(error) for done in running if (error := done.exception())]
+            body = json.dumps({"errors": errors} if errors else {"results": [done.result() for done in running]})
+            self.send_response(500 if errors else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_GET(self) -> None:  # /health
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield VLLMClient(f"http://127.0.0.1:{server.server_port}", 20)
+    server.shutdown()
+    server.server_close()
+    weight_transfer._groups.clear()
+
+
+def check_received(workers: list[Worker], policy: Policy) -> None:
+    expected = dict(merged_weights(policy))
+    for worker in workers:
+        assert list(worker.loaded) == list(expected)
+        assert all(torch.equal(worker.loaded[name], weight) for name, weight in expected.items())
+        assert all(worker.loaded[name].dtype == weight.dtype for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_each_worker_gets_all_weights_with_the_adapter_merged(
+    tuning: str, dtype: torch.dtype, build: Any, workers: list[Worker], client: VLLMClient
+) -> None:
+    policy, _ = build("qwen2_vl")
+    policy.to(dtype)
+    set_trainable(policy, lora=LoraConfig(r=2) if tuning == "lora" else None)
+    groups = set()
+    for _ in range(2):
+        send_weights(policy, client, "gloo")
+        check_received(workers, policy)
+        groups.add(weight_transfer._groups[client.url].key)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter += 0.1
+    assert len(groups) == 1
+
+
+def test_workers_that_were_started_again_or_serve_another_run_are_joined_anew(
+    build: Any, workers: list[Worker], client: VLLMClient
+) -> None:
+    policy, _ = build("qwen2_vl")
+    send_weights(policy, client, "gloo")
+    first = weight_transfer._groups.pop(client.url)
+    send_weights(policy, client, "gloo")  # of another process
+    second = weight_transfer._groups[client.url]
+    weight_transfer._groups[client.url] = first
+    send_weights(policy, client, "gloo")
+    assert len({first.key, second.key, weight_transfer._groups[client.url].key}) == 3
+    workers[1]._medr1_leave()
+    send_weights(policy, client, "gloo")
+    check_received(workers, policy)
+
+
+def test_workers_that_cannot_load_end_the_transfer_with_their_error(
+    build: Any, workers: list[Worker], client: VLLMClient
+) -> None:
+    policy, _ = build("qwen2_vl")
+    for worker in workers:
+        worker.fails_after = 3
+    with pytest.raises(ServerError, match="no room for") as error:
+        send_weights(policy, client, "gloo")
+    assert not isinstance(error.value, ServerUnavailable) and client.url not in weight_transfer._groups
+    for worker in workers:
+        worker.fails_after = None
+    send_weights(policy, client, "gloo")
+    check_received(workers, policy)
+
+
+def test_the_training_listens_on_the_address_toward_the_server_alone(
+    build: Any, workers: list[Worker], client: VLLMClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, _ = build("qwen2_vl")
+    addresses = []
+    create_server = weight_transfer.socket.create_server
+
+    def watched(address: tuple[str, int], **more: Any) -> Any:
+        addresses.append(address)
+        return create_server(address, **more)
+
+    monkeypatch.setattr("medr1.generation.weight_transfer.socket.create_server", watched)
+    send_weights(policy, client, "gloo")
+    assert addresses == [("127.0.0.1", 0)]
