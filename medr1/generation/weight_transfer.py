@@ -130,15 +130,12 @@ def _send(weight: torch.Tensor, group: WeightGroup, receiving: Future[Any]) -> N
     work = group.broadcast(weight)
     try:
         while not work.is_completed():
-            if receiving.done():
-                break
+            if receiving.done():  # it may have got the last weight before this process knows
+                receiving.result()
             time.sleep(_POLL)
-        else:
-            work.wait()
-            return
+        work.wait()
     except RuntimeError as error:
         raise _cause(receiving, error) from error
-    raise _cause(receiving, RuntimeError("the server has ended the transfer"))
 
 
 def _cause(request: Future[Any], error: RuntimeError) -> ServerError:

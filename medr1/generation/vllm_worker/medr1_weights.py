@@ -52,9 +52,8 @@ class WeightGroup:
         """Starts to send ``weight`` from rank 0 to all others. ``weight``: contiguous, on ``device``."""
         options = BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        work: Work = self._group.broadcast(
-            [weight.reshape(-1).view(torch.uint8)], options
-        )  # gloo does not know all types
+        content = weight.reshape(-1).view(torch.uint8)  # gloo does not know all types
+        work: Work = self._group.broadcast([content], options)
         return work
 
     def close(self) -> None:
