@@ -49,11 +49,11 @@ class Curves(pl.Callback):
 
     def __init__(self, tracker: AnyTracker, file: MetricsFile, every: int) -> None:
         self.tracker, self.file, self.every = tracker, file, every
+        self._seconds_waited = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(trainer.datamodule, Steps)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            self.file.drop_from(trainer.datamodule.first_step)  # type: ignore[attr-defined]
+            self.file.drop_from(_steps(trainer).first_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -62,6 +62,8 @@ class Curves(pl.Callback):
             # Those of validation have been sent by their own callback.
             names = [name for name in trainer.callback_metrics if not name.startswith("validation/")]
             metrics = {name: float(trainer.callback_metrics[name]) for name in names}
+            waited = _steps(trainer).seconds_waited
+            metrics["data_time"], self._seconds_waited = waited - self._seconds_waited, waited
             self.tracker.log_metrics(metrics, batch.step)
             self.file.append(metrics, batch.step)
 
@@ -71,6 +73,12 @@ class Curves(pl.Callback):
         if trainer.is_global_zero:
             self.tracker.flush()
             self.file.sync()
+
+
+def _steps(trainer: pl.Trainer) -> Steps:
+    steps = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(steps, Steps)
+    return steps
 
 
 class CompletionsTable(pl.Callback):

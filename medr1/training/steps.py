@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -38,14 +39,25 @@ def local_share(indices: Sequence[int], rank: int, world_size: int) -> tuple[lis
 
 
 class StepStream(IterableDataset[B]):
-    """The batches ``make(step)`` for step = ``first`` ... ``steps`` - 1, made in advance by ``num_workers`` threads."""
+    """The batches ``make(step)`` for step = ``first`` ... ``steps`` - 1, made in advance by ``num_workers`` threads.
+
+    ``seconds_waited``: how long the caller has waited for batches so far.
+    """
 
     def __init__(self, make: Callable[[int], B], first: int, steps: int, num_workers: int = 0) -> None:
         super().__init__()
         self.make, self.first, self.steps, self.num_workers = make, first, steps, num_workers
+        self.seconds_waited = 0.0
 
     def __iter__(self) -> Iterator[B]:
-        return prefetch(self.make, range(self.first, self.steps), self.num_workers)
+        batches = prefetch(self.make, range(self.first, self.steps), self.num_workers)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
 
 class Steps(pl.LightningDataModule):
@@ -68,18 +80,24 @@ class Steps(pl.LightningDataModule):
         super().__init__()
         self._make_batch, self._trainer, self._steps, self._num_iterations = make_batch, trainer, steps, num_iterations
         self._num_workers = num_workers
+        self._stream: StepStream[Any] | None = None
 
     @property
     def first_step(self) -> int:
         """The step at which training begins: 0, or that of the checkpoint that Lightning has restored."""
         return int(self._trainer.global_step // self._num_iterations)
 
+    @property
+    def seconds_waited(self) -> float:
+        """How long training has waited for batches so far."""
+        return 0.0 if self._stream is None else self._stream.seconds_waited
+
     def train_dataloader(self) -> DataLoader[Any]:
         first = self.first_step
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
-        stream = StepStream(
+        self._stream = StepStream(
             lambda step: self._make_batch(step, rank, world_size), first, self._steps, self._num_workers
         )
         # Without the loader's own workers, which are processes: each would have an image cache of its own, and turn
         # errors into text.
-        return DataLoader(stream, batch_size=None)
+        return DataLoader(self._stream, batch_size=None)

@@ -70,7 +70,7 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     rewards = ("train/reward", "train/accuracy_reward", "train/format_reward", "reward_std")
     for name in (*rewards, "kl", "entropy", "completion_length", "completion_clipped_ratio"):
         assert [m.step for m in client.get_metric_history(tracked.info.run_id, name)] == [0, 1, 2, 3]
-    for name in ("frac_reward_zero_std", "grad_norm", "learning_rate", "rollout_time", "step_time"):
+    for name in ("frac_reward_zero_std", "grad_norm", "learning_rate", "rollout_time", "step_time", "data_time"):
         assert name in tracked.data.metrics
     parameters = tracked.data.params
     assert parameters["modality.name"] == "mri" and parameters["reasoning.mode"] == "think_after"

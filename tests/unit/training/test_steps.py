@@ -65,3 +65,18 @@ def test_a_stream_resumes_where_it_stopped(num_workers: int) -> None:
     uninterrupted = list(StepStream(lambda step: step_indices(9, 4, 0, step), 0, 7))
     assert list(StepStream(lambda step: step_indices(9, 4, 0, step), 3, 7, num_workers)) == uninterrupted[3:]
     assert len(uninterrupted) == 7
+
+
+def test_a_stream_counts_the_seconds_for_which_its_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("medr1.training.steps.time.perf_counter", lambda: clock[0])
+
+    def make(step: int) -> int:
+        clock[0] += 2
+        return step
+
+    stream, waited = StepStream(make, 0, 3), []
+    for _ in stream:
+        waited.append(stream.seconds_waited)
+        clock[0] += 100  # the step itself
+    assert waited == [2, 4, 6]
