@@ -20,6 +20,7 @@ from medr1.generation.engines.local import LocalEngine
 from medr1.generation.engines.vllm_server import VLLMServerConfig
 from medr1.generation.sampling import Sampling
 from medr1.models.adapters import set_trainable
+from medr1.models.export import checkpoint_state
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.workflows.session import load_data
 from tests.integration.conftest import train_here
@@ -73,26 +74,31 @@ def test_the_server_generates_with_the_weights_that_were_sent(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("at", ["visual.blocks.0.mlp.fc1.bias", "language_model.layers.0.self_attn.v_proj.weight"])
 def test_a_training_that_ends_in_a_transfer_leaves_the_server_usable(
-    vllm: VLLM, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: str, vllm: VLLM, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It ends with half of a layer sent, which vLLM must not mix with the next weights."""
     policy, processor = load_policy(ModelSpec(str(TINY)))
-    change_weights(policy)
     prompts, greedy = encode(processor, records[:8]), Sampling.greedy(20, processor)
-    expected = LocalEngine().generate(policy, prompts, greedy).token_ids()
     engine, send, sent = new_engine(vllm, tmp_path), weight_transfer._send, []
+    last = next(i for i, name in enumerate(checkpoint_state(policy)) if name.endswith(at))
 
-    def end_after_ten(*arguments: Any) -> None:
+    def end(*arguments: Any) -> None:
         sent.append(1)
-        if len(sent) == 10:
+        if len(sent) > last:
             raise KeyboardInterrupt
         send(*arguments)
 
+    change_weights(policy, 0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(weight_transfer, "_send", end_after_ten)
+        patch.setattr(weight_transfer, "_send", end)
         with pytest.raises(KeyboardInterrupt):
             engine.generate(policy, prompts, greedy)
-    assert len(sent) == 10
+    assert len(sent) == last + 1
+    policy, _ = load_policy(ModelSpec(str(TINY)))
+    change_weights(policy)
+    expected = LocalEngine().generate(policy, prompts, greedy).token_ids()
     assert new_engine(vllm, tmp_path).generate(policy, prompts, greedy).token_ids() == expected
 
 

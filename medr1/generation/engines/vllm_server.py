@@ -44,7 +44,6 @@ T = TypeVar("T")
 _SUPPRESSED = -100.0
 _PART = 2**22  # weights that are summed at a time
 _MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
-_MUST_START_AGAIN = "A server must be started again, because it has lost its weights."
 UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
 
 
@@ -245,8 +244,8 @@ class VLLMEngine(Engine):
             raise
         except ServerError as error:
             raise ServerError(
-                f"vLLM cannot load weights from {directory}; rollout.weights_dir must be a directory that it sees, "
-                f"or rollout.weight_transfer another. {_MUST_START_AGAIN} {error}"
+                f"vLLM cannot load weights from {directory}; rollout.weights_dir must be a directory that it sees. "
+                f"A server must be started again, because it has lost its weights. {error}"
             ) from error
         finally:
             remove(directory)
@@ -335,7 +334,7 @@ class VLLMServerEngine(VLLMEngine):
         except ServerUnavailable:
             raise
         except ServerError as error:
-            raise ServerError(f"vLLM cannot load the weights. {_MUST_START_AGAIN} {error}") from error
+            raise ServerError(f"rollout.weight_transfer={self.config.weight_transfer}: {error}") from error
 
 
 def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dtype: str) -> None:
@@ -379,7 +378,7 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
         from medr1.generation.weight_transfer import check_workers
 
         try:
-            check_workers(client, str(transfer))
+            check_workers(client, str(transfer), served["parallel_config"]["data_parallel_size"])
         except ServerUnavailable:
             raise
         except ServerError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from medr1.config.settings import LoraConfig
 from medr1.errors import ServerError, ServerUnavailable
 from medr1.generation import weight_transfer
 from medr1.generation.vllm_client import VLLMClient
-from medr1.generation.vllm_worker.medr1_weights import WeightReceiver
+from medr1.generation.vllm_worker.medr1_weights import WeightGroup, WeightReceiver
 from medr1.generation.weight_transfer import send_weights
 from medr1.models.adapters import set_trainable
 from medr1.models.export import merged_weights
@@ -26,11 +27,10 @@ from medr1.models.policy import Policy
 
 
 class Worker(WeightReceiver):
-    """What vLLM's worker has of itself: a number, a configuration and a method that loads weights."""
+    """What vLLM's worker has of itself: a number and a method that loads weights."""
 
     def __init__(self, number: int) -> None:
         self.rank = number
-        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=0, world_size=2))
         self.device = torch.device("cpu")
         self.loaded: dict[str, Tensor] = {}
         self.fails_after: int | None = None
@@ -74,7 +74,11 @@ def client(workers: list[Worker]) -> Iterator[VLLMClient]:
     yield VLLMClient(f"http://127.0.0.1:{server.server_port}", 20)
     server.shutdown()
     server.server_close()
-    weight_transfer._groups.clear()
+    weight_transfer.close_groups()
+
+
+def group_of(client: VLLMClient) -> WeightGroup:
+    return weight_transfer._groups[client.url, "gloo", torch.device("cpu")]
 
 
 def check_received(workers: list[Worker], policy: Policy) -> None:
@@ -97,7 +101,7 @@ def test_each_worker_gets_all_weights_with_the_adapter_merged(
     for _ in range(2):
         send_weights(policy, client, "gloo")
         check_received(workers, policy)
-        groups.add(weight_transfer._groups[client.url].key)
+        groups.add(group_of(client).key)
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter += 0.1
@@ -109,12 +113,12 @@ def test_workers_that_were_started_again_or_serve_another_run_are_joined_anew(
 ) -> None:
     policy, _ = build("qwen2_vl")
     send_weights(policy, client, "gloo")
-    first = weight_transfer._groups.pop(client.url)
+    place, first = weight_transfer._groups.popitem()
     send_weights(policy, client, "gloo")  # of another process
-    second = weight_transfer._groups[client.url]
-    weight_transfer._groups[client.url] = first
+    second = group_of(client)
+    weight_transfer._groups[place] = first
     send_weights(policy, client, "gloo")
-    assert len({first.key, second.key, weight_transfer._groups[client.url].key}) == 3
+    assert len({first.key, second.key, group_of(client).key}) == 3
     workers[1]._medr1_leave()
     send_weights(policy, client, "gloo")
     check_received(workers, policy)
@@ -124,28 +128,81 @@ def test_workers_that_cannot_load_end_the_transfer_with_their_error(
     build: Any, workers: list[Worker], client: VLLMClient
 ) -> None:
     policy, _ = build("qwen2_vl")
-    for worker in workers:
-        worker.fails_after = 3
-    with pytest.raises(ServerError, match="no room for") as error:
+    workers[1].fails_after = 3
+    with pytest.raises(ServerError, match=r"start it again.*no room for") as error:
         send_weights(policy, client, "gloo")
-    assert not isinstance(error.value, ServerUnavailable) and client.url not in weight_transfer._groups
-    for worker in workers:
-        worker.fails_after = None
+    assert not isinstance(error.value, ServerUnavailable) and not weight_transfer._groups
+    workers[1].fails_after = None
     send_weights(policy, client, "gloo")
     check_received(workers, policy)
 
 
-def test_the_training_listens_on_the_address_toward_the_server_alone(
+@pytest.mark.parametrize("who", ["training", "worker"])
+def test_an_interrupted_transfer_ends_with_whole_layers_and_is_repeated(
+    who: str, build: Any, workers: list[Worker], client: VLLMClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, _ = build("qwen2_vl")
+    send_weights(policy, client, "gloo")
+    group = group_of(client) if who == "training" else workers[0]._medr1_group
+    assert group is not None
+    broadcast, pieces = group.broadcast, []
+
+    def interrupted(piece: Tensor) -> Any:
+        pieces.append(1)
+        if len(pieces) < 11:
+            return broadcast(piece)
+        if who == "training":
+            raise KeyboardInterrupt
+        group.close()
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(group, "broadcast", interrupted)
+    with pytest.raises(KeyboardInterrupt if who == "training" else ServerUnavailable):
+        send_weights(policy, client, "gloo")
+    expected = dict(merged_weights(policy))
+    for worker in workers:  # vLLM keeps the weights of a layer that is not finished for the next transfer
+        assert list(worker.loaded) == list(expected) and not list(worker.loaded.values())[-1].any()
+    send_weights(policy, client, "gloo")
+    check_received(workers, policy)
+
+
+def test_a_request_for_another_training_is_not_served(build: Any, workers: list[Worker], client: VLLMClient) -> None:
+    policy, _ = build("qwen2_vl")
+    send_weights(policy, client, "gloo")
+    assert workers[0].medr1_receive("another key", []) == {"interrupted": "another training has joined the server"}
+    check_received(workers, policy)
+
+
+def test_workers_that_do_not_reach_the_training_are_named(
     build: Any, workers: list[Worker], client: VLLMClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, _ = build("qwen2_vl")
-    addresses = []
-    create_server = weight_transfer.socket.create_server
 
-    def watched(address: tuple[str, int], **more: Any) -> Any:
-        addresses.append(address)
-        return create_server(address, **more)
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("no route")
 
-    monkeypatch.setattr("medr1.generation.weight_transfer.socket.create_server", watched)
+    monkeypatch.setattr("medr1.generation.vllm_worker.medr1_weights.TCPStore", refuse)
+    with pytest.raises(ServerError, match=r"cannot join this training at 127\.0\.0\.1, port .*no route") as error:
+        send_weights(policy, client, "gloo")
+    assert not isinstance(error.value, ServerUnavailable)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
+def test_training_and_workers_listen_on_the_address_toward_each_other_alone(
+    build: Any, workers: list[Worker], client: VLLMClient
+) -> None:
+    policy, _ = build("qwen2_vl")
+    before = listening()
     send_weights(policy, client, "gloo")
-    assert addresses == [("127.0.0.1", 0)]
+    opened = listening() - before
+    assert opened and all(address == "0100007F" for address, _ in opened)  # 127.0.0.1
+
+
+def listening() -> set[tuple[str, str]]:
+    """Addresses and ports, in hexadecimal digits, of this process's TCP sockets that wait for connections."""
+    own = {os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink() and file.exists()}
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    rows = [words for words in lines if words[3] == "0A" and f"socket:[{words[9]}]" in own]
+    return {(address, port) for address, port in (words[1].split(":") for words in rows)}
