@@ -39,7 +39,7 @@ from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
 from medr1.generation.engines import ENGINES
 from medr1.runs.run_directory import run_at, starting_weights
-from medr1.tracking.address import absolute_uri
+from medr1.tracking.address import absolute_uri, is_server, without_password
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 
@@ -283,7 +283,17 @@ def _check_tracking(cfg: CommonConfig) -> None:
     """Checks what can be checked of MLflow's address before a run begins."""
     if not cfg.tracking.enabled:
         return
-    _, database = absolute_uri(cfg.tracking.uri)
+    uri = str(cfg.tracking.uri)
+    if (shown := without_password(uri)) != uri:
+        remedy = (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            if is_server(uri)
+            else "set PGPASSWORD or write it to ~/.pgpass (PostgreSQL), or use an option file (MySQL)"
+        )
+        raise ConfigError(
+            f"tracking.uri={shown}: leave out the password, which would be stored with the config; {remedy}"
+        )
+    _, database = absolute_uri(uri)
     if database is not None and database.is_dir():
         raise ConfigError(f"tracking.uri={cfg.tracking.uri}: {database} is a directory; name a file in it")
     if not cfg.tracking.experiment.strip():

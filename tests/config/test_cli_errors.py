@@ -270,6 +270,8 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py model=server model.url=127.0.0.1:8000 model.path=n": ["model.url=127.0.0.1:8000", "use http://HOST"],
     "evaluate.py model=server model.url=http://h:99999/v1 model.path=n": ["http://h:99999", "range"],
     "evaluate.py model=server model.url=http://me:pw@h/v1 model.path=n": ["name and password", "use http://HOST"],
+    "tracking.uri=http://me:pw@h:5000": ["tracking.uri=http://me:***@h:5000", "MLFLOW_TRACKING_PASSWORD"],
+    "tracking.uri=postgresql+psycopg2://me:pw@h/db": ["me:***@h/db", "PGPASSWORD"],
     "evaluate.py model=server model.url=http://h/v1?k model.path=n": ["model.url=http://h/v1?k", "query"],
     "evaluate.py model=server model.url=http://h/v1/chat/completions model.path=n": ["leave out /chat/completions"],
     "evaluate.py model=server model.url=http://h/v1 model.path=n model.api_key_variable=PATH": [
