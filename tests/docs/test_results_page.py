@@ -29,7 +29,7 @@ def row(marker: str, first: str) -> list[float]:
     """The numbers of a row, without their intervals."""
     part = PAGE.split(f"<!-- results: {marker} -->")[1].split("<!-- end -->")[0]
     (line,) = re.findall(rf"^\| {first}(?: \(\d+ of \d+ runs not at a plateau\))? \|(.*)\|$", part, re.MULTILINE)
-    return [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in line.split("|")]
+    return [float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in line.split("|") if cell.strip()]
 
 
 @pytest.mark.parametrize("images", ["10", "30", "100", "400"])
@@ -57,6 +57,40 @@ def test_the_accuracies_by_number_of_images_are_shares_of_the_completions(images
     assert difference == pytest.approx(accuracy("grpo", at_home=True) - accuracy("sft", at_home=True), abs=0.051)
     assert others[0] == pytest.approx(accuracy("grpo", at_home=False), abs=0.051)
     assert others[1] == pytest.approx(accuracy("sft", at_home=False), abs=0.051)
+
+
+FORMATS = {
+    "think_before": "<think>.*</think><answer>{}</answer>",
+    "no_think": "<answer>{}</answer>",
+    "think_after": "<answer>{}</answer><think>.*</think>",
+}
+METHODS = {
+    "GRPO": {"algorithm": "grpo"},
+    "SFT on letters": {"algorithm": "sft", "algorithm.rationale": "false"},
+    "SFT with rationales": {"algorithm": "sft", "algorithm.rationale": "true"},
+}
+
+
+@pytest.mark.parametrize("mode", FORMATS)
+def test_the_accuracies_of_the_reasoning_modes_are_shares_of_the_completions(mode: str) -> None:
+    sweep = published("reasoning_modes")
+    records = make_records(World.TEST, sweep["seed"], sweep["images_per_modality"], version=sweep["version"])
+    counted = 0
+    for method, axes in METHODS.items():
+        runs = [run for run in sweep["runs"] if {**axes, "reasoning": mode}.items() <= run["axes"].items()]
+        shares = [
+            fmean(
+                bool(re.fullmatch(FORMATS[mode].format(record.answer), text))
+                for record, text in zip(records, run["texts"]["trained"], strict=True)
+            )
+            for run in runs
+        ]
+        if shares:
+            label = {"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"}[mode]
+            _, accuracy, *_ = row("reasoning_modes", f"{label}, {method}")
+            assert len(shares) == 3 and accuracy == pytest.approx(100 * fmean(shares), abs=0.051)
+            counted += 1
+    assert counted >= 1
 
 
 @pytest.mark.long
