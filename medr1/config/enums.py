@@ -12,6 +12,15 @@ class Tuning(StrEnum):
     lora = "lora"
 
 
+class Accelerator(StrEnum):
+    """The kind of device: a GPU if there is one (auto), the CPU, or a GPU (gpu, cuda)."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+    cuda = "cuda"
+
+
 class Distribution(StrEnum):
     """How several processes share a training: the whole model in each (ddp), or a shard of it in each (fsdp)."""
 

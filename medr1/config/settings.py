@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from medr1.config.enums import (
+    Accelerator,
     Attention,
     CheckpointChoice,
     Curriculum,
@@ -474,8 +475,8 @@ class TrainerConfig:
 
     name: str = MISSING
     """Name of this choice of the group."""
-    accelerator: str = "auto"
-    """Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
+    accelerator: Accelerator = Accelerator.auto
+    """The kind of device: a GPU if there is one (``auto``), the CPU, or a GPU (``gpu``, ``cuda``).
 
     TRL: use_cpu. verl: trainer.device."""
     devices: int = 1
@@ -579,11 +580,11 @@ class TrackingConfig:
 
     TRL: -. verl: trainer.project_name."""
     log_completions_steps: int = 25
-    """Log a table of sampled completions with their images every so many steps.
+    """Log a table of sampled completions with their images every so many steps, and in the last one. 0: none.
 
     TRL: log_completions. verl: -."""
     num_completions: int = 8
-    """Number of completions in that table.
+    """Number of completions in that table, two of each prompt.
 
     TRL: num_completions_to_print. verl: -."""
     log_system_metrics: bool = True

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from medr1.config.enums import Attention, LoraTargets, Precision, Resize, Tuning
+from medr1.config.enums import Attention, Distribution, LoraTargets, Precision, Resize, Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.messages import explain, nearest
 from medr1.config.renamed import RENAMED
@@ -116,6 +116,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "algorithm.learning_rate": (0, 1),
     "algorithm.warmup_ratio": (0, 1),
     "algorithm.max_grad_norm": (1e-9, 1e9),
+    "algorithm.adam_beta2": (0, 0.999999),
+    "algorithm.weight_decay": (0, 100),
     "algorithm.num_generations": (2, 4096),
     "algorithm.num_iterations": (1, 1000),
     "algorithm.sampling.temperature": (1e-3, 100),
@@ -145,6 +147,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.train_batch_size": (1, 1e6),
     "trainer.max_tokens_per_device": (0, 1e9),
     "trainer.devices": (1, 4096),
+    "trainer.num_nodes": (1, 4096),
     "trainer.save_steps": (1, 1e9),
     "trainer.logging_steps": (1, 1e9),
     "trainer.eval_steps": (0, 1e9),
@@ -157,6 +160,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rollout.importance_sampling_clip_max": (1e-6, 1e6),
     "rollout.importance_sampling_clip_min": (0, 1e6),
     "rollout.max_logp_difference": (1e-9, 1e6),
+    "tracking.log_completions_steps": (0, 1e9),
+    "tracking.num_completions": (1, 4096),
     "plan_memory": (0.001, 1e6),
     "sweep.trials": (1, 1e6),
     "sweep.trials_at_once": (1, 1e6),
@@ -170,6 +175,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "evaluation.limit": (1, 1e9),
     "evaluation.validation_limit": (1, 1e9),
     "model.lora.r": (1, 4096),
+    "model.lora.lora_alpha": (1e-6, 1e6),
     "model.image_token_size": (1, 1024),
     "model.concurrency": (1, 1024),
     "model.timeout": (0.1, 86_400),
@@ -304,6 +310,11 @@ def _check_training(cfg: TrainConfig) -> None:
     if cfg.plan_memory is not None and not cfg.plan:
         raise ConfigError(f"plan_memory={cfg.plan_memory:g} is a setting of plan=true, which is not given")
     processes = cfg.trainer.devices * cfg.trainer.num_nodes
+    if processes > 1 and cfg.trainer.strategy is Distribution.auto:
+        raise ConfigError(
+            f"trainer={cfg.trainer.name} is one process, not {processes} (trainer.devices x trainer.num_nodes); add "
+            "trainer=ddp, or trainer=fsdp for a model that is larger than a device"
+        )
     if cfg.trainer.train_batch_size % processes:
         raise ConfigError(
             f"trainer.train_batch_size={cfg.trainer.train_batch_size} is no multiple of the {processes} processes "

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from medr1.config.enums import Accelerator
+from medr1.models.device import device_type
+
 GIB = 2**30
 # Usable share of the free memory. torch's allocator leaves gaps on a GPU; other programs share the memory of a CPU.
 _GPU_SHARE, _CPU_SHARE = 0.95, 0.9
@@ -31,13 +34,13 @@ class Device:
     is_here: bool = True
 
 
-def find_device(accelerator: str, processes: int, memory: float | None) -> Device:
+def find_device(accelerator: Accelerator, processes: int, memory: float | None) -> Device:
     """The device of a run: a GPU of ``memory`` GiB if that is given, else the one of this machine."""
     if memory is not None:
         total = memory * GIB
         return Device(f"a GPU of {memory:g} GiB", True, total, int((total - _CUDA_CONTEXT) * _GPU_SHARE), is_here=False)
     available, of = _main_memory()
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if device_type(accelerator) == "cuda":
         free, total = torch.cuda.mem_get_info()
         host = available * _CPU_SHARE / processes
         return Device(torch.cuda.get_device_name(), True, total, int(free * _GPU_SHARE), host)

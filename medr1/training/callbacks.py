@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -100,8 +101,8 @@ class CompletionsTable(pl.Callback):
         if log.step % self.every and batch_idx + 1 != trainer.num_training_batches:
             return
         G, rows, images = pl_module.settings.num_generations, [], []
-        for index, record in enumerate(log.records[: max(1, self.count // 2)]):
-            for row in (index * G, index * G + 1):
+        for index, record in enumerate(log.records[: math.ceil(self.count / 2)]):
+            for row in (index * G, index * G + 1)[: self.count - 2 * index]:
                 rows.append(
                     {
                         "record": record.id,

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from medr1.config.enums import Distribution
 from medr1.config.settings import TrainerConfig
+from medr1.models.device import device_type
 from medr1.models.sharding import full_state_dict, on_disk, shard, shard_like
 from medr1.training.mixed_adamw import parameters_by_index
 from medr1.training.module import PolicyModule
@@ -47,7 +48,7 @@ def joined_processes(trainer: TrainerConfig) -> Iterator[None]:
     """
     _return_freed_memory()
     group = ProcessGroup(timeout=_TIMEOUT)
-    accelerator, devices, nodes = trainer.accelerator, trainer.devices, trainer.num_nodes
+    accelerator, devices, nodes = device_type(trainer.accelerator), trainer.devices, trainer.num_nodes
     Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=group).launch()
     try:
         yield

@@ -13,11 +13,12 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from medr1.atomic_write import read_json, write_text
-from medr1.config.enums import Resize
+from medr1.config.enums import Accelerator, Resize
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.evaluation.local_predictions import LocalPredictionStore
 from medr1.evaluation.predictions import Condition, Measure, Prediction
 from medr1.generation.engines import ENGINES
+from medr1.models.device import device_type
 from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
@@ -70,9 +71,7 @@ def load_trained(
 
 def device_of(cfg: CommonConfig) -> torch.device:
     """The device on which a single process runs."""
-    accelerator = cfg.trainer.accelerator if isinstance(cfg, TrainConfig) else "auto"
-    is_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if is_gpu else "cpu")
+    return torch.device(device_type(cfg.trainer.accelerator if isinstance(cfg, TrainConfig) else Accelerator.auto))
 
 
 def device_name(cfg: CommonConfig) -> str:

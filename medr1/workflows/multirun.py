@@ -69,14 +69,17 @@ class SweepCallback(Callback):
         """Prints the plan of a single run, before Hydra creates a directory for the run."""
         if config.plan:
             with errors_end_the_command():
-                _print_plans([("", without_hydra(config))])
+                typed = [override.lstrip("+").partition("=")[0] for override in config.hydra.overrides.task]
+                _print_plans([("", without_hydra(config))], typed)
             sys.exit(0)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Composes and checks all runs, names the sweep, starts its run in MLflow. Runs a search to its end."""
         if config.plan:
             with errors_end_the_command():
-                _print_plans([(" ".join(run.overrides), run.cfg) for run in compose_all(config, parse(config))])
+                swept = parse(config)
+                runs = compose_all(config, swept)
+                _print_plans([(" ".join(run.overrides), run.cfg) for run in runs], _typed(config, swept))
             sys.exit(0)
         if CHECKOUT:  # the workers of some launchers start in another folder, where a checkout cannot be imported
             paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -144,8 +147,8 @@ def _start_tracker(config: DictConfig, directory: SweepDirectory) -> None:
     _open_trackers.append(tracker)
 
 
-def _print_plans(runs: Sequence[tuple[str, DictConfig]]) -> None:
-    """Prints the plan of each run, given as (overrides, config).
+def _print_plans(runs: Sequence[tuple[str, DictConfig]], typed: Sequence[str]) -> None:
+    """Prints the plan of each run, given as (overrides, config). ``typed``: the keys of the command's overrides.
 
     Raises:
         ConfigError: a run is misconfigured or cannot fit.
@@ -153,6 +156,7 @@ def _print_plans(runs: Sequence[tuple[str, DictConfig]]) -> None:
     if any(cfg.resume is not None for _, cfg in runs):
         raise ConfigError("plan=true plans a new run; leave out resume=")
     planned = [(overrides, checked(cfg, TrainConfig)) for overrides, cfg in runs]
+    check_typed([settings for _, settings in planned], typed)
     from medr1.workflows.plan import plan
 
     refused: list[str] = []
@@ -170,6 +174,12 @@ def _print_plans(runs: Sequence[tuple[str, DictConfig]]) -> None:
         raise ConfigError(f"{len(refused)} of {len(runs)} runs cannot fit: " + "; ".join(refused))
 
 
+def _typed(config: DictConfig, swept: Swept) -> list[str]:
+    """The keys that the command of a sweep sets, without those of its file."""
+    of_file = config.hydra.sweeper.get("params") or {}
+    return [key for key in (*swept.values, *swept.space) if key not in of_file and not is_below(key, ("sweep",))]
+
+
 def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     """Writes the manifest of the sweep or the search that a multirun config asks for, and tells Hydra its directory.
 
@@ -185,9 +195,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     swept = parse(config)
     values, varied, rows = swept.values, swept.varied, swept.rows
     runs = compose_all(config, swept)
-    of_file = config.hydra.sweeper.get("params") or {}
-    typed = [key for key in (*values, *swept.space) if key not in of_file and not is_below(key, ("sweep",))]
-    check_typed([run.settings for run in runs], typed)
+    check_typed([run.settings for run in runs], _typed(config, swept))
     title = _title(config, swept)
     unhashed = {key for run in runs for key in marked_keys(run.settings, "is_hashed", False)}
     places = (*_UNNAMED_GROUPS, *unhashed)

@@ -26,6 +26,7 @@ from medr1.errors import ConfigError, ServerError
 from medr1.evaluation.local_predictions import predict
 from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
+from medr1.models.device import device_type
 from medr1.models.loading import has_local_weights, load_policy
 from medr1.planning.device import GIB, Device
 from medr1.planning.limits import Run, host_bytes, largest_group, largest_token_limit
@@ -221,7 +222,7 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
     watch = _Stopwatch()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(
-            accelerator=cfg.trainer.accelerator,
+            accelerator=device_type(cfg.trainer.accelerator),
             devices=1,
             max_steps=steps * iterations,
             limit_train_batches=steps,

@@ -8,6 +8,7 @@ directory. ``evaluate.py`` computes no rewards and executes none.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ def function_keys(cfg: CommonConfig) -> list[str]:
     """The settings that name a function of the user's own. They may be given again when a run is resumed."""
     functions = cfg.reward.functions if isinstance(cfg, TrainConfig) else {}
     return [f"reward.functions.{name}.function" for name, settings in functions.items() if "function" in settings]
+
+
+def function_overrides(cfg: CommonConfig) -> str:
+    """The functions of the user's own as overrides of a command, each after a space."""
+    assert isinstance(cfg, TrainConfig)
+    given = [f"{key}={cfg.reward.functions[key.split('.')[2]]['function']}" for key in function_keys(cfg)]
+    return "".join(f" {shlex.quote(override)}" for override in given)
 
 
 def give_again(cfg: CommonConfig, key: str, function: Any) -> None:

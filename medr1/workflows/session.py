@@ -6,6 +6,7 @@ import getpass
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -160,7 +161,8 @@ def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]
     except (RewardError, ServerError) as error:
         if not run.config.is_file():
             raise type(error)(f"{error}. Then repeat the command; the run has not begun") from error
-        raise type(error)(f"{error}. Then continue with: {resume_command(cfg, run)}{_safe(run)}") from error
+        again = reward_sources.function_overrides(cfg) if isinstance(error, RewardError) else ""
+        raise type(error)(f"{error}. Then continue with: {resume_command(cfg, run)}{again}{_safe(run)}") from error
     except Medr1Error:
         raise
     except Exception as error:
@@ -201,6 +203,11 @@ def set_max_steps(cfg: TrainConfig, records: int) -> None:
     if trainer.max_steps is None:
         assert trainer.num_train_epochs is not None
         trainer.max_steps = math.ceil(trainer.num_train_epochs * records / trainer.train_batch_size)
+    if trainer.save_model_steps and max(trainer.save_model_steps) > trainer.max_steps:
+        raise ConfigError(
+            f"trainer.save_model_steps=[{','.join(map(str, trainer.save_model_steps))}]: use steps from 1 to "
+            f"{trainer.max_steps}, the steps of trainer.num_train_epochs={trainer.num_train_epochs:g}"
+        )
 
 
 def is_first_process() -> bool:
@@ -282,7 +289,8 @@ def send_pending(run: RunDirectory, uri: str | None = None) -> bool:
 
 
 def resume_command(cfg: CommonConfig, run: RunDirectory) -> str:
-    return f"python {'train' if isinstance(cfg, TrainConfig) else 'evaluate'}.py resume={run.path}"
+    script = "train" if isinstance(cfg, TrainConfig) else "evaluate"
+    return f"python {script}.py {shlex.quote(f'resume={run.path}')}"
 
 
 def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: Dataset) -> None:

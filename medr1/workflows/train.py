@@ -25,6 +25,7 @@ from medr1.evaluation.local_predictions import predict
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.generation.engines import ENGINES
 from medr1.models.adapters import set_trainable
+from medr1.models.device import check_devices, device_type
 from medr1.models.export import save_policy
 from medr1.models.loading import load_policy
 from medr1.models.policy import Policy
@@ -58,6 +59,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     kind, algorithm = MODEL_KINDS[cfg.model.kind], ALGORITHMS[cfg.algorithm.kind]
     if kind.is_trainable:
         silence_library_logs()
+        check_devices(cfg.trainer)
     pl.seed_everything(cfg.seed, verbose=False)
 
     def preflight(data: Dataset) -> None:
@@ -175,7 +177,7 @@ def _fit(
     callbacks.append(WholeCheckpoint(run.checkpoints, cfg.trainer.save_steps * iterations, best))
     strategy = build_strategy(cfg.trainer.strategy)
     trainer = pl.Trainer(
-        accelerator=cfg.trainer.accelerator,
+        accelerator=device_type(cfg.trainer.accelerator),
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
         strategy=strategy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from medr1.config.enums import Accelerator
 from medr1.config.settings import NEUTRAL, ModelConfig, RolloutConfig, TrainerConfig
 from medr1.errors import ConfigError
 from medr1.generation.engines import ENGINES, Engine
@@ -43,7 +44,7 @@ class LocalEngine(Engine):
     def check(cls, config: Any, trainer: TrainerConfig | None) -> None:
         if not config.cuda_graphs or trainer is None:
             return
-        if trainer.accelerator == "cpu":
+        if trainer.accelerator is Accelerator.cpu:
             raise ConfigError(f"{_NEEDS_GPU}; leave it out, or use trainer.accelerator=gpu")
         if trainer.is_sharded:
             raise ConfigError(

@@ -18,6 +18,8 @@ from medr1.training.algorithms import ALGORITHMS
 from medr1.training.algorithms.algorithm import Algorithm, DryRun, Training
 
 if TYPE_CHECKING:
+    from pytorch_lightning.callbacks import Callback
+
     from medr1.data.dataset import Dataset
     from medr1.models.policy import Policy
     from medr1.models.processor import Processor
@@ -169,6 +171,8 @@ class GRPO(Algorithm[GRPOConfig]):
         if settings.noisy_rollout.gaussian_noise_step == 0:
             noisy = "algorithm.noisy_rollout."
             yield f"{noisy}gaussian_noise_step=0", (f"{noisy}decay_coef", f"{noisy}decay_sig_mid")
+        if settings.num_iterations == 1:  # the ratio of the probabilities is 1
+            yield "algorithm.num_iterations=1", [f"{prefix}{name}" for name in ("epsilon", "epsilon_high", "delta")]
 
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker
@@ -201,8 +205,10 @@ class GRPO(Algorithm[GRPOConfig]):
         assert cfg.trainer.max_steps is not None
         distort = _distortion(settings, cfg.trainer.max_steps)
         batches, tracking = RecordBatches.from_config(cfg, data, processor, distort=distort), cfg.tracking
-        table = CompletionsTable(tracker, batches.load, mode, tracking.log_completions_steps, tracking.num_completions)
-        return Training(module, batches.rollout, [table] if tracking.enabled else [])
+        callbacks: list[Callback] = []
+        if tracking.enabled and (every := tracking.log_completions_steps):
+            callbacks.append(CompletionsTable(tracker, batches.load, mode, every, tracking.num_completions))
+        return Training(module, batches.rollout, callbacks)
 
     def num_iterations(self, settings: GRPOConfig) -> int:
         return settings.num_iterations

@@ -243,6 +243,19 @@ def test_how_records_are_divided(by: str, tmp_path: Path) -> None:
     assert dataset.facts["counts"]["left_out"] == ({} if by in ("images", "files") else {"other_part": 1})
 
 
+def test_a_file_of_no_part_beside_training_and_test_is_named(tmp_path: Path) -> None:
+    """Else the test questions would be divided anew, and some of them trained on."""
+    save_images(tmp_path)
+    made = rows()
+    for name, taken in (("train.jsonl", made[:3]), ("test.jsonl", made[3:5]), ("extra.jsonl", made[5:])):
+        write_json_lines(tmp_path / name, taken)
+    with pytest.raises(DataError, match=r"extra\.jsonl; .*data\.files\.train=.*data\.split=image_grouped"):
+        load(tmp_path)
+    assert len(load(tmp_path, "data.files.train=[train.jsonl]", "data.files.test=[test.jsonl]").test) == 2
+    divided = load(tmp_path, "data.split=image_grouped")
+    assert len(divided.train) + len(divided.test) == 6
+
+
 def test_another_part_for_test(tmp_path: Path) -> None:
     save_images(tmp_path)
     write_json(tmp_path / "q.json", [r | {"split": "val" if n > 3 else "train"} for n, r in enumerate(rows())])

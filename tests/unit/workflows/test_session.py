@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from medr1.config.paths import CONF
-from medr1.errors import DataError, ServerError
+from medr1.errors import ConfigError, DataError, RewardError, ServerError
 from medr1.models.loading import control_tokens
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows.session import load_data, open_session
+from medr1.workflows.session import load_data, open_session, set_max_steps
 from tests.composing import composed
 
 TINY = CONF.parent / "medr1/models/tiny_base"
@@ -130,3 +130,29 @@ def test_a_server_that_fails_leaves_a_remedy_that_works(has_begun: bool, tmp_pat
         ):
             fail(None)
     assert run.config.is_file() is has_begun
+
+
+def test_a_reward_function_that_fails_is_given_again_in_the_remedy(tmp_path: Path) -> None:
+    """The stored config has the function of before, so that a corrected one must be named."""
+    file = tmp_path / "my rewards.py"
+    file.write_text("def short(completions, **more):\n    return [0.0 for _ in completions]\n")
+    given = f"{file}:short"
+    cfg = composed(
+        "train", "debug=quick", "modality=ct", "tracking=none", f"+reward.functions.short.function='{given}'"
+    )
+    run = RunDirectory(tmp_path / "run")
+    expected = f"python train.py resume={run.path} 'reward.functions.short.function={given}'"
+    with pytest.raises(RewardError) as error:  # noqa: SIM117
+        with open_session(cfg, run, [], is_resumed=False, facts={"device": "cpu"}):
+            raise RewardError("short: division by zero")
+    assert expected in str(error.value)
+
+
+def test_models_of_steps_that_an_epoch_does_not_reach_are_refused() -> None:
+    words = ("trainer.max_steps=null", "trainer.num_train_epochs=1", "trainer.save_model_steps=[3,9]")
+    cfg = composed("train", "trainer.train_batch_size=4", *words)
+    set_max_steps(cfg, 36)
+    assert cfg.trainer.max_steps == 9
+    cfg.trainer.max_steps = None
+    with pytest.raises(ConfigError, match=r"save_model_steps=\[3,9\]: use steps from 1 to 8"):
+        set_max_steps(cfg, 32)

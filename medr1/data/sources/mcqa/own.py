@@ -67,6 +67,12 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
     if not path.exists():
         tables = open_hub(settings.path)
         by_part = settings.test_part in tables
+        if settings.split is OwnSplit.auto and len(tables) > 1 and not by_part:
+            raise DataError(
+                f"data.path={settings.path} has the splits {', '.join(tables)}, and none of them is "
+                f"data.test_part={settings.test_part}; use one of them, such as data.test_part={list(tables)[-1]}, or "
+                "divide all records anew: data.split=image_grouped"
+            )
         return [Input(table, part if by_part else "") for part, of_part in tables.items() for table in of_part]
     chosen = [
         *((settings.train_part, path / name) for name in settings.files.train),
@@ -83,7 +89,14 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
                 f"data.path={path} has no file with one of the suffixes {', '.join(SUFFIXES)}{but}{pickled}"
             )
         parts = [_part_of(file, settings) for file in files]
-        named = len(files) > 1 and all(parts) and settings.test_part in parts
+        odd = [file.relative_to(path).as_posix() for file, part in zip(files, parts, strict=True) if not part]
+        if settings.split is OwnSplit.auto and odd and {settings.train_part, settings.test_part} <= set(parts):
+            raise DataError(
+                f"data.path={path} has files of the parts {settings.train_part} and {settings.test_part}, and others: "
+                f"{', '.join(odd[:5])}; choose files with data.files.train=[...] data.files.test=[...], or divide all "
+                "records anew: data.split=image_grouped"
+            )
+        named = len(files) > 1 and not odd and settings.test_part in parts
         chosen = [(part if named else "", file) for part, file in zip(parts, files, strict=True)]
     return [
         Input(
