@@ -137,9 +137,8 @@ def test_a_reward_function_that_fails_is_given_again_in_the_remedy(tmp_path: Pat
     file = tmp_path / "my rewards.py"
     file.write_text("def short(completions, **more):\n    return [0.0 for _ in completions]\n")
     given = f"{file}:short"
-    cfg = composed(
-        "train", "debug=quick", "modality=ct", "tracking=none", f"+reward.functions.short.function='{given}'"
-    )
+    reward = (f"+reward.functions.short.function='{given}'", "+reward.functions.short.weight=1")
+    cfg = composed("train", "debug=quick", "modality=ct", "tracking=none", *reward)
     run = RunDirectory(tmp_path / "run")
     expected = f"python train.py resume={run.path} 'reward.functions.short.function={given}'"
     with pytest.raises(RewardError) as error:  # noqa: SIM117
