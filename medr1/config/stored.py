@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medr1.config.enums import Accelerator
 from medr1.config.registry import Registry
 from medr1.config.renamed import renamed_keys
 from medr1.config.schema import values_before
@@ -44,6 +45,11 @@ def read_config(file: Path, schema: type[T]) -> T:
             raise ValueError(f"{', '.join(f'{group}.kind' for group in without)} missing")
         chosen = {group: registry[stored[group].kind].settings() for group, registry in groups.items()}
         settings = schema(**chosen)
+        if OmegaConf.select(stored, "trainer.accelerator") not in (
+            None,
+            *Accelerator,
+        ):  # any name of Lightning's, before
+            stored.trainer.accelerator = str(Accelerator.auto)
         for key, value in values_before(settings):
             if OmegaConf.select(stored, key, default=_ABSENT) is _ABSENT:
                 OmegaConf.update(stored, key, value)

@@ -7,6 +7,7 @@ import secrets
 import shlex
 import socket
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,14 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from medr1.errors import ServerError, ServerUnavailable
 from medr1.generation import vllm_worker
-from medr1.generation.vllm_worker.medr1_weights import PATIENCE, Described, WeightGroup, nccl_version, pieces
+from medr1.generation.vllm_worker.medr1_weights import (
+    PATIENCE,
+    Described,
+    WeightGroup,
+    WeightReceiver,
+    nccl_version,
+    pieces,
+)
 from medr1.models.export import checkpoint_state, merged_weights
 
 if TYPE_CHECKING:
@@ -60,20 +68,22 @@ def send_weights(policy: Policy, client: VLLMClient, backend: str) -> None:
     _groups[place] = group
 
 
-def check_workers(client: VLLMClient, backend: str, data_parallel_size: int) -> None:
-    """Checks that the server can take weights over ``backend``.
+def check_workers(client: VLLMClient, backend: str, parallel_config: Mapping[str, Any]) -> None:
+    """Checks that the server can take weights over ``backend``. ``parallel_config``: that of vLLM.
 
     Raises:
         ServerError: says why not. ServerUnavailable.
     """
-    found = _call(client, "medr1_worker")
-    if data_parallel_size > 1:
+    if not str(parallel_config["worker_extension_cls"]).endswith(WeightReceiver.__name__):
+        raise ServerError("its workers have no WeightReceiver")
+    if parallel_config["data_parallel_size"] > 1:
         raise ServerError(
             "it has several data parallel engines, of which one alone would answer; start it without "
             "--data-parallel-size, or use rollout.weight_transfer=files"
         )
     if backend != "nccl":
         return
+    found = _call(client, "medr1_worker")
     if not torch.cuda.is_available() or any(worker["nccl"] is None for worker in found):
         raise ServerError("NCCL needs GPUs on both sides; use gloo")
     own = nccl_version()
@@ -136,7 +146,8 @@ def _address_toward(client: VLLMClient) -> str:
     """The address of this machine from which it reaches the server."""
     server = urlsplit(client.url)
     try:
-        with socket.create_connection((server.hostname or "", server.port or 80), timeout=PATIENCE) as connection:
+        port = server.port or (443 if server.scheme == "https" else 80)
+        with socket.create_connection((server.hostname or "", port), timeout=PATIENCE) as connection:
             found: str = connection.getsockname()[0]
             return found
     except OSError as error:
@@ -179,11 +190,7 @@ def _send(piece: torch.Tensor, group: WeightGroup, receiving: Future[None]) -> N
 
 
 def _call(client: VLLMClient, method: str, **arguments: Any) -> list[Any]:
-    """What each worker returns.
-
-    Raises:
-        ServerError: the server was started without what receives weights. ServerUnavailable.
-    """
+    """What each worker returns."""
     results: list[Any] = client.post("/collective_rpc", {"method": method, "kwargs": arguments})["results"]
     return results
 

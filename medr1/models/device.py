@@ -23,7 +23,11 @@ def check_devices(trainer: TrainerConfig) -> None:
     count = torch.cuda.device_count()
     if trainer.accelerator in (Accelerator.gpu, Accelerator.cuda) and not count:
         raise ConfigError(
-            f"trainer.accelerator={trainer.accelerator}: PyTorch finds no GPU here; use trainer.accelerator=auto or cpu"
+            f"trainer.accelerator={trainer.accelerator}: PyTorch finds no GPU here; begin a run with "
+            "trainer.accelerator=auto or cpu, and resume one where there is a GPU"
         )
     if trainer.accelerator is not Accelerator.cpu and 0 < count < trainer.devices:
-        raise ConfigError(f"trainer.devices={trainer.devices}: this node has {count} GPUs; use at most {count}")
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}: PyTorch finds {count} GPUs here; begin a run with at most {count}, "
+            "and resume one where there are as many as it began with"
+        )

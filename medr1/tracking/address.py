@@ -88,5 +88,8 @@ def is_server(uri: str) -> bool:
 
 
 def without_password(uri: str) -> str:
-    password = urlsplit(uri).password
+    try:
+        password = urlsplit(uri).password
+    except ValueError:  # it is refused where it is read
+        return uri
     return uri.replace(f":{password}@", ":***@") if password else uri

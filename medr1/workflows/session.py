@@ -203,11 +203,11 @@ def set_max_steps(cfg: TrainConfig, records: int) -> None:
     if trainer.max_steps is None:
         assert trainer.num_train_epochs is not None
         trainer.max_steps = math.ceil(trainer.num_train_epochs * records / trainer.train_batch_size)
-    if trainer.save_model_steps and max(trainer.save_model_steps) > trainer.max_steps:
-        raise ConfigError(
-            f"trainer.save_model_steps=[{','.join(map(str, trainer.save_model_steps))}]: use steps from 1 to "
-            f"{trainer.max_steps}, the steps of trainer.num_train_epochs={trainer.num_train_epochs:g}"
-        )
+        if trainer.save_model_steps and max(trainer.save_model_steps) > trainer.max_steps:
+            raise ConfigError(
+                f"trainer.save_model_steps=[{','.join(map(str, trainer.save_model_steps))}]: use steps from 1 to "
+                f"{trainer.max_steps}, the steps of trainer.num_train_epochs={trainer.num_train_epochs:g}"
+            )
 
 
 def is_first_process() -> bool:

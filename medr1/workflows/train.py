@@ -59,7 +59,9 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
     kind, algorithm = MODEL_KINDS[cfg.model.kind], ALGORITHMS[cfg.algorithm.kind]
     if kind.is_trainable:
         silence_library_logs()
-        check_devices(cfg.trainer)
+        is_trained = cfg.resume is not None and RunDirectory(run_dir).model.is_dir()
+        if cfg.trainer.is_sharded or (algorithm.trains and not is_trained):
+            check_devices(cfg.trainer)
     pl.seed_everything(cfg.seed, verbose=False)
 
     def preflight(data: Dataset) -> None:

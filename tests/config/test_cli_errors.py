@@ -107,8 +107,15 @@ TYPED: dict[str, list[str]] = {
     ],
     "algorithm.objective.sapo_temperature_pos=2": ["sapo_temperature_pos= has no effect", "loss_mode=clip"],
     "algorithm.objective.clip_cov_ratio=0.1": ["clip_cov_ratio= has no effect", "loss_mode=clip"],
-    "algorithm=gdpo algorithm.objective.loss_mode=cispo": ["epsilon_high=0.2", "loss_mode=cispo", "such as 5"],
-    "algorithm.objective.delta=1.1": ["algorithm.objective.delta=1.1", "1 + epsilon_high=1.2"],
+    "algorithm=gdpo algorithm.num_iterations=2 algorithm.objective.loss_mode=cispo": [
+        "epsilon_high=0.2",
+        "loss_mode=cispo",
+        "such as 5",
+    ],
+    "algorithm.num_iterations=2 algorithm.objective.delta=1.1": [
+        "algorithm.objective.delta=1.1",
+        "1 + epsilon_high=1.2",
+    ],
     "rollout=vllm_server rollout.url=http://h:1 algorithm.sampling.temperature=5": [
         "algorithm.sampling.temperature=5",
         "up to a temperature of 4",

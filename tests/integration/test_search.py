@@ -15,7 +15,7 @@ from medr1.runs.selection import validation_value
 from medr1.runs.sweep import State
 from medr1.tracking.address import stored_run
 from tests.integration.conftest import SMALL_RUN, command, run_command
-from tests.integration.test_sweep import children, only_sweep, tables
+from tests.integration.test_sweep import broken_and_fine, children, only_sweep, tables
 
 pytestmark = pytest.mark.long
 
@@ -69,14 +69,15 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
 
 
 def test_failed_trials_are_told_and_the_launcher_gets_several_at_once(tmp_path: Path) -> None:
-    """Lightning knows no accelerator of that name, which only the run itself finds out."""
-    words = (*SEARCH, "trainer.accelerator=cpu,foo", "tracking=none", f"output_dir={tmp_path}", "sweep.trials=2")
+    words = ("-m", *VALIDATED, f"sweep.select={METRIC}", *broken_and_fine(tmp_path), "tracking=none", "sweep.trials=2")
+    words = (*words, f"output_dir={tmp_path}/runs")
     printed = run_command("train.py", *words, "sweep.trials_at_once=2", status=1)
-    sweep = only_sweep(tmp_path)
+    sweep = only_sweep(tmp_path / "runs")
     manifest = sweep.read()
     states = {
-        manifest.jobs[name].axes["trainer.accelerator"]: state for name, state in sweep.states(manifest.wanted).items()
+        manifest.jobs[name].axes["+reward.functions.own.function"].rpartition(":")[2]: state
+        for name, state in sweep.states(manifest.wanted).items()
     }
-    assert states == {"cpu": State.FINISHED, "foo": State.FAILED}
+    assert states == {"fine": State.FINISHED, "broken": State.FAILED}
     assert printed.index("trial 2: ") < printed.index("[1/2]") and "1 of 2 runs are not finished" in printed
     assert "failed" in (sweep.report / "results.md").read_text()

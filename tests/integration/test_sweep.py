@@ -36,6 +36,17 @@ def launcher(name: str, *settings: str) -> tuple[str, ...]:
     return (f"hydra/launcher={name}", *settings)
 
 
+def broken_and_fine(folder: Path) -> tuple[str, str]:
+    """Overrides with a reward function that ends a run, by no error of its own kind, and one that does not."""
+    (folder / "rewards.py").write_text(
+        "class Broken(BaseException):\n    pass\n\n\n"
+        "def broken(completions, **more):\n    raise Broken('nothing to reward')\n\n\n"
+        "def fine(completions, **more):\n    return [0.0 for _ in completions]\n"
+    )
+    functions = ",".join(f"{folder}/rewards.py:{name}" for name in ("broken", "fine"))
+    return f"+reward.functions.own.function={functions}", "+reward.functions.own.weight=1"
+
+
 def only_sweep(output_dir: Path) -> SweepDirectory:
     (file,) = output_dir.glob("*/sweep.json")
     return SweepDirectory(file.parent)
@@ -205,17 +216,17 @@ def test_killed_sweeps_go_on_until_the_table_is_that_of_one_left_in_peace(
 
 
 def test_a_failing_run_is_told_with_its_traceback_and_ends_the_sweep_only_if_asked(tmp_path: Path) -> None:
-    """Lightning knows no accelerator of that name, which only the run itself finds out."""
-    words = ("-m", "trainer.accelerator=foo,cpu", *SMALL, "tracking=none", f"output_dir={tmp_path}")
+    """Only the run itself finds out that the reward function ends it."""
+    words = ("-m", *broken_and_fine(tmp_path), *SMALL, "tracking=none", f"output_dir={tmp_path}/runs")
     stopped = run_command("train.py", *words, "sweep.stop_on_failure=true", status=2)
     assert "skipped, because another run has failed" in stopped and "none of its 2 runs is finished" in stopped
     printed = run_command("train.py", *words, status=1)
     assert "1 of 2 runs are not finished" in printed
-    sweep = only_sweep(tmp_path)
+    sweep = only_sweep(tmp_path / "runs")
     failed, fine = sweep.read().wanted
     assert sweep.states([failed, fine]) == {failed: State.FAILED, fine: State.FINISHED}
     log = sweep.run(failed).log.read_text()
-    assert "Traceback (most recent call last)" in log and "foo" in log
+    assert "Traceback (most recent call last)" in log and "nothing to reward" in log
     assert "Traceback (most recent call last)" in (sweep.report / "report.html").read_text()
     assert json.loads(sweep.run(failed).failure.read_text())["status"] == 1
 

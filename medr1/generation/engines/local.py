@@ -44,7 +44,7 @@ class LocalEngine(Engine):
     def check(cls, config: Any, trainer: TrainerConfig | None) -> None:
         if not config.cuda_graphs or trainer is None:
             return
-        if trainer.accelerator is Accelerator.cpu:
+        if trainer.accelerator == Accelerator.cpu:
             raise ConfigError(f"{_NEEDS_GPU}; leave it out, or use trainer.accelerator=gpu")
         if trainer.is_sharded:
             raise ConfigError(

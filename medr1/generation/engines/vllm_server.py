@@ -378,7 +378,7 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
         from medr1.generation.weight_transfer import check_workers
 
         try:
-            check_workers(client, str(transfer), served["parallel_config"]["data_parallel_size"])
+            check_workers(client, str(transfer), served["parallel_config"])
         except ServerUnavailable:
             raise
         except ServerError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -60,9 +60,10 @@ class WeightGroup:
 
     def close(self) -> None:
         """Ends transfers of all members. The group cannot be used afterwards."""
-        if self._group is not None:
-            self._group.abort()
-            self._group = None  # gloo closes its connections with its last reference
+        group, self._group = self._group, None  # gloo closes its connections with its last reference
+        if group is not None:
+            with suppress(RuntimeError):  # of a group that has failed
+                group.abort()
 
 
 def pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -96,7 +97,7 @@ class WeightReceiver:
             store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PATIENCE))
             address, rank = _address_toward(host, port), 1 + self.rank
             self._medr1_group = WeightGroup(key, backend, store, rank, size, address, self.device)
-        except (RuntimeError, OSError, ValueError) as error:
+        except Exception as error:
             return str(error) or repr(error)
         return ""
 

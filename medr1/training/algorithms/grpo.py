@@ -123,12 +123,13 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.delta={o.delta:g} with algorithm.objective.loss_mode={o.loss_mode}, which has no "
                 "dual clip; use algorithm.objective.delta=null or algorithm.objective.loss_mode=clip"
             )
-        if o.delta is not None and o.delta <= 1 + o.epsilon_high:
+        is_clipped = settings.num_iterations > 1  # with one iteration the ratio is 1
+        if is_clipped and o.delta is not None and o.delta <= 1 + o.epsilon_high:
             raise ConfigError(
                 f"algorithm.objective.delta={o.delta:g} is not above 1 + epsilon_high={1 + o.epsilon_high:g}: the "
                 "policy would hardly learn from negative advantages, whose ratio begins at 1; use a larger one, or null"
             )
-        if o.loss_mode is LossMode.cispo and o.epsilon_high < 1:
+        if is_clipped and o.loss_mode is LossMode.cispo and o.epsilon_high < 1:
             raise ConfigError(
                 f"algorithm.objective.epsilon_high={o.epsilon_high:g} with algorithm.objective.loss_mode=cispo, where "
                 "it bounds the ratio itself, which begins at 1; use a larger one, such as 5"
@@ -171,7 +172,7 @@ class GRPO(Algorithm[GRPOConfig]):
         if settings.noisy_rollout.gaussian_noise_step == 0:
             noisy = "algorithm.noisy_rollout."
             yield f"{noisy}gaussian_noise_step=0", (f"{noisy}decay_coef", f"{noisy}decay_sig_mid")
-        if settings.num_iterations == 1:  # the ratio of the probabilities is 1
+        if settings.num_iterations == 1:
             yield "algorithm.num_iterations=1", [f"{prefix}{name}" for name in ("epsilon", "epsilon_high", "delta")]
 
     def build(

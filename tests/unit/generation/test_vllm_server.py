@@ -36,13 +36,13 @@ Replies = dict[str, tuple[int, Any]]  # path -> status (0: the connection is clo
 MODEL = ModelConfig("hf", "tiny", "a checkpoint", dtype=Precision.float32)
 
 
-def served(is_chunked: bool = False, engines: int = 1, **changes: str) -> Replies:
+def served(is_chunked: bool = False, engines: int = 1, extension: str = "", **changes: str) -> Replies:
     """The replies of a usable server on a CPU to the questions at the start, with changes of its model."""
     info = {
         "model_config": {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **changes},
         "device_config": {"device": "cpu", "device_type": "cpu"},
         "scheduler_config": {"enable_chunked_prefill": is_chunked},
-        "parallel_config": {"data_parallel_size": engines},
+        "parallel_config": {"data_parallel_size": engines, "worker_extension_cls": extension},
     }
     return {
         "/health": (200, None),
@@ -120,29 +120,30 @@ def test_an_unusable_server_is_refused_with_the_command_that_starts_it(
         assert word in str(error.value)
 
 
-def worker(nccl: list[int] | None) -> tuple[int, Any]:
-    return 200, {"results": [{"group": None, "nccl": nccl}]}
+EXTENSION = "medr1_weights.WeightReceiver"
 
 
 @pytest.mark.parametrize(
-    ("transfer", "engines", "reply", "words"),
+    ("transfer", "engines", "extension", "nccl", "words"),
     [
-        ("gloo", 1, (500, {"error": "no medr1_worker"}), ["no medr1_worker", "--worker-extension-cls", "PYTHONPATH="]),
-        ("gloo", 2, worker(None), ["several data parallel engines", "rollout.weight_transfer=files"]),
-        ("nccl", 1, worker(None), ["needs GPUs on both sides"]),
-        ("nccl", 1, worker([2, 1, 5]), ["2.27.3", "2.1.5", "nvidia-nccl"]),
+        ("gloo", 1, "", None, ["no WeightReceiver", "--worker-extension-cls", "PYTHONPATH="]),
+        ("gloo", 2, EXTENSION, None, ["several data parallel engines", "rollout.weight_transfer=files"]),
+        ("nccl", 1, EXTENSION, None, ["needs GPUs on both sides"]),
+        ("nccl", 1, EXTENSION, [2, 1, 5], ["2.27.3", "2.1.5", "nvidia-nccl"]),
     ],
     ids=["not extended", "data parallel", "no GPU", "another NCCL"],
 )
 def test_a_server_that_cannot_take_weights_over_a_process_group_is_refused(
     transfer: str,
     engines: int,
-    reply: tuple[int, Any],
+    extension: str,
+    nccl: list[int] | None,
     words: list[str],
     serve: Callable[[Replies], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url = serve(served(engines=engines) | {"/collective_rpc": reply})
+    reply = {"results": [{"group": None, "nccl": nccl}]}
+    url = serve(served(engines=engines, extension=extension) | {"/collective_rpc": (200, reply)})
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 3))
     with pytest.raises(ServerError) as error:

@@ -16,9 +16,9 @@ from medr1.models.device import check_devices, device_type
         ("cpu", 4, 2, None),
         ("gpu", 2, 2, None),
         ("auto", 4, 0, None),  # on the CPU
-        ("gpu", 1, 0, "PyTorch finds no GPU here; use trainer.accelerator=auto or cpu"),
+        ("gpu", 1, 0, "PyTorch finds no GPU here; begin a run with trainer.accelerator=auto or cpu"),
         ("cuda", 1, 0, "trainer.accelerator=cuda"),
-        ("auto", 4, 2, "trainer.devices=4: this node has 2 GPUs"),
+        ("auto", 4, 2, "trainer.devices=4: PyTorch finds 2 GPUs"),
     ],
 )
 def test_devices_that_are_not_there_are_named(

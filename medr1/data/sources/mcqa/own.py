@@ -64,14 +64,15 @@ def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
 
 
 def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
+    is_open = settings.split is OwnSplit.auto and settings.columns.split is None  # the names decide what divides
     if not path.exists():
         tables = open_hub(settings.path)
         by_part = settings.test_part in tables
-        if settings.split is OwnSplit.auto and len(tables) > 1 and not by_part:
+        if is_open and len(tables) > 1 and not by_part:
             raise DataError(
                 f"data.path={settings.path} has the splits {', '.join(tables)}, and none of them is "
-                f"data.test_part={settings.test_part}; use one of them, such as data.test_part={list(tables)[-1]}, or "
-                "divide all records anew: data.split=image_grouped"
+                f"data.test_part={settings.test_part}; use one of them, such as data.test_part={list(tables)[-1]}, the "
+                "column of a split, data.columns.split=NAME, or divide all records anew: data.split=image_grouped"
             )
         return [Input(table, part if by_part else "") for part, of_part in tables.items() for table in of_part]
     chosen = [
@@ -90,11 +91,11 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
             )
         parts = [_part_of(file, settings) for file in files]
         odd = [file.relative_to(path).as_posix() for file, part in zip(files, parts, strict=True) if not part]
-        if settings.split is OwnSplit.auto and odd and {settings.train_part, settings.test_part} <= set(parts):
+        if is_open and odd and {settings.train_part, settings.test_part} <= set(parts):
             raise DataError(
                 f"data.path={path} has files of the parts {settings.train_part} and {settings.test_part}, and others: "
-                f"{', '.join(odd[:5])}; choose files with data.files.train=[...] data.files.test=[...], or divide all "
-                "records anew: data.split=image_grouped"
+                f"{', '.join(odd[:5])}; choose files with data.files.train=[...] data.files.test=[...], the column of "
+                "a split, data.columns.split=NAME, or divide all records anew: data.split=image_grouped"
             )
         named = len(files) > 1 and not odd and settings.test_part in parts
         chosen = [(part if named else "", file) for part, file in zip(parts, files, strict=True)]
