@@ -45,11 +45,8 @@ def read_config(file: Path, schema: type[T]) -> T:
             raise ValueError(f"{', '.join(f'{group}.kind' for group in without)} missing")
         chosen = {group: registry[stored[group].kind].settings() for group, registry in groups.items()}
         settings = schema(**chosen)
-        if OmegaConf.select(stored, "trainer.accelerator") not in (
-            None,
-            *Accelerator,
-        ):  # any name of Lightning's, before
-            stored.trainer.accelerator = str(Accelerator.auto)
+        if OmegaConf.select(stored, "trainer.accelerator") not in (None, *Accelerator):
+            stored.trainer.accelerator = str(Accelerator.auto)  # it was any name of Lightning's before
         for key, value in values_before(settings):
             if OmegaConf.select(stored, key, default=_ABSENT) is _ABSENT:
                 OmegaConf.update(stored, key, value)

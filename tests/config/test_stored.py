@@ -85,6 +85,14 @@ def test_a_setting_that_was_added_has_its_earlier_value_in_older_configs(tmp_pat
     assert (older.data.question_version, older.trainer.optimizer_offload) == (1, False)
 
 
+def test_an_accelerator_of_lightning_is_read_as_auto(tmp_path: Path) -> None:
+    """It could be any name before, such as that of the GPU of a Mac."""
+    stored = OmegaConf.to_yaml(OmegaConf.structured(composed("train")), resolve=True)
+    assert "accelerator: auto" in stored
+    write_text(tmp_path / "config.yaml", stored.replace("accelerator: auto", "accelerator: mps"))
+    assert read_config(tmp_path / "config.yaml", TrainConfig).trainer.accelerator == "auto"
+
+
 def test_an_added_setting_names_runs_only_where_it_changes_them() -> None:
     def hashed(*words: str) -> str:
         with initialize_config_dir(str(CONF), version_base=None):

@@ -256,6 +256,14 @@ def test_a_file_of_no_part_beside_training_and_test_is_named(tmp_path: Path) -> 
     assert len(divided.train) + len(divided.test) == 6
 
 
+def test_a_data_set_of_the_hub_without_the_test_split_is_not_divided_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medr1.data.sources.mcqa.own.open_hub", lambda name: {"train": [], "validation": []})
+    with pytest.raises(DataError, match=r"the splits train, validation, .*data\.test_part=validation.*image_grouped"):
+        load(Path("somebody/questions"))
+
+
 def test_another_part_for_test(tmp_path: Path) -> None:
     save_images(tmp_path)
     write_json(tmp_path / "q.json", [r | {"split": "val" if n > 3 else "train"} for n, r in enumerate(rows())])
