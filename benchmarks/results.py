@@ -194,9 +194,17 @@ def reasoning_part(sweep: Sweep) -> str:
         runs = [run for run in sweep.seeds(reasoning=mode) if _method(run) == tuple(method)]
         before, after = (sweep.accuracy(of, c).estimate(HOME) for of, c in ((runs[:1], LENIENT), (runs, "trained")))
         gain = sweep.gain(runs).estimate(HOME)
-        false = "" if mode == ReasoningMode.NO_THINK else with_interval(false_claims(sweep, runs), "+")
+        has_claims = mode != ReasoningMode.NO_THINK and method != ["sft", "false"]  # letters alone teach no rationale
+        false = with_interval(false_claims(sweep, runs), "+") if has_claims else ""
         cells = [with_interval(before), with_interval(after), with_interval(gain, "+"), false]
         lines.append(f"| {label(mode)}, {method_name(*method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
+    for mode in dict.fromkeys(run.reasoning for run in sweep.published.runs):
+        grpo = sweep.seeds(reasoning=mode, algorithm="grpo")
+        letters = sweep.seeds(reasoning=mode, algorithm="sft", **{RATIONALE: "false"})
+        if grpo and letters:
+            difference = with_interval(sweep.difference(letters, grpo).estimate(HOME), "+")
+            mark = plateau_mark([*grpo, *letters])
+            lines.append(f"| {label(mode)}, GRPO - {method_name(*_method(letters[0]))}{mark} | | {difference} | | |")
     return "\n".join(lines)
 
 

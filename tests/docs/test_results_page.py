@@ -75,22 +75,28 @@ METHODS = {
 def test_the_accuracies_of_the_reasoning_modes_are_shares_of_the_completions(mode: str) -> None:
     sweep = published("reasoning_modes")
     records = make_records(World.TEST, sweep["seed"], sweep["images_per_modality"], version=sweep["version"])
-    counted = 0
+    label = {"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"}[mode]
+    found: dict[str, float] = {}
     for method, axes in METHODS.items():
-        runs = [run for run in sweep["runs"] if {**axes, "reasoning": mode}.items() <= run["axes"].items()]
         shares = [
             fmean(
                 bool(re.fullmatch(FORMATS[mode].format(record.answer), text))
                 for record, text in zip(records, run["texts"]["trained"], strict=True)
             )
-            for run in runs
+            for run in sweep["runs"]
+            if {**axes, "reasoning": mode}.items() <= run["axes"].items()
         ]
-        if shares:
-            label = {"think_before": "Think-Before", "no_think": "No-Think", "think_after": "Think-After"}[mode]
-            _, accuracy, *_ = row("reasoning_modes", f"{label}, {method}")
-            assert len(shares) == 3 and accuracy == pytest.approx(100 * fmean(shares), abs=0.051)
-            counted += 1
-    assert counted >= 1
+        if method == "SFT with rationales" and mode == "no_think":
+            assert not shares
+            continue
+        assert len(shares) == 3
+        found[method] = 100 * fmean(shares)
+        shown = "SFT" if method == "SFT on letters" and mode == "no_think" else method
+        _, accuracy, *_ = row("reasoning_modes", f"{label}, {shown}")
+        assert accuracy == pytest.approx(found[method], abs=0.051)
+    sft = "SFT" if mode == "no_think" else "SFT on letters"
+    (difference,) = row("reasoning_modes", f"{label}, GRPO - {sft}")
+    assert difference == pytest.approx(found["GRPO"] - found["SFT on letters"], abs=0.051)
 
 
 @pytest.mark.long
