@@ -117,7 +117,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "algorithm.warmup_ratio": (0, 1),
     "algorithm.max_grad_norm": (1e-9, 1e9),
     "algorithm.adam_beta2": (0, 0.999999),
-    "algorithm.weight_decay": (0, 100),
+    "algorithm.weight_decay": (0, math.inf),
     "algorithm.num_generations": (2, 4096),
     "algorithm.num_iterations": (1, 1000),
     "algorithm.sampling.temperature": (1e-3, 100),
