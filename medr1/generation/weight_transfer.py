@@ -48,11 +48,11 @@ def send_weights(policy: Policy, client: VLLMClient, backend: str) -> None:
     if backend == "nccl" and policy.device.type != "cuda":
         raise ServerError(f"NCCL sends from a GPU, and the policy is on {policy.device}; use gloo")
     place = (client.url, backend, policy.device)
-    group = _groups.pop(place, None)
-    if group is None or any(worker["group"] != group.key for worker in _call(client, "medr1_worker")):
+    group, found = _groups.pop(place, None), _call(client, "medr1_worker")
+    if group is None or any(worker["group"] != group.key for worker in found):
         if group is not None:
             group.close()
-        group = _join(client, backend, policy.device)
+        group = _join(client, backend, policy.device, len(found))
     state = checkpoint_state(policy).items()
     described = [(name, str(weight.dtype).removeprefix("torch."), list(weight.shape)) for name, weight in state]
     with ThreadPoolExecutor(1) as pool:
@@ -101,13 +101,13 @@ def start_words() -> tuple[str, str]:
     return f"PYTHONPATH={directory} ", " --worker-extension-cls medr1_weights.WeightReceiver"
 
 
-def _join(client: VLLMClient, backend: str, device: torch.device) -> WeightGroup:
-    """A new group of this process and all workers of the server.
+def _join(client: VLLMClient, backend: str, device: torch.device, workers: int) -> WeightGroup:
+    """A new group of this process and all ``workers`` of the server.
 
     Raises:
         ServerUnavailable, ServerError.
     """
-    size, key = 1 + len(_call(client, "medr1_worker")), secrets.token_hex(8)
+    size, key = 1 + workers, secrets.token_hex(8)
     address = _address_toward(client)
     listener = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     port = listener.getsockname()[1]

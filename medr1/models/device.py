@@ -11,7 +11,7 @@ from medr1.errors import ConfigError
 
 def device_type(accelerator: Accelerator) -> str:
     """``cuda`` or ``cpu``: what ``trainer.accelerator`` means on this machine, in training and in evaluation."""
-    return "cuda" if accelerator is not Accelerator.cpu and torch.cuda.is_available() else "cpu"
+    return "cuda" if accelerator != Accelerator.cpu and torch.cuda.is_available() else "cpu"
 
 
 def check_devices(trainer: TrainerConfig) -> None:
@@ -26,7 +26,7 @@ def check_devices(trainer: TrainerConfig) -> None:
             f"trainer.accelerator={trainer.accelerator}: PyTorch finds no GPU here; begin a run with "
             "trainer.accelerator=auto or cpu, and resume one where there is a GPU"
         )
-    if trainer.accelerator is not Accelerator.cpu and 0 < count < trainer.devices:
+    if trainer.accelerator != Accelerator.cpu and 0 < count < trainer.devices:
         raise ConfigError(
             f"trainer.devices={trainer.devices}: PyTorch finds {count} GPUs here; begin a run with at most {count}, "
             "and resume one where there are as many as it began with"

@@ -80,6 +80,10 @@ def absolute_uri(uri: str) -> tuple[str, Path | None]:
             f"tracking URI {uri!r}: MLflow no longer writes to plain directories; "
             "use sqlite:///path/to/mlflow.db or the http(s) address of a server"
         )
+    try:
+        urlsplit(uri)
+    except ValueError as error:  # not shown, because it may contain a password
+        raise ConfigError(f"the tracking URI is not the address of a database or server: {error}") from error
     return uri, None
 
 
@@ -90,6 +94,6 @@ def is_server(uri: str) -> bool:
 def without_password(uri: str) -> str:
     try:
         password = urlsplit(uri).password
-    except ValueError:  # it is refused where it is read
+    except ValueError:  # refused by ``absolute_uri``
         return uri
     return uri.replace(f":{password}@", ":***@") if password else uri

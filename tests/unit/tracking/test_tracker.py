@@ -409,7 +409,16 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert absolute_uri("sqlite:///runs/m.db") == (f"sqlite:///{tmp_path}/runs/m.db", tmp_path / "runs" / "m.db")
     assert absolute_uri("sqlite:////abs/m.db?timeout=9") == ("sqlite:////abs/m.db?timeout=9", Path("/abs/m.db"))
     assert absolute_uri("http://host:5000") == ("http://host:5000", None)
-    for bad in ("mlruns", "file:///x", "sqlite://", "sqlite:///", "sqlite:///:memory:", "./mlflow.db", ""):
+    for bad in (
+        "mlruns",
+        "file:///x",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "./mlflow.db",
+        "",
+        "http://[::1",
+    ):
         with pytest.raises(ConfigError, match="tracking URI"):
             absolute_uri(bad)
     assert without_password("postgresql://me:se:cret@host/db") == "postgresql://me:***@host/db"

@@ -21,6 +21,9 @@ from medr1.domain.texts import one_line
 from medr1.errors import DataError
 
 _OTHER_PARTS = {"val", "valid", "validation", "dev"}
+_OTHER_DIVISIONS = (
+    "the column of a split, data.columns.split=NAME, or divide all records anew: data.split=image_grouped"
+)
 
 
 def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
@@ -71,8 +74,8 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
         if is_open and len(tables) > 1 and not by_part:
             raise DataError(
                 f"data.path={settings.path} has the splits {', '.join(tables)}, and none of them is "
-                f"data.test_part={settings.test_part}; use one of them, such as data.test_part={list(tables)[-1]}, the "
-                "column of a split, data.columns.split=NAME, or divide all records anew: data.split=image_grouped"
+                f"data.test_part={settings.test_part}; use one of them, such as data.test_part={list(tables)[-1]}, "
+                f"{_OTHER_DIVISIONS}"
             )
         return [Input(table, part if by_part else "") for part, of_part in tables.items() for table in of_part]
     chosen = [
@@ -94,8 +97,8 @@ def _inputs(settings: McqaConfig, path: Path, folder: Path) -> list[Input]:
         if is_open and odd and {settings.train_part, settings.test_part} <= set(parts):
             raise DataError(
                 f"data.path={path} has files of the parts {settings.train_part} and {settings.test_part}, and others: "
-                f"{', '.join(odd[:5])}; choose files with data.files.train=[...] data.files.test=[...], the column of "
-                "a split, data.columns.split=NAME, or divide all records anew: data.split=image_grouped"
+                f"{', '.join(odd[:5])}; choose files with data.files.train=[...] data.files.test=[...], "
+                f"{_OTHER_DIVISIONS}"
             )
         named = len(files) > 1 and not odd and settings.test_part in parts
         chosen = [(part if named else "", file) for part, file in zip(parts, files, strict=True)]
