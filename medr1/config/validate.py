@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from medr1.config.enums import Attention, Distribution, LoraTargets, Precision, Resize, Tuning
+from medr1.config.enums import Attention, LoraTargets, Precision, Resize, Tuning
 from medr1.config.image_tokens import fitting
 from medr1.config.messages import explain, nearest
 from medr1.config.renamed import RENAMED
@@ -310,11 +310,6 @@ def _check_training(cfg: TrainConfig) -> None:
     if cfg.plan_memory is not None and not cfg.plan:
         raise ConfigError(f"plan_memory={cfg.plan_memory:g} is a setting of plan=true, which is not given")
     processes = cfg.trainer.devices * cfg.trainer.num_nodes
-    if processes > 1 and cfg.trainer.strategy is Distribution.auto:
-        raise ConfigError(
-            f"trainer={cfg.trainer.name} is one process, not {processes} (trainer.devices x trainer.num_nodes); add "
-            "trainer=ddp, or trainer=fsdp for a model that is larger than a device"
-        )
     if cfg.trainer.train_batch_size % processes:
         raise ConfigError(
             f"trainer.train_batch_size={cfg.trainer.train_batch_size} is no multiple of the {processes} processes "

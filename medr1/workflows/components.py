@@ -226,6 +226,7 @@ def check_components(cfg: CommonConfig) -> None:
             )
     if isinstance(cfg, TrainConfig):
         SOURCES[cfg.data.kind].check_training(cfg.data)
+        _check_strategy(cfg)
         _check_validation(cfg)
         _check_intermediate_models(cfg)
         rewards.check(cfg.reward)
@@ -317,6 +318,16 @@ def _check_temperatures(cfg: CommonConfig) -> None:
                 f"{key}={value:g}: rollout={cfg.rollout.kind} can only suppress tokens up to a temperature of "
                 f"{limit:g}; use a lower one, or rollout=local"
             )
+
+
+def _check_strategy(cfg: TrainConfig) -> None:
+    """Checks that the strategy of a training fits its processes. Lightning would take a DDP of its own."""
+    processes = cfg.trainer.devices * cfg.trainer.num_nodes
+    if ALGORITHMS[cfg.algorithm.kind].trains and processes > 1 and cfg.trainer.strategy is Distribution.auto:
+        raise ConfigError(
+            f"trainer={cfg.trainer.name} is one process, not {processes} (trainer.devices x trainer.num_nodes); add "
+            "trainer=ddp, or trainer=fsdp for a model that is larger than a device"
+        )
 
 
 def _check_validation(cfg: TrainConfig) -> None:
