@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -21,6 +21,7 @@ from medr1.evaluation.sweep_tables import ALL
 
 RESAMPLES = 2000
 PLATEAU = 0.01  # a training has ended if its last third of validations is at most so much above the third before
+RATIONALE = "algorithm.rationale"  # whether SFT is trained on rationales; an axis where a sweep has both
 LENIENT = "lenient"  # the condition of the base with lenient parsing
 HOME, AWAY = 0, 1  # columns: the records like those that were trained on, and all others
 
@@ -55,6 +56,15 @@ class Sweep:
         """The runs with these values, in the order of their seeds."""
         runs = [run for run in self.published.runs if axes.items() <= run.axes.items()]
         return sorted(runs, key=lambda run: int(run.axes.get("seed", "0")))
+
+    def with_sft(self, rationale: str) -> Sweep:
+        """The sweep with one kind of SFT, for each value of ``RATIONALE``, as if it were the only one."""
+        runs = [
+            replace(run, axes={axis: value for axis, value in run.axes.items() if axis != RATIONALE})
+            for run in self.published.runs
+            if run.axes.get(RATIONALE, "") in ("", rationale)
+        ]
+        return Sweep(replace(self.published, runs=runs))
 
     def values(self, axis: str) -> list[str]:
         return list(dict.fromkeys(run.axes[axis] for run in self.published.runs))

@@ -22,7 +22,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.claims import SQUARES, Claim, claims, plateau_mark
-from benchmarks.outcomes import AWAY, HOME, LENIENT, Square, Sweep, crossing, false_claims
+from benchmarks.outcomes import AWAY, HOME, LENIENT, RATIONALE, Square, Sweep, crossing, false_claims
 from benchmarks.published import FOLDER, PublishedRun, PublishedSweep, load, store
 from benchmarks.result_figures import MAPS, Map, curves_figure, gain_figures, map_figure
 from medr1.atomic_write import write_text
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, IMAGES = ROOT / "README.md", ROOT / "docs" / "med-r1" / "results.md", ROOT / "docs" / "images"
 NO_RUNS = "Not run yet."
 ONE_SEED = "One seed: the intervals are over images alone."
-RATIONALE, DEPENDENCE = "algorithm.rationale", "validation/image_dependence"
+DEPENDENCE = "validation/image_dependence"
 METHODS = {  # by algorithm and algorithm.rationale
     ("sft", "false"): "SFT on letters",
     ("sft", "true"): "SFT with rationales",
@@ -161,17 +161,21 @@ def _range(values: Sequence[float]) -> str:
 
 def square_part(sweep: Sweep, axis: str) -> str:
     """Means over the values that are trained on, and the matrices of gains with one scale of colours."""
-    square = Square(sweep, axis)
-    grpo, sft = (sweep.seeds(algorithm=method) for method in ("grpo", "sft"))
-    rows = {
-        "GRPO": (square.accuracy("grpo"), grpo, ""),
-        "SFT": (square.accuracy("sft"), sft, ""),
-        "GRPO - SFT": (square.difference(), [*grpo, *sft], "+"),
-        "GRPO - base with lenient parsing": (square.gain(), grpo, "+"),
-    }
+    kinds = [value for value in ("false", "true") if any(run.axes.get(RATIONALE) == value for run in sweep.seeds())]
+    letters = sweep.with_sft("false")
+    square = Square(letters, axis)
+    grpo, sft = (letters.seeds(algorithm=method) for method in ("grpo", "sft"))
+    rows = {"GRPO": (square.accuracy("grpo"), grpo, "")}
+    for kind in kinds or ["false"]:
+        of_kind, name = sweep.with_sft(kind), method_name("sft", kind if kinds else "")
+        runs = of_kind.seeds(algorithm="sft")
+        rows[name] = (Square(of_kind, axis).accuracy("sft"), runs, "")
+        rows[f"GRPO - {name}"] = (Square(of_kind, axis).difference(), [*grpo, *runs], "+")
+    rows["GRPO - base with lenient parsing"] = (square.gain(), grpo, "+")
     for method, runs in (("grpo", grpo), ("sft", sft)):
         if all((run.name, Condition.BLANK_IMAGE) in sweep.outcomes for run in runs):
-            rows[f"{label(method)}, blank image"] = (square.accuracy(method, Condition.BLANK_IMAGE), [], "")
+            name = method_name(method, "false" if kinds and method == "sft" else "")
+            rows[f"{name}, blank image"] = (square.accuracy(method, Condition.BLANK_IMAGE), [], "")
     lines = ["| | trained on | others |", "|---|---|---|"]
     for name, (scores, runs, sign) in rows.items():
         cells = [with_interval(scores.estimate(c), sign) for c in (HOME, AWAY)]
@@ -278,8 +282,9 @@ def commands_text(sweep: PublishedSweep) -> str:
 def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> str:
     """The first thing to know, for the README: the map of the number of images, and how many claims are decided."""
     verdicts = Counter("not run yet" if isinstance(claim, str) else claim.verdict.split(" here")[0] for claim in found)
-    counts = ", ".join(f"{name} {count}" for name, count in verdicts.items())
-    lines = [f"[Claims of the paper](docs/med-r1/results.md#claims-of-the-paper), {len(found)}: {counts}."]
+    words = {"holds": "hold", "does not hold": "do not hold", "not run yet": "have not been run"}
+    counts = ", ".join(f"{count} {words.get(name, name)}" for name, count in verdicts.items())
+    lines = [f"Of {len(found)} [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): {counts}."]
     if "scarcity" in sweeps:
         lines = ["![GRPO and SFT by number of training images](docs/images/scarcity.png)", *lines]
     return "\n\n".join(lines)

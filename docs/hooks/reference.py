@@ -380,4 +380,5 @@ PARTS = {"configuration": configuration, "names": other_names, "rewards": reward
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs for each page: replaces the markers."""
     markdown = re.sub(r"<!-- generated: (\w+) -->", lambda found: PARTS[found[1]](), markdown)
-    return re.sub(r"<!-- include: ([\w.]+) -->", lambda found: include(found[1]), markdown)
+    # What follows the marker is for those who read the file itself.
+    return re.sub(r"<!-- include: ([\w.]+) -->.*", lambda found: include(found[1]), markdown, flags=re.DOTALL)

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from medr1.config import image_tokens, naming
+from medr1.config.enums import Tuning
 from medr1.config.paths import PACKAGE
 
 
@@ -19,8 +20,13 @@ def register() -> None:
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
     OmegaConf.register_new_resolver("image_token_size", _image_token_size, replace=True)
     OmegaConf.register_new_resolver("fitting", image_tokens.fitting, replace=True)
+    OmegaConf.register_new_resolver("by_tuning", _by_tuning, replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("ratio", lambda part, whole: part / whole, replace=True)
+
+
+def _by_tuning(full: float, lora: float, *, _root_: DictConfig) -> float:
+    return lora if _root_.model.tuning == Tuning.lora else full
 
 
 def _image_token_size(*, _parent_: DictConfig) -> int:

@@ -324,7 +324,7 @@ class AlgorithmConfig:
     kind: str = MISSING
     """Component that trains, set by the schema of the choice.
 
-    TRL: -. verl: algorithm.adv_estimator."""
+    TRL: -. verl: -."""
     learning_rate: float = MISSING
     """Learning rate of AdamW after the warm-up.
 
@@ -334,7 +334,7 @@ class AlgorithmConfig:
 
     TRL: weight_decay. verl: actor_rollout_ref.actor.optim.weight_decay."""
     lr_scheduler_type: LRSchedulerType = LRSchedulerType.constant
-    """Course of the learning rate after the warm-up: constant, or linear or cosine decay to 0 in the last step.
+    """Course of the learning rate after the warm-up: constant, or linear or cosine decay to 0 after the last step.
 
     TRL: lr_scheduler_type. verl: actor_rollout_ref.actor.optim.lr_scheduler_type."""
     warmup_ratio: float = 0.0
@@ -505,8 +505,8 @@ class TrainerConfig:
     TRL: per_device_train_batch_size. verl: data.train_batch_size."""
     max_tokens_per_device: int = 0
     """Maximum number of tokens, of prompts and completions, in a micro-batch. A larger step is split, with the same
-    result. 0: never split; with GRPO, rollout and first update then share the prefill, except with gradient
-    checkpointing or FSDP.
+    result. A prompt counts once, also where gradient checkpointing computes it for each of its completions. 0: never
+    split; with GRPO, rollout and first update then share the prefill, except with gradient checkpointing or FSDP.
 
     TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
     gather_for_generation: bool = False
@@ -580,7 +580,8 @@ class TrackingConfig:
 
     TRL: -. verl: trainer.project_name."""
     log_completions_steps: int = 25
-    """Log a table of sampled completions with their images every so many steps, and in the last one. 0: none.
+    """Log a table of sampled completions with their images every so many steps, and in that of ``trainer.max_steps``.
+    0: none.
 
     TRL: log_completions. verl: -."""
     num_completions: int = 8

@@ -179,14 +179,19 @@ def _report_bad(place: str, bad: list[BadRecord], on_bad: OnBadRecord, remedy: s
     raise DataError(f"{place}: {which} be used: {listing}\nRemedy: {remedy}")
 
 
-def _to_records(drafts: Iterable[Draft], contents: Mapping[str, str], facts: Mapping[str, ImageFacts]) -> list[Record]:
+def _to_records(drafts: Sequence[Draft], contents: Mapping[str, str], facts: Mapping[str, ImageFacts]) -> list[Record]:
     """The records with the content ids and hashes of their images. Predictions are stored by id, so repeated ids are
     numbered."""
     records: list[Record] = []
     seen: Counter[str] = Counter()
+    taken = {draft.record.id for draft in drafts}
     for record in (draft.record for draft in drafts):
         seen[record.id] += 1
-        identity = record.id if seen[record.id] == 1 else f"{record.id}~{seen[record.id]}"
+        identity = record.id
+        if seen[record.id] > 1:
+            while (identity := f"{record.id}~{seen[record.id]}") in taken:
+                seen[record.id] += 1
+            taken.add(identity)
         images = tuple(
             image.with_content_id(contents[image.path], facts[image.path].sha256) for image in stored_images(record)
         )
@@ -201,6 +206,7 @@ def _fingerprint(records: Iterable[tuple[str, Record]], images: Mapping[str, Ima
             [
                 *(part, r.id, *(fact for i in stored_images(r) for fact in (i.path, images[i.path].sha256))),
                 *(r.modality, r.question_type, r.question, list(r.options.items()), r.answer),
+                *([r.rationale] if r.rationale else []),
             ]
         )
         for part, r in records

@@ -144,6 +144,8 @@ def _validation(
                 "records instead, with data.validation_fraction=0.1"
             )
     divided = [record for record in train if record.benchmark not in own]
+    if settings.validation_fraction <= 0:
+        divided = []
     is_validation = validation_parts(divided, settings.validation_fraction, dataset.test)
     taken = {id(record) for record, chosen in zip(divided, is_validation, strict=True) if chosen}
     if divided and not taken and not validation:

@@ -45,8 +45,9 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
     """Whether each record is for validation. No image content is in both parts, or also in ``excluded``.
 
     Contents of each benchmark, modality and question type are taken in the order of a hash, as long as the records stay
-    within the fraction, and at least one of two or more. A content with records of several of them counts for the first
-    in alphabetical order, so that the order of the records does not matter.
+    within the fraction. Of two or more at least one is taken, the smallest if none stays within it. A content with
+    records of several of them counts for the first in alphabetical order, so that the order of the records does not
+    matter.
     """
     groups = _groups(records)
     sizes = Counter(groups)
@@ -67,9 +68,11 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
             key=lambda content: hashlib.sha256(f"validation:{content}".encode()).digest(),
         )
         for content in free:
-            if taken + sizes[content] <= target or (taken == 0 and len(contents) > 1):
+            if taken + sizes[content] <= target:
                 chosen.add(content)
                 taken += sizes[content]
+        if taken == 0 and free and len(contents) > 1:
+            chosen.add(min(free, key=sizes.__getitem__))  # a large one could be most of the training records
     return [group in chosen for group in groups]
 
 

@@ -36,7 +36,8 @@ def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
     """For each record, a record with as many, but other, images of the same modality.
 
     The images of a modality and a number are permuted in one random cycle, so that their distribution stays the same.
-    The only images of a modality and a number keep their place.
+    Where a modality has no other images of the number, they are those of another modality, and the record's own if no
+    other record has as many.
     """
     groups: dict[tuple[str, int], dict[str, Record]] = {}  # in each group, a record for each choice of images
     for record in records:
@@ -47,6 +48,14 @@ def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
         random.Random(f"{seed} {modality}" if images == 1 else f"{seed} {modality} {images}").shuffle(order)
         for key, donor in zip(order, order[1:] + order[:1], strict=True):
             donors[group, key] = of_images[donor]
+    candidates: dict[int, list[Record]] = {}  # by the number of images
+    for (_, images), of_images in sorted(groups.items()):
+        candidates.setdefault(images, []).extend(of_images[key] for key in sorted(of_images))
+    for (modality, images), of_images in groups.items():
+        if len(of_images) == 1:
+            (own,) = of_images
+            if others := [record for record in candidates[images] if record.image_key != own]:
+                donors[(modality, images), own] = random.Random(f"{seed} {modality} {images}").choice(others)
     return [donors[_group(record), record.image_key] for record in records]
 
 

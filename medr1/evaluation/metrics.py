@@ -18,7 +18,8 @@ from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnema
 
 T = TypeVar("T")
 C = TypeVar("C")
-_QUESTION = attrgetter("image", "modality", "question_type", "answer", "options")
+# Without the image: of several files with the same content it has the name of the first one that was loaded.
+_QUESTION = attrgetter("modality", "question_type", "answer", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def compare(
 
 
 def check_same_questions(a: Mapping[str, Prediction], b: Mapping[str, Prediction], name_a: str, name_b: str) -> None:
-    """Raises DataError unless both have the same records (keys), with the same image, options and answer."""
+    """Raises DataError unless both have the same records (keys), with the same options and answer."""
     for name, missing in ((name_b, a.keys() - b.keys()), (name_a, b.keys() - a.keys())):
         if missing:
             raise DataError(

@@ -1,8 +1,8 @@
 """Pass rates: how difficult training records are for a model, their cache, and what a training keeps of the records.
 
 The pass rate of a record is the share of n sampled completions whose answer is correct, read as the accuracy reward
-reads it: a correct answer outside the format counts as wrong, because training gives no reward for it. MedVLThinker
-(arXiv 2508.02669) estimates it from 16 completions at temperature 1.
+reads it: a correct answer outside an answer block counts as wrong, because training gives no reward for it.
+MedVLThinker (arXiv 2508.02669) estimates it from 16 completions at temperature 1.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def send_weights(policy: Policy, client: VLLMClient, backend: str) -> None:
     if backend == "nccl" and policy.device.type != "cuda":
         raise ServerError(f"NCCL sends from a GPU, and the policy is on {policy.device}; use gloo")
     place = (client.url, backend, policy.device)
-    group, found = _groups.pop(place, None), _call(client, "medr1_worker")
+    found = _call(client, "medr1_worker")
+    group = _groups.pop(place, None)
     if group is None or any(worker["group"] != group.key for worker in found):
         if group is not None:
             group.close()

@@ -53,12 +53,18 @@ def render_comparison(
             add(name, family[value], lambda summary, axis=axis, value=value: getattr(summary, axis).get(value))  # type: ignore[misc]
     rows.append(("Overall",))
     add("All questions", comparison.overall, lambda summary: summary.overall)
-    notes = tuple(_notes(comparison, left_out))
+    notes = (*_notes(comparison, left_out), *_prior_note(controls))
     return ResultTable((*titles, "B \N{MINUS SIGN} A\n[95 %]", "p"), tuple(rows), notes)
 
 
 def _accuracy(cell: Cell | None) -> str:
     return ABSENT if cell is None else percent(cell.accuracy.value)
+
+
+def _prior_note(controls: Sequence[Mapping[Condition, Summary]]) -> list[str]:
+    """Whose option prior is shown: it is fitted to the training records of a run, which the two may not share."""
+    having = [name for name, of_run in zip("AB", controls, strict=True) if Condition.OPTION_PRIOR in of_run]
+    return [f"Option prior: of the training records of {having[0]}."] if having else []
 
 
 def _notes(comparison: Comparison, left_out: Sequence[int]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from medr1.config.settings import greater_is_better
@@ -129,7 +130,10 @@ def trend_section(tables: SweepTables) -> Section | None:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def rationale_section(
@@ -224,10 +228,12 @@ def measure_section(runs: Sequence[SweepRun], row_axis: str) -> Section | None:
         name = method if row_axis in AXES else f"{method}, {row}"
         panels.setdefault(name, []).extend(measured.option_probabilities)
     calibrations = {name: c for name, lines in panels.items() if (c := calibrate(lines))}
+    has_seeds = len({run.axes.get("seed") for run in runs}) > 1
+    pooled_seeds = "; the seeds are pooled, and intervals cover images alone" if has_seeds else ""
     return Section(
         title="Further measures",
         figures=[SectionFigure("reliability", reliability(calibrations), RELIABILITY)] if calibrations else [],
-        tables=[("Samples, rotated options and calibration", measure_rows(found))],
+        tables=[(f"Samples, rotated options and calibration{pooled_seeds}", measure_rows(found))],
     )
 
 

@@ -131,6 +131,15 @@ class Rewards:
     parts: Mapping[str, list[float]]
     total: list[float]
 
+    def __add__(self, others: Rewards) -> Rewards:
+        """These, and then those of other completions."""
+        parts = {name: [*values, *others.parts[name]] for name, values in self.parts.items()}
+        return Rewards(parts, [*self.total, *others.total])
+
+    def select(self, rows: Sequence[int]) -> Rewards:
+        parts = {name: [values[row] for row in rows] for name, values in self.parts.items()}
+        return Rewards(parts, [self.total[row] for row in rows])
+
 
 def compute_rewards(
     config: RewardConfig,

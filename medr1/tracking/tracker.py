@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ PARENT_TAG = "mlflow.parentRunId"
 _DIRECTORY_TAG = "run_directory"
 _TOKEN_TAG, _TOKEN_FILE = "run_token", ".mlflow-token"
 _CHARS_PER_PARAM, _PARAMS_PER_BATCH, _TAG_CHARS, _DIGEST_CHARS = 6000, 100, 8000, 36  # MLflow's limits
+_NAME = r"[\w. -]+"  # of the characters that MLflow takes in names, those that mean nothing in paths
 _DESCRIPTION_TAG = "mlflow.note.content"
 _FLUSH_SECONDS = 5.0
 _LOCK_SECONDS = 300.0
@@ -384,11 +386,14 @@ def _active_run(run: Run | None, run_id: str, server: str, run_dir: Path) -> Run
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted names, and the values as in JSON (null, true, 1e-06, [1, 2]) except that text has no quotes."""
+    """Dotted names, and the values as in JSON (null, true, 1e-06, [1, 2]) except that text has no quotes.
+
+    A mapping with keys that MLflow does not take in names, such as values of the user's data, is one value.
+    """
     flat: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(re.fullmatch(_NAME, str(part)) for part in value):
             flat |= _flatten(value, f"{name}.")
         else:
             plain = value.value if isinstance(value, Enum) else value

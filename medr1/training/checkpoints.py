@@ -77,7 +77,8 @@ class BestCheckpoint(ModelCheckpoint):
     def remove_superseded(self, trainer: pl.Trainer) -> None:
         """Removes the weights of all steps but the best one."""
         assert self.dirpath is not None
-        _remove_others(trainer, Path(self.dirpath), Path(self.best_model_path))
+        for path in _others(Path(self.dirpath), Path(self.best_model_path).name):
+            trainer.strategy.remove_checkpoint(path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state also if the run directory has moved; Lightning would forget the best value."""
@@ -112,12 +113,18 @@ class WholeCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         # Lightning never removes the one that a run was resumed from, and knows none of an earlier process.
-        _remove_others(trainer, Path(filepath).parent, Path(filepath))
+        for path in _others(Path(filepath).parent, Path(filepath).name):
+            trainer.strategy.remove_checkpoint(path)
         if self.best is not None:
             self.best.remove_superseded(trainer)
 
 
-def _remove_others(trainer: pl.Trainer, directory: Path, keep: Path) -> None:
-    for path in directory.glob("step=*.ckpt"):
-        if path.name != keep.name:
-            trainer.strategy.remove_checkpoint(path)
+def remove_other_checkpoints(checkpoint: Path) -> None:
+    """Removes the checkpoints beside this one, after the training."""
+    for path in _others(checkpoint.parent, checkpoint.name):
+        SafetensorsCheckpointIO().remove_checkpoint(path)
+
+
+def _others(directory: Path, name: str) -> list[Path]:
+    """The checkpoints in the directory but the one of this name."""
+    return [path for path in directory.glob("step=*.ckpt") if path.name != name]

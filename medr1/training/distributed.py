@@ -83,7 +83,8 @@ class ShardedStrategy(DDPStrategy):
     devices.
     """
 
-    full_state_dict: Mapping[str, Tensor] | None = None  # of the trained model, after training, on rank zero
+    _trained: Mapping[str, Tensor] | None = None  # the full state dict after training, on rank zero
+    _is_gathered = False
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -122,10 +123,20 @@ class ShardedStrategy(DDPStrategy):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        self._gather()
+
+    def trained_state_dict(self) -> Mapping[str, Tensor] | None:
+        """The full state dict after training, on rank zero; None elsewhere. All processes must call it."""
+        if not self._is_gathered:  # a run that is resumed after its last step: Lightning has called no hook of training
+            self._policy_module().to(self.root_device)
+            self._gather()
+        return self._trained
+
+    def _gather(self) -> None:
         module = self._policy_module()
         directory = Path(module.trainer.default_root_dir) if self.is_global_zero else None
         state = full_state_dict(module.policy, directory)
-        self.full_state_dict = state if self.is_global_zero else None
+        self._trained, self._is_gathered = state if self.is_global_zero else None, True
 
     def _policy_module(self) -> PolicyModule:
         assert isinstance(self.lightning_module, PolicyModule)

@@ -258,7 +258,8 @@ class GRPOModule(PolicyModule):
         records, prompt_indices = batch.records, batch.prompt_indices
         with generation(self.policy, gather=self.gather_for_generation):
             micro_batches = self._generate(batch, attempt=0)
-            rewards, found, zero_std = self._rewards(records, micro_batches)
+            rewards = self._rewards(records, micro_batches)
+            found, zero_std = self._scores(rewards)
             initial_share = zero_std.float().mean().item()
             for attempt in range(1, self.settings.filter_groups + 1):
                 if batch.resample is None or not zero_std.any():
@@ -269,11 +270,15 @@ class GRPOModule(PolicyModule):
                 others = batch.resample(attempt, dropped).to(self.device)
                 masks = torch.split(zero_std, [len(micro.prompts.ids) for micro in micro_batches])
                 row_lists = [[(~mask).nonzero().flatten().tolist()] if not mask.all() else [] for mask in masks]
-                micro_batches = self._regroup(micro_batches, row_lists) + self._generate(others, attempt)
+                generated = self._generate(others, attempt)
+                micro_batches = self._regroup(micro_batches, row_lists) + generated
                 rows = (~zero_std).nonzero().flatten().tolist()
                 records = [records[row] for row in rows] + others.records
                 prompt_indices = [prompt_indices[row] for row in rows] + others.prompt_indices
-                rewards, found, zero_std = self._rewards(records, micro_batches)
+                G = self.settings.num_generations
+                remaining = rewards.select([row * G + i for row in rows for i in range(G)])
+                rewards = remaining + self._rewards(others.records, generated)
+                found, zero_std = self._scores(rewards)
         self.engine.sleep()
         micro_batches = self._regroup(micro_batches, self.equal_split([len(m.prompts.ids) for m in micro_batches]))
         return Rollout(records, prompt_indices, micro_batches, rewards, found, initial_share)
@@ -336,20 +341,23 @@ class GRPOModule(PolicyModule):
         draws = [np.random.default_rng(seed).random(shape) for seed in seeds]
         return torch.from_numpy(np.concatenate(draws)).to(self.device)
 
-    def _rewards(self, records: list[Record], micro_batches: list[RolloutMicroBatch]) -> tuple[Rewards, Tensor, Tensor]:
-        """The rewards, their scores [B*G], and which prompts [B] have scores of zero variance."""
+    def _rewards(self, records: list[Record], micro_batches: list[RolloutMicroBatch]) -> Rewards:
+        """The rewards of all completions of the records."""
         texts = [text for micro in micro_batches for text in micro.texts]
         repeated = [record for record in records for _ in range(self.settings.num_generations)]
-        rewards = self.reward(
+        return self.reward(
             texts,
             repeated,
             completion_ids=[ids for micro in micro_batches for ids in micro.completions.token_ids()],
             truncated=[cut for micro in micro_batches for cut in micro.completions.truncated.tolist()],
         )
+
+    def _scores(self, rewards: Rewards) -> tuple[Tensor, Tensor]:
+        """What the advantages are computed from [B*G], and which prompts [B] have scores of zero variance."""
         s, total = self.settings, torch.tensor(rewards.total)
         weights = torch.tensor([self.reward_weights[name] for name in rewards.parts])
         found = scores(s.adv_estimator, total, torch.tensor(list(rewards.parts.values())), weights, s.num_generations)
-        return rewards, found, zero_std_groups(found, s.num_generations)
+        return found, zero_std_groups(found, s.num_generations)
 
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: RolloutMicroBatch) -> Tensor:

@@ -72,7 +72,7 @@ def _remedy(settings: AlgorithmConfig) -> str:
     beta = f", a larger algorithm.objective.beta (now {objective.beta:g})" if objective is not None else ""
     return (
         f"Start a new run with a smaller algorithm.learning_rate (now {settings.learning_rate:g}) or "
-        f"algorithm.max_grad_norm (now {settings.max_grad_norm:g}){beta}, or model.dtype=float32."
+        f"algorithm.max_grad_norm (now {settings.max_grad_norm:g}){beta}, or with model.dtype=float32 if it is another."
     )
 
 
@@ -86,8 +86,8 @@ class CollapseWarning(pl.Callback):
         (
             "frac_reward_zero_std",
             1.0,
-            "the rewards of every prompt have had zero variance, so that all advantages are 0. Try a higher "
-            "algorithm.sampling.temperature, more algorithm.num_generations, or other records",
+            "the rewards of every prompt have had zero variance: without dynamic sampling all advantages are 0. Try a "
+            "higher algorithm.sampling.temperature, more algorithm.num_generations, or other records",
         ),
         (
             "train/format_reward",

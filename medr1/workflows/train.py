@@ -35,7 +35,7 @@ from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, IntermediateModels, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
-from medr1.training.checkpoints import BestCheckpoint, BestStep, WholeCheckpoint
+from medr1.training.checkpoints import BestCheckpoint, BestStep, WholeCheckpoint, remove_other_checkpoints
 from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes, of_first_process
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
@@ -204,7 +204,7 @@ def _fit(
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
-    state = strategy.full_state_dict if isinstance(strategy, ShardedStrategy) else None
+    state = strategy.trained_state_dict() if isinstance(strategy, ShardedStrategy) else None
     return state, None if best is None else best.found
 
 
@@ -265,3 +265,4 @@ def _store_best_model(session: Session, cfg: TrainConfig, best: BestStep) -> Non
     log.info("best checkpoint: step %(step)d, %(metric)s %(value).4f", found)
     log.info("the %s checkpoint is evaluated", evaluated)
     run.other_model(evaluated).rename(run.model)
+    remove_other_checkpoints(best.checkpoint)

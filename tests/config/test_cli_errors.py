@@ -282,6 +282,14 @@ TYPED: dict[str, list[str]] = {
     "algorithm.adam_beta2=1.0": ["algorithm.adam_beta2=1.0", "between 0 and"],
     "tracking.log_completions_steps=-1": ["tracking.log_completions_steps=-1"],
     "trainer.accelerator=tpu": ["trainer.accelerator", "cuda"],
+    "algorithm.objective.importance_sampling_level=sequence": [
+        "importance_sampling_level= has no effect",
+        "iterations=1",
+    ],
+    "algorithm=sapo algorithm.num_iterations=1 algorithm.objective.sapo_temperature_pos=2": [
+        "num_iterations=1",
+        "ratio is 1",
+    ],
     "algorithm.objective.epsilon=0.1": ["algorithm.objective.epsilon= has no effect with algorithm.num_iterations=1"],
     "plan=true algorithm.objective.black_prob=0.5": ["black_prob= has no effect"],
     "tracking.uri=http://me:pw@h:5000": ["tracking.uri=http://me:***@h:5000", "MLFLOW_TRACKING_PASSWORD"],

@@ -181,6 +181,8 @@ def test_the_paper_in_sft() -> None:
 
 @pytest.mark.parametrize("model", ["hf", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_2b", "qwen3_vl_4b"])
 def test_full_tuning_of_a_real_model_has_the_papers_rates(model: str) -> None:
+    lora = compose("train", overrides=[f"model={model}", "model.tuning=lora"]).model.recipe
+    assert (lora.rl_learning_rate, lora.sft_learning_rate) == (1e-5, 2e-4)
     recipe = compose("train", overrides=[f"model={model}"]).model.recipe
     found = values(recipe, "rl_learning_rate sft_learning_rate num_generations max_completion_length train_batch_size")
     # Batch 2 on each device, accumulated twice.

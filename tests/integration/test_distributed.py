@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from functools import cache
 from pathlib import Path
@@ -169,6 +170,10 @@ def test_killed_and_resumed_equals_uninterrupted(
         process.kill()
     assert end(killed) == [-9] * count and not (tmp_path / "run" / "model").exists()
     train_together(count, tmp_path, resume=True)
+    # Once more as if it had been stopped between its last checkpoint and the trained model.
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "finished.json").unlink()
+    assert end(start(count, tmp_path, resume=True)) == [0] * count, (tmp_path / "rank0.log").read_text()
     _, peace = ran(kind, strategy, count, limit)  # type: ignore[operator]
     for file in (
         "model/model.safetensors",

@@ -86,12 +86,18 @@ def test_papo_scores_the_completions_with_masked_images_too(trained: Any) -> Non
 
 
 def test_noisy_rollout_samples_half_of_the_completions_with_a_noisy_image(trained: Any) -> None:
-    """With the first step's noise; the loss has the clean images alone."""
+    """With the first step's noise; the loss has the clean images of all completions."""
     seen = trained("algorithm=noisy_rollout")
     (clean, own), (noisy, others) = seen.sampled[:2]
     assert torch.equal(clean.ids, noisy.ids) and len(own.ids) == len(others.ids)
     assert clean.pixel_values is not None and noisy.pixel_values is not None
     assert float((clean.pixel_values - noisy.pixel_values).abs().mean()) > 0.05
+    old, mask = (rows.view(len(clean.ids), -1, rows.shape[1]) for rows in (seen.old[0], seen.mask[0]))
+    half, width = old.shape[1] // 2, old.shape[2]
+    for sampled, rows, is_clean in ((own, slice(0, half), True), (others, slice(half, None), False)):
+        of_sampler = sampled.logprobs.view(len(clean.ids), half, -1)[..., :width]
+        apart = float((old[:, rows] - of_sampler)[mask[:, rows]].abs().max())
+        assert apart < 1e-3 if is_clean else apart > 0.01
 
 
 def test_drpo_counts_the_prompts_of_all_steps(trained: Any) -> None:

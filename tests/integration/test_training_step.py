@@ -204,8 +204,17 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
 def test_a_reward_function_gets_the_tokens_of_its_completions(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of completions that replace others, and in several micro-batches."""
+    """Once, also of completions that replace others, and in several micro-batches."""
     seen: list[tuple[str, list[int], bool]] = []
+    generated: list[str] = []
+    generate = GRPOModule._generate
+
+    def watched_generate(module: GRPOModule, batch: Any, attempt: int) -> Any:
+        found = generate(module, batch, attempt)
+        generated.extend(text for micro in found for text in micro.texts)
+        return found
+
+    monkeypatch.setattr(GRPOModule, "_generate", watched_generate)
 
     def watch(completions, records, *, completion_ids, truncated):
         seen.extend(zip(completions, completion_ids, truncated, strict=True))
@@ -223,6 +232,7 @@ def test_a_reward_function_gets_the_tokens_of_its_completions(
     )
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     assert {cut for _, _, cut in seen} == {True, False}
+    assert [text for text, _, _ in seen] == generated
     for text, ids, cut in seen:
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
         assert (len(ids) == length if cut else len(ids) <= length) and cut == (tokenizer.eos_token_id not in ids)

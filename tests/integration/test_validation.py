@@ -83,6 +83,7 @@ def test_the_best_checkpoint_is_that_of_the_best_value(tmp_path: Path) -> None:
     # The weights of the best step are those of a training that ends there.
     ends_there = train_here(tmp_path / "ends", *words, f"trainer.max_steps={best['step']}")
     kept = run.weights("", CheckpointChoice.best)[0]
+    assert len(list(run.best_checkpoint.iterdir())) == 1
     assert same(Path(kept), ends_there.model)
     assert run.weights("", CheckpointChoice.last) == run.weights("") == (str(run.model), None)
     at_end = train_here(tmp_path / "at_end", *words, "trainer.max_steps=3", "trainer.load_best_model_at_end=true")

@@ -66,6 +66,9 @@ class GRPOConfig(AlgorithmConfig):
     filter_groups: int = 0
     """Dynamic sampling (DAPO): times in a step that prompts whose rewards have zero variance are replaced. 0: never.
 
+    Those that still have zero variance then stay. verl counts the first generation too, ends with an error at its
+    limit, and has no limit with 0.
+
     TRL: -. verl: algorithm.filter_groups.max_num_gen_batches."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How completions are sampled."""
@@ -173,7 +176,14 @@ class GRPO(Algorithm[GRPOConfig]):
             noisy = "algorithm.noisy_rollout."
             yield f"{noisy}gaussian_noise_step=0", (f"{noisy}decay_coef", f"{noisy}decay_sig_mid")
         if settings.num_iterations == 1:
-            yield "algorithm.num_iterations=1", [f"{prefix}{name}" for name in ("epsilon", "epsilon_high", "delta")]
+            unread = ["epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg"]
+            if o.loss_mode in (LossMode.cispo, LossMode.sapo):
+                unread.append("loss_mode")
+            # A factor of each token changes the mean over a sequence.
+            has_factors = o.top_entropy_quantile < 1 or isinstance(cfg.rollout, ExternalRolloutConfig)
+            if o.importance_sampling_level is ImportanceSamplingLevel.sequence and not has_factors:
+                unread.append("importance_sampling_level")
+            yield "algorithm.num_iterations=1, with which the ratio is 1", [f"{prefix}{name}" for name in unread]
 
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from benchmarks import published, results
 from benchmarks.claims import Claim, claims
-from benchmarks.outcomes import Square, Sweep, at_plateau, crossing, false_claims
+from benchmarks.outcomes import RATIONALE, Square, Sweep, at_plateau, crossing, false_claims
 from benchmarks.published import PublishedRun, PublishedSweep
 from benchmarks.result_figures import MAPS
 from benchmarks.results import claims_part, map_part, parts, write_page
@@ -187,10 +187,10 @@ def test_the_summary_counts_the_claims(scarcity: Sweep) -> None:
     sweeps = {"scarcity": scarcity}
     summary = results.summary_part(sweeps, claims(sweeps))
     assert "docs/images/scarcity.png" in summary
-    assert "13: not run yet 13." in summary
+    assert "Of 13 [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): 13 have not been run." in summary
     effects = ((0.02, 0.05), (-0.05, -0.02), (-0.02, 0.02), (-0.1, 0.1))
     found = [claim(Estimate((low + high) / 2, low, high)) for low, high in effects]
-    expected = "5: holds 1, does not hold 2, cannot be settled 1, not run yet 1."
+    expected = ": 1 hold, 2 do not hold, 1 cannot be settled, 1 have not been run."
     assert expected in results.summary_part({}, [*found, "not run"])
 
 
@@ -264,6 +264,23 @@ def test_a_square_has_the_means_over_what_was_trained_on(square: Sweep) -> None:
         expected = [mean("grpo"), mean("grpo") - mean("sft"), mean("grpo") - base, mean("grpo", "blank_image")]
         found = [float(line.split("|")[2 + place].split()[0].replace("\N{MINUS SIGN}", "-")) for line in lines]
         assert found == pytest.approx(expected, abs=0.051)
+
+
+def test_both_kinds_of_sft_are_compared_and_the_claims_take_the_letters(square: Sweep) -> None:
+    """SFT with rationales has the answers of GRPO, so that their difference is 0."""
+    letters = [replace(r, axes={**r.axes, RATIONALE: "false" if r.algorithm == "sft" else ""}) for r in square.seeds()]
+    rationales = [
+        replace(r, name=f"r{r.name}", algorithm="sft", axes={**r.axes, "algorithm": "sft", RATIONALE: "true"})
+        for r in square.seeds(algorithm="grpo")
+    ]
+    both = Sweep(replace(square.published, runs=[*letters, *rationales]))
+    alone = results.square_part(square, "modality").splitlines()
+    lines = results.square_part(both, "modality").splitlines()
+    assert [line.replace("SFT on letters", "SFT") for line in lines if "with rationales" not in line] == alone
+    assert (
+        sum(line.startswith("| GRPO - SFT with rationales") and line.endswith("| +0.0 | +0.0 |") for line in lines) == 1
+    )
+    assert claims({"cross_modality": both})[3] == claims({"cross_modality": square})[3]
 
 
 def test_the_rows_of_a_square_share_their_resampled_images(square: Sweep) -> None:

@@ -243,6 +243,31 @@ def test_how_records_are_divided(by: str, tmp_path: Path) -> None:
     assert dataset.facts["counts"]["left_out"] == ({} if by in ("images", "files") else {"other_part": 1})
 
 
+def test_a_column_that_is_named_goes_before_the_names_of_files(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = [row | {"fold": fold} for row, fold in zip(rows(), ["train", "test"] * 3, strict=True)]
+    for name, taken in (("train.jsonl", made[:3]), ("test.jsonl", made[3:])):
+        write_json_lines(tmp_path / name, taken)
+    assert sorted(r.question[-2] for r in load(tmp_path, "data.columns.split=fold").test) == ["1", "3", "5"]
+    assert [r.question[-2] for r in load(tmp_path).test] == ["3", "4", "5"]
+
+
+def test_repeated_ids_get_numbers_that_no_other_record_has(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    made = [row | {"id": name} for row, name in zip(rows(), ["x", "x", "x~2", "x", "y", "x~2"], strict=True)]
+    write_json_lines(tmp_path / "q.jsonl", made)
+    assert [r.id for r in load(tmp_path, "data.split=test_only").test] == ["x", "x~3", "x~2", "x~4", "y", "x~2~2"]
+
+
+def test_a_changed_rationale_is_other_data(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    found = []
+    for rationale in (None, "because", "although"):
+        write_json_lines(tmp_path / "q.jsonl", rows(rationale=rationale))
+        found.append(load(tmp_path, "data.split=test_only").fingerprint)
+    assert len(set(found)) == 3
+
+
 def test_a_file_of_no_part_beside_training_and_test_is_named(tmp_path: Path) -> None:
     """Else the test questions would be divided anew, and some of them trained on."""
     save_images(tmp_path)
@@ -504,6 +529,8 @@ def test_a_csv_file_of_a_spreadsheet(tmp_path: Path) -> None:
         ("data.path=q.txt", "no suffix of"),
         ("data.root=nowhere", r"data\.root=nowhere"),
         ("data.files.test=[x.json]", r"data\.files\.test=x\.json"),
+        ("data.files.test=[../q.json]", r"data\.files\.test=\.\./q\.json: use a path below"),
+        ("data.files.test=[/q.json]", r"data\.files\.test=/q\.json: use a path below"),
         ("data.files.train=[q.json]", r"data\.files\.test"),
         ("data.columns.options=[a]", r"data\.columns\.options=a"),
         ("data.columns.options=[a,b,c,d,e,f,g,h,i,j,k]", "11 columns"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medr1.data.dataset import limit_cells, load_dataset
 from medr1.data.sources.benchmarks import BenchmarksConfig
+from medr1.data.sources.mcqa.settings import McqaConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.errors import ConfigError
 from tests.composing import composed
+from tests.miniatures import save_png, write_json
 
 SMALL = {"train_images_per_modality": 2, "test_images_per_modality": 2, "image_size": 56}
 
@@ -54,6 +59,29 @@ def test_the_fingerprint_tells_data_and_the_trained_set_apart() -> None:
         )
     ]
     assert found[0] == found[1] and len(set(found)) == 4
+
+
+def test_an_image_that_two_sets_share_is_a_leak_and_no_validation_image(tmp_path: Path) -> None:
+    """Set a trains on 0 to 5, 0 also under another name; set b tests 0 and 1."""
+    for folder, parts in {"a": {"train": range(6), "test": [6]}, "b": {"train": [7], "test": [0, 1]}}.items():
+        for part, images in parts.items():
+            rows = []
+            for image in images:
+                save_png(tmp_path / folder / f"{part}{image}.png", image)
+                rows.append({"image": f"{part}{image}.png", "question": "Which?", "options": ["x", "y"], "answer": "A"})
+            if (folder, part) == ("a", "train"):
+                shutil.copy(tmp_path / "a" / "train0.png", tmp_path / "a" / "again.png")
+                rows.append({**rows[0], "image": "again.png"})
+            write_json(tmp_path / folder / f"{part}.json", rows)
+    own = {"cache_dir": str(tmp_path / "cache"), "image_size": 56}
+    sets = {name: McqaConfig(name="mcqa", path=str(tmp_path / name), **own) for name in "ab"}
+    data = load_dataset(replace(settings("a", **sets), validation_fraction=0.9), "all", "all")
+    said = "b: 2 of 2 test questions have an image that also occurs in the training of a"
+    assert [message for message in data.messages if message == said] == [said]
+    by_key = {image.key for r in data.test for image in r.images if r.benchmark == "b"}
+    shared = [r for r in data.train if r.images[0].key in by_key]
+    assert [r.id.split("/")[0] for r in shared] == ["a"] * 3 and len({r.image_key for r in shared}) == 2
+    assert len(data.validation) == 4 and not {r.image_key for r in data.validation} & by_key
 
 
 @pytest.mark.parametrize(

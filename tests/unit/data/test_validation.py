@@ -65,6 +65,14 @@ def test_the_order_of_the_records_does_not_matter_but_their_images_do(fraction: 
     assert names != {r.id for r in records[: len(names)]}
 
 
+def test_one_large_image_is_not_taken_for_the_whole_share() -> None:
+    """Whatever the order of the hash: of four images one has 200 of 230 questions."""
+    for shift in range(10):
+        sizes = dict(zip(range(shift, shift + 4), (200, 10, 10, 10), strict=True))
+        records = [record(1000 * image + n, image) for image, count in sizes.items() for n in range(count)]
+        assert len(validation(records, 0.1)) == 20 and len(validation(records, 0.01)) == 10
+
+
 def test_images_of_the_test_are_never_taken_and_connected_ones_stay_together() -> None:
     records = [record(0, 0, 1), record(1, 1, 2), record(2, 2), record(3, 3), record(4, 4)]
     for fraction in (0.2, 0.6):
@@ -189,6 +197,12 @@ def test_sets_with_and_without_validation_records_of_their_own(tmp_path: Path) -
     sets = "data=benchmarks +data@data.sets.mcqa=mcqa +data@data.sets.phantoms=phantoms data.validation_fraction=0.25"
     small = "data.sets.phantoms.train_images_per_modality=4 data.sets.phantoms.test_images_per_modality=1"
     own = f"data.sets.mcqa.path={tmp_path}/q.json data.sets.mcqa.cache_dir={tmp_path}/cache"
+    write_slake(tmp_path / "slake")
+    part = (
+        f"+data@data.sets.slake=slake data.sets.slake.root={tmp_path}/slake data.sets.slake.validation_part=validation"
+    )
+    without = load(f"{sets} {small} {own} {part} data.validation_fraction=0")
+    assert {r.benchmark for r in without.validation} == {"slake"}
     data = load(f"{sets} {small} {own}")
     assert Counter(r.benchmark for r in data.validation) == {"phantoms": 8 * 5, "mcqa": 2}
     assert Counter(r.benchmark for r in data.train) == {"phantoms": 4 * 8 * 5, "mcqa": 6}

@@ -43,6 +43,14 @@ def test_images_are_exchanged_for_as_many_others_of_the_modality() -> None:
     assert [load(record) for record in RECORDS] == [other.images for other in others]
 
 
+def test_the_only_image_of_a_modality_is_exchanged_for_one_of_another() -> None:
+    rare = [replace(PHANTOMS[0], modality="pet"), replace(PHANTOMS[1], modality="ecg"), *PHANTOMS[6:18]]
+    others = shuffled_images([*rare, PAIRS[0]])
+    assert all(other.image_key != record.image_key for record, other in zip(rare, others[:-1], strict=True))
+    assert others[-1] == PAIRS[0], "no other record has two images"
+    assert others[2:-1] == shuffled_images(rare[2:]), "those of other modalities do not depend on it"
+
+
 def test_the_exchange_of_single_images_does_not_depend_on_records_with_several() -> None:
     alone = dict(zip((r.id for r in PHANTOMS), shuffled_images(PHANTOMS), strict=True))
     together = dict(zip((r.id for r in PHANTOMS + PAIRS), shuffled_images(PHANTOMS + PAIRS), strict=True))

@@ -179,6 +179,9 @@ def test_a_record_must_be_the_same_question_on_both_sides() -> None:
     other[0] = replace(other[0], options=3)
     with pytest.raises(DataError, match=r"record 1 .* condition base .*4\).* condition trained .*3\)"):
         compare(LINES, other)
+    # The name of an image is that of the first file with its content, which depends on the training records.
+    renamed = [replace(line, image=f"other/{line.image}") for line in trained("AAABA")]
+    assert compare(LINES, renamed) == compare(LINES, trained("AAABA"))
 
 
 def test_values_of_the_data_come_after_the_known_ones_in_alphabetical_order() -> None:

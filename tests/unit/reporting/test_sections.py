@@ -29,6 +29,11 @@ def test_each_column_is_a_line_over_the_numbers_in_their_order() -> None:
     assert [round(y) for y in held_out.get_ydata()] == [70, 70, 30] and [round(y) for y in seen.get_ydata()] == [70] * 3
 
 
+def test_numbers_may_be_in_scientific_notation() -> None:
+    section = trend_section(tables("0.001", "1e-5"))
+    assert section is not None and [*section.figures[0].figure.axes[0].get_lines()[0].get_xdata()] == [1e-5, 1e-3]
+
+
 def test_rows_that_are_names_have_no_trend() -> None:
     assert trend_section(tables("ct", "mri")) is None and trend_section(tables("0.5", "mri")) is None
 
@@ -61,7 +66,8 @@ def test_a_model_has_a_row_with_its_seeds_pooled_and_the_base_once() -> None:
     ]
     section = measure_section(runs, "modality")
     assert section is not None
-    ((_, table),) = section.tables
+    ((title, table),) = section.tables
+    assert title.endswith("; the seeds are pooled, and intervals cover images alone")
     cells = {row[:2]: dict(zip(table.titles[2:], row[2:], strict=True)) for row in table.rows}
     assert list(cells) == [("CT", "Base"), ("CT", "GRPO"), ("CT", "SFT")]
     assert [cells["CT", name]["pass@4"].split()[0] for name in ("Base", "GRPO", "SFT")] == ["0.0", "50.0", "100.0"]

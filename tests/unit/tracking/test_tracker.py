@@ -261,6 +261,7 @@ def test_parameters_are_whole_up_to_the_limit_of_mlflow(start: Callable[..., Tra
         "empty": {},
         "path": Path("data/x"),
         "many": {f"p{i}": i for i in range(250)},
+        "data": {"modality_map": {"MR (Magnetic Resonance)": "mri", "CT": "ct"}, "seed": 1},
     }
     with start() as tracker:
         tracker.log_params(tree)
@@ -271,6 +272,9 @@ def test_parameters_are_whole_up_to_the_limit_of_mlflow(start: Callable[..., Tra
     assert params["prompt"] == "é" * 6000
     assert len(params["cut"]) == 6000 and "[cut: 6001 characters, sha256 " in params["cut"]
     assert params["cut"] != params["cut too"]
+    assert (
+        params["data.modality_map"] == '{"MR (Magnetic Resonance)": "mri", "CT": "ct"}' and params["data.seed"] == "1"
+    )
     assert params["empty"] == "{}" and params["many.p249"] == "249"
     assert json.loads(params["path"]) == "data/x"
 

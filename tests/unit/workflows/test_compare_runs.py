@@ -60,6 +60,12 @@ def compared(tmp_path: Path, *runs: Path) -> dict[str, Any]:
     return result | {"table": (out / "results.md").read_text()}
 
 
+def test_the_option_prior_names_the_run_that_it_is_of(tmp_path: Path) -> None:
+    answers = dict(zip("cdef", "AABA", strict=True))
+    a, b = stored(tmp_path / "a", answers), stored(tmp_path / "b", answers, option_prior=dict.fromkeys("cdef", "A"))
+    assert "Option prior: of the training records of B." in compared(tmp_path, a, b)["table"]
+
+
 def test_only_records_of_both_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = stored(tmp_path / "a", dict(zip("abcdef", "BBAABA", strict=True)), blank_image=dict.fromkeys("abcdef", "A"))
     b = stored(tmp_path / "b", dict(zip("cdefgh", "AAABAB", strict=True)), Condition.BASE)

@@ -35,6 +35,10 @@ class Mcqa(Source[McqaConfig]):
         files = settings.files
         for part, names in (("train", files.train), ("validation", files.validation), ("test", files.test)):
             for name in names:
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise ConfigError(
+                        f"data.files.{part}={name}: use a path below data.path={settings.path}, without .."
+                    )
                 if not (path / name).is_file():
                     raise ConfigError(f"data.files.{part}={name}: no such file in the folder data.path={settings.path}")
         if (files.train or files.validation) and not files.test:

@@ -102,7 +102,8 @@ class McqaConfig(TableConfig):
     split: OwnSplit = OwnSplit.auto
     """image_grouped: no image content in both parts; test_only: no training records.
 
-    auto: by ``data.files``, by files named train and test, or by the split column, else image_grouped."""
+    auto: by ``data.files``, by ``data.columns.split``, by files named train and test, or by a column named split, else
+    image_grouped."""
 
 
 @dataclass
