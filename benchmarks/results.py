@@ -282,9 +282,8 @@ def commands_text(sweep: PublishedSweep) -> str:
 def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> str:
     """The first thing to know, for the README: the map of the number of images, and how many claims are decided."""
     verdicts = Counter("not run yet" if isinstance(claim, str) else claim.verdict.split(" here")[0] for claim in found)
-    words = {"holds": "hold", "does not hold": "do not hold", "not run yet": "have not been run"}
-    counts = ", ".join(f"{count} {words.get(name, name)}" for name, count in verdicts.items())
-    lines = [f"Of {len(found)} [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): {counts}."]
+    counts = "; ".join(f"{name}: {count}" for name, count in verdicts.items())
+    lines = [f"The {len(found)} [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): {counts}."]
     if "scarcity" in sweeps:
         lines = ["![GRPO and SFT by number of training images](docs/images/scarcity.png)", *lines]
     return "\n\n".join(lines)

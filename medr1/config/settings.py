@@ -609,7 +609,9 @@ class EvaluationConfig:
 
     Also in the evaluations on validation records."""
     shuffled_image: bool = True
-    """Run the shuffled-image control: the evaluated model with another record's image of the same modality."""
+    """Run the shuffled-image control: the evaluated model with another record's image of the same modality.
+
+    Of another modality, if it has no other image."""
     num_generations: int | None = None
     """Completions that are sampled for each test record beside the greedy one, for pass@k and maj@k. null: none. They
     depend on ``seed``. This and the further measures are taken of the base model and of the trained one.

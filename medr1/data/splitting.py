@@ -55,8 +55,12 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
     for group, record in zip(groups, records, strict=True):
         own = (record.benchmark, record.modality, record.question_type)
         stratum[group] = min(stratum.get(group, own), own)
-    shared = {key for record in excluded for key in _keys(record)}
-    fixed = {group for group, record in zip(groups, records, strict=True) if not shared.isdisjoint(_keys(record))}
+    shared = {key for record in excluded for key in (*_keys(record), *file_hashes(record))}  # of other sets: by file
+    fixed = {
+        group
+        for group, record in zip(groups, records, strict=True)
+        if not shared.isdisjoint((*_keys(record), *file_hashes(record)))
+    }
     strata: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for group, own in stratum.items():
         strata[own].append(group)
@@ -123,6 +127,11 @@ def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
         "records_by_content": sum(not contents.isdisjoint(_keys(record)) for record in test),
         "images_by_content": sum(content in contents for content in images.values()),
     }
+
+
+def file_hashes(record: Record) -> list[str]:
+    """SHA-256 of the files of a record's images. Drawn images have none."""
+    return [digest for image in record.images if (digest := getattr(image, "sha256", ""))]
 
 
 def _keys(record: Record) -> tuple[str, ...]:

@@ -33,11 +33,11 @@ def ablated_loader(records: Sequence[Record], ablation: ImageAblation, load: Ima
 
 
 def shuffled_images(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """For each record, a record with as many, but other, images of the same modality.
+    """For each record, a record with as many, but other, images, of the same modality if possible.
 
     The images of a modality and a number are permuted in one random cycle, so that their distribution stays the same.
-    Where a modality has no other images of the number, they are those of another modality, and the record's own if no
-    other record has as many.
+    The only images of a modality and a number are exchanged for those of another modality. A record keeps its own
+    images if no other record has as many.
     """
     groups: dict[tuple[str, int], dict[str, Record]] = {}  # in each group, a record for each choice of images
     for record in records:

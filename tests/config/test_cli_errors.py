@@ -282,6 +282,9 @@ TYPED: dict[str, list[str]] = {
     "algorithm.adam_beta2=1.0": ["algorithm.adam_beta2=1.0", "between 0 and"],
     "tracking.log_completions_steps=-1": ["tracking.log_completions_steps=-1"],
     "trainer.accelerator=tpu": ["trainer.accelerator", "cuda"],
+    "algorithm.objective.loss_mode=sapo": ["loss_mode= has no effect with algorithm.num_iterations=1"],
+    "algorithm.objective.loss_mode=cispo": ["epsilon_high=0.28", "such as 5"],
+    "algorithm.objective.loss_mode=cispo algorithm.objective.epsilon_high=5": ["has no effect", "num_iterations=1"],
     "algorithm.objective.importance_sampling_level=sequence": [
         "importance_sampling_level= has no effect",
         "iterations=1",

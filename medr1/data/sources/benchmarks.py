@@ -50,13 +50,14 @@ _SHARED = tuple(item.name for item in dataclasses.fields(DataConfig) if item.nam
 
 @dataclass(frozen=True, slots=True)
 class _ImageOfSet:
-    """An image of a set. Two sets may have the same keys for different images, or the same file under two keys.
+    """An image of a set. Two sets may have the same keys for different images."""
 
-    ``key``: the same for images of the same content, also of different sets.
-    """
-
-    key: str
+    benchmark: str
     image: ImageSource
+
+    @property
+    def key(self) -> str:
+        return f"{self.benchmark}/{self.image.key}"
 
     @property
     def sha256(self) -> str:
@@ -110,23 +111,19 @@ class Benchmarks(Source[BenchmarksConfig]):
         facts: dict[str, Any] = {}
         messages: list[str] = []
         trained = _trained(settings)
-        keys: dict[str, str] = {}
         for name, of_set in _typed(settings).items():
             with _named(name):
                 dataset = SOURCES[of_set.kind].load(of_set, selection)
-            parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-            keys_here = _keys(name, [record for records in parts.values() for record in records], keys)
-            of_parts = {part: _of_set(name, records, keys_here) for part, records in parts.items()}
             if name in trained:
-                train += of_parts["train"]
-                validation += of_parts["validation"]
-            test += of_parts["test"]
+                train += _of_set(name, dataset.train)
+                validation += _of_set(name, dataset.validation)
+            test += _of_set(name, dataset.test)
             fingerprints[name] = dataset.fingerprint
             facts[name] = dataset.facts
             messages += [f"{name}: {message}" for message in dataset.messages]
             if not dataset.test:
                 raise DataError(f"data.sets.{name}: there is no test record; choose another split, or leave it out")
-        messages += _leaks_between(train + validation, test)
+        messages += _leaks_between([*train, *validation], test)
         text = json.dumps([sorted(fingerprints.items()), settings.train])
         return Dataset(train, test, hashlib.sha256(text.encode()).hexdigest(), {"sets": facts}, messages, validation)
 
@@ -168,34 +165,18 @@ def _trained(settings: BenchmarksConfig) -> list[str]:
     return list(settings.sets) if settings.train is None else [settings.train]
 
 
-def _keys(name: str, records: Sequence[Record], known: dict[str, str]) -> dict[str, str]:
-    """The keys of a set's images among all sets, by their keys in the set. ``known``: by SHA-256, to which it adds.
-
-    An image whose file is also in an earlier set has the key of that one.
-    """
-    images = [image for record in records for image in record.images]
-    hashes = [getattr(image, "sha256", "") for image in images]
-    found: dict[str, str] = {}
-    for image, digest in zip(images, hashes, strict=True):
-        if digest in known:
-            found.setdefault(image.key, known[digest])
-    for image, digest in zip(images, hashes, strict=True):
-        key = found.setdefault(image.key, f"{name}/{image.key}")
-        if digest:
-            known.setdefault(digest, key)
-    return found
-
-
 def _leaks_between(train: Iterable[Record], test: Sequence[Record]) -> list[str]:
-    """What the log says of test images of a set that are also in training or validation records of another set."""
+    """What the log says of test images of a set whose files are also in training or validation records of another."""
+    from medr1.data.splitting import file_hashes
+
     places: dict[str, set[str]] = defaultdict(set)
     for record in train:
-        for image in record.images:
-            places[image.key].add(record.benchmark)
+        for file in file_hashes(record):
+            places[file].add(record.benchmark)
     sizes = Counter(record.benchmark for record in test)
     leaks: Counter[tuple[str, str]] = Counter()
     for record in test:
-        others = set().union(*(places.get(image.key, ()) for image in record.images)) - {record.benchmark}
+        others = set().union(*(places.get(file, ()) for file in file_hashes(record))) - {record.benchmark}
         leaks.update((record.benchmark, other) for other in others)
     return [
         f"{name}: {count} of {sizes[name]} test questions have an image that also occurs in the training of {other}"
@@ -203,12 +184,12 @@ def _leaks_between(train: Iterable[Record], test: Sequence[Record]) -> list[str]
     ]
 
 
-def _of_set(name: str, records: Iterable[Record], keys: Mapping[str, str]) -> list[Record]:
+def _of_set(name: str, records: Iterable[Record]) -> list[Record]:
     return [
         dataclasses.replace(
             record,
             id=f"{name}/{record.id}",
-            images=tuple(_ImageOfSet(keys[image.key], image) for image in record.images),
+            images=tuple(_ImageOfSet(name, image) for image in record.images),
             benchmark=name,
         )
         for record in records

@@ -132,7 +132,7 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.delta={o.delta:g} is not above 1 + epsilon_high={1 + o.epsilon_high:g}: the "
                 "policy would hardly learn from negative advantages, whose ratio begins at 1; use a larger one, or null"
             )
-        if is_clipped and o.loss_mode is LossMode.cispo and o.epsilon_high < 1:
+        if o.loss_mode is LossMode.cispo and o.epsilon_high < 1:
             raise ConfigError(
                 f"algorithm.objective.epsilon_high={o.epsilon_high:g} with algorithm.objective.loss_mode=cispo, where "
                 "it bounds the ratio itself, which begins at 1; use a larger one, such as 5"
@@ -183,7 +183,7 @@ class GRPO(Algorithm[GRPOConfig]):
             has_factors = o.top_entropy_quantile < 1 or isinstance(cfg.rollout, ExternalRolloutConfig)
             if o.importance_sampling_level is ImportanceSamplingLevel.sequence and not has_factors:
                 unread.append("importance_sampling_level")
-            yield "algorithm.num_iterations=1, with which the ratio is 1", [f"{prefix}{name}" for name in unread]
+            yield "algorithm.num_iterations=1 (the ratio is then 1)", [f"{prefix}{name}" for name in unread]
 
     def build(
         self, cfg: TrainConfig, data: Dataset, policy: Policy, processor: Processor, tracker: AnyTracker

@@ -23,7 +23,7 @@ from medr1.config.schema import register
 from medr1.data import images
 from medr1.data.dataset import Dataset, load_dataset
 from medr1.data.sources import SOURCES
-from medr1.data.sources.mcqa.settings import McqaConfig, OwnSplit
+from medr1.data.sources.mcqa.settings import FilesConfig, McqaConfig, OwnSplit
 from medr1.domain.records import UNSPECIFIED
 from medr1.errors import ConfigError, DataError
 from medr1.workflows.components import check_typed
@@ -250,6 +250,10 @@ def test_a_column_that_is_named_goes_before_the_names_of_files(tmp_path: Path) -
         write_json_lines(tmp_path / name, taken)
     assert sorted(r.question[-2] for r in load(tmp_path, "data.columns.split=fold").test) == ["1", "3", "5"]
     assert [r.question[-2] for r in load(tmp_path).test] == ["3", "4", "5"]
+    own = composed_data(".", "data.columns.split=fold")  # as a file of conf/data with this column
+    files = FilesConfig(train=["train.jsonl"], test=["test.jsonl"])
+    own = dataclasses.replace(own, path=str(tmp_path), files=files, cache_dir=str(tmp_path / "cache"))
+    assert [r.question[-2] for r in load_dataset(own, "all", "all").test] == ["3", "4", "5"]
 
 
 def test_repeated_ids_get_numbers_that_no_other_record_has(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from medr1.data.dataset import limit_cells, load_dataset
 from medr1.data.sources.benchmarks import BenchmarksConfig
 from medr1.data.sources.mcqa.settings import McqaConfig
 from medr1.data.sources.phantoms import PhantomsConfig
+from medr1.data.splitting import file_hashes
 from medr1.errors import ConfigError
 from tests.composing import composed
 from tests.miniatures import save_png, write_json
@@ -78,10 +79,15 @@ def test_an_image_that_two_sets_share_is_a_leak_and_no_validation_image(tmp_path
     data = load_dataset(replace(settings("a", **sets), validation_fraction=0.9), "all", "all")
     said = "b: 2 of 2 test questions have an image that also occurs in the training of a"
     assert [message for message in data.messages if message == said] == [said]
-    by_key = {image.key for r in data.test for image in r.images if r.benchmark == "b"}
-    shared = [r for r in data.train if r.images[0].key in by_key]
-    assert [r.id.split("/")[0] for r in shared] == ["a"] * 3 and len({r.image_key for r in shared}) == 2
-    assert len(data.validation) == 4 and not {r.image_key for r in data.validation} & by_key
+    files = {file for r in data.test if r.benchmark == "b" for file in file_hashes(r)}
+    assert len([r for r in data.train if not files.isdisjoint(file_hashes(r))]) == 3
+    assert len(data.validation) == 4 and files.isdisjoint(file for r in data.validation for file in file_hashes(r))
+    other_order = load_dataset(
+        replace(settings("a", **dict(reversed(sets.items()))), validation_fraction=0.9), "all", "all"
+    )
+    assert other_order.validation == data.validation and sorted(r.image_key for r in other_order.test) == sorted(
+        r.image_key for r in data.test
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
         settings = dataclasses.replace(settings, validation_part="validation")
     inputs = _inputs(settings, path, folder)
     columns = settings.columns
-    if settings.split is not OwnSplit.auto or columns.split is not None:  # they go before the names of files
+    if settings.split is not OwnSplit.auto or (columns.split is not None and not settings.files.test):
+        # These go before the names of files.
         inputs = [Input(item.table, "", item.folder) for item in inputs]
     by_file = any(item.part for item in inputs)
     split = None if by_file or settings.split is not OwnSplit.auto else _split_column(inputs, columns)
