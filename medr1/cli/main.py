@@ -32,6 +32,7 @@ from medr1.config.paths import CONF
 from medr1.config.processes import check_processes
 from medr1.config.schema import groups, marked_keys, register_sweeps
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
+from medr1.config.validate import check_range
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
@@ -274,11 +275,9 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
         if override.get_key_element() in own:
             reward_sources.give_again(settings, override.get_key_element(), override.value())
         elif name != "resume":
-            setattr(
-                attrgetter(holder)(settings) if holder else settings,
-                name,
-                OmegaConf.select(cfg, override.get_key_element()),
-            )
+            value = OmegaConf.select(cfg, override.get_key_element())
+            check_range(override.get_key_element(), value)
+            setattr(attrgetter(holder)(settings) if holder else settings, name, value)
     settings.resume = cfg.resume
     named = [override.get_key_element() for override in typed]
     reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Container, Iterable, Sequence
 
@@ -83,6 +84,10 @@ def _parse(word: str) -> Override:
         if not _is_read(f"{key}=1"):
             detail = "no setting has such a name; a name has letters, digits and the signs _ . / - @"
             raise ConfigError(f"{word}: {key!r}: {detail}") from error
+        if value.startswith("~"):  # in quotes it would be a name
+            raise ConfigError(
+                f"{word}: the shell has left ~ as it is; type {_quoted(key, os.path.expanduser(value))}"
+            ) from error
         raise ConfigError(
             f"{word}: the characters of its value need quotes, which the shell must not remove; type "
             f"{_quoted(key, value)}"

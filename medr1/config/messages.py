@@ -10,7 +10,7 @@ from hydra.errors import MissingConfigException
 from omegaconf.errors import InterpolationKeyError
 
 from medr1.config.renamed import RENAMED
-from medr1.config.schema import key_paths, schemas
+from medr1.config.schema import key_paths, key_types, schemas
 from medr1.config.settings import TrainConfig
 
 
@@ -22,6 +22,8 @@ def explain(error: Exception, schema: type) -> str:
         message = f"{message}\n{str(cause).strip()}"
     if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*)'", message):
         key, value = several[1], several[2]
+        if any(path == key and "list" in str(of) for path, of in key_types(schema)):
+            return f"{key}={value}: a list needs brackets, and quotes for the shell: '{key}=[{value}]'"
         return (
             f"{key}={value}: several values make several runs, which needs -m: -m {key}={value}\n"
             f"One value with a comma in it needs quotes: '{key}=\"{value}\"'"

@@ -88,13 +88,18 @@ def _marks(settings: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, An
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema, including those of all components of its groups."""
+    return (path for path, _ in key_types(schema, prefix))
+
+
+def key_types(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The same, each with its type."""
     hints = get_type_hints(schema)
     for item in fields(schema):
         path = f"{prefix}{item.name}"
-        yield path
+        yield path, hints[item.name]
         choices = [found for (group, _), found in schemas().items() if group == item.name]
         annotation = hints[item.name]
         if not choices and isinstance(annotation, type) and is_dataclass(annotation):
             choices = [annotation]
         for nested in choices:
-            yield from key_paths(nested, f"{path}.")
+            yield from key_types(nested, f"{path}.")

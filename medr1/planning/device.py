@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +49,35 @@ def find_device(accelerator: Accelerator, processes: int, memory: float | None) 
 
 
 def _main_memory() -> tuple[float, float]:
-    """Free and total bytes."""
+    """Free and total bytes, within the limits of the process's control groups."""
     info = Path("/proc/meminfo")
     if info.exists():
         lines = dict(line.split(":") for line in info.read_text().splitlines())
         free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+        for limit, used in _control_group_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")):
+            free, total = min(free, max(0, limit - used)), min(total, limit)
         return free, total
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return total, total
+
+
+def _control_group_limits(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
+    """The memory limit of the process's control group and of each one above it that has one, with the bytes in use.
+
+    Of version 2 of control groups, with which SLURM, containers and systemd set limits. Files that are cached and have
+    not been read lately do not count as used, because the kernel drops them.
+    """
+    if not membership.is_file():
+        return
+    lines = membership.read_text().splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if own is None:
+        return
+    for group in (root / own, *(root / own).parents):
+        limit = group / "memory.max"
+        if limit.is_file() and (text := limit.read_text().strip()) != "max":
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
+            yield int(text), used
+        if group == root:
+            return

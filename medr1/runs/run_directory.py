@@ -157,6 +157,10 @@ class RunDirectory:
             ConfigError: the directory holds no run, or one whose config this version cannot read.
         """
         if not self.config.is_file():
+            if (self.path / "sweep.json").is_file():
+                raise ConfigError(
+                    f"{self.path} is the directory of a sweep, which goes on when its command is repeated"
+                )
             raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
         return read_config(self.config, schema)
 

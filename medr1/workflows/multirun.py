@@ -192,6 +192,10 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
                 f"{key}: the directories of a sweep are OUTPUT_DIR/SWEEP/RUN, with names of their settings; use "
                 "output_dir=DIR, sweep.name=NAME"
             )
+    if config.resume is not None:
+        raise ConfigError(
+            f"resume={config.resume} continues one run, without -m; a sweep goes on when its command is repeated"
+        )
     swept = parse(config)
     values, varied, rows = swept.values, swept.varied, swept.rows
     runs = compose_all(config, swept)
@@ -216,6 +220,11 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
                 "only in settings that cannot change a prediction; start a sweep for each, with its own output_dir"
             )
     if config.sweep.chain is not None:
+        stages = next((v for key, v in values.items() if axis(key) == axis(config.sweep.chain)), [])
+        if twice := next((stage for stage in stages if stages.count(stage) > 1), None):
+            raise ConfigError(
+                f"sweep.chain={config.sweep.chain}: {twice} occurs twice; each stage needs other settings"
+            )
         jobs = _chained(jobs, axis(config.sweep.chain))
     if config.sweep.select is not None:
         _check_select(str(config.sweep.select), runs, jobs, rows)
@@ -247,6 +256,13 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
         return
     new, advice = {*jobs[0].axes} - {"seed"}, "give this command a sweep of its own: output_dir=DIR or sweep.name=NAME"
     earlier, named = directory.read().jobs, {_place(job.axes): job.name for job in jobs}
+    now_continues = {job.name: job.continues for job in jobs}
+    for name, before in earlier.items():
+        if before.continues != now_continues.get(name, before.continues):
+            of_old, of_new = (
+                f"continues {run}" if run else "begins a chain" for run in (before.continues, now_continues[name])
+            )
+            raise ConfigError(f"{directory.path} holds the run {name}, which {of_old}, and here it {of_new}; {advice}")
     finished = [name for name, state in directory.states(earlier).items() if state == State.FINISHED]
     if finished:
         _check_added_settings(directory.run(finished[0]), jobs[0], runs[jobs[0].name].settings, advice)

@@ -107,6 +107,11 @@ def parse(config: DictConfig) -> Swept:
     rows = axis(config.sweep.rows or rows_of(varied, is_selected=config.sweep.select is not None))
     if config.sweep.rows is None and rows not in map(axis, varied):  # nothing that varies makes rows
         varied = [*varied, rows]
+    if rows not in ("seed", *map(axis, varied)):
+        raise ConfigError(
+            f"sweep.rows={rows}: the rows of the tables would be values of {rows}, and the command has one; give "
+            f"several, or use one of {', '.join(dict.fromkeys(map(axis, varied)))}"
+        )
     searched: list[str] = []
     if several := next((o.input_line for k, o in overrides.items() if k in swept and k.startswith("sweep.")), None):
         raise ConfigError(f"{several}: a sweep has one value of it")

@@ -228,6 +228,8 @@ TYPED: dict[str, list[str]] = {
         "sweep.select=validation/accuracy has nothing to choose from"
     ],
     "-m algorithm=zero_shot,grpo sweep.select=validation/accuracy": ["algorithm=zero_shot", "sweep.select"],
+    "-m algorithm=sft,grpo sweep.rows=modalty": ["sweep.rows=modalty", "or use one of algorithm"],
+    "-m algorithm=sft,grpo,sft sweep.chain=algorithm": ["sweep.chain=algorithm", "sft occurs twice"],
     "-m algorithm=sft,grpo sweep.chain=seed": ["sweep.chain=seed", "several values"],
     "experiment=sft_then_grpo algorithm=grpo": ["sweep.chain=algorithm", "several values"],
     # Search. VALIDATED and RATE are written out below.
@@ -376,6 +378,8 @@ TYPED: dict[str, list[str]] = {
     "rollout=vlm_server": ["Did you mean 'vllm_server'"],
     "evaluate.py model.url=http://h/v1": ["model.url is a setting of model=server", "not chosen"],
     "evaluate.py resume=nowhere": ["nowhere is no run directory", "config.yaml"],
+    "evaluate.py compare=runs/A,runs/B": ["a list needs brackets", "'compare=[runs/A,runs/B]'"],
+    "data.root=~/images": ["the shell has left ~", f'"{Path.home()}/images"'],
     "evaluate.py resume=a run=b": ["resume=, run= are different commands"],
     "evaluate.py modality=xay": ["Did you mean 'xray'"],
     "evaluate.py export=out": ["export=out needs run="],

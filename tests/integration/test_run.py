@@ -272,6 +272,8 @@ def test_a_run_whose_database_is_gone_is_resumed_with_another(tmp_path: Path) ->
     said = run_command("train.py", f"resume={run.path}", status=2)
     assert "there is no" in said and "tracking.enabled=false" in said, said
     assert "mode: think" in run_command("train.py", "--cfg", "job", f"resume={run.path}")
+    said = run_command("train.py", f"resume={run.path}", "trainer.save_steps=0", status=2)
+    assert "trainer.save_steps=0: must lie between 1 and" in said, said
     run_command("train.py", f"resume={run.path}", "tracking.enabled=false")
     other = tmp_path / "other.db"
     said = run_command("train.py", f"resume={run.path}", f"tracking.uri=sqlite:///{other}", status=2)

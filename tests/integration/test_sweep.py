@@ -133,6 +133,12 @@ def test_what_cannot_stand_in_one_table_is_refused_before_it_is_computed(
     printed = run_command("train.py", *SWEEP, rates, f"output_dir={sweep.path.parent}", status=2)
     for words in ("holds runs that vary algorithm, modality", "algorithm.learning_rate", "sweep.name=NAME"):
         assert words in printed, printed
+    printed = run_command("train.py", *SWEEP, "sweep.chain=algorithm", f"output_dir={sweep.path.parent}", status=2)
+    assert "which begins a chain, and here it continues" in printed, printed
+    one = sweep.run(sweep.read().wanted[0]).path
+    printed = run_command("train.py", "-m", f"resume={one}", "seed=0,1", status=2)
+    assert "continues one run, without -m" in printed, printed
+    assert "directory of a sweep" in run_command("train.py", f"resume={sweep.path}", status=2)
     name = sweep.read().wanted[0]
     environment = sweep.run(name).environment
     before = environment.read_text()
