@@ -83,7 +83,7 @@ def plateau_mark(runs: Sequence[PublishedRun]) -> str:
 
 def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
     """The claims of the paper whose runs are there, and the texts of those whose runs are missing."""
-    sweeps = {name: sweep.with_sft("false") if name in SQUARES else sweep for name, sweep in sweeps.items()}
+    sweeps = {name: sweep.by_sft["false"] if name in SQUARES else sweep for name, sweep in sweeps.items()}
     found: list[Claim | str] = []
     for mode in ("think_before", "no_think", "think_after"):
         text = f"RL improves the base model ({label(mode)})"

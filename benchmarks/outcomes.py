@@ -57,14 +57,20 @@ class Sweep:
         runs = [run for run in self.published.runs if axes.items() <= run.axes.items()]
         return sorted(runs, key=lambda run: int(run.axes.get("seed", "0")))
 
-    def with_sft(self, rationale: str) -> Sweep:
+    @cached_property
+    def by_sft(self) -> dict[str, Sweep]:
         """The sweep with one kind of SFT, for each value of ``RATIONALE``, as if it were the only one."""
-        runs = [
-            replace(run, axes={axis: value for axis, value in run.axes.items() if axis != RATIONALE})
-            for run in self.published.runs
-            if run.axes.get(RATIONALE, "") in ("", rationale)
-        ]
-        return Sweep(replace(self.published, runs=runs))
+        if not any(RATIONALE in run.axes for run in self.published.runs):
+            return {"false": self, "true": self}
+        found = {}
+        for rationale in ("false", "true"):
+            runs = [
+                replace(run, axes={axis: value for axis, value in run.axes.items() if axis != RATIONALE})
+                for run in self.published.runs
+                if run.axes[RATIONALE] in ("", rationale)
+            ]
+            found[rationale] = Sweep(replace(self.published, runs=runs))
+        return found
 
     def values(self, axis: str) -> list[str]:
         return list(dict.fromkeys(run.axes[axis] for run in self.published.runs))

@@ -81,7 +81,7 @@ def map_figure(sweep: Sweep, of: Map) -> Figure:
 
 def gain_figures(sweep: Sweep) -> Mapping[str, Figure]:
     """The matrix of gains over the base for each method, as in a report, all with one scale of colours."""
-    sweep = sweep.with_sft("false")
+    sweep = sweep.by_sft["false"]
     predictions = sweep.predictions
     runs = [SweepRun(run.name, run.axes, predictions[run.name]) for run in sweep.published.runs]
     matrices = tabulate(runs, sweep.published.rows, sweep.published.columns).matrices

@@ -41,7 +41,6 @@ DEPENDENCE = "validation/image_dependence"
 METHODS = {  # by algorithm and algorithm.rationale
     ("sft", "false"): "SFT on letters",
     ("sft", "true"): "SFT with rationales",
-    ("sft_then_grpo", ""): "SFT, then GRPO",
 }
 
 
@@ -162,12 +161,12 @@ def _range(values: Sequence[float]) -> str:
 def square_part(sweep: Sweep, axis: str) -> str:
     """Means over the values that are trained on, and the matrices of gains with one scale of colours."""
     kinds = [value for value in ("false", "true") if any(run.axes.get(RATIONALE) == value for run in sweep.seeds())]
-    letters = sweep.with_sft("false")
+    letters = sweep.by_sft["false"]
     square = Square(letters, axis)
     grpo, sft = (letters.seeds(algorithm=method) for method in ("grpo", "sft"))
     rows = {"GRPO": (square.accuracy("grpo"), grpo, "")}
     for kind in kinds or ["false"]:
-        of_kind, name = sweep.with_sft(kind), method_name("sft", kind if kinds else "")
+        of_kind, name = sweep.by_sft[kind], method_name("sft", kind if kinds else "")
         runs = of_kind.seeds(algorithm="sft")
         rows[name] = (Square(of_kind, axis).accuracy("sft"), runs, "")
         rows[f"GRPO - {name}"] = (Square(of_kind, axis).difference(), [*grpo, *runs], "+")

@@ -39,8 +39,12 @@ _NAMES = {
 
 
 def label(value: str) -> str:
-    """The display name of an axis value, word by word, such as GRPO No-Think for ``grpo no_think``."""
-    return re.sub(r"[^\s:,]+", lambda word: _NAMES.get(word[0], word[0]), value)
+    """The display name of an axis value, word by word, such as GRPO No-Think for ``grpo no_think``.
+
+    The stages of a chain are words of their own: SFT, then GRPO for ``sft_then_grpo``.
+    """
+    words = value.replace("_then_", ", then ")
+    return re.sub(r"[^\s:,]+", lambda word: _NAMES.get(word[0], word[0]), words)
 
 
 def value_labels(values: Collection[str]) -> dict[str, str]:

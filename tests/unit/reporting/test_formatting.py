@@ -20,6 +20,7 @@ def contrast(rows: Sequence[str], columns: Sequence[str], a: str = "sft", b: str
     [
         ("us", "Ultrasound"),
         ("grpo no_think", "GRPO No-Think"),
+        ("sft_then_grpo seed", "SFT, then GRPO seed"),
         ("trained: sft", "Trained: SFT"),
         ("0.5", "0.5"),
         ("new", "new"),
