@@ -84,7 +84,7 @@ def _parse(word: str) -> Override:
         if not _is_read(f"{key}=1"):
             detail = "no setting has such a name; a name has letters, digits and the signs _ . / - @"
             raise ConfigError(f"{word}: {key!r}: {detail}") from error
-        if value.startswith("~"):  # in quotes it would be a name
+        if value.startswith("~/"):  # in quotes it would be the name of a folder
             raise ConfigError(
                 f"{word}: the shell has left ~ as it is; type {_quoted(key, os.path.expanduser(value))}"
             ) from error

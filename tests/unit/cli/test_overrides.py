@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,7 +20,7 @@ VALUES = [
         "a=b",
         "it's",
         "[x",
-        "~/data",
+        "~data",
         "a{b",
         "a;b",
         "é",
@@ -43,6 +44,14 @@ def test_the_printed_override_is_read_as_the_typed_value(value: str) -> None:
     (word,) = shlex.split(message.split("; type ")[1])
     (override,) = read_overrides([word], ())
     assert override.get_key_element() == "data.root" and str(override.value()) == value
+
+
+def test_a_tilde_that_the_shell_has_left_is_written_out() -> None:
+    with pytest.raises(ConfigError) as error:
+        read_overrides(["data.root=~/data"], ())
+    (word,) = shlex.split(str(error.value).split("; type ")[1])
+    (override,) = read_overrides([word], ())
+    assert override.value() == str(Path.home() / "data")
 
 
 @pytest.mark.parametrize(
