@@ -293,7 +293,7 @@ TYPED: dict[str, list[str]] = {
     ],
     "algorithm=sapo algorithm.num_iterations=1 algorithm.objective.sapo_temperature_pos=2": [
         "num_iterations=1",
-        "ratio is 1",
+        "the ratio is then 1",
     ],
     "algorithm.objective.epsilon=0.1": ["algorithm.objective.epsilon= has no effect with algorithm.num_iterations=1"],
     "plan=true algorithm.objective.black_prob=0.5": ["black_prob= has no effect"],
