@@ -96,9 +96,9 @@ def key_types(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     hints = get_type_hints(schema)
     for item in fields(schema):
         path = f"{prefix}{item.name}"
-        yield path, hints[item.name]
-        choices = [found for (group, _), found in schemas().items() if group == item.name]
         annotation = hints[item.name]
+        yield path, annotation
+        choices = [found for (group, _), found in schemas().items() if group == item.name]
         if not choices and isinstance(annotation, type) and is_dataclass(annotation):
             choices = [annotation]
         for nested in choices:

@@ -558,6 +558,10 @@ class TrainerConfig:
     TRL: -. verl: -."""
 
     @property
+    def processes(self) -> int:
+        return self.devices * self.num_nodes
+
+    @property
     def is_sharded(self) -> bool:
         """Whether each process holds a shard of the weights."""
         return self.strategy is Distribution.fsdp

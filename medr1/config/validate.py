@@ -309,7 +309,7 @@ def check_server(model: ServerConfig) -> None:
 def _check_training(cfg: TrainConfig) -> None:
     if cfg.plan_memory is not None and not cfg.plan:
         raise ConfigError(f"plan_memory={cfg.plan_memory:g} is a setting of plan=true, which is not given")
-    processes = cfg.trainer.devices * cfg.trainer.num_nodes
+    processes = cfg.trainer.processes
     if cfg.trainer.train_batch_size % processes:
         raise ConfigError(
             f"trainer.train_batch_size={cfg.trainer.train_batch_size} is no multiple of the {processes} processes "

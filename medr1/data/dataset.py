@@ -143,9 +143,7 @@ def _validation(
                 f"also in a {part} record, first {shared[0].id}. Remedy: take validation records from the training "
                 "records instead, with data.validation_fraction=0.1"
             )
-    divided = [record for record in train if record.benchmark not in own]
-    if settings.validation_fraction <= 0:
-        divided = []
+    divided = [r for r in train if r.benchmark not in own] if settings.validation_fraction > 0 else []
     is_validation = validation_parts(divided, settings.validation_fraction, dataset.test)
     taken = {id(record) for record, chosen in zip(divided, is_validation, strict=True) if chosen}
     if divided and not taken and not validation:

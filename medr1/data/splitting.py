@@ -55,12 +55,8 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
     for group, record in zip(groups, records, strict=True):
         own = (record.benchmark, record.modality, record.question_type)
         stratum[group] = min(stratum.get(group, own), own)
-    shared = {key for record in excluded for key in (*_keys(record), *file_hashes(record))}  # of other sets: by file
-    fixed = {
-        group
-        for group, record in zip(groups, records, strict=True)
-        if not shared.isdisjoint((*_keys(record), *file_hashes(record)))
-    }
+    shared = {key for record in excluded for key in _keys_and_files(record)}
+    fixed = {g for g, record in zip(groups, records, strict=True) if not shared.isdisjoint(_keys_and_files(record))}
     strata: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for group, own in stratum.items():
         strata[own].append(group)
@@ -132,6 +128,11 @@ def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
 def file_hashes(record: Record) -> list[str]:
     """SHA-256 of the files of a record's images. Drawn images have none."""
     return [digest for image in record.images if (digest := getattr(image, "sha256", ""))]
+
+
+def _keys_and_files(record: Record) -> list[str]:
+    """What a record's images are recognized by. Images of several data sets have other keys for the same file."""
+    return [*_keys(record), *file_hashes(record)]
 
 
 def _keys(record: Record) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from medr1.config.stored import read_config
 from medr1.errors import CheckpointError, ConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"  # marks a directory as a PEFT adapter
+SWEEP_MANIFEST = "sweep.json"  # in the directory of a sweep, where a run has its config.yaml
 _VERSIONS = ("torch", "transformers", "pytorch-lightning", "peft", "mlflow", "hydra-core", "omegaconf")
 
 T = TypeVar("T", bound=CommonConfig)
@@ -157,7 +158,7 @@ class RunDirectory:
             ConfigError: the directory holds no run, or one whose config this version cannot read.
         """
         if not self.config.is_file():
-            if (self.path / "sweep.json").is_file():
+            if (self.path / SWEEP_MANIFEST).is_file():
                 raise ConfigError(
                     f"{self.path} is the directory of a sweep, which goes on when its command is repeated"
                 )

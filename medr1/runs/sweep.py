@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from medr1.atomic_write import read_json, write_json
 from medr1.errors import ConfigError
-from medr1.runs.run_directory import RunDirectory
+from medr1.runs.run_directory import SWEEP_MANIFEST, RunDirectory
 
 
 class State(StrEnum):
@@ -78,7 +78,7 @@ class SweepDirectory:
 
     @property
     def manifest_file(self) -> Path:
-        return self.path / "sweep.json"
+        return self.path / SWEEP_MANIFEST
 
     @property
     def report(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,7 @@ class BestCheckpoint(ModelCheckpoint):
     def remove_superseded(self, trainer: pl.Trainer) -> None:
         """Removes the weights of all steps but the best one."""
         assert self.dirpath is not None
-        for path in _others(Path(self.dirpath), Path(self.best_model_path).name):
-            trainer.strategy.remove_checkpoint(path)
+        remove_others(Path(self.dirpath), Path(self.best_model_path).name, trainer.strategy.remove_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state also if the run directory has moved; Lightning would forget the best value."""
@@ -113,18 +113,13 @@ class WholeCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         # Lightning never removes the one that a run was resumed from, and knows none of an earlier process.
-        for path in _others(Path(filepath).parent, Path(filepath).name):
-            trainer.strategy.remove_checkpoint(path)
+        remove_others(Path(filepath).parent, Path(filepath).name, trainer.strategy.remove_checkpoint)
         if self.best is not None:
             self.best.remove_superseded(trainer)
 
 
-def remove_other_checkpoints(checkpoint: Path) -> None:
-    """Removes the checkpoints beside this one, after the training."""
-    for path in _others(checkpoint.parent, checkpoint.name):
-        SafetensorsCheckpointIO().remove_checkpoint(path)
-
-
-def _others(directory: Path, name: str) -> list[Path]:
-    """The checkpoints in the directory but the one of this name."""
-    return [path for path in directory.glob("step=*.ckpt") if path.name != name]
+def remove_others(directory: Path, name: str, remove: Callable[[Path], None]) -> None:
+    """Removes the checkpoints in the directory but the one of this name."""
+    for path in directory.glob("step=*.ckpt"):
+        if path.name != name:
+            remove(path)

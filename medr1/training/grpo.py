@@ -60,7 +60,7 @@ class RolloutMicroBatch:
         """The given prompts, in order, with their completions. The prefix keeps its columns of padding."""
         if len(rows) == len(self.prompts.ids):
             return self
-        indices = [row * num_generations + i for row in rows for i in range(num_generations)]
+        indices = completion_rows(rows, num_generations)
         index = torch.tensor(indices, device=self.loss_mask.device)
         return RolloutMicroBatch(
             self.prompts.select(rows),
@@ -98,6 +98,11 @@ class Rollout:
     rewards: Rewards
     scores: Tensor
     zero_std: float
+
+
+def completion_rows(prompts: Sequence[int], num_generations: int) -> list[int]:
+    """The rows of the completions of these prompts, in order: those of a prompt are adjacent."""
+    return [prompt * num_generations + i for prompt in prompts for i in range(num_generations)]
 
 
 class GRPOModule(PolicyModule):
@@ -275,8 +280,7 @@ class GRPOModule(PolicyModule):
                 rows = (~zero_std).nonzero().flatten().tolist()
                 records = [records[row] for row in rows] + others.records
                 prompt_indices = [prompt_indices[row] for row in rows] + others.prompt_indices
-                G = self.settings.num_generations
-                remaining = rewards.select([row * G + i for row in rows for i in range(G)])
+                remaining = rewards.select(completion_rows(rows, self.settings.num_generations))
                 rewards = remaining + self._rewards(others.records, generated)
                 found, zero_std = self._scores(rewards)
         self.engine.sleep()

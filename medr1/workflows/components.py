@@ -322,7 +322,7 @@ def _check_temperatures(cfg: CommonConfig) -> None:
 
 def _check_strategy(cfg: TrainConfig) -> None:
     """Checks that the strategy of a training fits its processes. Lightning would take a DDP of its own."""
-    processes = cfg.trainer.devices * cfg.trainer.num_nodes
+    processes = cfg.trainer.processes
     if ALGORITHMS[cfg.algorithm.kind].trains and processes > 1 and cfg.trainer.strategy is Distribution.auto:
         raise ConfigError(
             f"trainer={cfg.trainer.name} is one process, not {processes} (trainer.devices x trainer.num_nodes); add "

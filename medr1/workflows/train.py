@@ -35,7 +35,7 @@ from medr1.tracking.metrics_file import MetricsFile
 from medr1.training.algorithms import ALGORITHMS
 from medr1.training.callbacks import Curves, IntermediateModels, ProgressBar
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
-from medr1.training.checkpoints import BestCheckpoint, BestStep, WholeCheckpoint, remove_other_checkpoints
+from medr1.training.checkpoints import BestCheckpoint, BestStep, WholeCheckpoint, remove_others
 from medr1.training.distributed import ShardedStrategy, build_strategy, joined_processes, of_first_process
 from medr1.training.stability import CollapseWarning
 from medr1.training.steps import Steps
@@ -265,4 +265,4 @@ def _store_best_model(session: Session, cfg: TrainConfig, best: BestStep) -> Non
     log.info("best checkpoint: step %(step)d, %(metric)s %(value).4f", found)
     log.info("the %s checkpoint is evaluated", evaluated)
     run.other_model(evaluated).rename(run.model)
-    remove_other_checkpoints(best.checkpoint)
+    remove_others(best.checkpoint.parent, best.checkpoint.name, SafetensorsCheckpointIO().remove_checkpoint)

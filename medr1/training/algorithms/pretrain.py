@@ -66,7 +66,7 @@ class Pretrain(Algorithm[PretrainConfig]):
     def check(self, cfg: TrainConfig) -> None:
         if cfg.plan:
             raise ConfigError("plan=true is not implemented for algorithm=pretrain; leave it out")
-        if cfg.trainer.devices * cfg.trainer.num_nodes > 1:  # every process would make the same batch
+        if cfg.trainer.processes > 1:  # every process would make the same batch
             raise ConfigError("algorithm=pretrain runs in one process; use trainer.devices=1")
 
     def without_effect(self, cfg: TrainConfig) -> Iterator[tuple[str, Sequence[str]]]:
