@@ -109,7 +109,8 @@ def test_links_and_images_exist(name: str) -> None:
             place = (ROOT / name).parent
         found = (place / path).resolve() if path else ROOT / name
         assert found.exists(), f"{name}: {path}"
-        if name.startswith("docs/") and path != "CONTRIBUTING.md":  # mkdocs refuses other targets
+        included = path == "CONTRIBUTING.md" or "<!-- include:" in text  # the hook of the site replaces these links
+        if name.startswith("docs/") and not included:
             assert found.is_relative_to(ROOT / "docs"), f"{name}: {path} is outside of docs/"
         if anchor:
             assert anchor in _anchors(found.read_text(encoding="utf-8")), f"{name}: {path}#{anchor}"
