@@ -25,12 +25,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medr1.cli.overrides import expand_sets, read_overrides, refuse_others
+from medr1.cli.overrides import expand_sets, read_overrides, refuse_numbers, refuse_others
 from medr1.cli.process import leave_group, prepare_process
 from medr1.config.naming import is_below
 from medr1.config.paths import CONF
 from medr1.config.processes import check_processes
-from medr1.config.schema import groups, marked_keys, register_sweeps
+from medr1.config.schema import groups, key_types, marked_keys, register_sweeps
 from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.config.validate import check_range
 from medr1.errors import USER_ERROR, ConfigError, Medr1Error
@@ -107,6 +107,7 @@ def entry_point(command: str) -> None:
             sys.argv[1:] = expand_sets(sys.argv[1:])
             others = (*_OTHER_GROUPS, "sweep") if command == "train" else _OTHER_GROUPS
             typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *others))
+            refuse_numbers(typed, lambda key: _is_text(_SCHEMAS[command], key))
             # Not before a flag: argparse takes the words on one side of it only.
             first = next((i for i, word in enumerate(sys.argv) if i and "=" in word and word[0] != "-"), 1)
             sys.argv[first:first] = _of_stored_run(command, typed)
@@ -135,6 +136,11 @@ def _run(job: Callable[[DictConfig], None], command: str) -> None:
     except KeyboardInterrupt:
         multirun.interrupted()
         sys.exit(130)
+
+
+def _is_text(schema: type[CommonConfig], key: str) -> bool:
+    directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+    return key in directories or any(path == key and of in (str, str | None) for path, of in key_types(schema))
 
 
 def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from medr1.config.naming import is_below
+from medr1.config.override_text import quoted, shell_word
 from medr1.errors import ConfigError
 
 _REMOVABLE = ("reward.functions", "hydra")  # what has entries that a run may do without
@@ -47,7 +48,7 @@ def read_overrides(words: Sequence[str], groups: Container[str]) -> list[Overrid
             if option is None or isinstance(option, bool | int | float):
                 raise ConfigError(
                     f"{text}: an option is a text, and Hydra reads {option} as none; put it in quotes, which the shell "
-                    f"must not remove: {_quoted(key, 'null' if option is None else str(option))}"
+                    f"must not remove: {_in_quotes(key, 'null' if option is None else str(option))}"
                 )
     return overrides
 
@@ -86,11 +87,11 @@ def _parse(word: str) -> Override:
             raise ConfigError(f"{word}: {key!r}: {detail}") from error
         if value.startswith("~/"):  # in quotes it would be the name of a folder
             raise ConfigError(
-                f"{word}: the shell has left ~ as it is; type {_quoted(key, os.path.expanduser(value))}"
+                f"{word}: the shell has left ~ as it is; type {shell_word(key, os.path.expanduser(value))}"
             ) from error
         raise ConfigError(
             f"{word}: the characters of its value need quotes, which the shell must not remove; type "
-            f"{_quoted(key, value)}"
+            f"{_in_quotes(key, value)}"
         ) from error
     return override
 
@@ -103,16 +104,28 @@ def _is_read(word: str) -> bool:
     return True
 
 
-def _quoted(key: str, value: str) -> str:
+def _in_quotes(key: str, value: str) -> str:
     """The override with its value in the quotes of Hydra's grammar and itself in those of the shell."""
-    # In Hydra's quotes a backslash escapes only a quote or the backslashes in front of one.
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    bare = value[1:-1] if is_quoted else value
-    quote = '"' if '"' not in bare else "'"
-    inner = bare.replace(quote, f"\\{quote}")
-    if inner.endswith("\\"):
-        inner += "\\" * (len(inner) - len(inner.rstrip("\\")))
-    return shlex.quote(f"{key}={quote}{inner}{quote}")
+    return shlex.quote(quoted(key, value[1:-1] if is_quoted else value))
+
+
+def refuse_numbers(overrides: Sequence[Override], is_text: Callable[[str], bool]) -> None:
+    """Refuses names such as 2026_11_28, which Hydra reads as a number with other characters.
+
+    ``is_text``: whether the value of a key is a text.
+
+    Raises:
+        ConfigError: with the same override in quotes.
+    """
+    for override in overrides:
+        key, value = override.get_key_element().lstrip("+"), override.value()
+        text = str(override.input_line).partition("=")[2]
+        if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != text and is_text(key):
+            raise ConfigError(
+                f"{override.input_line}: Hydra reads {text} as the number {value}; put it in quotes, which the shell "
+                f"must not remove: {_in_quotes(key, text)}"
+            )
 
 
 def refuse_others(typed: Sequence[Override], allowed: Iterable[str], command: str) -> None:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from medr1.config.enums import Accelerator
+from medr1.config.override_text import shell_word
 from medr1.config.registry import Registry
 from medr1.config.renamed import renamed_keys
 from medr1.config.schema import values_before
@@ -37,7 +38,10 @@ def read_config(file: Path, schema: type[T]) -> T:
         own, other = ("algorithm", "checkpoint") if "algorithm" in names else ("checkpoint", "algorithm")
         if other in stored and own not in stored:
             what, command = ("a training", "train") if other == "algorithm" else ("an evaluation", "evaluate")
-            raise ConfigError(f"{file.parent} holds {what}, to be continued with python {command}.py resume=")
+            raise ConfigError(
+                f"{file.parent} holds {what}, to be continued with python {command}.py "
+                f"{shell_word('resume', file.parent)}"
+            )
         if unknown := sorted(map(str, stored.keys() - names)):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
         groups = {group: registry for group, registry in Registry.by_group.items() if group in names}

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from medr1 import __version__
 from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.enums import CheckpointChoice
+from medr1.config.override_text import shell_word
 from medr1.config.paths import CHECKOUT
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.config.stored import read_config
@@ -111,7 +112,7 @@ class RunDirectory:
             ConfigError: the directory cannot be written, or holds a run.
         """
         if self.config.exists():
-            raise ConfigError(f"{self.path} holds a run already; continue it with resume={self.path}")
+            raise ConfigError(f"{self.path} holds a run already; continue it with {shell_word('resume', self.path)}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
@@ -185,7 +186,9 @@ class RunDirectory:
             CheckpointError: training has not ended, or it has kept no best checkpoint.
         """
         if not self.model.is_dir():
-            raise CheckpointError(f"{self.path} has no trained model yet; finish it with train.py resume={self.path}")
+            raise CheckpointError(
+                f"{self.path} has no trained model yet; finish it with train.py {shell_word('resume', self.path)}"
+            )
         if checkpoint is CheckpointChoice.best and not self.best.is_file():
             raise CheckpointError(
                 f"checkpoint=best: {self.path} has kept no best checkpoint; train with trainer.metric_for_best_model, "

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from medr1.atomic_write import write_json, write_text
+from medr1.config.override_text import shell_word
 from medr1.config.settings import EvaluateConfig
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.metrics import compare, summarise
@@ -40,7 +41,7 @@ def compare_runs(cfg: EvaluateConfig, directory: Path) -> None:
     if not common:
         raise DataError(
             f"{runs[0].path} and {runs[1].path} have no test record in common; evaluate both on the same data: "
-            f"evaluate.py run={runs[1].path} with the data of the other one"
+            f"evaluate.py {shell_word('run', runs[1].path)} with the data of the other one"
         )
     a, b = ([line for record, line in of_run.items() if record in common] for of_run in predictions)
     comparison = replace(compare(a, b), a=runs[0].path.name, b=runs[1].path.name)
@@ -86,7 +87,7 @@ def _condition(run: RunDirectory) -> Condition:
         raise ConfigError(f"compare: {run.path} is no run directory: it has no config.yaml")
     found = [c for c in (Condition.TRAINED, Condition.BASE) if run.predictions(c).is_file()]
     if not found or not run.finished.is_file():
-        raise DataError(f"compare: {run.path} is not finished; continue it with resume={run.path}")
+        raise DataError(f"compare: {run.path} is not finished; continue it with {shell_word('resume', run.path)}")
     return found[0]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
 from medr1.config.enums import CheckpointChoice, Quantization, Resize
+from medr1.config.override_text import shell_word
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.export import export_policy
@@ -43,7 +44,7 @@ def export_run(
     if os.path.lexists(target):
         raise ConfigError(f"export={target} exists already; name a new directory")
     if not run.results.is_file() or not run.summary.is_file():
-        raise ConfigError(f"{run.path} has no results yet; finish it with train.py resume={run.path}")
+        raise ConfigError(f"{run.path} has no results yet; finish it with train.py {shell_word('resume', run.path)}")
     if not merge and choice.adapter is None:
         raise ConfigError(f"merge=false: {run.path} was trained in full and has no adapter; leave out merge=false")
     try:

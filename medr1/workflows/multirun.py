@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from medr1.atomic_write import read_json
 from medr1.config.checkpoints import fingerprint
 from medr1.config.naming import is_below, metric_part, sweep_name
+from medr1.config.override_text import override_text
 from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys, values_before
 from medr1.config.settings import TrainConfig
@@ -30,7 +31,7 @@ from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.components import check_typed, checked
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.search import Search, begin_search, run_search
-from medr1.workflows.sweep_job import quoted, watch_remote_runs
+from medr1.workflows.sweep_job import watch_remote_runs
 from medr1.workflows.sweep_runs import (
     ComposedRun,
     Swept,
@@ -235,7 +236,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     manifest = Manifest(title, rows, columns, command, list(by_name), by_name, select, folder=os.getcwd())
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(directory.path)
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory.path)}")
+        config.hydra.overrides.hydra.append(override_text("hydra.sweep.dir", directory.path))
     if swept.space:
         return directory, begin_search(config, swept, runs, directory, manifest)
     directory.add(manifest)

@@ -6,7 +6,6 @@ import getpass
 import logging
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -17,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medr1.atomic_write import read_json, write_json
+from medr1.config.override_text import shell_word
 from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
 from medr1.data.image_loader import cached_image_loader
@@ -290,7 +290,7 @@ def send_pending(run: RunDirectory, uri: str | None = None) -> bool:
 
 def resume_command(cfg: CommonConfig, run: RunDirectory) -> str:
     script = "train" if isinstance(cfg, TrainConfig) else "evaluate"
-    return f"python {script}.py {shlex.quote(f'resume={run.path}')}"
+    return f"python {script}.py {shell_word('resume', run.path)}"
 
 
 def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: Dataset) -> None:

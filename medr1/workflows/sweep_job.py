@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from medr1.atomic_write import read_json, write_json
+from medr1.config.override_text import override_text
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.runs.run_directory import RunDirectory
@@ -53,11 +54,11 @@ def run_job(cfg: DictConfig) -> None:
             print(f"{number} {name}: skipped, because {before_this}, which it continues, has failed", flush=True)
             return
         overrides = [override for override in overrides if not override.startswith("model.path=")]
-        overrides.append(f"model.path={quoted(directory.run(before_this).path)}")
+        overrides.append(override_text("model.path", directory.run(before_this).path))
     is_stored = run.config.is_file()
-    new = [*overrides, f"hydra.run.dir={quoted(run.path)}", "hydra.mode=RUN"]
+    new = [*overrides, override_text("hydra.run.dir", run.path), "hydra.mode=RUN"]
     # A run goes on with what it stores, but for settings that may change, such as where the data lie.
-    command = [f"resume={quoted(run.path)}", *_movable(run, overrides)] if is_stored else new
+    command = [override_text("resume", run.path), *_movable(run, overrides)] if is_stored else new
     print(f"{number} {name}: {'continued' if is_stored else 'started'}", flush=True)
     start = time.monotonic()
     run.path.mkdir(parents=True, exist_ok=True)
@@ -130,12 +131,6 @@ def run_environment(launcher: DictConfig) -> dict[str, str]:
     if "n_jobs" in launcher and parallel > 1:  # otherwise each run would start one thread per core
         environment.setdefault("OMP_NUM_THREADS", str(cores_per_run(parallel)))
     return environment
-
-
-def quoted(path: Path) -> str:
-    """A path in the quotes of Hydra's override grammar."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _movable(run: RunDirectory, overrides: list[str]) -> list[str]:

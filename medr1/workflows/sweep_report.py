@@ -15,6 +15,7 @@ from rich.console import Console
 
 from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.naming import distinct_names, metric_part, safe_name
+from medr1.config.override_text import shell_word
 from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
@@ -165,7 +166,8 @@ def _send_pending(directory: SweepDirectory, finished: Sequence[str], uri: str |
         try:
             send_pending(directory.run(name), uri)
         except TrackingError as error:
-            log.warning("%s; metrics of %s wait in the queue: python evaluate.py sweep=%s", error, name, directory.path)
+            command = f"python evaluate.py {shell_word('sweep', directory.path)}"
+            log.warning("%s; metrics of %s wait in the queue: %s", error, name, command)
 
 
 def _uri(directory: SweepDirectory, stored: StoredRun) -> str:
@@ -236,7 +238,7 @@ def _track(
         directory.path.name,
         directory.path,
         run_id=stored.run_id,
-        resend_command=f"python evaluate.py sweep={directory.path}",
+        resend_command=f"python evaluate.py {shell_word('sweep', directory.path)}",
         require_server=False,
     ) as tracker:
         numbers: dict[str, float] = {"finished": list(states.values()).count(State.FINISHED), "runs": len(states)}

@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medr1.cli.overrides import read_overrides, refuse_others
+from medr1.cli.overrides import read_overrides, refuse_numbers, refuse_others
+from medr1.config.override_text import override_text, shell_word
 from medr1.errors import ConfigError
 
 VALUES = [
@@ -87,6 +88,35 @@ def test_a_name_that_cannot_be_is_named(key: str) -> None:
 def test_a_group_cannot_be_removed(word: str) -> None:
     with pytest.raises(ConfigError, match=r"a run has one modality; choose another one with modality=NAME"):
         read_overrides([word], ("modality",))
+
+
+@pytest.mark.parametrize("value", [*VALUES, "/a b", "a,b", "2026_11_28", "null", "true", "1e5", "glob(*)", "", "\\'\""])
+def test_a_printed_value_is_read_as_it_was(value: str) -> None:
+    (word,) = shlex.split(shell_word("data.root", value))
+    (override,) = read_overrides([word], ())
+    assert override.value() == value
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])).filter(lambda text: "${" not in text))
+@settings(deadline=None)
+def test_any_printed_path_is_read_as_it_was(value: str) -> None:
+    (override,) = read_overrides([override_text("data.root", value)], ())
+    assert override.value() == value
+
+
+def test_a_plain_path_stays_as_it_is() -> None:
+    assert shell_word("resume", "/runs/2026-11-28_seed0") == "resume=/runs/2026-11-28_seed0"
+
+
+def test_a_name_that_is_read_as_another_number_is_refused() -> None:
+    overrides = read_overrides(["hydra.run.dir=2026_11_28", "seed=1_0", "data.root=12", "resume=1e5"], ())
+    refuse_numbers(overrides[1:3], lambda key: key != "seed")
+    with pytest.raises(ConfigError, match=r"reads 2026_11_28 as the number 20261128") as error:
+        refuse_numbers(overrides, lambda key: key != "seed")
+    (word,) = shlex.split(str(error.value).rpartition(": ")[2])
+    assert read_overrides([word], ())[0].value() == "2026_11_28"
+    with pytest.raises(ConfigError, match=r"reads 1e5 as the number 100000\.0"):
+        refuse_numbers(overrides[3:], lambda key: key != "seed")
 
 
 WORDS = st.lists(
