@@ -288,6 +288,8 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
     named = [override.get_key_element() for override in typed]
     reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)
     components.check_components(settings)
+    if isinstance(settings, TrainConfig) and "trainer.save_model_steps" in named:
+        components.check_steps_ahead(settings, RunDirectory(run_directory()))
     _check_typed(settings, changes)
     return settings
 

@@ -15,6 +15,7 @@ def render_comparison(
     controls: Sequence[Mapping[Condition, Summary]],
     comparison: Comparison,
     left_out: Sequence[int],
+    same_data: bool,
 ) -> ResultTable:
     """Both runs side by side with their controls, at most 100 columns wide.
 
@@ -23,6 +24,7 @@ def render_comparison(
         controls: of each run, as far as it has them.
         comparison: B against A. Its names are those of the runs.
         left_out: the number of records of each run that the other one does not have.
+        same_data: whether both runs have the same data fingerprint, which covers the images.
     """
     titles = ("", "n", "chance", "option\nprior", "blank\nA", "blank\nB", "A\n[95 %]", "B\n[95 %]")
     prior = next((of_run[Condition.OPTION_PRIOR] for of_run in controls if Condition.OPTION_PRIOR in of_run), None)
@@ -53,7 +55,7 @@ def render_comparison(
             add(name, family[value], lambda summary, axis=axis, value=value: getattr(summary, axis).get(value))  # type: ignore[misc]
     rows.append(("Overall",))
     add("All questions", comparison.overall, lambda summary: summary.overall)
-    notes = (*_notes(comparison, left_out), *_prior_note(controls))
+    notes = (*_notes(comparison, left_out, same_data), *_prior_note(controls))
     return ResultTable((*titles, "B \N{MINUS SIGN} A\n[95 %]", "p"), tuple(rows), notes)
 
 
@@ -67,8 +69,11 @@ def _prior_note(controls: Sequence[Mapping[Condition, Summary]]) -> list[str]:
     return [f"Option prior: of the training records of {having[0]}."] if having else []
 
 
-def _notes(comparison: Comparison, left_out: Sequence[int]) -> Iterator[str]:
+def _notes(comparison: Comparison, left_out: Sequence[int], same_data: bool) -> Iterator[str]:
     yield f"In %. A: {comparison.a}. B: {comparison.b}."
     yield f"n: records that both runs answered; left out: {left_out[0]} of A and {left_out[1]} of B."
+    if not same_data:
+        yield "The data fingerprints of A and B differ. Options and answers of these records are the same;"
+        yield "whether their images are was not checked."
     yield "B \N{MINUS SIGN} A: cluster bootstrap over images; p: exact McNemar test;"
     yield "*: below .05 after Holm's correction over the rows of its section."

@@ -176,6 +176,10 @@ class RunDirectory:
         found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
+    def intermediate_model(self, step: int) -> Path:
+        """The model after a step of ``trainer.save_model_steps``."""
+        return self.models / f"step-{step}"
+
     def weights(self, base: str, checkpoint: CheckpointChoice | None = None) -> tuple[str, Path | None]:
         """(checkpoint, adapter) of the trained model: (model/, None), or with LoRA (that of ``base``, model/).
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medr1.atomic_write import write_json, write_text
+from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.override_text import shell_word
 from medr1.config.settings import EvaluateConfig
 from medr1.errors import ConfigError, DataError
@@ -51,17 +51,19 @@ def compare_runs(cfg: EvaluateConfig, directory: Path) -> None:
         for run in runs
     ]
     left_out = [len(of_run) - len(common) for of_run in predictions]
-    table = render_comparison(summaries, controls, comparison, left_out)
+    fingerprints = [str(read_json(run.environment)["data_fingerprint"]) for run in runs]
+    table = render_comparison(summaries, controls, comparison, left_out, fingerprints[0] == fingerprints[1])
     sides = [
         {
             "run": str(run.path),
             "condition": str(condition),
+            "data_fingerprint": data,
             "records_left_out": missing,
             "summary": summary.to_dict(),
             "controls": {name: control.to_dict() for name, control in of_run.items()},
         }
-        for run, condition, missing, summary, of_run in zip(
-            runs, conditions, left_out, summaries, controls, strict=True
+        for run, condition, data, missing, summary, of_run in zip(
+            runs, conditions, fingerprints, left_out, summaries, controls, strict=True
         )
     ]
     write_json(directory / "comparison.json", {"a": sides[0], "b": sides[1], "comparison": comparison.to_dict()})

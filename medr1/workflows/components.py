@@ -38,7 +38,7 @@ from medr1.data.sources import SOURCES
 from medr1.domain.records import AXES
 from medr1.errors import ConfigError, Medr1Error
 from medr1.generation.engines import ENGINES
-from medr1.runs.run_directory import run_at, starting_weights
+from medr1.runs.run_directory import RunDirectory, run_at, starting_weights
 from medr1.tracking.address import absolute_uri, is_server, without_password
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
@@ -351,6 +351,25 @@ def _check_intermediate_models(cfg: TrainConfig) -> None:
         raise ConfigError(f"{given} with model.tuning=lora: an adapter is no model of its own; use model.tuning=full")
     if cfg.trainer.is_sharded:
         raise ConfigError(f"{given} with trainer.strategy=fsdp: no process has the whole model; use trainer=ddp")
+
+
+def check_steps_ahead(cfg: TrainConfig, run: RunDirectory) -> None:
+    """Refuses ``trainer.save_model_steps`` that the run has passed without storing the model.
+
+    Raises:
+        ConfigError: names the steps, and the same setting without them.
+    """
+    if (checkpoint := run.latest_checkpoint()) is None:
+        return
+    done = int(checkpoint.stem.removeprefix("step=")) // ALGORITHMS[cfg.algorithm.kind].num_iterations(cfg.algorithm)
+    steps = cfg.trainer.save_model_steps
+    passed = [step for step in steps if step <= done and not run.intermediate_model(step).is_dir()]
+    if passed:
+        rest = ",".join(str(step) for step in steps if step not in passed)
+        raise ConfigError(
+            f"trainer.save_model_steps=[{','.join(map(str, steps))}]: the run goes on after step {done}, and the model "
+            f"after step {', '.join(map(str, passed))} was not stored; use trainer.save_model_steps=[{rest}]"
+        )
 
 
 def _check_axes(cfg: CommonConfig) -> None:

@@ -162,7 +162,7 @@ def _fit(
     callbacks: list[Callback] = [ProgressBar(), curves, CollapseWarning(), *training.callbacks]
     if at := cfg.trainer.save_model_steps:
         callbacks.append(
-            IntermediateModels(at, lambda step: _store_model(policy, processor, run.models / f"step-{step}"))
+            IntermediateModels(at, lambda step: _store_model(policy, processor, run.intermediate_model(step)))
         )
     best: BestCheckpoint | None = None
     if cfg.trainer.eval_steps:

@@ -39,12 +39,19 @@ def line(record: str, letter: str, condition: str, options: int = 4) -> Predicti
     )
 
 
-def stored(path: Path, letters: dict[str, str], condition: str = Condition.TRAINED, **controls: dict[str, str]) -> Path:
+def stored(
+    path: Path,
+    letters: dict[str, str],
+    condition: str = Condition.TRAINED,
+    data: str = "0",
+    **controls: dict[str, str],
+) -> Path:
     """A finished run: the letter of each record under a condition, and those of its controls."""
     run = RunDirectory(path)
     (path / "predictions").mkdir(parents=True)
     run.config.write_text("seed: 0\n")
     run.finished.write_text("{}")
+    run.environment.write_text(json.dumps({"data_fingerprint": data}))
     for name, of_condition in {condition: letters, **controls}.items():
         lines = [line(record, letter, name) for record, letter in of_condition.items()]
         write_predictions(run.predictions(name), lines)
@@ -87,6 +94,14 @@ def test_only_records_of_both_runs_are_compared(tmp_path: Path, capsys: pytest.C
 def test_the_difference_is_b_minus_a(tmp_path: Path) -> None:
     a, b = (stored(tmp_path / name, dict.fromkeys("abc", letter)) for name, letter in (("a", "B"), ("b", "A")))
     assert compared(tmp_path, a, b)["comparison"]["overall"]["difference"]["value"] == 1
+
+
+@pytest.mark.parametrize("other", ["0", "1"])
+def test_runs_on_other_data_are_marked(tmp_path: Path, other: str) -> None:
+    a, b = stored(tmp_path / "a", {"a": "A"}), stored(tmp_path / "b", {"a": "A"}, data=other)
+    found = compared(tmp_path, a, b)
+    assert ("fingerprints of A and B differ" in found["table"]) == (other != "0")
+    assert (found["a"]["data_fingerprint"], found["b"]["data_fingerprint"]) == ("0", other)
 
 
 def test_runs_without_a_common_record_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from medr1.config.paths import CONF
 from medr1.errors import ConfigError, DataError, RewardError, ServerError
 from medr1.models.loading import control_tokens
 from medr1.runs.run_directory import RunDirectory
+from medr1.workflows.components import check_steps_ahead
 from medr1.workflows.session import load_data, open_session, set_max_steps
 from tests.composing import composed
 
@@ -155,3 +156,15 @@ def test_models_of_steps_that_an_epoch_does_not_reach_are_refused() -> None:
     cfg.trainer.max_steps = None
     with pytest.raises(ConfigError, match=r"save_model_steps=\[3,9\]: use steps from 1 to 8"):
         set_max_steps(cfg, 32)
+
+
+def test_models_of_steps_that_a_run_has_passed_are_refused(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    cfg = composed("train", "trainer.save_model_steps=[2,4,6]", "algorithm.num_iterations=2")
+    check_steps_ahead(cfg, run)
+    (run.checkpoints / "step=8.ckpt").mkdir(parents=True)  # two updates a step
+    run.intermediate_model(2).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"\[2,4,6\]: the run goes on after step 4.*after step 4 was not.*=\[2,6\]$"):
+        check_steps_ahead(cfg, run)
+    cfg.trainer.save_model_steps = [2, 6]
+    check_steps_ahead(cfg, run)
