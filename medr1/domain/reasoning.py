@@ -70,20 +70,35 @@ _LETTER = (
     r"(?<![A-Za-z])(?!A\s+(?!(?:and|as|because|but|due|for|is|nor|or|since|to|was|which|with)\b)[a-z])"
     r"(?!I\s+(?!(?:because|is|nor|or|since)\b)[a-z])([A-J])(?![A-Za-z])"
 )
-_LONE_LETTER = re.compile(_LETTER)
+# Behind these words a letter is denied, or compared with another one.
+_NOT_DENIED = "".join(
+    rf"(?i:(?<!{word}{noun}))"
+    for word in (r"\bnot ", "n't ", r"\bunlike ", r"\bthan ")
+    for noun in ("", "option ", "choice ", "answer ")
+)
+_LONE_LETTER = re.compile(_NOT_DENIED + _LETTER)
 # Outside blocks a letter before a lower-case word may be part of a name, as in "B cells". It counts if "option" or the
 # like stands before it, or one of some verbs and conjunctions behind it.
 _LONE_IN_TEXT = re.compile(
-    r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
+    _NOT_DENIED + r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
     rf"{_LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|seems|shows|since|was|would)\b)[a-z]))"
 )
+# What may stand between "the answer is" and the letter: marks, \\boxed{ of LaTeX, and "option".
+_MARKS = r"[\s:*(<\[\"'`$\u201c\u2018]"
+_OPENING = rf"(?:{_MARKS}|\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{{|(?i:(?:option|choice|letter)\b))*"
 # What a text says of its answer is worth more than letters that it mentions besides: "the answer for this image is
-# (B)", "answer: B", "my answer B.", "I choose B".
+# (B)", "answer: B", "my answer B.", "I choose B", "B is correct".
 _SUBJECT = r"(?:answer|(?:correct|right|best) (?:option|choice))"
+_VERB = r"(?:is|would be|must be|should be)"
 _STATED = re.compile(
-    rf"(?i:\b{_SUBJECT}(?:(?:\s+[\w']+){{0,6}}?\s+(?:is|would be|must be)\b|[\s*]*[:(])[\s:*(]*){_LETTER}|"
-    r"(?i:\b(?:answer|option|choice)[\s:*(]+)([A-J])(?=[\s)*]*(?:$|[.,;\n]))|"
-    rf"(?i:\bI(?: will| would|'ll|'d)? (?:choose|pick|select)(?: (?:option|choice|answer))?[\s:*(]+){_LETTER}"
+    rf"(?i:\b{_SUBJECT}(?:(?:\s+[\w']+){{0,6}}?\s+{_VERB}\b|[\s*]*[:(])){_OPENING}{_LETTER}|"
+    rf"{_NOT_DENIED}(?i:\b(?:answer|option|choice)[\s:*(]+)([A-J])(?=[\s)*]*(?:$|[.,;\n]))|"
+    rf"(?i:\bI(?: will| would|'ll|'d)? (?:choose|pick|select)(?: (?:option|choice|answer))?[\s:*(]+){_LETTER}|"
+    rf"{_LETTER}[\s*)\"'`]*\s{_VERB} (?:the )?(?:most likely )?(?:correct|right|best)\b"
+)
+# A second letter of the same statement: "B or C", "A and B".
+_AND_ANOTHER = re.compile(
+    r"[\s*)\"'`}$]*(?:\b(?:and|or)\b|[/&])[\s*(\"'`$]*([A-J])(?![A-Za-z])(?=[\s)*\"'`}$]*(?:$|[.,;\n]))"
 )
 
 
@@ -221,15 +236,26 @@ def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
             return None  # of no option, or of several
         if letter := _last_letter(block, texts, _LONE_LETTER):
             return letter
-    without_rationale = _ANY_TAG.sub("", _THINK_BLOCK.sub("", text))
-    return _option_with_text(without_rationale, texts) or _last_letter(text, texts, _LONE_IN_TEXT)
+    answer = _ANY_TAG.sub("", _THINK_BLOCK.sub("", text))
+    if letter := _option_with_text(answer, texts) or _choice(plain_line(answer), texts):
+        return letter
+    return _last_letter(text, texts, _LONE_IN_TEXT)
 
 
 def _last_letter(text: str, texts: Mapping[str, str], lone: re.Pattern[str]) -> str | None:
-    """The last letter that the text says to be the answer, else the last one that matches ``lone``."""
-    matches = (match for pattern in (_STATED, lone) for match in reversed([*pattern.finditer(text)]))
-    found = (str(match[match.lastindex or 0]) for match in matches)
-    return next((letter for letter in found if letter in texts), None)
+    """The last letter that the text says to be the answer, else the last one that matches ``lone``.
+
+    None if the last statement names two letters.
+    """
+    for pattern in (_STATED, lone):
+        for match in reversed([*pattern.finditer(text)]):
+            letter = str(match[match.lastindex or 0])
+            another = _AND_ANOTHER.match(text, match.end()) if pattern is _STATED else None
+            if another is not None and {letter, another[1]} <= texts.keys() and another[1] != letter:
+                return None
+            if letter in texts:
+                return letter
+    return None
 
 
 def _option_with_text(text: str, texts: Mapping[str, str]) -> str | None:

@@ -258,7 +258,7 @@ def test_a_letter_comes_before_a_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "it is a", "a nodule, not a cyst", "vitamin a", "<answer>it is a</answer>", "<answer>a cyst</answer>"]
+    "text", ["it is a", "a nodule, not a cyst", "vitamin a", "<answer>it is a</answer>", "<answer>a cyst</answer>"]
 )
 def test_a_lower_case_letter_in_prose_is_no_answer(text: str) -> None:
     assert (read(text, NONE).answer, read(text, NONE).lenient) == (None, None)
@@ -315,6 +315,27 @@ def test_the_position_of_the_letter_is_that_in_the_text_as_written(text: str, le
         ("Option C fits best.", "C"),
         ("C seems right", "C"),
         ("I think B as the lesion is bright", "B"),
+        (r"The final answer is $\boxed{B}$. Options A, C, D are incorrect.", "B"),
+        (r"The answer is \boxed{\text{B}}, not C", "B"),
+        ('The answer is "B", since A, C and D are wrong.', "B"),
+        ("The correct option is `B`. Not A, C.", "B"),
+        ("The answer is option B: Lung nodule. Unlike A, C.", "B"),
+        ("The answer should be B, not C.", "B"),
+        ("B is correct, because A, C, D do not fit.", "B"),
+        ("B) is the most likely correct one. C is rare.", "B"),
+        ("A is not correct. D", "D"),
+        ("The answer is not A.", None),
+        ("It is not A, and not option C", None),
+        ("B fits. It is more likely than A", "B"),
+        ("The answer is A and B", None),
+        ("Answer: A or B.", None),
+        ("The answer is A and B is wrong", "A"),
+        ("b", "B"),
+        ("a", "A"),
+        ("b) lung nodule", "B"),
+        ("(c)", "C"),
+        ("<think>Not C.</think> b.", "B"),
+        ("C. It is larger than A", "C"),
     ],
 )
 def test_what_a_text_says_of_its_answer_comes_before_other_letters(text: str, expected: str | None) -> None:
