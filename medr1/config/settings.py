@@ -504,9 +504,10 @@ class TrainerConfig:
 
     TRL: per_device_train_batch_size. verl: data.train_batch_size."""
     max_tokens_per_device: int = 0
-    """Maximum number of tokens, of prompts and completions, in a micro-batch. A larger step is split, with the same
-    result. A prompt counts once, also where gradient checkpointing computes it for each of its completions. 0: never
-    split; with GRPO, rollout and first update then share the prefill, except with gradient checkpointing or FSDP.
+    """Maximum number of tokens, of prompts and completions, in a micro-batch, padding included. A larger step is split,
+    with the same result. A prompt counts once, also where gradient checkpointing computes it for each of its
+    completions. 0: never split; with GRPO, rollout and first update then share the prefill, except with gradient
+    checkpointing, FSDP or vLLM.
 
     TRL: gradient_accumulation_steps. verl: actor_rollout_ref.actor.ppo_max_token_len_per_gpu."""
     gather_for_generation: bool = False

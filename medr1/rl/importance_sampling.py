@@ -8,6 +8,8 @@ kernels and precision do. The policy loss of a token is multiplied by a weight w
     truncate    w_t is clipped to [clip_min, clip_max]
     mask        w_t outside of [clip_min, clip_max] becomes 0
 
+The exponent is clamped to [-20, 20], as that of the loss is.
+
 Source: Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025). The modes are those
 of TRL's ``vllm_importance_sampling_mode``.
 """
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from medr1.config.settings import ExternalRolloutConfig
+from medr1.rl.objective import MAX_LOG_RATIO
 
 
 @torch.no_grad()
@@ -34,7 +37,8 @@ def importance_weights(
     if not settings.importance_sampling_correction:
         return mask.to(trained.dtype), difference.abs()
     level, bound = settings.importance_sampling_mode.split("_")
-    weights = (difference.sum(1, keepdim=True).expand_as(difference) if level == "sequence" else difference).exp()
+    exponent = difference.sum(1, keepdim=True).expand_as(difference) if level == "sequence" else difference
+    weights = exponent.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     low, high = settings.importance_sampling_clip_min, settings.importance_sampling_clip_max
     low, high = 0.0 if low is None else low, math.inf if high is None else high
     if bound == "truncate":

@@ -75,11 +75,11 @@ class Loss:
     kl_prcp: Tensor
 
 
-_MAX_LOG_RATIO, _MAX_K3 = 20.0, 10.0  # verl, core_algos: compute_policy_loss, kl_penalty
+MAX_LOG_RATIO, _MAX_K3 = 20.0, 10.0  # verl, core_algos: compute_policy_loss, kl_penalty
 
 
 def _k3(d: Tensor) -> Tensor:
-    d = d.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    d = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return (d.exp() - d - 1).clamp(max=_MAX_K3)
 
 
@@ -165,7 +165,7 @@ def grpo_loss(
     log_ratio = logprobs - old.detach()
     if objective.importance_sampling_level == "sequence":
         log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
-    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     surrogate, clipped = _SURROGATE[objective.loss_mode](logprobs, ratio, advantages.unsqueeze(1), objective)
     per_token, kl = -surrogate.expand_as(logprobs), torch.zeros_like(logprobs)
     kl_prcp = torch.zeros_like(logprobs)

@@ -297,11 +297,17 @@ class GRPOModule(PolicyModule):
     def _generate(self, batch: RolloutBatch, attempt: int) -> list[RolloutMicroBatch]:
         """Completions of all prompts, in micro-batches of at most ``max_tokens_per_device`` tokens."""
         s, G = self.settings, self.settings.num_generations
-        sizes = (batch.prompts.mask.sum(1) + G * self.sampling.max_completion_length).tolist()
-        row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
+        lengths = batch.prompts.mask.sum(1).tolist()
+        longest = [G * self.sampling.max_completion_length] * len(lengths)
+        row_lists = split_by_tokens(lengths, longest, self.max_tokens_per_device)
         # Keeping the graphs of several prefills at once would exceed the memory that max_tokens_per_device allows.
         is_only_one = len(row_lists) == 1 and attempt == 0
-        shares_prefill = is_only_one and not self.policy.gradient_checkpointing and not self.runtime.is_sharded
+        shares_prefill = (
+            is_only_one
+            and not self.policy.gradient_checkpointing
+            and not self.runtime.is_sharded
+            and self._external is None  # it computes prefills of its own, and needs the memory of this one's graph
+        )
         uniforms, micro_batches = self._uniforms(batch.step, batch.prompt_indices, attempt), []
         for rows in row_lists:
             prompts = self.policy.precompute_image_features(batch.prompts.select(rows))

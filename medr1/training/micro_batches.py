@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def split_by_tokens(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Micro-batches, as lists of indices: consecutive items whose sizes sum to at most ``max_tokens`` tokens.
+def split_by_tokens(prompts: Sequence[int], completions: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Micro-batches of consecutive items, as lists of indices, with at most ``max_tokens`` tokens each.
+
+    An item has ``prompts[i]`` tokens of a prompt and ``completions[i]`` of all its completions. In a micro-batch both
+    are padded to its longest ones, and the padding counts, because it takes as much memory.
 
     ``max_tokens`` 0: a single micro-batch.
 
     An item that is larger than ``max_tokens`` has a micro-batch of its own.
     """
     batches: list[list[int]] = []
-    free = 0
-    for index, size in enumerate(sizes):
-        if not batches or (max_tokens and size > free):
+    widths = 0, 0
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        wider = max(widths[0], prompt), max(widths[1], completion)
+        if not batches or (max_tokens and (len(batches[-1]) + 1) * sum(wider) > max_tokens):
             batches.append([])
-            free = max_tokens
+            wider = prompt, completion
         batches[-1].append(index)
-        free -= size
+        widths = wider
     return batches
 
 

@@ -20,8 +20,8 @@ class SFTModule(PolicyModule):
     def step(self, batch: SupervisedBatch) -> dict[str, Tensor]:
         prompts, targets = batch.prompts, batch.targets
         weight = self.all_reduce_sum((targets.weights * targets.mask).sum())
-        sizes = (prompts.mask.sum(1) + targets.mask.sum(1)).tolist()
-        row_lists = split_by_tokens(sizes, self.max_tokens_per_device)
+        sizes = prompts.mask.sum(1).tolist(), targets.mask.sum(1).tolist()
+        row_lists = split_by_tokens(*sizes, self.max_tokens_per_device)
         split = self.equal_split([len(rows) for rows in row_lists])
         row_lists = [[rows[i] for i in new] for rows, lists in zip(row_lists, split, strict=True) for new in lists]
         sums: list[Tensor] = []  # loss and entropy of each micro-batch

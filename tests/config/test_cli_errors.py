@@ -116,6 +116,13 @@ TYPED: dict[str, list[str]] = {
         "algorithm.objective.delta=1.1",
         "1 + epsilon_high=1.2",
     ],
+    "algorithm.objective.delta=0.5": ["algorithm.objective.delta=0.5 is not above 1:", "or null"],
+    "algorithm=medr1_legacy rollout=vllm_server rollout.url=http://h:1 "
+    "rollout.importance_sampling_mode=sequence_mask": [
+        "importance_sampling_mode=sequence_mask",
+        "algorithm.sampling.top_k=50",
+        "use a token_ mode",
+    ],
     "rollout=vllm_server rollout.url=http://h:1 algorithm.sampling.temperature=5": [
         "algorithm.sampling.temperature=5",
         "up to a temperature of 4",

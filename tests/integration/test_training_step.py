@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 import medr1.workflows.train
+from medr1.config.settings import ExternalRolloutConfig
 from medr1.evaluation.local_predictions import LocalPredictionStore
+from medr1.generation.engines.local import LocalEngine
 from medr1.models.policy import Policy
-from medr1.models.tensors import PromptBatch
+from medr1.models.tensors import Completions, PromptBatch
 from medr1.rewards import REWARDS, RewardFunction
 from medr1.training.grpo import GRPOModule
 from tests.integration.conftest import FEW_IMAGES, train_here
@@ -201,6 +203,23 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
     ],
     ids=str,
 )
+def test_an_external_engine_generates_before_the_prefill_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of the prefill would take memory that a vLLM on the same GPU needs."""
+    prefixes = []
+    generate = LocalEngine.generate
+
+    def recorded(self: LocalEngine, *given: Any) -> Completions:
+        prefixes.append(given[5] if len(given) > 5 else None)
+        return generate(self, *given)
+
+    monkeypatch.setattr(LocalEngine, "generate", recorded)
+    monkeypatch.setattr(GRPOModule, "_external", ExternalRolloutConfig("external"))
+    train_here(tmp_path / "run", *SETTINGS, "algorithm=grpo", "trainer.max_steps=1")
+    assert prefixes and all(prefix is None for prefix in prefixes)
+
+
 def test_a_reward_function_gets_the_tokens_of_its_completions(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ T = TypeVar("T")
 # The least that the API takes. Up to ``max_temperature`` it leaves suppressed tokens no probability.
 _SUPPRESSED = -100.0
 _PART = 2**22  # weights that are summed at a time
+_ON_CPU = "--no-enable-chunked-prefill"
 _MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
 UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
 
@@ -316,8 +317,11 @@ class VLLMServerEngine(VLLMEngine):
             client.get("/health")
             _check_settings(client, config, model.path, str(model.dtype))
         except ServerUnavailable as error:
-            command = start_command(config.url, model.path, transfer=config.weight_transfer)
-            raise ServerError(f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}") from error
+            command = start_command(config.url, model.path, str(model.dtype), config.weight_transfer)
+            raise ServerError(
+                f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}\nOn a CPU it needs {_ON_CPU} "
+                "as well"
+            ) from error
 
     def _check_server(self, policy: Policy) -> None:
         dtype = str(policy.core.get_input_embeddings().weight.dtype).removeprefix("torch.")
@@ -344,14 +348,15 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
         ServerError: names the setting and the command with which the server is started. ServerUnavailable.
     """
     url, transfer = config.url, config.weight_transfer
-    command = start_command(url, path, transfer=transfer)
+    command = start_command(url, path, dtype, transfer)
     try:
         client.get("/weight_info")
         served = client.get("/server_info?config_format=json")["vllm_config"]
+        is_on_cpu = "cpu" in str(served["device_config"])
         mode, found = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
         found = found.removeprefix("torch.")
         # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
-        ends = "cpu" in str(served["device_config"]) and served["scheduler_config"]["enable_chunked_prefill"]
+        ends = is_on_cpu and served["scheduler_config"]["enable_chunked_prefill"]
     except ServerUnavailable:
         raise
     except (ServerError, LookupError, TypeError) as error:
@@ -359,20 +364,18 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
             f"rollout.url={url}: the weights of this server cannot be updated, because it is not in dev mode, or is "
             f"older than vLLM 0.32 ({error})\n{command}"
         ) from error
+    if is_on_cpu:
+        command += f" {_ON_CPU}"
     if mode != "processed_logprobs":
         raise ServerError(
             f"rollout.url={url}: the server gives {mode} in place of the log-probabilities of the distribution that "
             f"it samples from\n{command}"
         )
     if ends:
-        raise ServerError(
-            f"rollout.url={url}: on a CPU vLLM fails at seeded samples with chunked prefill\n{command} "
-            "--no-enable-chunked-prefill"
-        )
+        raise ServerError(f"rollout.url={url}: on a CPU vLLM fails at seeded samples with chunked prefill\n{command}")
     if found != dtype:
         raise ServerError(
-            f"rollout.url={url}: the server computes in {found}, and the policy has model.dtype={dtype}\n"
-            f"{start_command(url, path, dtype, transfer)}"
+            f"rollout.url={url}: the server computes in {found}, and the policy has model.dtype={dtype}\n{command}"
         )
     if transfer != WeightTransfer.files:
         from medr1.generation.weight_transfer import check_workers
@@ -387,11 +390,9 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
             ) from error
 
 
-def start_command(
-    url: str, path: str, dtype: str | None = None, transfer: WeightTransfer = WeightTransfer.files
-) -> str:
+def start_command(url: str, path: str, dtype: str, transfer: WeightTransfer = WeightTransfer.files) -> str:
     """How to start a server that the engine can use, on the host of ``url`` alone, because its weights can be set."""
-    parts, precision = urlsplit(url), f" --dtype {dtype}" if dtype else ""
+    parts = urlsplit(url)
     host = "127.0.0.1" if parts.hostname in LOOPBACK else parts.hostname
     before = after = ""
     if transfer != WeightTransfer.files:
@@ -400,7 +401,7 @@ def start_command(
         before, after = start_words()
     return (
         f"start it with: {before}VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(path)} --host {host} "
-        f"--port {parts.port or 80} --logprobs-mode processed_logprobs{after}{precision}"
+        f"--port {parts.port or 80} --logprobs-mode processed_logprobs{after} --dtype {dtype}"
     )
 
 

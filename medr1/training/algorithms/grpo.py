@@ -126,11 +126,12 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.delta={o.delta:g} with algorithm.objective.loss_mode={o.loss_mode}, which has no "
                 "dual clip; use algorithm.objective.delta=null or algorithm.objective.loss_mode=clip"
             )
-        is_clipped = settings.num_iterations > 1  # with one iteration the ratio is 1
-        if is_clipped and o.delta is not None and o.delta <= 1 + o.epsilon_high:
+        bound = 1 + o.epsilon_high if settings.num_iterations > 1 else 1.0  # with one iteration the ratio is 1
+        if o.delta is not None and o.delta <= bound:
+            name = "1 + epsilon_high=" if settings.num_iterations > 1 else ""
             raise ConfigError(
-                f"algorithm.objective.delta={o.delta:g} is not above 1 + epsilon_high={1 + o.epsilon_high:g}: the "
-                "policy would hardly learn from negative advantages, whose ratio begins at 1; use a larger one, or null"
+                f"algorithm.objective.delta={o.delta:g} is not above {name}{bound:g}: the policy would hardly learn "
+                "from negative advantages, whose ratio begins at 1; use a larger one, or null"
             )
         if o.loss_mode is LossMode.cispo and o.epsilon_high < 1:
             raise ConfigError(
@@ -155,6 +156,7 @@ class GRPO(Algorithm[GRPOConfig]):
                 "log-probabilities with a noisy image, which cannot be compared with those of training; use "
                 "rollout=local"
             )
+        _check_correction(cfg, settings.sampling)
         if o.kl_prcp_coef > 0 and settings.noisy_rollout.gaussian_noise_step > 0:
             raise ConfigError(
                 f"algorithm.objective.kl_prcp_coef={o.kl_prcp_coef:g} with algorithm.noisy_rollout.gaussian_noise_step="
@@ -258,6 +260,20 @@ class GRPO(Algorithm[GRPOConfig]):
         )
         distorted = map_tensors(torch.clone, step.prompts) if _distortion(settings, 1) else None
         return module, RolloutBatch(0, list(range(len(step.prompts.ids))), [], step.prompts, distorted=distorted)
+
+
+def _check_correction(cfg: TrainConfig, sampling: SamplingConfig) -> None:
+    """A ratio of whole completions needs the probabilities of sampling and training over the same tokens."""
+    rollout = cfg.rollout
+    if not isinstance(rollout, ExternalRolloutConfig) or not rollout.importance_sampling_correction:
+        return
+    cut = f"top_p={sampling.top_p:g}" if sampling.top_p < 1 else f"top_k={sampling.top_k}" if sampling.top_k else ""
+    if cut and rollout.importance_sampling_mode.startswith("sequence"):
+        raise ConfigError(
+            f"rollout.importance_sampling_mode={rollout.importance_sampling_mode} with algorithm.sampling.{cut}: "
+            "training computes probabilities over all tokens, so that each token makes the ratio of a completion "
+            "smaller, down to 0; use a token_ mode, or algorithm.sampling.top_p=1 algorithm.sampling.top_k=0"
+        )
 
 
 def _distortion(settings: GRPOConfig, max_steps: int) -> Distortion | None:

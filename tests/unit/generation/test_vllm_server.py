@@ -99,13 +99,16 @@ def test_a_usable_server_is_accepted(serve: Callable[[Replies], str]) -> None:
 @pytest.mark.parametrize(
     ("replies", "words"),
     [
-        ({"/health": (503, None)}, ["no vLLM server answers", "HTTP 503"]),
+        ({"/health": (503, None)}, ["no vLLM server answers", "HTTP 503", "--no-enable-chunked-prefill"]),
         ({"/health": (200, None)}, ["not in dev mode", "HTTP 404"]),
         (served() | {"/server_info?config_format=json": (200, {"vllm_config": {}})}, ["dev mode", "model_config"]),
         (served() | {"/server_info?config_format=json": (200, [])}, ["dev mode"]),
         (served(logprobs_mode="raw_logprobs"), ["gives raw_logprobs"]),
-        (served(dtype="torch.bfloat16"), ["computes in bfloat16", "model.dtype=float32", "--dtype float32"]),
-        (served(is_chunked=True), ["on a CPU", "--no-enable-chunked-prefill"]),
+        (
+            served(dtype="torch.bfloat16"),
+            ["computes in bfloat16", "model.dtype=float32", "--dtype float32 --no-enable-"],
+        ),
+        (served(is_chunked=True), ["on a CPU", "--dtype float32 --no-enable-chunked-prefill"]),
     ],
     ids=["failing", "not in dev mode", "no info", "other info", "raw log-probabilities", "precision", "chunks"],
 )
@@ -116,7 +119,7 @@ def test_an_unusable_server_is_refused_with_the_command_that_starts_it(
     with pytest.raises(ServerError) as error:
         VLLMServerEngine.check_available(settings(url), MODEL)
     command = f"VLLM_SERVER_DEV_MODE=1 vllm serve 'a checkpoint' --host 127.0.0.1 --port {url.rpartition(':')[2]}"
-    for word in (f"rollout.url={url}", command, "--logprobs-mode processed_logprobs", *words):
+    for word in (f"rollout.url={url}", command, "--logprobs-mode processed_logprobs", "--dtype float32", *words):
         assert word in str(error.value)
 
 
@@ -197,7 +200,7 @@ def test_a_slow_server_is_told_from_one_that_is_away(serve: Callable[[Replies], 
     [("http://localhost:1", "127.0.0.1"), ("http://[::1]:1", "127.0.0.1"), ("http://node7:1", "node7")],
 )
 def test_the_printed_server_listens_on_the_host_of_the_url_alone(url: str, host: str) -> None:
-    assert f"--host {host} --port 1 " in start_command(url, "m")
+    assert f"--host {host} --port 1 " in start_command(url, "m", "float32")
 
 
 def test_a_server_that_was_started_again_is_checked_again(

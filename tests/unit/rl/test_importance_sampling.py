@@ -82,6 +82,15 @@ def test_the_default_is_truncation_of_each_token() -> None:
     torch.testing.assert_close(weights, torch.tensor([[3.0, math.exp(-0.5)]]))
 
 
+def test_a_ratio_beyond_all_bounds_stays_finite() -> None:
+    trained, sampled, mask = torch.full((1, 3), 50.0), torch.zeros(1, 3), torch.tensor([[True, True, False]])
+    settings = ExternalRolloutConfig(
+        "x", importance_sampling_mode=ImportanceSamplingMode.sequence_truncate, importance_sampling_clip_max=None
+    )
+    weights, _ = importance_weights(trained, sampled, mask, settings)
+    torch.testing.assert_close(weights, torch.tensor([[math.exp(20), math.exp(20), 0.0]]))
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_the_policy_loss_is_weighted_and_the_divergence_is_not(beta: float) -> None:
     trained, sampled, mask = case(1)
