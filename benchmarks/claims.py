@@ -95,12 +95,7 @@ def claims(sweeps: Mapping[str, Sweep]) -> list[Claim | str]:
         found.append(_claim(sweeps, name, text, partial(_square_difference, axis=axis), AWAY))
     for mode in ("think_before", "think_after"):
         text = f"Reasoning hallucinates: more false claims after RL ({label(mode)})"
-        if MODES in sweeps:
-            runs = _grpo(sweeps[MODES], mode)
-            effect = false_claims(sweeps[MODES], runs)  # over images alone, with pooled seeds
-            found.append(Claim(text, effect, effect, len(runs), mark=plateau_mark(runs)))
-        else:
-            found.append(text)
+        found.append(_claim(sweeps, MODES, text, partial(_false_claims, mode=mode), 0))
     better = partial(_between, a="think_before", b="no_think")
     found.append(_claim(sweeps, MODES, "No-Think is better than Think-Before after RL", better, HOME))
     same = partial(_between, a="no_think", b="think_after")
@@ -137,6 +132,11 @@ def _grpo(sweep: Sweep, mode: str) -> list[PublishedRun]:
 def _gain(sweep: Sweep, draw_seeds: bool, mode: str) -> tuple[Scores, Sequence[PublishedRun]]:
     runs = _grpo(sweep, mode)
     return sweep.gain(runs, draw_seeds=draw_seeds), runs
+
+
+def _false_claims(sweep: Sweep, draw_seeds: bool, mode: str) -> tuple[Scores, Sequence[PublishedRun]]:
+    runs = _grpo(sweep, mode)
+    return false_claims(sweep, runs, draw_seeds=draw_seeds), runs
 
 
 def _between(sweep: Sweep, draw_seeds: bool, a: str, b: str) -> tuple[Scores, Sequence[PublishedRun]]:

@@ -13,10 +13,9 @@ import numpy as np
 
 from benchmarks.published import PublishedRun, PublishedSweep
 from medr1.domain.records import Record, in_order
-from medr1.evaluation.bootstrap import FloatArray, IntArray, Scores, bootstrap_statistic, score, sums_by_image
+from medr1.evaluation.bootstrap import FloatArray, IntArray, Scores, bootstrap_sums, score, sums_by_image
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import check_rationales
-from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import ALL
 
 RESAMPLES = 2000
@@ -180,45 +179,68 @@ class Square:
     def runs(self, row: str, method: str) -> list[PublishedRun]:
         return self.sweep.seeds(**{self.axis: row, "algorithm": method})
 
+    def differences(self, row: str) -> Scores:
+        """GRPO - SFT of one row, at home and away."""
+        return self._at_home_and_away(row, self.sweep.difference(*self._both(row), columns=self._columns))
+
     def accuracy(self, method: str, condition: str = Condition.TRAINED) -> Scores:
         return self._mean(lambda row, columns: self.sweep.accuracy(self.runs(row, method), condition, columns))
 
     def difference(self, *, draw_seeds: bool = True) -> Scores:
         """GRPO - SFT."""
         return self._mean(
-            lambda row, columns: self.sweep.difference(
-                self.runs(row, "sft"), self.runs(row, "grpo"), columns=columns, draw_seeds=draw_seeds
-            )
+            lambda row, columns: self.sweep.difference(*self._both(row), columns=columns, draw_seeds=draw_seeds)
         )
 
     def gain(self, *, draw_seeds: bool = True) -> Scores:
         """GRPO - the base with lenient parsing."""
         return self._mean(lambda row, columns: self.sweep.gain(self.runs(row, "grpo"), columns, draw_seeds=draw_seeds))
 
+    def _both(self, row: str) -> tuple[list[PublishedRun], list[PublishedRun]]:
+        return self.runs(row, "sft"), self.runs(row, "grpo")
+
+    @property
+    def _columns(self) -> IntArray:
+        return self.sweep.columns(self.axis)
+
+    def _at_home_and_away(self, row: str, scores: Scores) -> Scores:
+        """The scores of a row on its own value of the axis, and their mean over the others."""
+        values = in_order(getattr(record, self.axis) for record in self.sweep.records)
+        home = values.index(row)
+        others = [column for column in range(len(values)) if column != home]
+        value = np.array([scores.value[home], scores.value[others].mean()])
+        return Scores(value, np.stack([scores.resampled[home], scores.resampled[others].mean(axis=0)]))
+
     def _mean(self, of_row: Callable[[str, IntArray], Scores]) -> Scores:
         """The mean over the rows at home and away, from the scores of each row by the values of the axis."""
-        values = in_order(getattr(record, self.axis) for record in self.sweep.records)
-        columns = self.sweep.columns(self.axis)
-        value, resampled = [], []
-        for row in self.sweep.values(self.axis):
-            home, scores = values.index(row), of_row(row, columns)
-            others = [column for column in range(len(values)) if column != home]
-            value.append([scores.value[home], scores.value[others].mean()])
-            resampled.append([scores.resampled[home], scores.resampled[others].mean(axis=0)])
-        return Scores(np.mean(value, axis=0), np.mean(resampled, axis=0))
+        rows = [self._at_home_and_away(row, of_row(row, self._columns)) for row in self.sweep.values(self.axis)]
+        value, resampled = np.stack([row.value for row in rows]), np.stack([row.resampled for row in rows])
+        return Scores(value.mean(axis=0), resampled.mean(axis=0))
 
 
-def false_claims(sweep: Sweep, runs: Sequence[PublishedRun]) -> Estimate:
-    """Share of false claims in the rationales of ``runs`` minus that of the base, over images, with pooled seeds."""
+def false_claims(sweep: Sweep, runs: Sequence[PublishedRun], *, draw_seeds: bool = True) -> Scores:
+    """Share of false claims in the rationales of ``runs`` minus that of their base, a mean over the seeds, in column 0.
+
+    Without ``draw_seeds`` images alone are resampled.
+    """
     by_id = {record.id: record for record in sweep.records}
 
-    def counts(condition: str) -> FloatArray:
+    def counts(run: PublishedRun, condition: str) -> FloatArray:
         """False and all claims of each image, [K, 2]."""
         sums = np.zeros((len(by_id), 2))
-        for run in runs:
-            for i, r in enumerate(check_rationales(sweep.predictions[run.name][condition], by_id)):
-                sums[i] += (sum(not claim.true for claim in r.claims), len(r.claims))
+        for i, r in enumerate(check_rationales(sweep.predictions[run.name][condition], by_id)):
+            sums[i] = sum(not claim.true for claim in r.claims), len(r.claims)
         return sums_by_image([record.image_key for record in sweep.records], *sums.T)
 
-    both = np.concatenate([counts(Condition.TRAINED), counts(Condition.BASE)], axis=1)
-    return bootstrap_statistic(both, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3])
+    def shares(sums: FloatArray) -> FloatArray:
+        """Trained minus base of each run, [..., V], from [..., V * 4] sums."""
+        of_run = sums.reshape(*sums.shape[:-1], len(runs), 4)
+        return np.asarray(of_run[..., 0] / of_run[..., 1] - of_run[..., 2] / of_run[..., 3])
+
+    both = [counts(run, condition) for run in runs for condition in (Condition.TRAINED, Condition.BASE)]
+    by_image = np.concatenate(both, axis=1)
+    resampled = shares(bootstrap_sums(by_image, RESAMPLES, np.random.default_rng(0)))
+    found = Scores(shares(by_image.sum(axis=0))[:, None], resampled.T[:, None])
+    if draw_seeds:
+        return found.over_seeds(_rng([(run.name, "false claims") for run in runs]))
+    return Scores(found.value.mean(axis=0), found.resampled.mean(axis=0))

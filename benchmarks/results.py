@@ -179,6 +179,10 @@ def square_part(sweep: Sweep, axis: str) -> str:
     for name, (scores, runs, sign) in rows.items():
         cells = [with_interval(scores.estimate(c), sign) for c in (HOME, AWAY)]
         lines.append(f"| {name}{plateau_mark(runs)} | {' | '.join(cells)} |")
+    lines += ["", "| trained on | GRPO - SFT on it | GRPO - SFT on the others |", "|---|---|---|"]
+    for row in sweep.values(axis):
+        of_row = square.differences(row)
+        lines.append(f"| {label(row)} | {' | '.join(with_interval(of_row.estimate(c), '+') for c in (HOME, AWAY))} |")
     links = [
         figure(f"{sweep.published.name}_{method}", f"{label(method)}: gain over the base")
         for method in sweep.values("algorithm")
@@ -198,7 +202,7 @@ def reasoning_part(sweep: Sweep) -> str:
         before, after = (sweep.accuracy(of, c).estimate(HOME) for of, c in ((runs[:1], LENIENT), (runs, "trained")))
         gain = sweep.gain(runs).estimate(HOME)
         has_claims = mode != ReasoningMode.NO_THINK and method != ["sft", "false"]  # letters alone teach no rationale
-        false = with_interval(false_claims(sweep, runs), "+") if has_claims else ""
+        false = with_interval(false_claims(sweep, runs).estimate(0), "+") if has_claims else ""
         cells = [with_interval(before), with_interval(after), with_interval(gain, "+"), false]
         lines.append(f"| {label(mode)}, {method_name(*method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
     for mode in dict.fromkeys(run.reasoning for run in sweep.published.runs):

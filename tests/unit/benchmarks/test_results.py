@@ -217,10 +217,12 @@ def test_false_claims_are_counted_over_the_seeds() -> None:
         for seed, texts in enumerate(trained)
     ]
     sweep = Sweep(PublishedSweep("m", ["python"], "reasoning", "modality", 0, IMAGES, 2, DIGEST, ["c"], runs))
-    effect = false_claims(sweep, runs)
-    assert effect.value == pytest.approx(3 / 5 - 1 / 2)  # 0 of 1 and 3 of 4 claims; the base 1 of 2
+    effect, over_images = (false_claims(sweep, runs, draw_seeds=draw).estimate(0) for draw in (True, False))
+    assert effect.value == pytest.approx((0 + 3 / 4) / 2 - 1 / 2)  # 0 of 1 and 3 of 4 claims; the base 1 of 2
+    assert over_images.value == over_images.low == over_images.high == effect.value  # all images have the same claims
+    assert (effect.low, effect.high) == pytest.approx((-1 / 2, 3 / 4 - 1 / 2))  # one of the two seeds is drawn
     table = results.reasoning_part(sweep).splitlines()
-    assert table[2].startswith("| Think-After, GRPO |") and "+10.0" in table[2]
+    assert table[2].startswith("| Think-After, GRPO |") and "\u221212.5" in table[2]
 
 
 def trained_on(modality: str, method: str, number: int) -> PublishedRun:
