@@ -95,7 +95,9 @@ def paired_difference(
 ) -> Estimate:
     """Accuracy of b minus accuracy of a on the same n records, with a percentile bootstrap over images.
 
-    If no record differs between the conditions, the interval is the point [0, 0].
+    If no record differs between the conditions, the interval is the point [0, 0]. If all images have the same
+    difference d otherwise, no resample differs. The interval then is that of a share: at least q = 0.025^(1 / K) of all
+    images (Clopper and Pearson) have d, and the rest anything from -1 to 1. It contains zero for up to five images.
 
     Args:
         correct_a, correct_b: n outcomes, in the same order of records.
@@ -110,7 +112,13 @@ def paired_difference(
     if not len(images) or resamples < 1:
         raise ValueError(f"needs records and resamples, got {len(images)} and {resamples}")
     differences = np.asarray(correct_b, dtype=np.float64) - np.asarray(correct_a, dtype=np.float64)  # n, in {-1, 0, 1}
-    return bootstrap_ratio(sums_by_image(images, differences.tolist(), [1.0] * len(images)), level, resamples, seed)
+    sums = sums_by_image(images, differences.tolist(), [1.0] * len(images))
+    found = bootstrap_ratio(sums, level, resamples, seed)
+    per_image = sums[:, 0] / sums[:, 1]
+    if found.value and (per_image == per_image[0]).all():
+        q = ((1 - level) / 2) ** (1 / len(sums))
+        return Estimate(found.value, q * found.value - (1 - q), q * found.value + (1 - q))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from medr1.errors import ConfigError, DataError
 from medr1.evaluation.bootstrap import BoolArray, FloatArray, IntArray, Scores, column_means, estimate, score
 from medr1.evaluation.metrics import check_same_questions
 from medr1.evaluation.predictions import Condition, Prediction
-from medr1.evaluation.statistics import PairedDifference, holm, mcnemar_exact, rueger, wilson
+from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnemar_exact, rueger, wilson
 from medr1.evaluation.sweep_tables import (
     ALL,
     SINGLE_METHOD,
@@ -139,11 +139,19 @@ class _Sweep:
     sizes: tuple[int, ...]  # [C + 1], as are the next two
     images: tuple[int, ...]
     chance: tuple[float, ...]
-    correct: BoolArray  # [V, n]: trained (or base, without training) of every run, then base of the trained runs
-    base: Mapping[int, int]  # number of the run -> row of ``correct`` with its base condition
-    controls: Mapping[str, Mapping[int, FloatArray]]  # accuracy [C + 1] by condition and run
+    correct: BoolArray  # [V, n]: trained (or base, without training) of every run, then their other conditions
+    others: Mapping[str, Mapping[int, int]]  # condition -> number of the run -> row of ``correct``
     scores: Scores  # [V, C + 1]
     rng: np.random.Generator
+    margin_rng: np.random.Generator  # of its own, so that the other intervals do not depend on the controls
+
+    @property
+    def base(self) -> Mapping[int, int]:
+        return self.others.get(Condition.BASE, {})
+
+    @property
+    def controls(self) -> Mapping[str, Mapping[int, int]]:
+        return {condition: rows for condition, rows in self.others.items() if condition != Condition.BASE}
 
     @classmethod
     def of(cls, runs: Sequence[SweepRun], column_axis: str, resamples: int, rng: np.random.Generator) -> _Sweep:
@@ -162,15 +170,11 @@ class _Sweep:
         reference = {line.record: line for line in lines}
         outcomes = [_outcomes(run, reference, runs[0].name) for run in runs]
         correct = [conditions.pop(_main_condition(run)) for run, conditions in zip(runs, outcomes, strict=True)]
-        base: dict[int, int] = {}
-        controls: dict[str, dict[int, FloatArray]] = {}
+        others: dict[str, dict[int, int]] = {}
         for number, conditions in enumerate(outcomes):
             for condition, values in conditions.items():
-                if condition == Condition.BASE:
-                    base[number] = len(correct)
-                    correct.append(values)
-                else:
-                    controls.setdefault(condition, {})[number] = column_means(values[None], column)[0]
+                others.setdefault(condition, {})[number] = len(correct)
+                correct.append(values)
         return cls(
             runs=runs,
             columns=columns,
@@ -179,14 +183,25 @@ class _Sweep:
             images=tuple(len(np.unique(part)) for part in images),
             chance=tuple(column_means(np.asarray([[1 / line.options for line in lines]]), column)[0].tolist()),
             correct=np.stack(correct),
-            base=base,
-            controls=controls,
+            others=others,
             scores=score(np.stack(correct), column, image, resamples, rng),
             rng=rng,
+            margin_rng=np.random.default_rng(0),
         )
 
     def accuracy(self, seeds: Seeds) -> _Row:
         return _Row(self.scores.select(list(seeds.values())).over_seeds(self.rng))
+
+    def margins(self, seeds: Seeds) -> dict[str, Scores]:
+        """Mean over the seeds of the accuracy minus that of a control, for each control that all of them have."""
+        runs = list(seeds.values())
+        return {
+            condition: (self.scores.select(runs) - self.scores.select([rows[run] for run in runs])).over_seeds(
+                self.margin_rng
+            )
+            for condition, rows in self.controls.items()
+            if all(run in rows for run in runs)
+        }
 
     def difference(self, a: Sequence[int], b: Sequence[int]) -> _Row:
         """Vectors ``b`` minus vectors ``a``, paired by seed."""
@@ -240,24 +255,32 @@ def _matrix(sweep: _Sweep, method: str, seeds: Mapping[str, Seeds], rows: Mappin
         if all(run in sweep.base for run in runs):
             gains[row] = sweep.difference([sweep.base[run] for run in runs], runs)
     tested = _paired_differences(gains, sweep.columns)
+    margins = {row: sweep.margins(of_row) for row, of_row in seeds.items()}
     return Matrix(
         method=method,
         rows=tuple(rows),
         columns=sweep.columns,
         cells={
             row: {
-                name: _cell(sweep, column, list(seeds[row].values()), of_row, tested.get(row, {}).get(name))
+                name: _cell(
+                    sweep, column, list(seeds[row].values()), of_row, tested.get(row, {}).get(name), margins[row]
+                )
                 for column, name in enumerate((*sweep.columns, ALL))
             }
             for row, of_row in rows.items()
         },
         means={row: estimate(*_mean([(of_row, c) for c in range(len(sweep.columns))])) for row, of_row in rows.items()},
-        generalization=_generalization(rows, sweep.columns),
+        generalization=_generalization(rows, sweep.columns, margins),
     )
 
 
 def _cell(
-    sweep: _Sweep, column: int, runs: Sequence[int], row: _Row, gain_over_base: PairedDifference | None
+    sweep: _Sweep,
+    column: int,
+    runs: Sequence[int],
+    row: _Row,
+    gain_over_base: PairedDifference | None,
+    margins: Mapping[str, Scores],
 ) -> TableCell:
     n = sweep.sizes[column]
     accuracy = row.scores.estimate(column)
@@ -272,10 +295,10 @@ def _cell(
         base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
         gain_over_base=gain_over_base,
         controls={
-            condition: float(np.mean([by_run[run][column] for run in runs]))
-            for condition, by_run in sweep.controls.items()
-            if all(run in by_run for run in runs)
+            condition: float(sweep.scores.value[[sweep.controls[condition][run] for run in runs], column].mean())
+            for condition in margins
         },
+        margins={condition: scores.estimate(column) for condition, scores in margins.items()},
     )
 
 
@@ -311,8 +334,10 @@ def _paired_differences(rows: Mapping[str, _Row], columns: Sequence[str]) -> dic
     }
 
 
-def _generalization(rows: Mapping[str, _Row], columns: Sequence[str]) -> Generalization | None:
-    """Over the rows that are also columns; None for fewer than two."""
+def _generalization(
+    rows: Mapping[str, _Row], columns: Sequence[str], margins: Mapping[str, Mapping[str, Scores]] | None = None
+) -> Generalization | None:
+    """Over the rows that are also columns; None for fewer than two. ``margins``: of each row, by condition."""
     square = {name: row for name, row in rows.items() if name in columns}
     if len(square) < 2:
         return None
@@ -324,7 +349,18 @@ def _generalization(rows: Mapping[str, _Row], columns: Sequence[str]) -> General
         diagonal=estimate(own, own_resampled),
         off_diagonal=estimate(rest, rest_resampled),
         gap=estimate(own - rest, own_resampled - rest_resampled),
+        margins=_diagonal_margins({row: margins[row] for row in square}, columns) if margins else {},
     )
+
+
+def _diagonal_margins(margins: Mapping[str, Mapping[str, Scores]], columns: Sequence[str]) -> dict[str, Estimate]:
+    """The mean over the rows of their margins in their own column, for the controls that all of them have."""
+    first, *others = margins.values()
+    return {
+        condition: estimate(*_mean([(_Row(of_row[condition]), columns.index(row)) for row, of_row in margins.items()]))
+        for condition in first
+        if all(condition in of_row for of_row in others)
+    }
 
 
 def _mean(cells: Sequence[tuple[_Row, int]]) -> tuple[float, FloatArray]:

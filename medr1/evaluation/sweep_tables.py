@@ -37,7 +37,8 @@ class TableCell:
     """``n`` test records on ``images`` images, evaluated by ``runs`` (one per seed).
 
     ``accuracy`` is the mean over seeds: Wilson interval for one seed, bootstrap over images and seeds for several.
-    ``gain_over_base``: trained minus base, None without base predictions. ``controls``: accuracy by control condition.
+    ``gain_over_base``: trained minus base, None without base predictions. ``controls``: accuracy by control condition;
+    ``margins``: ``accuracy`` minus that of the control, paired by record.
     """
 
     n: int
@@ -48,15 +49,20 @@ class TableCell:
     base: float | None
     gain_over_base: PairedDifference | None
     controls: Mapping[str, float]
+    margins: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
 class Generalization:
-    """Means of the diagonal and of all other cells of a square matrix, and the former minus the latter."""
+    """Means of the diagonal and of all other cells of a square matrix, and the former minus the latter.
+
+    ``margins``: the diagonal minus the same mean of a control, by condition. Empty for differences of methods.
+    """
 
     diagonal: Estimate
     off_diagonal: Estimate
     gap: Estimate
+    margins: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

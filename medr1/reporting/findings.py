@@ -1,7 +1,8 @@
 """Sentences that summarise a run, or the tables of a sweep: gains over the base, contrasts, generalization, controls.
 
-No sentence claims more than its 95 % interval supports. A control explains an accuracy only if it reaches the lower end
-of that accuracy's interval; a difference whose interval contains zero, or is a point, is called inconclusive.
+No sentence claims more than its 95 % interval supports. A control scores below an accuracy only if the interval of the
+difference, paired by record, lies above zero. A difference whose interval contains zero, or is a point, is called
+inconclusive.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ _BLIND_BASELINES = {Condition.OPTION_PRIOR: "The option prior", Condition.SURFAC
 
 @dataclass(frozen=True, slots=True)
 class _Ablation:
-    """What follows from the accuracy with an ablated image: unchanged, lower but above chance, or at chance."""
+    """What follows from the accuracy with an ablated image: not shown to be lower, or lower but above chance."""
 
     lead: str
     unchanged: str
     reduced: str
-    at_chance: str
+
+
+_AT_CHANCE = "not significantly above chance"  # which does not show that nothing is left
 
 
 _ABLATIONS = {
@@ -39,27 +42,28 @@ _ABLATIONS = {
         lead="With a blank image",
         unchanged="no evidence that the model uses the image",
         reduced="the accuracy that remains above chance does not come from the image",
-        # Blank images do not occur in training, so that a failure on them does not show that the image was used.
-        at_chance="not significantly above chance",
     ),
     Condition.SHUFFLED_IMAGE: _Ablation(
         lead="With the image of another record of the same modality",
         unchanged="no evidence that the model uses more of the image than its modality",
         reduced="the accuracy that remains above chance does not depend on the record's own image",
-        at_chance="the accuracy above chance depends on the record's own image",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """An accuracy that controls may explain. ``n``: effective number of independent records."""
+    """An accuracy that controls may explain.
+
+    ``n``: effective number of independent records. ``margins``: the accuracy minus that of each control.
+    """
 
     name: str
     accuracy: Estimate
     chance: float
     n: int
     controls: Mapping[str, float]
+    margins: Mapping[str, Estimate]
 
     def beats_chance(self, accuracy: float) -> bool:
         return wilson(round(accuracy * self.n), self.n).low > self.chance
@@ -150,25 +154,26 @@ def _subjects(matrix: Matrix, row_axis: str) -> Iterator[_Subject]:
     """The diagonal as one, and rows that are not columns by their accuracy on all records."""
     own = {row: matrix.cells[row][row] for row in matrix.rows if row in matrix.columns}
     if matrix.generalization:
-        yield _subject(f"the diagonal of {label(matrix.method)}", matrix.generalization.diagonal, list(own.values()))
+        found = matrix.generalization
+        yield _subject(f"the diagonal of {label(matrix.method)}", found.diagonal, list(own.values()), found.margins)
     else:
         for row, cell in own.items():
-            yield _subject(f"{label(matrix.method)} on {label(row)}", cell.accuracy, [cell])
+            yield _subject(f"{label(matrix.method)} on {label(row)}", cell.accuracy, [cell], cell.margins)
     for row in matrix.rows:
         if row not in own:
             cell = matrix.cells[row][ALL]
-            yield _subject(_row_name(matrix, row_axis, row), cell.accuracy, [cell])
+            yield _subject(_row_name(matrix, row_axis, row), cell.accuracy, [cell], cell.margins)
 
 
-def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell]) -> _Subject:
-    shared = [c for c in cells[0].controls if all(c in cell.controls for cell in cells)]
+def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell], margins: Mapping[str, Estimate]) -> _Subject:
     return _Subject(
         name=name,
         accuracy=accuracy,
         chance=fmean(cell.chance for cell in cells),
         # The mean over unequal cells has the variance of this many records in equal cells.
         n=round(len(cells) ** 2 / sum(1 / cell.n for cell in cells)),
-        controls={condition: fmean(cell.controls[condition] for cell in cells) for condition in shared},
+        controls={condition: fmean(cell.controls[condition] for cell in cells) for condition in margins},
+        margins=margins,
     )
 
 
@@ -181,11 +186,15 @@ def _baseline_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
         lead, name = f"{baseline}, which sees no image,", control.replace("_", " ")
         better = [s for s in at_chance if control in s.controls and s.beats_chance(s.controls[control])]
         compared = [s for s in above if control in s.controls]
-        reached = [s for s in compared if s.controls[control] >= s.accuracy.low]
-        below = [s for s in compared if s.controls[control] < s.accuracy.low]
+        reached = [s for s in compared if s.margins[control].low <= 0]
+        below = [s for s in compared if s.margins[control].low > 0]
         for part, verb, claim in (
             (better, "scores above", ": a high accuracy there would not show that the model uses the image"),
-            (reached, "reaches", ": this accuracy does not show that the model uses the image"),
+            (
+                reached,
+                "does not score significantly below",
+                ": this accuracy does not show that the model uses the image",
+            ),
             (below, "scores below", ""),
         ):
             if part:
@@ -195,13 +204,16 @@ def _baseline_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
 def _ablation_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
     above = [s for s in subjects if s.accuracy.low > s.chance]
     for condition, ablation in _ABLATIONS.items():
-        by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], ablation.at_chance: []}
+        by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], _AT_CHANCE: []}
         for s in (s for s in above if condition in s.controls):
             value, text = s.controls[condition], f"{percent(s.controls[condition])} %"
-            if value >= s.accuracy.low:
-                by_claim[ablation.unchanged].append(f"{s.name} scores {text}, with its own image {_rate(s.accuracy)}")
+            if s.margins[condition].low <= 0:
+                by_claim[ablation.unchanged].append(
+                    f"{s.name} scores {text}, with its own image {_rate(s.accuracy)} "
+                    f"({with_interval(s.margins[condition], '+')} points)"
+                )
             else:
-                claim = ablation.reduced if s.beats_chance(value) else ablation.at_chance
+                claim = ablation.reduced if s.beats_chance(value) else _AT_CHANCE
                 by_claim[claim].append(
                     f"{s.name} drops from {percent(s.accuracy.value)} % to {text} (chance {percent(s.chance)} %)"
                 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from medr1.evaluation.predictions import Condition
 from medr1.evaluation.sweep_tables import ALL, Matrix, TableCell
 from medr1.reporting.formatting import MEAN, label, on_diagonal
+
+T = TypeVar("T")
 
 # In the order of their rows.
 CONTROL_DESCRIPTIONS = {
@@ -65,3 +68,25 @@ def references(matrix: Matrix) -> list[Reference]:
 
 def _value(cell: TableCell, source: str) -> float | None:
     return {"base": cell.base, "chance": cell.chance}.get(source, cell.controls.get(source))
+
+
+def name_bases(bases: Mapping[tuple[str, str], T]) -> dict[tuple[str, str], T]:
+    """What is known of the base models, by row and name. ``bases``: by row and method.
+
+    A row of which all methods have one base has it once, as ``base``. Otherwise each base has the name of the first
+    method that began with it.
+    """
+    distinct: dict[str, dict[str, T]] = {}
+    for (row, method), found in bases.items():
+        of_row = distinct.setdefault(row, {})
+        if found not in of_row.values():
+            of_row[method] = found
+    return {
+        (row, Condition.BASE if len(of_row) == 1 else f"{Condition.BASE}, {method}"): found
+        for row, of_row in distinct.items()
+        for method, found in of_row.items()
+    }
+
+
+def is_base(name: str) -> bool:
+    return name.split(",")[0] == Condition.BASE

@@ -19,12 +19,13 @@ from medr1.atomic_write import write_text
 from medr1.config.naming import distinct_names, short_hash
 from medr1.domain.records import AXES
 from medr1.errors import DataError
+from medr1.evaluation.predictions import Condition
 from medr1.evaluation.statistics import Estimate, wilson
 from medr1.evaluation.sweep_tables import ALL, ContrastMatrix, Matrix, SweepTables
 from medr1.reporting import figures as draw
 from medr1.reporting import formatting
 from medr1.reporting.pages import data_url, page_templates
-from medr1.reporting.references import CONTROL_DESCRIPTIONS, references
+from medr1.reporting.references import CONTROL_DESCRIPTIONS, name_bases, references
 from medr1.reporting.result_table import ResultTable
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]  # (step, value) by run name and metric
@@ -248,21 +249,24 @@ def _sizes(matrix: Matrix) -> dict[str, int]:
 
 def _overview(tables: SweepTables) -> SectionFigure:
     """Methods, averaged over their training data; each row separately if rows are training settings."""
-    bars: dict[str, dict[str, list[Estimate]]] = {"Base": {}}
+    bars: dict[str, dict[str, list[Estimate]]] = {}
+    bases: dict[str, dict[str, list[Estimate]]] = {}
     chance: dict[str, float] = {}
     for matrix in tables.matrices:
         for row, cells in matrix.cells.items():
             name = row if len(tables.matrices) == 1 else f"{matrix.method}, {row}"
-            of_name = bars.setdefault(matrix.method if tables.row_axis in AXES else name, {})
+            bar = matrix.method if tables.row_axis in AXES else name
+            of_name = bars.setdefault(bar, {})
             for column in (c for c in (*matrix.columns, ALL) if c in cells):
                 cell = cells[column]
                 chance[column] = cell.chance
                 of_name.setdefault(column, []).append(cell.accuracy)
                 if cell.base is not None:
-                    # The base differs between rows if these change its evaluation, such as the reasoning mode.
                     base = replace(wilson(round(cell.base * cell.n), cell.n), value=cell.base)
-                    bars["Base"].setdefault(column, []).append(base)
-    series = {name: {c: _mean(estimates) for c, estimates in of.items()} for name, of in bars.items() if of}
+                    bases.setdefault(bar, {}).setdefault(column, []).append(base)
+    means, of_base = ({name: _means(of_bar) for name, of_bar in found.items()} for found in (bars, bases))
+    named = name_bases({(ALL, bar): found for bar, found in of_base.items()})
+    series = {name.replace(Condition.BASE, "Base", 1): found for (_, name), found in named.items()} | means
     caption = (
         "Accuracy by column with 95 % intervals. For bars of several rows, value and interval ends are averages; such "
         "an interval is at least as wide as that of the average. Dashed: chance."
@@ -270,8 +274,10 @@ def _overview(tables: SweepTables) -> SectionFigure:
     return SectionFigure("overview", draw.overview(series, chance), caption)
 
 
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    return Estimate(*(fmean(getattr(e, end) for e in estimates) for end in ("value", "low", "high")))
+def _means(estimates: Mapping[str, Sequence[Estimate]]) -> dict[str, Estimate]:
+    """The mean of each column."""
+    ends = ("value", "low", "high")
+    return {c: Estimate(*(fmean(getattr(e, end) for e in found) for end in ends)) for c, found in estimates.items()}
 
 
 def _curves(tables: SweepTables, curves: Curves, max_rewards: Mapping[str, float | None]) -> list[SectionFigure]:

@@ -17,6 +17,7 @@ from medr1.evaluation.sweep_tables import ALL, SINGLE_METHOD, SweepRun, SweepTab
 from medr1.reporting.figures import RELIABILITY, rates, reliability, search_history
 from medr1.reporting.formatting import axis_label, label, row_title, with_interval
 from medr1.reporting.measure_table import measure_rows
+from medr1.reporting.references import is_base, name_bases
 from medr1.reporting.report import GalleryItem, Section, SectionFigure, Span, Verdict
 from medr1.reporting.result_table import ResultTable
 from medr1.runs.search import Cell, Trial
@@ -152,7 +153,7 @@ def rationale_section(
     if not groups:
         return None
     found = {key: rationale_rates(predictions, records) for key, predictions in groups.items()}
-    trained = {k: g for k, g in groups.items() if k[1] != Condition.BASE and not k[1].endswith(_BLANK)}
+    trained = {k: g for k, g in groups.items() if not is_base(k[1]) and not k[1].endswith(_BLANK)}
     per_group = max(1, _MAX_EXAMPLES // max(1, len(trained)))
     return Section(
         title="Rationales",
@@ -186,18 +187,19 @@ def rationale_section(
 
 
 def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
-    """The predictions of all seeds by row and method, with its own and with a blank image; the base once per row."""
-    base: dict[tuple[str, str], list[Prediction]] = {}
+    """The predictions of all seeds by row and method, with its own and a blank image, and the bases of each row."""
+    bases: dict[tuple[str, str], list[Prediction]] = {}
     trained: dict[tuple[str, str], list[Prediction]] = {}
     blank: dict[tuple[str, str], list[Prediction]] = {}
     for run in runs:
         row, method = _place(run, row_axis)
         if Condition.BASE in run.predictions:
-            base.setdefault((row, Condition.BASE), run.predictions[Condition.BASE])
+            bases.setdefault((row, method), run.predictions[Condition.BASE])
         if Condition.TRAINED in run.predictions:
             trained.setdefault((row, method), []).extend(run.predictions[Condition.TRAINED])
         if Condition.BLANK_IMAGE in run.predictions:
             blank.setdefault((row, f"{method}{_BLANK}"), []).extend(run.predictions[Condition.BLANK_IMAGE])
+    base = name_bases(bases)
     rows = dict.fromkeys(row for row, _ in (*trained, *base, *blank))
     return {key: group[key] for row in rows for group in (base, trained, blank) for key in group if key[0] == row}
 
@@ -209,17 +211,22 @@ def _place(run: SweepRun, row_axis: str) -> tuple[str, str]:
 
 
 def measure_section(runs: Sequence[SweepRun], row_axis: str) -> Section | None:
-    """The further measures of each row: base, once per row, and each method with its seeds pooled. None without any.
+    """The further measures of each row: its bases, and each method with its seeds pooled. None without any.
 
     The reliability figure pools the rows if they are training data.
     """
-    pooled: dict[tuple[str, str], Measured] = {}
+    bases: dict[tuple[str, str], Measured] = {}
+    trained: dict[tuple[str, str], Measured] = {}
     for run in runs:
         row, method = _place(run, row_axis)
         if Condition.BASE in run.measured:
-            pooled.setdefault((row, Condition.BASE), run.measured[Condition.BASE])
+            bases.setdefault((row, method), run.measured[Condition.BASE])
         if Condition.TRAINED in run.measured:
-            pooled[row, method] = pooled.get((row, method), Measured()) + run.measured[Condition.TRAINED]
+            trained[row, method] = trained.get((row, method), Measured()) + run.measured[Condition.TRAINED]
+    rows = dict.fromkeys(row for row, _ in (*bases, *trained))
+    pooled = {
+        key: group[key] for row in rows for group in (name_bases(bases), trained) for key in group if key[0] == row
+    }
     found = {key: measures for key, measured in pooled.items() if (measures := summarise_measures(measured))}
     if not found:
         return None

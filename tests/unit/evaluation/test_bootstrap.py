@@ -37,6 +37,15 @@ def test_difference_of_two_clusters_by_enumeration() -> None:
     assert paired_difference(a, b, images, level=0.8) == Estimate(0.25, 0.0, 1.0)
 
 
+def test_the_same_difference_on_all_images_has_the_interval_of_a_share() -> None:
+    few, some = (paired_difference([False] * n, [True] * n, list(map(str, range(n)))) for n in (5, 6))
+    assert few.is_inconclusive and not some.is_inconclusive  # as the exact test: 2 / 2^5 = .063 and 2 / 2^6 = .031
+    assert some == Estimate(1, pytest.approx(2 * 0.025 ** (1 / 6) - 1), pytest.approx(1))
+    worse = paired_difference([True, True] * 50, [True, False] * 50, [str(i // 2) for i in range(100)])
+    q = 0.025 ** (1 / 50)
+    assert worse == Estimate(-0.5, pytest.approx(-0.5 * q - (1 - q)), pytest.approx(-0.5 * q + 1 - q))
+
+
 def test_difference_interval_equals_the_plain_bootstrap() -> None:
     rng = np.random.default_rng(5)
     images = [f"image {i // 3}" for i in range(240)]

@@ -87,6 +87,7 @@ def test_a_cell_by_hand() -> None:
     assert cell.gain_over_base.difference.value == 0.75
     assert cell.gain_over_base.p == 2 / 8  # three records, all correct only in the trained model: 2 * (1/2)^3
     assert cell.controls == {"option_prior": 1.0}
+    assert cell.margins == {"option_prior": Estimate(0, 0, 0)}
     other = sft.cells["ct"]["mri"]
     assert (other.accuracy.value, other.base, other.controls) == (0.25, 0.25, {"option_prior": 0.25})
     assert other.gain_over_base is not None
@@ -99,7 +100,18 @@ def test_the_column_of_all_records() -> None:
     assert (cell.n, cell.images, cell.base) == (8, 4, 0.25)
     assert cell.accuracy == wilson(5, 8)
     assert cell.chance == (1 / 2 + 7 / 4) / 8
-    assert cell.controls == {"option_prior": 5 / 8}
+    assert cell.controls == {"option_prior": 5 / 8} and cell.margins["option_prior"].value == 0
+
+
+def test_the_margin_over_a_control_is_paired_by_record_and_image() -> None:
+    """On each image one of two records is right: with the own image the first, with the control the second."""
+    runs = [run("1010 1010", modality=row, controls={"blank_image": "0101 0001"}) for row in ("ct", "mri")]
+    found = matrix(runs, "trained")
+    cell = found.cells["ct"][ALL]
+    assert cell.margins["blank_image"].value == (4 - 3) / 8
+    assert found.cells["ct"]["ct"].margins["blank_image"] == Estimate(0, 0, 0)  # on both images
+    assert found.generalization is not None
+    assert found.generalization.margins["blank_image"].value == (0 + 1 / 4) / 2
 
 
 def test_rows_methods_and_columns_are_in_order() -> None:

@@ -28,14 +28,16 @@ def paired(difference: float, p_holm: float = 0.001, half: float = 0.01) -> Pair
 
 def cell(accuracy: float, base: float | None = None, n: int = 1000, runs: int = 2, **controls: float) -> TableCell:
     gain = None if base is None else paired(accuracy - base)
-    return TableCell(n, n // 5, tuple(map(str, range(runs))), near(accuracy), 0.25, base, gain, controls)
+    margins = {name: near(accuracy - value) for name, value in controls.items()}
+    return TableCell(n, n // 5, tuple(map(str, range(runs))), near(accuracy), 0.25, base, gain, controls, margins)
 
 
 def square(method: str, own: float, rest: float, base: float | None = None, **controls: float) -> Matrix:
     inner = {r: {c: cell(own if r == c else rest, base, **(controls if r == c else {})) for c in ROWS} for r in ROWS}
     cells = {r: {**line, ALL: cell((own + rest) / 2, base)} for r, line in inner.items()}
     means = {r: near((own + rest) / 2) for r in ROWS}
-    return Matrix(method, ROWS, ROWS, cells, means, Generalization(near(own), near(rest), near(own - rest)))
+    margins = {name: near(own - value) for name, value in controls.items()}
+    return Matrix(method, ROWS, ROWS, cells, means, Generalization(near(own), near(rest), near(own - rest), margins))
 
 
 def flat(method: str, *rows: str, columns: Sequence[str] = ("x",), accuracy: float = 0.6, **more: float) -> Matrix:
@@ -69,8 +71,8 @@ def test_the_option_prior_explains_an_accuracy_from_its_interval_upwards(prior: 
     numbers = f"the diagonal of GRPO (95.0 % [94.0, 96.0], option prior {100 * prior:.1f} %)"
     if reached:
         assert found == (
-            f"The option prior, which sees no image, reaches {numbers}: this accuracy does not show that the model "
-            "uses the image."
+            f"The option prior, which sees no image, does not score significantly below {numbers}: this accuracy does "
+            "not show that the model uses the image."
         )
     else:
         assert found == f"The option prior, which sees no image, scores below {numbers}."
@@ -86,7 +88,11 @@ def test_several_methods_share_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("blank", "expected"),
     [
-        (0.94, "scores 94.0 %, with its own image 95.0 % [94.0, 96.0]: no evidence that the model uses the image."),
+        (
+            0.94,
+            "scores 94.0 %, with its own image 95.0 % [94.0, 96.0] (+1.0 [+0.0, +2.0] points): no evidence that "
+            "the model uses the image.",
+        ),
         (0.41, f"drops from 95.0 % to 41.0 % (chance 25.0 %): {REMAINS}."),
         # Wilson of 540 in 2,000 records begins at 25.1 %, of 530 at 24.6 %.
         (0.27, f"drops from 95.0 % to 27.0 % (chance 25.0 %): {REMAINS}."),
@@ -99,11 +105,11 @@ def test_a_blank_image(blank: float, expected: str) -> None:
     assert one(sentences, "blank image") == f"With a blank image, the diagonal of GRPO {expected}"
 
 
-def test_a_shuffled_image_shows_that_the_accuracy_depends_on_the_image() -> None:
+def test_a_shuffled_image_at_chance() -> None:
     found = one(said(square("SFT", 0.521, 0.4, shuffled_image=0.26)), "image of another record")
     assert found == (
         "With the image of another record of the same modality, the diagonal of SFT drops from 52.1 % to 26.0 % "
-        "(chance 25.0 %): the accuracy above chance depends on the record's own image."
+        "(chance 25.0 %): not significantly above chance."
     )
 
 
@@ -133,14 +139,16 @@ def test_a_control_above_chance_is_reported_beside_an_accuracy_at_chance() -> No
 def test_a_single_row_is_judged_by_its_own_column() -> None:
     cells = {"ct": {"ct": cell(0.9, option_prior=0.95), "mri": cell(0.4, option_prior=0.2), ALL: cell(0.65)}}
     alone = Matrix("GRPO", ("ct",), ROWS, cells, {"ct": near(0.65)}, None)
-    assert "reaches GRPO on CT (90.0 % [89.0, 91.0], option prior 95.0 %)" in one(said(alone), "option prior")
+    assert "does not score significantly below GRPO on CT (90.0 % [89.0, 91.0], option prior 95.0 %)" in one(
+        said(alone), "option prior"
+    )
 
 
 def test_rows_that_are_ways_of_training_are_named() -> None:
-    assert "reaches GRPO (reasoning No-Think) (60.0 %" in one(
+    assert "does not score significantly below GRPO (reasoning No-Think) (60.0 %" in one(
         said(flat("GRPO", "no_think", option_prior=0.7), rows="reasoning"), "option prior"
     )
-    assert "reaches shortcut 0.9 (60.0 %" in one(
+    assert "does not score significantly below shortcut 0.9 (60.0 %" in one(
         said(flat("trained", "0.9", option_prior=0.7), rows="data.shortcut"), "option prior"
     )
 

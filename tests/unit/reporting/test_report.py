@@ -94,7 +94,9 @@ def matrix(method: str = "grpo", seeds: int = 1, rows: Sequence[str] = ("ct", "m
             }
             names = tuple(f"{method}-{row}-{seed}" for seed in range(seeds))
             accuracy = estimate(0.601 + 0.1 * i - 0.03 * j)
-            cells.setdefault(row, {})[column] = TableCell(1200, 100, names, accuracy, 0.25, 0.4, gain, controls)
+            cells.setdefault(row, {})[column] = TableCell(
+                1200, 100, names, accuracy, 0.25, 0.4, gain, controls, {c: estimate(0.1) for c in controls}
+            )
     means = {row: estimate(0.5512) for row in rows}
     return Matrix(
         method, tuple(rows), ("ct", "mri"), cells, means, Generalization(estimate(0.7), estimate(0.5), estimate(0.2))
@@ -347,8 +349,8 @@ def test_the_overview_averages_methods_over_rows(tmp_path: Path, monkeypatch: py
     assert series["grpo"]["ct"].low == pytest.approx(0.611)
     # Wilson's interval of 480 of 1,200, by the formula
     assert series["Base"]["ct"].low == pytest.approx(0.37264, abs=1e-5)
-    assert by_row.keys() == {"Base", "no_think", "think_after"}
-    assert by_row["Base"]["ct"].value == pytest.approx(0.3)
+    assert list(by_row) == ["Base, no_think", "Base, think_after", "no_think", "think_after"]
+    assert [by_row[f"Base, {row}"]["ct"].value for row in m.rows] == pytest.approx([0.2, 0.4])
     assert by_row["think_after"]["mri"].value == pytest.approx(0.671)
 
 

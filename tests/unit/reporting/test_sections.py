@@ -11,7 +11,7 @@ from medr1.evaluation.sweep_tables import Matrix, SweepRun, SweepTables, TableCe
 from medr1.reporting.sections import measure_section, trend_section
 from tests.unit.evaluation.test_metrics import line
 
-CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {})
+CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {}, {})
 WORSE = replace(CELL, accuracy=Estimate(0.3, 0.2, 0.4))
 
 
@@ -80,6 +80,24 @@ def test_a_model_has_a_row_with_its_seeds_pooled_and_the_base_once() -> None:
         "Base",
         "GRPO",
         "SFT",
+    ]
+
+
+def test_methods_that_begin_with_other_models_have_a_base_each() -> None:
+    small, large = measured("1", "B"), measured("1", "A")
+    runs = [
+        run("a", "0", "small", small, small),
+        run("b", "0", "large", large, large),
+        run("c", "1", "large", large, large),
+    ]
+    section = measure_section(runs, "modality")
+    assert section is not None
+    ((_, table),) = section.tables
+    assert [row[:2] for row in table.rows] == [
+        ("CT", "Base, small"),
+        ("CT", "Base, large"),
+        ("CT", "small"),
+        ("CT", "large"),
     ]
 
 
