@@ -86,7 +86,7 @@ def open_session(
     """
     is_first = is_first_process()
     lock, engine = run.lock() if is_first else nullcontext(), ENGINES[cfg.rollout.kind]
-    with _one_storage_message(cfg, run), lock, engine.opened(cfg.rollout, run.path):
+    with _how_to_continue(cfg, run), lock, engine.opened(cfg.rollout, run.path):
         data = load_data(cfg)
         if is_first:
             for message in data.messages:
@@ -154,10 +154,14 @@ def load_data(cfg: CommonConfig) -> Dataset:
 
 
 @contextmanager
-def _one_storage_message(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]:
-    """Turns an error of storage, whatever library raises it, into one message."""
+def _how_to_continue(cfg: CommonConfig, run: RunDirectory) -> Iterator[None]:
+    """Says how a run that ends early is continued. An error of storage, whatever library raises it, has one message."""
     try:
         yield
+    except KeyboardInterrupt:
+        if is_first_process() and run.config.is_file():
+            log.info("interrupted. Continue with: %s%s", resume_command(cfg, run), _safe(run))
+        raise
     except (RewardError, ServerError) as error:
         if not run.config.is_file():
             raise type(error)(f"{error}. Then repeat the command; the run has not begun") from error

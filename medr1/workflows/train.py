@@ -200,9 +200,11 @@ def _fit(
     try:
         batches = Steps(training.make_batch, trainer, steps, iterations, cfg.data.dataloader_num_workers)
         trainer.fit(training.module, batches, ckpt_path=checkpoint)
-    except BaseException:
+    except BaseException as error:
         if trainer.strategy.launcher is not None:  # processes started by the launcher would wait for this one forever
             trainer.strategy.launcher.kill(signal.SIGKILL)
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # Lightning exits with 1
         raise
     state = strategy.trained_state_dict() if isinstance(strategy, ShardedStrategy) else None
     return state, None if best is None else best.found

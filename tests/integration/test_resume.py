@@ -58,15 +58,16 @@ def wait_for_checkpoint(output_dir: Path, step: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: Path) -> None:
     killed_dir = tmp_path / "killed"
     process = command("train.py", *SETTINGS, f"output_dir={killed_dir}")
     wait_for_checkpoint(killed_dir, 4)
     os.killpg(process.pid, how)
-    process.communicate(timeout=120)
+    printed = "".join(part or "" for part in process.communicate(timeout=120))
     killed = only_run(killed_dir)
-    assert process.returncode != 0 and not killed.model.exists()
+    assert ("Continue with: python train.py resume=" in printed) == (how is not signal.SIGKILL)
+    assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130) and not killed.model.exists()
     assert status_of(killed) == ("RUNNING" if how is signal.SIGKILL else "KILLED")
     run_command("train.py", f"resume={killed.path}")
     left_in_peace = train_here(tmp_path / "peace", *SETTINGS)
