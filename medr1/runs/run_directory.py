@@ -75,6 +75,15 @@ class RunDirectory:
         versions = (self.reward_source(name, version) for version in itertools.count(1))
         return list(itertools.takewhile(Path.is_file, versions))
 
+    def plugin_source(self, version: int) -> Path:
+        """The folder with the sources of the plugins, from 1; later ones were there when the run was resumed."""
+        return self.path / ("plugins" if version == 1 else f"plugins-{version}")
+
+    def plugin_sources(self) -> list[Path]:
+        """The folders with stored plugins, the latest last."""
+        versions = (self.plugin_source(version) for version in itertools.count(1))
+        return list(itertools.takewhile(Path.is_dir, versions))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the run for this process. The operating system releases the lock of a process that is killed.

@@ -20,6 +20,7 @@ from medr1 import rewards
 from medr1.config import axis_values, messages
 from medr1.config.enums import Distribution, Quantization, Resize, Tuning
 from medr1.config.naming import is_below
+from medr1.config.override_text import shell_word
 from medr1.config.paths import CONF, SWEEPS
 from medr1.config.processes import check_processes
 from medr1.config.registry import Registry
@@ -41,10 +42,11 @@ from medr1.generation.engines import ENGINES
 from medr1.runs.run_directory import RunDirectory, run_at, starting_weights
 from medr1.tracking.address import absolute_uri, is_server, without_password
 from medr1.training.algorithms import ALGORITHMS
+from medr1.workflows import plugin_sources
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
+from medr1.workflows.plugin_sources import PLUGINS_VARIABLE
 
 # The plugin folder of this process and of those it starts: workers of Hydra's launchers, runs of a sweep.
-PLUGINS_VARIABLE = "MEDR1_PLUGINS"
 
 T = TypeVar("T", bound=CommonConfig)
 
@@ -72,7 +74,8 @@ def use_plugins(words: Sequence[str]) -> None:
     Raises:
         ConfigError: there is no such folder, it may have come with the run, or one of its files cannot be imported.
     """
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    typed = (word.partition("=") for word in words if "=" in word)
+    given = {key: value.strip("'\"") for key, _, value in typed}
     folder = given.get("plugins")
     for key in ("resume", "run"):
         if folder is None and key in given:
@@ -81,11 +84,21 @@ def use_plugins(words: Sequence[str]) -> None:
             if folder is not None and Path(folder).resolve().is_relative_to(run.resolve().parent):
                 raise ConfigError(
                     f"{key}={run}: the plugins of this run, {folder}, lie beside it and may have come with it. They "
-                    f"are executed only if you name them: add plugins={folder}"
+                    f"are executed only if you name them: add {shell_word('plugins', folder)}"
                 )
+            if key == "resume" and folder is not None:
+                _check_unchanged(RunDirectory(run), Path(folder))
     if folder not in (None, "null"):
-        os.environ[PLUGINS_VARIABLE] = str(Path(str(folder).strip("'\"")).absolute())
+        os.environ[PLUGINS_VARIABLE] = str(Path(str(folder)).absolute())
     import_plugins()
+
+
+def _check_unchanged(run: RunDirectory, folder: Path) -> None:
+    if names := plugin_sources.changed(run, folder):
+        raise ConfigError(
+            f"resume={run.path}: plugins have changed since this run began: {', '.join(names)} in {folder}. It goes on "
+            f"with them as they are now only if you name them: add {shell_word('plugins', folder)}"
+        )
 
 
 def import_plugins() -> None:

@@ -36,7 +36,7 @@ from medr1.tracking.address import stored_run
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
-from medr1.workflows import reward_sources
+from medr1.workflows import plugin_sources, reward_sources
 from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ def open_session(
             run.store_config(OmegaConf.structured(replace(cfg, resume=None)))
 
         log_to(run.log)
+        plugin_sources.store(run)
         sources = reward_sources.store(cfg, run)
         log.info(_description(cfg, run, data, len(tested), str(facts["device"]), is_resumed))
         with _start_tracker(cfg, run, is_resumed) as tracker:

@@ -11,8 +11,11 @@ from medr1.config.registry import Registry
 from medr1.data.sources import SOURCES
 from medr1.errors import ConfigError
 from medr1.generation.engines import ENGINES
+from medr1.runs.run_directory import RunDirectory
 from medr1.training.algorithms import ALGORITHMS
-from medr1.workflows.components import PLUGINS_VARIABLE, import_plugins, use_plugins
+from medr1.workflows import plugin_sources
+from medr1.workflows.components import import_plugins, use_plugins
+from medr1.workflows.plugin_sources import PLUGINS_VARIABLE
 from tests.command_lines import Answer, run
 
 LENGTH = """
@@ -125,6 +128,31 @@ def test_plugins_that_came_with_a_run_are_executed_only_if_they_are_named(
     use_plugins([f"run={run_dir}"])
     assert marker.exists()
     sys.modules.pop("medr1_plugins.own")
+
+
+def test_plugins_that_have_changed_are_executed_only_if_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = RunDirectory(tmp_path / "runs" / "run (1)"), tmp_path / "mine"
+    write(folder, {"own.py": "X = 1"})
+    monkeypatch.setenv(PLUGINS_VARIABLE, str(folder))
+    plugin_sources.store(run)
+    run.config.write_text(f"plugins: {folder}\n")
+    use_plugins([f'resume="{run.path}"'])
+    assert sys.modules.pop("medr1_plugins.own").X == 1
+    write(folder, {"own.py": "X = 2", "more.py": "Y = 1"})
+    with pytest.raises(ConfigError, match=rf"since this run began: more\.py, own\.py in .*add plugins={folder}"):
+        use_plugins([f"resume={run.path}"])
+    assert "medr1_plugins.own" not in sys.modules
+    use_plugins([f"resume={run.path}", f"plugins={folder}"])
+    assert sys.modules.pop("medr1_plugins.own").X == 2 and sys.modules.pop("medr1_plugins.more")
+    plugin_sources.store(run)
+    assert [(place.name, (place / "own.py").read_text()) for place in run.plugin_sources()] == [
+        ("plugins", "X = 1"),
+        ("plugins-2", "X = 2"),
+    ]
+    use_plugins([f"resume={run.path}"])  # these are what the run goes on with
+    assert sys.modules.pop("medr1_plugins.own").X == 2 and sys.modules.pop("medr1_plugins.more")
 
 
 COMPONENT = """

@@ -25,8 +25,8 @@ from medr1.evaluation.predictions import read_predictions
 from medr1.models.export import save_policy
 from medr1.rewards import REWARDS, RewardFunction
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows.components import PLUGINS_VARIABLE
 from medr1.workflows.forecast import forecast_memory
+from medr1.workflows.plugin_sources import PLUGINS_VARIABLE
 from tests.composing import composed
 from tests.integration.conftest import train_here
 
