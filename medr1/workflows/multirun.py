@@ -31,6 +31,7 @@ from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.components import check_typed, checked
 from medr1.workflows.model_kinds import MODEL_KINDS
 from medr1.workflows.search import Search, begin_search, run_search
+from medr1.workflows.sweep_inputs import check_inputs
 from medr1.workflows.sweep_job import watch_remote_runs
 from medr1.workflows.sweep_runs import (
     ComposedRun,
@@ -280,6 +281,7 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
                 f"{directory.path} holds runs that vary {', '.join(sorted(old)) or 'nothing'}, such as {name}, and "
                 f"those of this command vary {', '.join(sorted(new)) or 'nothing'}; {advice}"
             )
+    check_inputs([(directory.run(job.name), runs[job.name].settings) for job in jobs if job.name in finished], advice)
     now: dict[str, str | None] = {}
     for job in jobs:
         environment, model = directory.run(job.name).environment, runs[job.name].settings.model

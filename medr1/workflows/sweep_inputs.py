@@ -1,0 +1,66 @@
+"""Checks that the finished runs of a repeated sweep had the plugins, reward functions and data that it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple
+from pathlib import Path
+
+from medr1 import rewards
+from medr1.atomic_write import read_json
+from medr1.config.settings import DataConfig, TrainConfig
+from medr1.data.tables import SUFFIXES
+from medr1.errors import ConfigError
+from medr1.runs.run_directory import RunDirectory
+from medr1.workflows import plugin_sources
+from medr1.workflows.plugin_sources import PLUGINS_VARIABLE
+
+_PLACES = ("path", "root", "splits")  # settings of data that name files or folders
+
+
+def check_inputs(runs: Iterable[tuple[RunDirectory, TrainConfig]], advice: str) -> None:
+    """Refuses finished runs that had other code or data than their settings name now.
+
+    Data are loaded only if one of their files was written after a run began.
+
+    Raises:
+        ConfigError: names the run, what has changed, and ``advice``. DataError: see ``load_dataset``.
+    """
+    fingerprints: dict[str, str] = {}
+    for run, settings in runs:
+        if changed := [*_changed_code(run, settings)]:
+            raise ConfigError(f"{run.path} had other code: {', '.join(changed)} changed since; {advice}")
+        if not (newer := _newer_file(settings.data, run.environment.stat().st_mtime)):
+            continue
+        key = repr((astuple(settings.data), settings.modality, settings.question_type))
+        if key not in fingerprints:
+            from medr1.workflows.session import load_data
+
+            fingerprints[key] = load_data(settings).fingerprint
+        if fingerprints[key] != read_json(run.environment)["data_fingerprint"]:
+            raise ConfigError(f"{run.path} had other data: {newer} was written since; {advice}")
+
+
+def _changed_code(run: RunDirectory, settings: TrainConfig) -> Iterator[str]:
+    if folder := os.environ.get(PLUGINS_VARIABLE):
+        yield from (str(Path(folder) / name) for name in plugin_sources.changed(run, Path(folder)))
+    for name, own in rewards.locate_own(settings.reward).items():
+        stored = run.reward_sources(name)
+        if stored and stored[-1].read_text(encoding="utf-8") != own.source:
+            yield str(own.file)
+
+
+def _newer_file(data: DataConfig, began: float) -> Path | None:
+    """A file with questions that was written after ``began``, in seconds since the epoch."""
+    return next((file for file in _question_files(data) if file.stat().st_mtime > began), None)
+
+
+def _question_files(data: DataConfig) -> Iterable[Path]:
+    for one in (data, *getattr(data, "sets", {}).values()):
+        for name in _PLACES:
+            place = Path(str(getattr(one, name, None) or ""))
+            if place.is_file():
+                yield place
+            elif str(place) != "." and place.is_dir():
+                yield from (file for file in place.rglob("*") if file.suffix in SUFFIXES)
