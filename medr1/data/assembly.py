@@ -145,12 +145,18 @@ def count_reasons(bad: Iterable[BadRecord]) -> dict[str, int]:
 
 def leak_messages(leaks: Mapping[str, Any]) -> list[str]:
     """What the log says of ``count_leaks``."""
-    if not leaks["records_by_content"]:
-        return []
-    return [
-        f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
-        f"in training ({leaks['records_by_path']} by path); data.split=image_grouped avoids this"
-    ]
+    messages = []
+    if leaks["records_by_content"]:
+        messages.append(
+            f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
+            f"in training ({leaks['records_by_path']} by path); data.split=image_grouped avoids this"
+        )
+    if leaks.get("records_by_group"):
+        messages.append(
+            f"{leaks['records_by_group']} of {leaks['test_records']} test questions belong to a group of "
+            "data.columns.group that also occurs in training; data.split=image_grouped avoids this"
+        )
+    return messages
 
 
 def note_messages(notes: Sequence[str]) -> list[str]:
@@ -170,7 +176,7 @@ def _report_bad(place: str, bad: list[BadRecord], on_bad: OnBadRecord, remedy: s
     first = {record.reason: record for record in reversed(bad)}.values()  # each reason gets an example
     examples = [str(record) for record in [*first, *(record for record in bad if record not in first)][:EXAMPLES]]
     more = [f"… and {len(bad) - EXAMPLES} more"] if len(bad) > EXAMPLES else []
-    listing = "\n  ".join([summary, *examples, *more])
+    listing = "\n  ".join([summary, *examples, *more, "The first record of a file is #0."])
     if on_bad is OnBadRecord.skip and not remedy:
         log.warning("%d record(s) cannot be used and are skipped: %s", len(bad), listing)
         return
@@ -207,6 +213,7 @@ def _fingerprint(records: Iterable[tuple[str, Record]], images: Mapping[str, Ima
                 *(part, r.id, *(fact for i in stored_images(r) for fact in (i.path, images[i.path].sha256))),
                 *(r.modality, r.question_type, r.question, list(r.options.items()), r.answer),
                 *([r.rationale] if r.rationale else []),
+                *([{"group": r.group}] if r.group else []),
             ]
         )
         for part, r in records

@@ -1,8 +1,9 @@
-"""Divides records into training and test so that they share no image, and counts the images that they share."""
+"""Divides records into training and test so that they share no image or group, and counts what they share."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -17,7 +18,7 @@ def stored_images(record: Record) -> tuple[StoredImage, ...]:
 
 
 def image_grouped_parts(records: Sequence[Record], test_fraction: float, seed: int) -> list[str]:
-    """The part of each record, "train" or "test". No image content is in both.
+    """The part of each record, "train" or "test". No image content and no group of records is in both.
 
     Contents of each modality are taken in the order of a seeded hash, as long as the records stay within the fraction.
     A content that records of several modalities share counts for the modality of its first record. A modality with two
@@ -42,7 +43,7 @@ def image_grouped_parts(records: Sequence[Record], test_fraction: float, seed: i
 
 
 def validation_parts(records: Sequence[Record], fraction: float, excluded: Iterable[Record] = ()) -> list[bool]:
-    """Whether each record is for validation. No image content is in both parts, or also in ``excluded``.
+    """Whether each record is for validation. No image content and no group is in both parts, or also in ``excluded``.
 
     Contents of each benchmark, modality and question type are taken in the order of a hash, as long as the records stay
     within the fraction. Of two or more at least one is taken, the smallest if none stays within it. A content with
@@ -83,7 +84,8 @@ def shared_images(records: Iterable[Record], others: Iterable[Record]) -> list[R
 
 
 def _groups(records: Iterable[Record]) -> list[str]:
-    """For each record the first of the image contents that it is connected with, by records that show several."""
+    """For each record the first of the image contents that it is connected with, by records that show several or belong
+    to one group."""
     parent: dict[str, str] = {}
 
     def root(content: str) -> str:
@@ -91,7 +93,7 @@ def _groups(records: Iterable[Record]) -> list[str]:
             parent[content] = content = parent[parent[content]]
         return content
 
-    contents = [_keys(record) for record in records]
+    contents = [[*_keys(record), *_group_keys(record)] for record in records]
     for first, *others in contents:
         for other in others:
             low, high = sorted((root(first), root(other)))
@@ -114,6 +116,7 @@ def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, An
 def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
     paths = {image.path for record in train for image in stored_images(record)}
     contents = {key for record in train for key in _keys(record)}
+    groups = {record.group for record in train if record.group}
     images = {i.path: key for r in test for i, key in zip(stored_images(r), _keys(r), strict=True)}
     return {
         "test_records": len(test),
@@ -122,6 +125,7 @@ def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
         "images_by_path": len(images.keys() & paths),
         "records_by_content": sum(not contents.isdisjoint(_keys(record)) for record in test),
         "images_by_content": sum(content in contents for content in images.values()),
+        **({"records_by_group": sum(r.group in groups for r in test if r.group)} if groups else {}),
     }
 
 
@@ -131,8 +135,14 @@ def file_hashes(record: Record) -> list[str]:
 
 
 def _keys_and_files(record: Record) -> list[str]:
-    """What a record's images are recognized by. Images of several data sets have other keys for the same file."""
-    return [*_keys(record), *file_hashes(record)]
+    """What a record's images are recognized by, and its group. Images of several data sets have other keys for the same
+    file."""
+    return [*_keys(record), *file_hashes(record), *_group_keys(record)]
+
+
+def _group_keys(record: Record) -> list[str]:
+    """A name that no image content has, for the group of a record that has one."""
+    return [json.dumps(["group", record.benchmark, record.group])] if record.group else []
 
 
 def _keys(record: Record) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ class Record:
     always in alphabetical order. ``rationale`` is empty if the data has none. ``origin`` names the file and the
     position in it, ``dataset`` the data set that the record was collected from, empty if there is only one.
     ``modality`` and ``question_type`` have the values of the data, or are ``UNSPECIFIED``. ``benchmark`` is the set of
-    ``data=benchmarks``.
+    ``data=benchmarks``. ``group``: records of one patient or study share it; "" if the data does not say.
     """
 
     id: str
@@ -98,6 +98,7 @@ class Record:
     origin: str = ""
     dataset: str = field(default="", repr=False)  # fingerprints are made of repr
     benchmark: str = field(default=UNSPECIFIED, repr=False)
+    group: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not self.images:

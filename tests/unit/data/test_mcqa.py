@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from medr1.cli.main import CONF
 from medr1.config.schema import register
@@ -587,3 +589,55 @@ def test_settings_without_effect_are_refused(
     words = ("data=mcqa", "data.path=.", *words)
     with pytest.raises(ConfigError, match=refused):
         check_typed([composed("evaluate", *words)], [word.partition("=")[0] for word in words])
+
+
+def patients(count: int = 12, images: int = 3) -> list[dict[str, Any]]:
+    """Questions on several images of each patient; the patient is a number."""
+    return [
+        {**row, "patient": n // images, "image": base64.b64encode(noise(n)).decode()}
+        for n, row in enumerate(rows(count * images))
+    ]
+
+
+def noise(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(256, size=(16, 16), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
+
+
+def test_the_images_of_a_patient_stay_in_one_part(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "q.jsonl", patients())
+    words = ("data.test_fraction=0.3", "data.validation_fraction=0.3")
+    apart = load(tmp_path / "q.jsonl", *words)
+    found = load(tmp_path / "q.jsonl", *words, "data.columns.group=patient")
+    assert found.fingerprint != apart.fingerprint
+
+    def parts_of(dataset: Dataset) -> list[set[int]]:
+        number = [
+            {int(r.question.split()[-1].strip("?")) // 3 for r in part}
+            for part in (dataset.train, dataset.validation, dataset.test)
+        ]
+        assert all(number)
+        return number
+
+    assert set.intersection(*parts_of(apart)[::2])  # without the column
+    one, two, three = parts_of(found)
+    assert not one & two and not one & three and not two & three and len(one | two | three) == 12
+    assert "divided by image content and column 'patient'" in "".join(found.messages)
+
+
+def test_patients_that_the_data_divide_are_counted(tmp_path: Path) -> None:
+    made = [row | {"split": "test" if n % 3 == 2 and n < 9 else "train"} for n, row in enumerate(patients())]
+    write_json_lines(tmp_path / "q.jsonl", made)
+    found = load(tmp_path / "q.jsonl", "data.columns.group=patient")
+    assert found.facts["leaks"]["records_by_group"] == 3
+    assert "3 of 3 test questions belong to a group" in "".join(found.messages)
+    assert "records_by_group" not in load(tmp_path / "q.jsonl").facts["leaks"]
+
+
+def test_a_missing_patient_is_refused(tmp_path: Path) -> None:
+    write_json_lines(
+        tmp_path / "q.jsonl", [row | {"patient": None if n == 4 else "p"} for n, row in enumerate(patients())]
+    )
+    with pytest.raises(DataError, match=r"record #4.*column 'patient' is empty"):
+        load(tmp_path / "q.jsonl", "data.columns.group=patient", "data.on_bad_record=error")

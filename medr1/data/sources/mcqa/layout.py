@@ -113,6 +113,7 @@ class RawQuestion:
     dataset: str = ""
     rationale: str = ""
     part: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

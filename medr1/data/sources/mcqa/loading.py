@@ -200,6 +200,7 @@ def _record(raw: RawQuestion, item: Input, position: str, files: ImageFiles, axe
         rationale=raw.rationale,
         origin=f"{item.table.file} {position}",
         dataset=raw.dataset,
+        group=raw.group,
     )
 
 

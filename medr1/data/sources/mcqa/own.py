@@ -57,7 +57,8 @@ def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
         division,
         place=settings.path,
     )
-    how = "by files" if by_file else f"by column {split!r}" if split else "by image content"
+    content = "by image content" + (f" and column {columns.group!r}" if columns.group else "")
+    how = "by files" if by_file else f"by column {split!r}" if split else content
     skipped = [] if any(settings.files.train) or any(settings.files.test) else _skipped(path)
     dataset.facts["counts"]["files_skipped"] = len(skipped)
     if skipped:
@@ -152,7 +153,18 @@ def _needed(columns: ColumnsConfig, split: str | None) -> dict[str, str]:
 
 
 def _named(columns: ColumnsConfig) -> Iterator[tuple[str, str]]:
-    for key in ("image", "question", "options", "answer", "id", "modality", "question_type", "rationale", "dataset"):
+    for key in (
+        "image",
+        "question",
+        "options",
+        "answer",
+        "id",
+        "modality",
+        "question_type",
+        "rationale",
+        "dataset",
+        "group",
+    ):
         value = getattr(columns, key)
         for name in value if isinstance(value, list) else [value]:
             if name is not None:
@@ -180,4 +192,5 @@ def _question(cells: Cells, settings: McqaConfig, split: str | None) -> RawQuest
         dataset=cells.text_or_none(columns.dataset or "dataset") or "",
         rationale=cells.text_or_none(columns.rationale or "rationale") or "",
         part=(cells.text(split) if split else ""),
+        group=(cells.text(columns.group) if columns.group else ""),
     )
