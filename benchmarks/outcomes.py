@@ -18,7 +18,7 @@ from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import check_rationales
 from medr1.evaluation.sweep_tables import ALL
 
-RESAMPLES = 2000
+RESAMPLES = 20_000
 PLATEAU = 0.01  # a training has ended if its last third of validations is at most so much above the third before
 RATIONALE = "algorithm.rationale"  # whether SFT is trained on rationales; an axis where a sweep has both
 LENIENT = "lenient"  # the condition of the base with lenient parsing

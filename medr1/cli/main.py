@@ -104,7 +104,9 @@ def entry_point(command: str) -> None:
             if {"--help", "-h"} & set(sys.argv[1:]):
                 print(help_text(command))
                 return
-            sys.argv[1:] = expand_sets(sys.argv[1:])
+            # argparse takes the words on one side of a flag only, so that -m among overrides would refuse some of them.
+            flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+            sys.argv[1:] = [*flags[:1], *expand_sets([word for word in sys.argv[1:] if word not in flags])]
             others = (*_OTHER_GROUPS, "sweep") if command == "train" else _OTHER_GROUPS
             typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *others))
             refuse_numbers(typed, lambda key: _is_text(_SCHEMAS[command], key))

@@ -66,7 +66,7 @@ _ABBREVIATION = re.compile(r"\b(?:e\. ?g|i\. ?e|c\. ?f)\b")
 _MAX_OPTION_LENGTH = 2000
 
 # A capital letter that stands alone, but neither the article "A" nor the pronoun "I" before a lower-case word.
-_LETTER = (
+LETTER = (
     r"(?<![A-Za-z])(?!A\s+(?!(?:and|as|because|but|due|for|is|nor|or|since|to|was|which|with)\b)[a-z])"
     r"(?!I\s+(?!(?:because|is|nor|or|since)\b)[a-z])([A-J])(?![A-Za-z])"
 )
@@ -76,12 +76,12 @@ _NOT_DENIED = "".join(
     for word in (r"\bnot ", "n't ", r"\bunlike ", r"\bthan ")
     for noun in ("", "option ", "choice ", "answer ")
 )
-_LONE_LETTER = re.compile(_NOT_DENIED + _LETTER)
+_LONE_LETTER = re.compile(_NOT_DENIED + LETTER)
 # Outside blocks a letter before a lower-case word may be part of a name, as in "B cells". It counts if "option" or the
 # like stands before it, or one of some verbs and conjunctions behind it.
 _LONE_IN_TEXT = re.compile(
     _NOT_DENIED + r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
-    rf"{_LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|seems|shows|since|was|would)\b)[a-z]))"
+    rf"{LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|seems|shows|since|was|would)\b)[a-z]))"
 )
 # What may stand between "the answer is" and the letter: marks, \\boxed{ of LaTeX, and "option".
 _MARKS = r"[\s:*(<\[\"'`$\u201c\u2018]"
@@ -91,10 +91,10 @@ _OPENING = rf"(?:{_MARKS}|\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{{|(?i:(?:opt
 _SUBJECT = r"(?:answer|(?:correct|right|best) (?:option|choice))"
 _VERB = r"(?:is|would be|must be|should be)"
 _STATED = re.compile(
-    rf"(?i:\b{_SUBJECT}(?:(?:\s+[\w']+){{0,6}}?\s+{_VERB}\b|[\s*]*[:(])){_OPENING}{_LETTER}|"
+    rf"(?i:\b{_SUBJECT}(?:(?:\s+[\w']+){{0,6}}?\s+{_VERB}\b|[\s*]*[:(])){_OPENING}{LETTER}|"
     rf"{_NOT_DENIED}(?i:\b(?:answer|option|choice)[\s:*(]+)([A-J])(?=[\s)*]*(?:$|[.,;\n]))|"
-    rf"(?i:\bI(?: will| would|'ll|'d)? (?:choose|pick|select)(?: (?:option|choice|answer))?[\s:*(]+){_LETTER}|"
-    rf"{_LETTER}[\s*)\"'`]*\s{_VERB} (?:the )?(?:most likely )?(?:correct|right|best)\b"
+    rf"(?i:\bI(?: will| would|'ll|'d)? (?:choose|pick|select)(?: (?:option|choice|answer))?[\s:*(]+){LETTER}|"
+    rf"{LETTER}[\s*)\"'`]*\s{_VERB} (?:the )?(?:most likely )?(?:correct|right|best)\b"
 )
 # A second letter of the same statement: "B or C", "A and B".
 _AND_ANOTHER = re.compile(

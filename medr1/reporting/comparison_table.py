@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
-from medr1.reporting.formatting import interval, p_value, percent, value_labels, with_interval
-from medr1.reporting.result_table import ABSENT, SECTIONS, ResultTable
+from medr1.reporting.formatting import p_value, percent, value_labels
+from medr1.reporting.result_table import ABSENT, SECTIONS, SHORT, ResultTable, compact_interval
 
 
 def render_comparison(
@@ -40,9 +40,9 @@ def render_comparison(
                 str(a.n),
                 percent(a.chance),
                 *(_accuracy(None if summary is None else cell_of(summary)) for summary in blind),
-                with_interval(a.accuracy),
-                with_interval(b.accuracy),
-                f"{percent(contrast.difference.value, '+')} {interval(contrast.difference, '+')}",
+                compact_interval(a.accuracy),
+                compact_interval(b.accuracy),
+                compact_interval(contrast.difference, "+"),
                 p_value(contrast.p) + ("*" if contrast.p_holm < 0.05 else " "),
             )
         )
@@ -52,7 +52,8 @@ def render_comparison(
         if family:
             rows.append((title,))
         for value, name in value_labels(family).items():
-            add(name, family[value], lambda summary, axis=axis, value=value: getattr(summary, axis).get(value))  # type: ignore[misc]
+            short = SHORT.get(value, name)
+            add(short, family[value], lambda summary, axis=axis, value=value: getattr(summary, axis).get(value))  # type: ignore[misc]
     rows.append(("Overall",))
     add("All questions", comparison.overall, lambda summary: summary.overall)
     notes = (*_notes(comparison, left_out, same_data), *_prior_note(controls))
@@ -73,7 +74,7 @@ def _notes(comparison: Comparison, left_out: Sequence[int], same_data: bool) -> 
     yield f"In %. A: {comparison.a}. B: {comparison.b}."
     yield f"n: records that both runs answered; left out: {left_out[0]} of A and {left_out[1]} of B."
     if not same_data:
-        yield "The data fingerprints of A and B differ. Options and answers of these records are the same;"
-        yield "whether their images are was not checked."
+        yield "The data fingerprints of A and B differ. The correct letters and numbers of options are the same;"
+        yield "whether texts and images are was not checked."
     yield "B \N{MINUS SIGN} A: cluster bootstrap over images; p: exact McNemar test;"
     yield "*: below .05 after Holm's correction over the rows of its section."

@@ -20,7 +20,7 @@ from medr1.reporting.formatting import markdown, p_value, value_labels
 SECTIONS = (("By modality", "by_modality"), ("By type", "by_question_type"), ("By benchmark", "by_benchmark"))
 TRAINED_MARK = "\N{DAGGER}"
 ABSENT = "-"
-_SHORT: dict[str, str] = {QuestionType.LESION: "Lesion"}
+SHORT: dict[str, str] = {QuestionType.LESION: "Lesion"}
 # In the order of their columns. Shuffled image and surface cues do not fit into 100 columns; summary.json has them.
 _TITLES = {
     Condition.OPTION_PRIOR: "option\nprior",
@@ -104,7 +104,7 @@ def render_results(
             rows.append((title,))
         for value, name in value_labels(values).items():
             of_value = {c: cells[value] for c, cells in by_value.items() if value in cells}
-            add(_SHORT.get(value, name) + TRAINED_MARK * (value in trained), of_value, contrasts.get(value))
+            add(SHORT.get(value, name) + TRAINED_MARK * (value in trained), of_value, contrasts.get(value))
     rows.append(("Overall",))
     add("All questions", {c: s.overall for c, s in summaries.items()}, comparison.overall if comparison else None)
     return ResultTable(tuple(titles), tuple(rows), tuple(_notes(summaries, conditions, comparison, rows)))
@@ -122,11 +122,11 @@ def _numbers(
     for condition in conditions[:-1]:
         yield _percent(cells[condition].accuracy.value) if condition in cells else ABSENT
     if cell:
-        yield _with_interval(cell.accuracy)
+        yield compact_interval(cell.accuracy)
     else:
         yield ABSENT
     if compared and contrast:
-        yield _with_interval(contrast.difference, "+")
+        yield compact_interval(contrast.difference, "+")
         yield p_value(contrast.p) + ("*" if contrast.p_holm < 0.05 else " ")
     elif compared:
         yield from (ABSENT, ABSENT)
@@ -134,7 +134,7 @@ def _numbers(
     yield _percent(cell.unparsed_rate) if cell else ABSENT
 
 
-def _with_interval(estimate: Estimate, sign: str = "") -> str:
+def compact_interval(estimate: Estimate, sign: str = "") -> str:
     """The value alone if a bootstrap of too few images gives no interval."""
     if estimate.low == estimate.high:
         return _percent(estimate.value, sign)

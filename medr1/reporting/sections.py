@@ -42,12 +42,17 @@ _TITLES = (
 Groups = Mapping[tuple[str, str], list[Prediction]]  # by row and method
 
 
-def selection_section(choices: Sequence[Choice], metric: str) -> Section:
-    """Which settings were chosen by a validation metric, and the metric of the others."""
+def selection_section(choices: Sequence[Choice], metric: str, unfinished: int) -> Section:
+    """Which settings were chosen by a validation metric, and the metric of the others.
+
+    ``unfinished``: number of runs without one.
+    """
     best = "largest" if greater_is_better(metric) else "smallest"
     sentences = [
         f"The settings were chosen by the {best} {metric}, the mean over seeds; the tables show the chosen runs alone."
     ]
+    if unfinished:
+        sentences.append(f"{unfinished} runs of the sweep are not finished; their settings were not compared.")
     rows: list[tuple[str, ...]] = []
     for choice in choices:
         cell = ", ".join(f"{axis_label(axis)} {label(value)}" for axis, value in choice.cell.items()) or "all"

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from medr1.config.messages import closest
 from medr1.config.own_function import OwnFunction, load, locate
 from medr1.config.registry import source_file
 from medr1.config.settings import RewardConfig
@@ -242,6 +243,8 @@ def check(config: RewardConfig) -> None:
         weight = settings.get("weight")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             hint = "; for a penalty, let the function return negative numbers" if weight is not None else ""
+            if weight is None and (near := closest("weight", settings, cutoff=0.7)):
+                hint = f"; {near[0]} is given, which is no weight"
             raise ConfigError(f"{key}.weight={weight}: must be a number, at least 0{hint}")
         for setting, value in settings.items():
             if setting in _OF_EVERY_FUNCTION or (setting not in own and reward.takes_any_setting):

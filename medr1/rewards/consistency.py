@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from medr1.domain.reasoning import ReasoningMode, parse
+from medr1.domain.reasoning import LETTER, ReasoningMode, parse
 from medr1.domain.records import Record
 from medr1.domain.texts import plain_line
 from medr1.rewards import reward_function
 
-# "the answer is (B)", "option B", "choice: B". The letter is a capital, so that "the answer is a nodule" names none.
-_CONCLUSION = re.compile(r"\b(?i:answer|option|choice)(?: (?i:is|would be|must be))?:? ?\(?([A-J])\b(?!\w|')")
+# "the answer is (B)", "option B", "choice: B", but neither "the answer is a nodule" nor "answer: A nodule".
+_CONCLUSION = re.compile(rf"\b(?i:answer|option|choice)(?: (?i:is|would be|must be))?:? ?\(?{LETTER}(?!\w|')")
 
 
 @reward_function("consistency", maximum=1.0)

@@ -200,7 +200,8 @@ class RunDirectory:
         """
         if not self.model.is_dir():
             raise CheckpointError(
-                f"{self.path} has no trained model yet; finish it with train.py {shell_word('resume', self.path)}"
+                f"{self.path} has no trained model yet; finish it with "
+                f"python train.py {shell_word('resume', self.path)}"
             )
         if checkpoint is CheckpointChoice.best and not self.best.is_file():
             raise CheckpointError(

@@ -168,7 +168,7 @@ class GRPOModule(PolicyModule):
             truncated = torch.cat([micro.completions.truncated for micro in micro_batches]).float()
             gathered = self.gather(torch.stack([rollout.scores.to(self.device), lengths, truncated, *rewards]))
             all_scores, all_lengths, all_truncated, *all_rewards = gathered
-            all_advantages = advantages(s.adv_estimator, self._outcomes(all_scores, all_lengths, rollout.records))
+            all_advantages = self.advantages(self._outcomes(all_scores, all_lengths, rollout.records))
             own_advantages = self._own(all_advantages)
             sizes = [len(micro.texts) for micro in micro_batches]
             for micro, of_micro in zip(micro_batches, torch.split(own_advantages, sizes), strict=True):
@@ -205,6 +205,10 @@ class GRPOModule(PolicyModule):
             "completion_clipped_ratio": all_truncated.mean(),
             "grad_norm": grad_norm,
         }
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        """The advantages [R] of the completions of all processes. A variant of GRPO overrides this."""
+        return advantages(self.settings.adv_estimator, outcomes)
 
     @property
     def _masks_images(self) -> bool:

@@ -44,7 +44,9 @@ def export_run(
     if os.path.lexists(target):
         raise ConfigError(f"export={target} exists already; name a new directory")
     if not run.results.is_file() or not run.summary.is_file():
-        raise ConfigError(f"{run.path} has no results yet; finish it with train.py {shell_word('resume', run.path)}")
+        raise ConfigError(
+            f"{run.path} has no results yet; finish it with python train.py {shell_word('resume', run.path)}"
+        )
     if not merge and choice.adapter is None:
         raise ConfigError(f"merge=false: {run.path} was trained in full and has no adapter; leave out merge=false")
     try:

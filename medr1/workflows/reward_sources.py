@@ -8,13 +8,13 @@ directory. ``evaluate.py`` computes no rewards and executes none.
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from medr1 import rewards
 from medr1.atomic_write import write_text
+from medr1.config.override_text import shell_word
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.errors import ConfigError
 from medr1.runs.run_directory import RunDirectory
@@ -31,8 +31,9 @@ def function_keys(cfg: CommonConfig) -> list[str]:
 def function_overrides(cfg: CommonConfig) -> str:
     """The functions of the user's own as overrides of a command, each after a space."""
     assert isinstance(cfg, TrainConfig)
-    given = [f"{key}={cfg.reward.functions[key.split('.')[2]]['function']}" for key in function_keys(cfg)]
-    return "".join(f" {shlex.quote(override)}" for override in given)
+    return "".join(
+        f" {shell_word(key, cfg.reward.functions[key.split('.')[2]]['function'])}" for key in function_keys(cfg)
+    )
 
 
 def give_again(cfg: CommonConfig, key: str, function: Any) -> None:

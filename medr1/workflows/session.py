@@ -196,9 +196,10 @@ def _description(
         count = trainer.devices * trainer.num_nodes
         device = f"{count} x {device}" if count > 1 else device
         steps = f", {cfg.algorithm.name}, {trainer.max_steps} steps of {trainer.train_batch_size} prompts"
+    limit = f" of {len(data.test)} (evaluation.limit={cfg.evaluation.limit})" if tested < len(data.test) else ""
     return (
         f"{'resumed: ' if is_resumed else ''}model {cfg.model.name} on {device}{steps}, data {cfg.data.name} with "
-        f"{len(data.train)} training and {tested} test records, run directory {run.path}"
+        f"{len(data.train)} training and {tested}{limit} test records, run directory {run.path}"
     )
 
 

@@ -81,7 +81,7 @@ def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool =
         selection.append(
             search_section(trials, choices, manifest.select, manifest.searched)
             if manifest.searched
-            else selection_section(choices, manifest.select)
+            else selection_section(choices, manifest.select, len(states) - len(finished))
         )
         # Of the options that were not chosen nothing is shown but their validation.
         axes = {name: {**choice.cell, "seed": axes[name]["seed"]} for choice in choices for name in choice.chosen.runs}

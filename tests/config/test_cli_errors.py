@@ -43,6 +43,8 @@ TYPED: dict[str, list[str]] = {
     "sweep=shortcut hydra/launcher=joblb": ["hydra/launcher=joblb", '".[launchers]" has joblib', '".[ray]"'],
     "launcher=local": ["launcher=local", "add -m"],
     "-m seed=0,1 data.image_size=84,100": ["data.image_size=100: ", "use data.image_size=112"],
+    "modality=ct,xay -m": ["modality=xay", "Did you mean 'xray'"],
+    "+reward.functions.tag_count={weigth:0.5}": ["tag_count.weight=None", "weigth is given, which is no weight"],
     "-m sead=0,1": ["'sead'", "Did you mean 'seed'"],
     "modalty=ct": ["'modalty'", "Did you mean 'modality'"],
     "debg=quick": ["'debg'", "Did you mean 'debug'"],

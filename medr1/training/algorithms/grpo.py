@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medr1.models.processor import Processor
     from medr1.tracking.tracker import AnyTracker
     from medr1.training.batches import Distortion
+    from medr1.training.grpo import GRPOModule
     from medr1.training.module import PolicyModule
 
 
@@ -196,11 +197,10 @@ class GRPO(Algorithm[GRPOConfig]):
         from medr1.rewards import compute_rewards
         from medr1.training.batches import RecordBatches
         from medr1.training.callbacks import CompletionsTable
-        from medr1.training.grpo import GRPOModule
 
         settings, mode = self.settings_of(cfg), ReasoningMode(cfg.reasoning.mode)
         weights = {name: float(function["weight"]) for name, function in cfg.reward.functions.items()}
-        module = GRPOModule(
+        module = self.module()(
             policy,
             make_reference(policy, is_sharded=cfg.trainer.is_sharded) if settings.objective.beta > 0 else None,
             settings,
@@ -223,6 +223,12 @@ class GRPO(Algorithm[GRPOConfig]):
             callbacks.append(CompletionsTable(tracker, batches.load, mode, every, tracking.num_completions))
         return Training(module, batches.rollout, callbacks)
 
+    def module(self) -> type[GRPOModule]:
+        """The class of the training module. A variant of GRPO in a plugin gives a subclass."""
+        from medr1.training.grpo import GRPOModule
+
+        return GRPOModule
+
     def num_iterations(self, settings: GRPOConfig) -> int:
         return settings.num_iterations
 
@@ -240,10 +246,9 @@ class GRPO(Algorithm[GRPOConfig]):
         from medr1.models.tensors import map_tensors
         from medr1.rewards import Rewards
         from medr1.training.batches import RolloutBatch
-        from medr1.training.grpo import GRPOModule
 
         s = settings.sampling
-        module = GRPOModule(
+        module = self.module()(
             policy,
             make_reference(policy) if settings.objective.beta > 0 else None,
             # The estimator, which may need rewards and records, has no tensors of a size that matters.

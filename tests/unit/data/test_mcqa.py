@@ -641,3 +641,9 @@ def test_a_missing_patient_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"record #4.*column 'patient' is empty"):
         load(tmp_path / "q.jsonl", "data.columns.group=patient", "data.on_bad_record=error")
+
+
+def test_a_table_with_other_separators_is_named(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("image;question;options;answer\n1.png;What?;a|b;A\n")
+    with pytest.raises(DataError, match=r"single column 'image;question;options;answer', whose parts .* ';'"):
+        load(tmp_path / "q.csv")

@@ -104,6 +104,8 @@ OPTIONS = {
         ("the answer would be A", "A"),
         ("a Renal  cyst is seen, so the answer is A", "A"),
         ("the answer is a nodule", None),
+        ("Final answer: A renal cyst is seen", "B"),
+        ("the best choice: A nodule (solid)", "D"),
         ("the answer is J", None),
         ("the answer isn't clear", None),
         ("option A's border", None),

@@ -138,7 +138,7 @@ def test_the_latest_checkpoint_has_the_highest_step(run: RunDirectory) -> None:
 
 
 def test_a_model_is_there_when_training_has_ended(run: RunDirectory) -> None:
-    with pytest.raises(CheckpointError, match=r"no trained model yet; finish it with train\.py resume="):
+    with pytest.raises(CheckpointError, match=r"no trained model yet; finish it with python train\.py resume="):
         run.weights("base")
     run.model.mkdir(parents=True)
     assert run.weights("base") == (str(run.model), None)

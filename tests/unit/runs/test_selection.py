@@ -51,8 +51,9 @@ def test_each_row_and_algorithm_has_the_best_mean_over_seeds(metric: str, expect
     assert [choice.chosen.runs for choice in choices] == expected
     assert choices[0].cell == {"modality": "ct", "algorithm": "sft"}
     assert [option.value for option in choices[0].options] == pytest.approx([0.6, 0.55])
-    section = selection_section(choices, metric)
-    assert metric in section.paragraphs[0] and "algorithm.learning_rate=" in section.paragraphs[1]
+    section = selection_section(choices, metric, 2)
+    assert metric in section.paragraphs[0] and "algorithm.learning_rate=" in section.paragraphs[2]
+    assert section.paragraphs[1] == "2 runs of the sweep are not finished; their settings were not compared."
     (_, table), *_ = section.tables
     assert [row[-1] for row in table.rows].count("chosen") == 3 and len(table.rows) == 6
 
@@ -64,7 +65,7 @@ def test_an_option_whose_run_failed_is_not_compared_with_the_mean_of_others() ->
     choices = choose({name: AXES[name] for name in finished}, values, "modality", "validation/accuracy")
     assert choices[0].chosen.runs == ["a", "b"]
     assert [option.runs for option in choices[0].incomplete] == [["c"]]
-    (_, table), *_ = selection_section(choices, "validation/accuracy").tables
+    (_, table), *_ = selection_section(choices, "validation/accuracy", 0).tables
     assert [row[-1] for row in table.rows].count("not compared: seeds missing") == 1
 
 

@@ -209,6 +209,11 @@ def _check_columns(table: Table, seen: Collection[str], columns: Mapping[str, st
     for column, remedy in columns.items() if seen else ():
         if column not in seen:
             known = list(seen)
+            if len(known) == 1 and (sign := next((sign for sign in ";\t|" if sign in known[0]), None)):
+                raise DataError(
+                    f"{table.file} has the single column {known[0]!r}, whose parts are divided by {sign!r}; those of a "
+                    ".csv file are divided by commas, of a .tsv file by tabs. Remedy: save it as one of these"
+                )
             raise DataError(
                 f"{table.file} has no column {column!r}{_guess(column, known)} It has {', '.join(map(repr, known))}. "
                 f"Remedy: {remedy}"
