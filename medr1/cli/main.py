@@ -142,7 +142,8 @@ def _run(job: Callable[[DictConfig], None], command: str) -> None:
 
 def _is_text(schema: type[CommonConfig], key: str) -> bool:
     directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-    return key in directories or any(path == key and of in (str, str | None) for path, of in key_types(schema))
+    texts = (str, str | None, list[str], list[str] | None)
+    return key in directories or any(path == key and of in texts for path, of in key_types(schema))
 
 
 def _of_stored_run(command: str, typed: Sequence[Override]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Sequence
 
@@ -14,6 +15,7 @@ from medr1.config.naming import is_below
 from medr1.config.override_text import quoted, shell_word
 from medr1.errors import ConfigError
 
+_GROUPED_DIGITS = re.compile(r"(?<![\w.'\"/-])\d[\d_]*_\d+(?![\w.'\"/-])")
 _REMOVABLE = ("reward.functions", "hydra")  # what has entries that a run may do without
 
 
@@ -111,7 +113,7 @@ def _in_quotes(key: str, value: str) -> str:
 
 
 def refuse_numbers(overrides: Sequence[Override], is_text: Callable[[str], bool]) -> None:
-    """Refuses names such as 2026_11_28, which Hydra reads as a number with other characters.
+    """Refuses names such as 2026_11_28 and 1e5, which Hydra reads as a number with other characters, also in lists.
 
     ``is_text``: whether the value of a key is a text.
 
@@ -121,6 +123,11 @@ def refuse_numbers(overrides: Sequence[Override], is_text: Callable[[str], bool]
     for override in overrides:
         key, value = override.get_key_element().lstrip("+"), override.value()
         text = str(override.input_line).partition("=")[2]
+        if not isinstance(value, int | float | str) and is_text(key) and (found := _GROUPED_DIGITS.search(text)):
+            raise ConfigError(
+                f"{override.input_line}: Hydra reads {found[0]} as a number; put it in quotes, which the shell must "
+                f'not remove: "{found[0]}"'
+            )
         if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != text and is_text(key):
             raise ConfigError(
                 f"{override.input_line}: Hydra reads {text} as the number {value}; put it in quotes, which the shell "

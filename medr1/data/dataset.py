@@ -131,17 +131,17 @@ def _validation(
     None are taken from benchmarks that have validation records of their own.
 
     Raises:
-        DataError: a validation record has an image that is also in another part, or there is none to take.
+        DataError: a validation record has an image or group that is also in another part, or there is none to take.
     """
-    from medr1.data.splitting import shared_images, validation_parts
+    from medr1.data.splitting import connected, validation_parts
 
     own = {record.benchmark for record in dataset.validation}
     for part, others in (("training", train), ("test", dataset.test)):
-        if shared := shared_images(validation, others):
+        if shared := connected(validation, others):
             raise DataError(
-                f"data={settings.name}: {len(shared)} of {len(validation)} validation records show an image that is "
-                f"also in a {part} record, first {shared[0].id}. Remedy: take validation records from the training "
-                "records instead, with data.validation_fraction=0.1"
+                f"data={settings.name}: {len(shared)} of {len(validation)} validation records share an image or "
+                f"a group with a {part} record, first {shared[0].id}. Remedy: take "
+                "validation records from the training records instead, with data.validation_fraction=0.1"
             )
     divided = [r for r in train if r.benchmark not in own] if settings.validation_fraction > 0 else []
     is_validation = validation_parts(divided, settings.validation_fraction, dataset.test)
@@ -150,8 +150,8 @@ def _validation(
         raise DataError(
             f"data={settings.name}: data.validation_fraction={settings.validation_fraction:g} leaves no validation "
             f"record: {len(divided)} training records have {len({r.image_key for r in divided})} images, of which "
-            f"{len({r.image_key for r in shared_images(divided, dataset.test)})} are also in the test records. Remedy: "
-            "more images, or data.split=image_grouped"
+            f"{len({r.image_key for r in connected(divided, dataset.test)})} are also in the test "
+            "records, or of a group that is. Remedy: more images, or data.split=image_grouped"
         )
     return [r for r in train if id(r) not in taken], [*validation, *(r for r in divided if id(r) in taken)]
 

@@ -77,10 +77,10 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
     return [group in chosen for group in groups]
 
 
-def shared_images(records: Iterable[Record], others: Iterable[Record]) -> list[Record]:
-    """The records that show an image content that one of the others shows, too."""
-    keys = {key for record in others for key in _keys(record)}
-    return [record for record in records if not keys.isdisjoint(_keys(record))]
+def connected(records: Iterable[Record], others: Iterable[Record]) -> list[Record]:
+    """The records that show an image content that one of the others shows, too, or are of the same group."""
+    keys = {key for record in others for key in (*_keys(record), *_group_keys(record))}
+    return [record for record in records if not keys.isdisjoint((*_keys(record), *_group_keys(record)))]
 
 
 def _groups(records: Iterable[Record]) -> list[str]:
@@ -116,7 +116,7 @@ def count_leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, An
 def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
     paths = {image.path for record in train for image in stored_images(record)}
     contents = {key for record in train for key in _keys(record)}
-    groups = {record.group for record in train if record.group}
+    groups = {key for record in train for key in _group_keys(record)}
     images = {i.path: key for r in test for i, key in zip(stored_images(r), _keys(r), strict=True)}
     return {
         "test_records": len(test),
@@ -125,7 +125,7 @@ def _leaks(train: Sequence[Record], test: Sequence[Record]) -> dict[str, int]:
         "images_by_path": len(images.keys() & paths),
         "records_by_content": sum(not contents.isdisjoint(_keys(record)) for record in test),
         "images_by_content": sum(content in contents for content in images.values()),
-        **({"records_by_group": sum(r.group in groups for r in test if r.group)} if groups else {}),
+        **({"records_by_group": sum(not groups.isdisjoint(_group_keys(r)) for r in test)} if groups else {}),
     }
 
 

@@ -64,41 +64,47 @@ _SMALL = re.compile(r"(?<![\w'])(?<!\w\w-)(?<!\d )([b-j])(?![\w']|-\w\w)")
 _ABBREVIATION = re.compile(r"\b(?:e\. ?g|i\. ?e|c\. ?f)\b")
 # A longer block is not the text of an option.
 _MAX_OPTION_LENGTH = 2000
+_NEAR = 24  # characters in front of a letter in which another one may be named beside it
 
 # A capital letter that stands alone, but neither the article "A" nor the pronoun "I" before a lower-case word.
 LETTER = (
     r"(?<![A-Za-z])(?!A\s+(?!(?:and|as|because|but|due|for|is|nor|or|since|to|was|which|with)\b)[a-z])"
     r"(?!I\s+(?!(?:because|is|nor|or|since)\b)[a-z])([A-J])(?![A-Za-z])"
 )
-# Behind these words a letter is denied, or compared with another one.
-_NOT_DENIED = "".join(
-    rf"(?i:(?<!{word}{noun}))"
-    for word in (r"\bnot ", "n't ", r"\bunlike ", r"\bthan ")
-    for noun in ("", "option ", "choice ", "answer ")
-)
-_LONE_LETTER = re.compile(_NOT_DENIED + LETTER)
+_LONE_LETTER = re.compile(LETTER)
 # Outside blocks a letter before a lower-case word may be part of a name, as in "B cells". It counts if "option" or the
 # like stands before it, or one of some verbs and conjunctions behind it.
 _LONE_IN_TEXT = re.compile(
-    _NOT_DENIED + r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
-    rf"{LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|seems|shows|since|was|would)\b)[a-z]))"
+    r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
+    rf"{LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|rather|seems|shows|since|was|would)\b)[a-z]))"
 )
 # What may stand between "the answer is" and the letter: marks, \\boxed{ of LaTeX, and "option".
 _MARKS = r"[\s:*(<\[\"'`$\u201c\u2018]"
-_OPENING = rf"(?:{_MARKS}|\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{{|(?i:(?:option|choice|letter)\b))*"
+_OPENING = rf"(?:{_MARKS}|\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{{|(?i:(?:option|choice|letter)\b)){{0,{_NEAR}}}"
 # What a text says of its answer is worth more than letters that it mentions besides: "the answer for this image is
 # (B)", "answer: B", "my answer B.", "I choose B", "B is correct".
 _SUBJECT = r"(?:answer|(?:correct|right|best) (?:option|choice))"
 _VERB = r"(?:is|would be|must be|should be)"
 _STATED = re.compile(
     rf"(?i:\b{_SUBJECT}(?:(?:\s+[\w']+){{0,6}}?\s+{_VERB}\b|[\s*]*[:(])){_OPENING}{LETTER}|"
-    rf"{_NOT_DENIED}(?i:\b(?:answer|option|choice)[\s:*(]+)([A-J])(?=[\s)*]*(?:$|[.,;\n]))|"
+    r"(?i:\b(?:answer|option|choice)[\s:*(]+)([A-J])(?=[\s)*]*(?:$|[.,;\n]))|"
     rf"(?i:\bI(?: will| would|'ll|'d)? (?:choose|pick|select)(?: (?:option|choice|answer))?[\s:*(]+){LETTER}|"
-    rf"{LETTER}[\s*)\"'`]*\s{_VERB} (?:the )?(?:most likely )?(?:correct|right|best)\b"
+    rf"(?:^|[.!?\n]|\b(?i:so|hence|thus|therefore)\b,?){_OPENING}(?i:answer )?{LETTER}[\s*)\"'`]{{0,{_NEAR}}}"
+    rf"\s{_VERB} (?:the )?(?:most likely )?(?:correct|right|best)"
+    r"(?=\W*$|[.,;:\n]|\s+(?:one|because|since|as|answer|option|choice)\b)"
 )
-# A second letter of the same statement: "B or C", "A and B".
-_AND_ANOTHER = re.compile(
-    r"[\s*)\"'`}$]*(?:\b(?:and|or)\b|[/&])[\s*(\"'`$]*([A-J])(?![A-Za-z])(?=[\s)*\"'`}$]*(?:$|[.,;\n]))"
+# A second letter of the same statement, in front of the matched one or behind it: "B or C", "A, B", "A and B".
+_BEFORE = re.compile(r"(?<![A-Za-z])([A-J])[\s*)\"'`}$]{1,9}\b(?:and|or)\b[\s*(\"'`$]{1,9}(?i:(?:option|choice) )?$")
+_BEHIND = re.compile(
+    r"[\s*)\"'`}$]{0,9}(?:\b(?:and|or)\b|[,/&])[\s*(\"'`$]{0,9}(?i:(?:and|or|option|choice) ){0,2}([A-J])(?![A-Za-z])"
+    r"(?=[\s)*\"'`}$]{0,9}(?:$|[.,;\n]|\b(?:and|or|because|since|as)\b))"
+)
+# Letters that a text denies or compares with: "not A", "unlike option (A)", "A is wrong".
+_DENIED = re.compile(
+    r"(?i:\b(?:not|cannot be|nor|neither|unlike|than|instead of|exclud\w+|rul\w+ out)|n['\u2019]t)\s[\s*(\"'`]{0,9}"
+    r"(?i:(?:option|choice|answer|letter)\s)?[\s*(\"'`]{0,9}[A-J](?![A-Za-z])[)\"'`*]{0,9}|"
+    r"(?<![A-Za-z])[A-J](?![A-Za-z])[)\"'`*]{0,9}\s(?i:is|are|was|would be|seems)\s"
+    r"(?i:not|wrong|incorrect|false|unlikely|less likely|excluded|ruled out)\b"
 )
 
 
@@ -245,16 +251,17 @@ def _lenient(text: str, texts: Mapping[str, str]) -> str | None:
 def _last_letter(text: str, texts: Mapping[str, str], lone: re.Pattern[str]) -> str | None:
     """The last letter that the text says to be the answer, else the last one that matches ``lone``.
 
-    None if the last statement names two letters.
+    None if another letter is named beside it. Letters that are denied do not count.
     """
+    text = _DENIED.sub(" ", text)
     for pattern in (_STATED, lone):
         for match in reversed([*pattern.finditer(text)]):
-            letter = str(match[match.lastindex or 0])
-            another = _AND_ANOTHER.match(text, match.end()) if pattern is _STATED else None
-            if another is not None and {letter, another[1]} <= texts.keys() and another[1] != letter:
-                return None
+            group = match.lastindex or 0
+            letter, (start, end) = str(match[group]), match.span(group)
+            others = _BEFORE.search(text[max(0, start - _NEAR) : start]), _BEHIND.match(text, end)
             if letter in texts:
-                return letter
+                names_two = any(other and other[1] in texts and other[1] != letter for other in others)
+                return None if names_two else letter
     return None
 
 

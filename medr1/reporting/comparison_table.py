@@ -74,7 +74,7 @@ def _notes(comparison: Comparison, left_out: Sequence[int], same_data: bool) -> 
     yield f"In %. A: {comparison.a}. B: {comparison.b}."
     yield f"n: records that both runs answered; left out: {left_out[0]} of A and {left_out[1]} of B."
     if not same_data:
-        yield "The data fingerprints of A and B differ. The correct letters and numbers of options are the same;"
-        yield "whether texts and images are was not checked."
+        yield "The data fingerprints of A and B differ, which other training records suffice for. The records have"
+        yield "the same correct letters and numbers of options; their texts and images were not compared."
     yield "B \N{MINUS SIGN} A: cluster bootstrap over images; p: exact McNemar test;"
     yield "*: below .05 after Holm's correction over the rows of its section."

@@ -140,6 +140,10 @@ def run_verdict(
     return tuple(sentences)
 
 
+def _is_above(margin: Estimate) -> bool:
+    return margin.value > 0 and not margin.is_inconclusive
+
+
 def _difference(before: Mapping[str, Prediction], after: Sequence[Prediction]) -> Estimate:
     """The accuracy of ``after`` minus that of ``before``, given by record, on the records of ``after``."""
     correct = [before[line.record].correct for line in after]
@@ -186,8 +190,8 @@ def _baseline_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
         lead, name = f"{baseline}, which sees no image,", control.replace("_", " ")
         better = [s for s in at_chance if control in s.controls and s.beats_chance(s.controls[control])]
         compared = [s for s in above if control in s.controls]
-        reached = [s for s in compared if s.margins[control].low <= 0]
-        below = [s for s in compared if s.margins[control].low > 0]
+        below = [s for s in compared if _is_above(s.margins[control])]
+        reached = [s for s in compared if not _is_above(s.margins[control])]
         for part, verb, claim in (
             (better, "scores above", ": a high accuracy there would not show that the model uses the image"),
             (
@@ -207,7 +211,7 @@ def _ablation_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
         by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], _AT_CHANCE: []}
         for s in (s for s in above if condition in s.controls):
             value, text = s.controls[condition], f"{percent(s.controls[condition])} %"
-            if s.margins[condition].low <= 0:
+            if not _is_above(s.margins[condition]):
                 by_claim[ablation.unchanged].append(
                     f"{s.name} scores {text}, with its own image {_rate(s.accuracy)} "
                     f"({with_interval(s.margins[condition], '+')} points)"

@@ -262,7 +262,7 @@ def _overview(tables: SweepTables) -> SectionFigure:
                 chance[column] = cell.chance
                 of_name.setdefault(column, []).append(cell.accuracy)
                 if cell.base is not None:
-                    base = replace(wilson(round(cell.base * cell.n), cell.n), value=cell.base)
+                    base = replace(wilson(round(cell.base * cell.n), cell.n), value=round(cell.base, 9))
                     bases.setdefault(bar, {}).setdefault(column, []).append(base)
     means, of_base = ({name: _means(of_bar) for name, of_bar in found.items()} for found in (bars, bases))
     named = name_bases({(ALL, bar): found for bar, found in of_base.items()})
@@ -275,9 +275,12 @@ def _overview(tables: SweepTables) -> SectionFigure:
 
 
 def _means(estimates: Mapping[str, Sequence[Estimate]]) -> dict[str, Estimate]:
-    """The mean of each column."""
+    """The mean of each column, rounded so that equal means of other numbers of runs are equal."""
     ends = ("value", "low", "high")
-    return {c: Estimate(*(fmean(getattr(e, end) for e in found) for end in ends)) for c, found in estimates.items()}
+    return {
+        c: Estimate(*(round(fmean(getattr(e, end) for e in found), 9) for end in ends))
+        for c, found in estimates.items()
+    }
 
 
 def _curves(tables: SweepTables, curves: Curves, max_rewards: Mapping[str, float | None]) -> list[SectionFigure]:

@@ -46,8 +46,6 @@ from medr1.workflows import plugin_sources
 from medr1.workflows.model_kinds import MODEL_KINDS, TRAINED_MODEL
 from medr1.workflows.plugin_sources import PLUGINS_VARIABLE
 
-# The plugin folder of this process and of those it starts: workers of Hydra's launchers, runs of a sweep.
-
 T = TypeVar("T", bound=CommonConfig)
 
 register()
@@ -86,7 +84,7 @@ def use_plugins(words: Sequence[str]) -> None:
                     f"{key}={run}: the plugins of this run, {folder}, lie beside it and may have come with it. They "
                     f"are executed only if you name them: add {shell_word('plugins', folder)}"
                 )
-            if key == "resume" and folder is not None:
+            if key == "resume" and folder is not None and Path(folder).is_dir():
                 _check_unchanged(RunDirectory(run), Path(folder))
     if folder not in (None, "null"):
         os.environ[PLUGINS_VARIABLE] = str(Path(str(folder)).absolute())

@@ -6,7 +6,6 @@ import logging
 import os
 from pathlib import Path
 
-from medr1.atomic_write import write_text
 from medr1.runs.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,14 @@ def store(run: RunDirectory) -> None:
     if stored and not (names := changed(run, Path(folder))):
         return
     place = run.plugin_source(len(stored) + 1)
-    for name, text in _sources(Path(folder)).items():
-        write_text(place / name, text)
+    place.mkdir(parents=True)
+    for name, source in _sources(Path(folder)).items():
+        (place / name).write_bytes(source)
     if stored:
         checkpoint = run.latest_checkpoint()
         since = f"the checkpoint {checkpoint.stem}" if checkpoint else "the start"
         log.warning("plugins have changed (%s): from %s on they are those in %s", ", ".join(names), since, place)
 
 
-def _sources(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))}
+def _sources(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.py"))}

@@ -104,7 +104,8 @@ def open_session(
             log.info(message)
         if not is_resumed:
             stored = OmegaConf.structured(cfg)
-            run.create(stored, overrides, {"data_fingerprint": data.fingerprint, "data": data.facts, **facts})
+            fingerprints = {"data_fingerprint": data.fingerprint, "loaded_fingerprint": loaded.fingerprint}
+            run.create(stored, overrides, {**fingerprints, "data": data.facts, **facts})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
         else:

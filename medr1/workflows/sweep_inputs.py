@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 from medr1 import rewards
@@ -22,7 +21,8 @@ _PLACES = ("path", "root", "splits")  # settings of data that name files or fold
 def check_inputs(runs: Iterable[tuple[RunDirectory, TrainConfig]], advice: str) -> None:
     """Refuses finished runs that had other code or data than their settings name now.
 
-    Data are loaded only if one of their files was written after a run began.
+    Data are loaded only if a file with questions was written after a run began; other images under the same names are
+    not noticed.
 
     Raises:
         ConfigError: names the run, what has changed, and ``advice``. DataError: see ``load_dataset``.
@@ -31,14 +31,15 @@ def check_inputs(runs: Iterable[tuple[RunDirectory, TrainConfig]], advice: str) 
     for run, settings in runs:
         if changed := [*_changed_code(run, settings)]:
             raise ConfigError(f"{run.path} had other code: {', '.join(changed)} changed since; {advice}")
-        if not (newer := _newer_file(settings.data, run.environment.stat().st_mtime)):
+        before = read_json(run.environment).get("loaded_fingerprint")  # absent in runs of earlier versions
+        if before is None or not (newer := _newer_file(settings.data, run.environment.stat().st_mtime)):
             continue
-        key = repr((astuple(settings.data), settings.modality, settings.question_type))
+        key = repr((settings.data, settings.modality, settings.question_type, settings.model))
         if key not in fingerprints:
             from medr1.workflows.session import load_data
 
             fingerprints[key] = load_data(settings).fingerprint
-        if fingerprints[key] != read_json(run.environment)["data_fingerprint"]:
+        if fingerprints[key] != before:
             raise ConfigError(f"{run.path} had other data: {newer} was written since; {advice}")
 
 
@@ -52,15 +53,19 @@ def _changed_code(run: RunDirectory, settings: TrainConfig) -> Iterator[str]:
 
 
 def _newer_file(data: DataConfig, began: float) -> Path | None:
-    """A file with questions that was written after ``began``, in seconds since the epoch."""
-    return next((file for file in _question_files(data) if file.stat().st_mtime > began), None)
+    """A file with questions that was written or replaced after ``began``, in seconds since the epoch."""
+    for file in _question_files(data):
+        status = file.stat()
+        if max(status.st_mtime, status.st_ctime) > began:  # a copy may keep the time of its source
+            return file
+    return None
 
 
-def _question_files(data: DataConfig) -> Iterable[Path]:
-    for one in (data, *getattr(data, "sets", {}).values()):
+def _question_files(data: DataConfig) -> Iterator[Path]:
+    for one in (vars(data), *getattr(data, "sets", {}).values()):
         for name in _PLACES:
-            place = Path(str(getattr(one, name, None) or ""))
+            place = Path(str(one.get(name) or ""))
             if place.is_file():
                 yield place
             elif str(place) != "." and place.is_dir():
-                yield from (file for file in place.rglob("*") if file.suffix in SUFFIXES)
+                yield from (file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)

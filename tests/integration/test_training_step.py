@@ -194,15 +194,6 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
     assert prefills == {"none": 1, "many": 0, "split": 0}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param((), marks=pytest.mark.long),
-        pytest.param(("algorithm=dapo", "algorithm.filter_groups=2"), marks=pytest.mark.long),
-        ("micro-batches",),
-    ],
-    ids=str,
-)
 def test_an_external_engine_generates_before_the_prefill_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +211,15 @@ def test_an_external_engine_generates_before_the_prefill_of_training(
     assert prefixes and all(prefix is None for prefix in prefixes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param((), marks=pytest.mark.long),
+        pytest.param(("algorithm=dapo", "algorithm.filter_groups=2"), marks=pytest.mark.long),
+        ("micro-batches",),
+    ],
+    ids=str,
+)
 def test_a_reward_function_gets_the_tokens_of_its_completions(
     changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,12 @@ def test_a_name_that_is_read_as_another_number_is_refused() -> None:
         refuse_numbers(overrides, lambda key: key != "seed")
     (word,) = shlex.split(str(error.value).rpartition(": ")[2])
     assert read_overrides([word], ())[0].value() == "2026_11_28"
+    for word in ("data.root=2026_11_28,2026_12_01", "compare=[a,2026_11]"):
+        with pytest.raises(ConfigError, match=r"Hydra reads 2026_11(_28)? as a number"):
+            refuse_numbers(read_overrides([word], ()), lambda key: True)
+    refuse_numbers(
+        read_overrides(["compare=[a_1,runs/2026_11,'2026_11']", "seed=1_0,2"], ()), lambda key: key != "seed"
+    )
     with pytest.raises(ConfigError, match=r"reads 1e5 as the number 100000\.0"):
         refuse_numbers(overrides[3:], lambda key: key != "seed")
 

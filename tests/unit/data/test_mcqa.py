@@ -647,3 +647,13 @@ def test_a_table_with_other_separators_is_named(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("image;question;options;answer\n1.png;What?;a|b;A\n")
     with pytest.raises(DataError, match=r"single column 'image;question;options;answer', whose parts .* ';'"):
         load(tmp_path / "q.csv")
+
+
+def test_validation_records_of_patients_in_training_are_refused(tmp_path: Path) -> None:
+    part = ("train", "validation", "test")
+    made = [row | {"split": part[n % 3] if n < 3 else part[n % 2 * 2]} for n, row in enumerate(patients(12, 3))]
+    write_json_lines(tmp_path / "q.jsonl", made)
+    words = ("data.validation_part=validation", "data.columns.split=split")
+    assert len(load(tmp_path / "q.jsonl", *words).validation) == 1
+    with pytest.raises(DataError, match=r"1 of 1 validation records share an image or a group with a training record"):
+        load(tmp_path / "q.jsonl", *words, "data.columns.group=patient")

@@ -17,7 +17,7 @@ from medr1.data.images import FileImage
 from medr1.data.sources import SOURCES
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.sources.source import Source
-from medr1.data.splitting import shared_images, validation_parts
+from medr1.data.splitting import connected, validation_parts
 from medr1.domain.records import Record
 from medr1.errors import DataError
 from tests.composing import composed
@@ -51,7 +51,7 @@ def test_every_modality_and_type_gives_its_share_in_whole_images(fraction: float
     taken = validation(records, fraction)
     cells = Counter((r.modality, r.question_type) for r in taken)
     assert len(cells) == 4 and all(count == 2 * int(50 * fraction) for count in cells.values())
-    assert not shared_images(taken, [r for r in records if r not in taken])
+    assert not connected(taken, [r for r in records if r not in taken])
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3])
@@ -114,7 +114,7 @@ def test_any_source_gives_validation_records(mine: Any) -> None:
     train, test = many(40), [record(999)]
     data = load_dataset(mine(train, [], test, fraction=0.25), "mri", "all", is_trained=True)
     assert {r.modality for r in (*data.train, *data.validation)} == {"mri"}
-    assert len(data.validation) == 8 and len(data.train) == 32 and not shared_images(data.validation, data.train)
+    assert len(data.validation) == 8 and len(data.train) == 32 and not connected(data.validation, data.train)
     of_all = load_dataset(mine(train, [], test, fraction=0.25), "all", "all")
     assert {r.id for r in data.validation} < {r.id for r in of_all.validation}
     assert data.fingerprint != of_all.fingerprint != load_dataset(mine(train, [], test), "all", "all").fingerprint

@@ -105,6 +105,16 @@ def test_a_blank_image(blank: float, expected: str) -> None:
     assert one(sentences, "blank image") == f"With a blank image, the diagonal of GRPO {expected}"
 
 
+def test_a_margin_without_an_interval_shows_nothing() -> None:
+    """A bootstrap over few images that all have the same difference gives a point."""
+    matrix = square("GRPO", 0.95, 0.5, blank_image=0.1, option_prior=0.1)
+    assert matrix.generalization is not None
+    margins = {name: Estimate(0.85, 0.85, 0.85) for name in matrix.generalization.margins}
+    found = said(replace(matrix, generalization=replace(matrix.generalization, margins=margins)))
+    assert "no evidence that the model uses the image" in one(found, "blank image")
+    assert "does not score significantly below" in one(found, "option prior")
+
+
 def test_a_shuffled_image_at_chance() -> None:
     found = one(said(square("SFT", 0.521, 0.4, shuffled_image=0.26)), "image of another record")
     assert found == (

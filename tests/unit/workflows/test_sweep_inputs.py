@@ -44,7 +44,7 @@ def finished(tmp_path: Path) -> tuple[RunDirectory, TrainConfig, Path]:
     cfg: TrainConfig = composed("train", "data=mcqa", f"data.path={file}", "data.test_fraction=0.5")
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    run.environment.write_text(json.dumps({"data_fingerprint": load_data(cfg).fingerprint}))
+    run.environment.write_text(json.dumps({"loaded_fingerprint": load_data(cfg).fingerprint}))
     return run, cfg, file
 
 
@@ -78,4 +78,20 @@ def test_changed_code_is_refused(
         check_inputs([(run, cfg)], "advice")
     write(plugins / "own.py", "X = 2")
     with pytest.raises(ConfigError, match=r"other code: .*own\.py, .*short\.py changed since"):
+        check_inputs([(run, cfg)], "advice")
+
+
+def test_changed_data_of_one_of_several_sets_are_refused(finished: tuple[RunDirectory, TrainConfig, Path]) -> None:
+    run, _, file = finished
+    words = (
+        "+data@data.sets.own=mcqa",
+        "data=benchmarks",
+        f"data.sets.own.path={file}",
+        "data.sets.own.test_fraction=0.5",
+    )
+    cfg: TrainConfig = composed("train", *words)
+    run.environment.write_text(json.dumps({"loaded_fingerprint": load_data(cfg).fingerprint}))
+    check_inputs([(run, cfg)], "advice")
+    write(file, questions("B"))
+    with pytest.raises(ConfigError, match=r"had other data: .*questions\.jsonl"):
         check_inputs([(run, cfg)], "advice")
