@@ -102,7 +102,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
         raise _rejected(root, relative, Reason.MALFORMED, "has a path that is empty or that no file system accepts")
     windows = PureWindowsPath(relative)
     if PurePosixPath(relative).is_absolute() or windows.drive or windows.root:
-        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that is absolute; it must be relative")
+        remedy = f"it must be relative to {root} (data.root, or the folder of the file)"
+        raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, f"has a path that is absolute; {remedy}")
     if ".." in (part.strip() for part in windows.parts):
         raise _rejected(root, relative, Reason.PATH_LEAVES_ROOT, "has a path that contains '..'")
     return root / relative
