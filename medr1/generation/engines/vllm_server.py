@@ -352,9 +352,9 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
     try:
         client.get("/weight_info")
         served = client.get("/server_info?config_format=json")["vllm_config"]
-        is_on_cpu = "cpu" in str(served["device_config"])
         mode, found = (str(served["model_config"][key]) for key in ("logprobs_mode", "dtype"))
         found = found.removeprefix("torch.")
+        is_on_cpu = "cpu" in str(served["device_config"])
         # vLLM 0.32 ends with "CPU Generator does not use offset" when it splits a prompt with a seed.
         ends = is_on_cpu and served["scheduler_config"]["enable_chunked_prefill"]
     except ServerUnavailable:
