@@ -388,7 +388,7 @@ TYPED: dict[str, list[str]] = {
     "evaluate.py model.url=http://h/v1": ["model.url is a setting of model=server", "not chosen"],
     "evaluate.py resume=nowhere": ["nowhere is no run directory", "config.yaml"],
     "evaluate.py compare=runs/A,runs/B": ["a list needs brackets", "'compare=[runs/A,runs/B]'"],
-    "data.root=~/images": ["the shell has left ~", f'"{Path.home()}/images"'],
+    "data.root=~/images": ["the shell has left ~", f"type data.root={Path.home()}/images"],
     "evaluate.py resume=a run=b": ["resume=, run= are different commands"],
     "evaluate.py modality=xay": ["Did you mean 'xray'"],
     "evaluate.py export=out": ["export=out needs run="],

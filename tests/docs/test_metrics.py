@@ -14,6 +14,11 @@ from tests.integration.conftest import FEW_IMAGES, train_here
 
 PAGE = (CONF.parent / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 VALUES = {"NAME": ["accuracy", "format"]}
+OF_VLLM = "Training: rollout=vllm_server and vllm_colocate"  # compared with a run where there is a vLLM
+
+
+def test_the_metrics_of_vllm_have_a_section() -> None:
+    assert "importance_sampling_ratio" in documented(OF_VLLM)
 
 
 def documented(section: str) -> set[str]:

@@ -25,7 +25,7 @@ from medr1.models.loading import ModelSpec, load_policy
 from medr1.models.policy import Policy
 from medr1.models.processor import Processor
 from medr1.workflows.session import load_data
-from tests.docs.test_metrics import documented, logged
+from tests.docs.test_metrics import OF_VLLM, documented, logged
 from tests.integration.conftest import command, only_run, read_json, train_here
 from tests.integration.processes import train_together
 from tests.integration.vllm_environment import (
@@ -176,7 +176,7 @@ def test_grpo_trains_and_logs_how_the_samplers_differ(tuning: str, vllm: VLLM, t
         assert 0 < line["sampling_logp_difference_max"] < 1e-3
         assert abs(line["importance_sampling_ratio"] - 1) < 1e-3
     found = {name for name in logged(run.path) if not name.startswith("system/")}
-    sections = ("Training: GRPO", "Training: rollout=vllm_server", "Evaluation")
+    sections = ("Training: GRPO", OF_VLLM, "Evaluation")
     assert found == set().union(*map(documented, sections))
     assert not list((tmp_path / ".weights").glob("*/*"))
 
