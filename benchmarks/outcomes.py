@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -127,13 +127,18 @@ class Sweep:
         both = self.scores(vectors, self.home_and_away(b[0]) if columns is None else columns)
         split = range(len(a)), range(len(a), len(a) + len(b))
         found = both.select(split[1]) - both.select(split[0])
-        if draw_seeds:
-            return found.over_seeds(_rng(vectors))
-        return Scores(found.value.mean(axis=0), found.resampled.mean(axis=0))
+        return _over_seeds(found, vectors, draw_seeds)
 
     def gain(self, runs: Sequence[PublishedRun], columns: IntArray | None = None, *, draw_seeds: bool = True) -> Scores:
         """Trained minus the base with lenient parsing, so that learning the format does not count."""
         return self.difference(runs, runs, (LENIENT, Condition.TRAINED), columns, draw_seeds=draw_seeds)
+
+
+def _over_seeds(scores: Scores, vectors: Sequence[tuple[str, str]], draw_seeds: bool) -> Scores:
+    """The mean over the seeds, which are drawn or stay as they are."""
+    if draw_seeds:
+        return scores.over_seeds(_rng(vectors))
+    return Scores(scores.value.mean(axis=0), scores.resampled.mean(axis=0))
 
 
 def _rng(vectors: Sequence[tuple[str, str]]) -> np.random.Generator:
@@ -165,7 +170,7 @@ def crossing(x: Sequence[float], differences: FloatArray) -> float | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Square:
     """A sweep whose runs are each trained on one value of ``axis`` and tested on all. Its results are means over rows.
 
@@ -199,15 +204,18 @@ class Square:
     def _both(self, row: str) -> tuple[list[PublishedRun], list[PublishedRun]]:
         return self.runs(row, "sft"), self.runs(row, "grpo")
 
-    @property
+    @cached_property
     def _columns(self) -> IntArray:
         return self.sweep.columns(self.axis)
 
+    @cached_property
+    def _values(self) -> list[str]:
+        return in_order(getattr(record, self.axis) for record in self.sweep.records)
+
     def _at_home_and_away(self, row: str, scores: Scores) -> Scores:
         """The scores of a row on its own value of the axis, and their mean over the others."""
-        values = in_order(getattr(record, self.axis) for record in self.sweep.records)
-        home = values.index(row)
-        others = [column for column in range(len(values)) if column != home]
+        home = self._values.index(row)
+        others = [column for column in range(len(self._values)) if column != home]
         value = np.array([scores.value[home], scores.value[others].mean()])
         return Scores(value, np.stack([scores.resampled[home], scores.resampled[others].mean(axis=0)]))
 
@@ -223,24 +231,25 @@ def false_claims(sweep: Sweep, runs: Sequence[PublishedRun], *, draw_seeds: bool
 
     Without ``draw_seeds`` images alone are resampled.
     """
-    by_id = {record.id: record for record in sweep.records}
-
-    def counts(run: PublishedRun, condition: str) -> FloatArray:
-        """False and all claims of each image, [K, 2]."""
-        sums = np.zeros((len(by_id), 2))
-        for i, r in enumerate(check_rationales(sweep.predictions[run.name][condition], by_id)):
-            sums[i] = sum(not claim.true for claim in r.claims), len(r.claims)
-        return sums_by_image([record.image_key for record in sweep.records], *sums.T)
 
     def shares(sums: FloatArray) -> FloatArray:
         """Trained minus base of each run, [..., V], from [..., V * 4] sums."""
         of_run = sums.reshape(*sums.shape[:-1], len(runs), 4)
         return np.asarray(of_run[..., 0] / of_run[..., 1] - of_run[..., 2] / of_run[..., 3])
 
-    both = [counts(run, condition) for run in runs for condition in (Condition.TRAINED, Condition.BASE)]
+    conditions = Condition.TRAINED, Condition.BASE
+    both = [_claims_by_image(sweep, run.name, condition) for run in runs for condition in conditions]
     by_image = np.concatenate(both, axis=1)
     resampled = shares(bootstrap_sums(by_image, RESAMPLES, np.random.default_rng(0)))
     found = Scores(shares(by_image.sum(axis=0))[:, None], resampled.T[:, None])
-    if draw_seeds:
-        return found.over_seeds(_rng([(run.name, "false claims") for run in runs]))
-    return Scores(found.value.mean(axis=0), found.resampled.mean(axis=0))
+    return _over_seeds(found, [(run.name, "false claims") for run in runs], draw_seeds)
+
+
+@cache
+def _claims_by_image(sweep: Sweep, run: str, condition: str) -> FloatArray:
+    """False and all claims in the rationales of a run on each image, [K, 2]."""
+    by_id = {record.id: record for record in sweep.records}
+    sums = np.zeros((len(by_id), 2))
+    for i, r in enumerate(check_rationales(sweep.predictions[run][condition], by_id)):
+        sums[i] = sum(not claim.true for claim in r.claims), len(r.claims)
+    return sums_by_image([record.image_key for record in sweep.records], *sums.T)

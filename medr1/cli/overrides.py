@@ -123,7 +123,8 @@ def refuse_numbers(overrides: Sequence[Override], is_text: Callable[[str], bool]
     for override in overrides:
         key, value = override.get_key_element().lstrip("+"), override.value()
         text = str(override.input_line).partition("=")[2]
-        if not isinstance(value, int | float | str) and is_text(key) and (found := _GROUPED_DIGITS.search(text)):
+        # The key is looked up last, because that walks through all schemas.
+        if not isinstance(value, int | float | str) and (found := _GROUPED_DIGITS.search(text)) and is_text(key):
             raise ConfigError(
                 f"{override.input_line}: Hydra reads {found[0]} as a number; put it in quotes, which the shell must "
                 f'not remove: "{found[0]}"'

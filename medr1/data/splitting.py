@@ -56,8 +56,8 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
     for group, record in zip(groups, records, strict=True):
         own = (record.benchmark, record.modality, record.question_type)
         stratum[group] = min(stratum.get(group, own), own)
-    shared = {key for record in excluded for key in _keys_and_files(record)}
-    fixed = {g for g, record in zip(groups, records, strict=True) if not shared.isdisjoint(_keys_and_files(record))}
+    shared = {key for record in excluded for key in _with_files(record)}
+    fixed = {g for g, record in zip(groups, records, strict=True) if not shared.isdisjoint(_with_files(record))}
     strata: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for group, own in stratum.items():
         strata[own].append(group)
@@ -79,8 +79,8 @@ def validation_parts(records: Sequence[Record], fraction: float, excluded: Itera
 
 def connected(records: Iterable[Record], others: Iterable[Record]) -> list[Record]:
     """The records that show an image content that one of the others shows, too, or are of the same group."""
-    keys = {key for record in others for key in (*_keys(record), *_group_keys(record))}
-    return [record for record in records if not keys.isdisjoint((*_keys(record), *_group_keys(record)))]
+    keys = {key for record in others for key in _connections(record)}
+    return [record for record in records if not keys.isdisjoint(_connections(record))]
 
 
 def _groups(records: Iterable[Record]) -> list[str]:
@@ -93,7 +93,7 @@ def _groups(records: Iterable[Record]) -> list[str]:
             parent[content] = content = parent[parent[content]]
         return content
 
-    contents = [[*_keys(record), *_group_keys(record)] for record in records]
+    contents = [_connections(record) for record in records]
     for first, *others in contents:
         for other in others:
             low, high = sorted((root(first), root(other)))
@@ -134,10 +134,14 @@ def file_hashes(record: Record) -> list[str]:
     return [digest for image in record.images if (digest := getattr(image, "sha256", ""))]
 
 
-def _keys_and_files(record: Record) -> list[str]:
-    """What a record's images are recognized by, and its group. Images of several data sets have other keys for the same
-    file."""
-    return [*_keys(record), *file_hashes(record), *_group_keys(record)]
+def _with_files(record: Record) -> list[str]:
+    """``_connections``, and the files of the images: images of several data sets have other keys for the same file."""
+    return [*_connections(record), *file_hashes(record)]
+
+
+def _connections(record: Record) -> list[str]:
+    """The keys that keep records together: those of the images, and of the group."""
+    return [*_keys(record), *_group_keys(record)]
 
 
 def _group_keys(record: Record) -> list[str]:

@@ -64,7 +64,7 @@ _SMALL = re.compile(r"(?<![\w'])(?<!\w\w-)(?<!\d )([b-j])(?![\w']|-\w\w)")
 _ABBREVIATION = re.compile(r"\b(?:e\. ?g|i\. ?e|c\. ?f)\b")
 # A longer block is not the text of an option.
 _MAX_OPTION_LENGTH = 2000
-_NEAR = 24  # characters in front of a letter in which another one may be named beside it
+_NEAR = 24  # how many marks may stand around a letter; without a bound, a long row of them would take minutes
 
 # A capital letter that stands alone, but neither the article "A" nor the pronoun "I" before a lower-case word.
 LETTER = (
@@ -78,7 +78,7 @@ _LONE_IN_TEXT = re.compile(
     r"(?:(?i:(?<=answer )|(?<=choice )|(?<=option ))([A-J])(?![A-Za-z])|"
     rf"{LETTER}(?!\s+(?!(?:appears|as|because|fits|is|looks|must|rather|seems|shows|since|was|would)\b)[a-z]))"
 )
-# What may stand between "the answer is" and the letter: marks, \\boxed{ of LaTeX, and "option".
+# What may stand between "the answer is" and the letter: marks, \boxed{ of LaTeX, and "option".
 _MARKS = r"[\s:*(<\[\"'`$\u201c\u2018]"
 _OPENING = rf"(?:{_MARKS}|\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{{|(?i:(?:option|choice|letter)\b)){{0,{_NEAR}}}"
 # What a text says of its answer is worth more than letters that it mentions besides: "the answer for this image is
@@ -258,10 +258,11 @@ def _last_letter(text: str, texts: Mapping[str, str], lone: re.Pattern[str]) -> 
         for match in reversed([*pattern.finditer(text)]):
             group = match.lastindex or 0
             letter, (start, end) = str(match[group]), match.span(group)
+            if letter not in texts:
+                continue
             others = _BEFORE.search(text[max(0, start - _NEAR) : start]), _BEHIND.match(text, end)
-            if letter in texts:
-                names_two = any(other and other[1] in texts and other[1] != letter for other in others)
-                return None if names_two else letter
+            names_two = any(other and other[1] in texts and other[1] != letter for other in others)
+            return None if names_two else letter
     return None
 
 

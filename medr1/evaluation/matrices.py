@@ -269,7 +269,10 @@ def _matrix(sweep: _Sweep, method: str, seeds: Mapping[str, Seeds], rows: Mappin
             }
             for row, of_row in rows.items()
         },
-        means={row: estimate(*_mean([(of_row, c) for c in range(len(sweep.columns))])) for row, of_row in rows.items()},
+        means={
+            row: estimate(*_mean([(of_row.scores, c) for c in range(len(sweep.columns))]))
+            for row, of_row in rows.items()
+        },
         generalization=_generalization(rows, sweep.columns, margins),
     )
 
@@ -295,7 +298,7 @@ def _cell(
         base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
         gain_over_base=gain_over_base,
         controls={
-            condition: float(sweep.scores.value[[sweep.controls[condition][run] for run in runs], column].mean())
+            condition: float(sweep.scores.value[[sweep.others[condition][run] for run in runs], column].mean())
             for condition in margins
         },
         margins={condition: scores.estimate(column) for condition, scores in margins.items()},
@@ -316,7 +319,9 @@ def _contrast(sweep: _Sweep, a: str, b: str, seeds: Mapping[str, tuple[Seeds, Se
         rows=tuple(rows),
         columns=sweep.columns,
         cells=_paired_differences(rows, sweep.columns),
-        overall=estimate(*_mean([(row, column) for row in rows.values() for column in range(len(sweep.columns))])),
+        overall=estimate(
+            *_mean([(row.scores, column) for row in rows.values() for column in range(len(sweep.columns))])
+        ),
         generalization=_generalization(rows, sweep.columns),
     )
 
@@ -341,9 +346,9 @@ def _generalization(
     square = {name: row for name, row in rows.items() if name in columns}
     if len(square) < 2:
         return None
-    own, own_resampled = _mean([(row, columns.index(name)) for name, row in square.items()])
+    own, own_resampled = _mean([(row.scores, columns.index(name)) for name, row in square.items()])
     rest, rest_resampled = _mean(
-        [(row, c) for name, row in square.items() for c, column in enumerate(columns) if column != name]
+        [(row.scores, c) for name, row in square.items() for c, column in enumerate(columns) if column != name]
     )
     return Generalization(
         diagonal=estimate(own, own_resampled),
@@ -357,13 +362,13 @@ def _diagonal_margins(margins: Mapping[str, Mapping[str, Scores]], columns: Sequ
     """The mean over the rows of their margins in their own column, for the controls that all of them have."""
     first, *others = margins.values()
     return {
-        condition: estimate(*_mean([(_Row(of_row[condition]), columns.index(row)) for row, of_row in margins.items()]))
+        condition: estimate(*_mean([(of_row[condition], columns.index(row)) for row, of_row in margins.items()]))
         for condition in first
         if all(condition in of_row for of_row in others)
     }
 
 
-def _mean(cells: Sequence[tuple[_Row, int]]) -> tuple[float, FloatArray]:
-    """Mean over cells with equal weight: the value and its resamples [R]."""
-    value = np.mean([row.scores.value[column] for row, column in cells])
-    return float(value), np.mean([row.scores.resampled[column] for row, column in cells], axis=0)
+def _mean(cells: Sequence[tuple[Scores, int]]) -> tuple[float, FloatArray]:
+    """Mean over cells, which are columns of scores, with equal weight: the value and its resamples [R]."""
+    value = np.mean([scores.value[column] for scores, column in cells])
+    return float(value), np.mean([scores.resampled[column] for scores, column in cells], axis=0)

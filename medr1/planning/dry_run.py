@@ -102,9 +102,9 @@ def dry_run_step(model: ModelSpec, work: Workload) -> Peaks:
         return {}
     policy = build_policy(model)
     tracer = MetaTracer(_vocab_size(policy))
-    prompt, completions = work.lengths.prompt, work.tokens_per_prompt - work.lengths.prompt
-    count = work.train_batch_size
-    micro_batches = split_by_tokens([prompt] * count, [completions] * count, work.max_tokens_per_device)
+    lengths = [work.lengths.prompt], [work.num_generations * work.lengths.completion]
+    prompts, completions = (length * work.train_batch_size for length in lengths)
+    micro_batches = split_by_tokens(prompts, completions, work.max_tokens_per_device)
     count = sum(len(rows) for rows in micro_batches[:2])
     with fused_attention(), tracer:
         step = DryRun(

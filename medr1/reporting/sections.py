@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from medr1.config.settings import greater_is_better
 from medr1.domain.reasoning import ReasoningMode
@@ -39,6 +40,7 @@ _TITLES = (
     *("correct,\nwrong reason", "wrong,\ncorrect reason"),
 )
 
+T = TypeVar("T")
 Groups = Mapping[tuple[str, str], list[Prediction]]  # by row and method
 
 
@@ -204,9 +206,12 @@ def _groups(runs: Sequence[SweepRun], row_axis: str) -> Groups:
             trained.setdefault((row, method), []).extend(run.predictions[Condition.TRAINED])
         if Condition.BLANK_IMAGE in run.predictions:
             blank.setdefault((row, f"{method}{_BLANK}"), []).extend(run.predictions[Condition.BLANK_IMAGE])
-    base = name_bases(bases)
-    rows = dict.fromkeys(row for row, _ in (*trained, *base, *blank))
-    return {key: group[key] for row in rows for group in (base, trained, blank) for key in group if key[0] == row}
+    return _by_row([row for row, _ in (*trained, *bases, *blank)], name_bases(bases), trained, blank)
+
+
+def _by_row(rows: Iterable[str], *groups: Mapping[tuple[str, str], T]) -> dict[tuple[str, str], T]:
+    """The entries of the groups, by row and name: row by row, and in a row in the order of the groups."""
+    return {key: group[key] for row in dict.fromkeys(rows) for group in groups for key in group if key[0] == row}
 
 
 def _place(run: SweepRun, row_axis: str) -> tuple[str, str]:
@@ -228,10 +233,7 @@ def measure_section(runs: Sequence[SweepRun], row_axis: str) -> Section | None:
             bases.setdefault((row, method), run.measured[Condition.BASE])
         if Condition.TRAINED in run.measured:
             trained[row, method] = trained.get((row, method), Measured()) + run.measured[Condition.TRAINED]
-    rows = dict.fromkeys(row for row, _ in (*bases, *trained))
-    pooled = {
-        key: group[key] for row in rows for group in (name_bases(bases), trained) for key in group if key[0] == row
-    }
+    pooled = _by_row([row for row, _ in (*bases, *trained)], name_bases(bases), trained)
     found = {key: measures for key, measured in pooled.items() if (measures := summarise_measures(measured))}
     if not found:
         return None

@@ -185,6 +185,12 @@ class RunDirectory:
         found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
+    @property
+    def stands_at(self) -> str:
+        """Where a run that is resumed goes on, for messages."""
+        checkpoint = self.latest_checkpoint()
+        return f"the checkpoint {checkpoint.stem}" if checkpoint else "the start"
+
     def intermediate_model(self, step: int) -> Path:
         """The model after a step of ``trainer.save_model_steps``."""
         return self.models / f"step-{step}"

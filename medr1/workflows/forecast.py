@@ -157,7 +157,7 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
         f"prompts of at most {max(prompt, eval_prompt)} tokens, {shown}; completions of "
         f"at most {completion or cfg.evaluation.max_completion_length}; {origin}"
     )
-    processes, validates = cfg.trainer.devices * cfg.trainer.num_nodes, cfg.trainer.eval_steps > 0
+    processes, validates = cfg.trainer.processes, cfg.trainer.eval_steps > 0
     gathers = cfg.trainer.gather_for_generation
     here = not isinstance(cfg.rollout, ExternalRolloutConfig)
     run = Run(

@@ -37,8 +37,7 @@ def store(run: RunDirectory) -> None:
     for name, source in _sources(Path(folder)).items():
         (place / name).write_bytes(source)
     if stored:
-        checkpoint = run.latest_checkpoint()
-        since = f"the checkpoint {checkpoint.stem}" if checkpoint else "the start"
+        since = run.stands_at
         log.warning("plugins have changed (%s): from %s on they are those in %s", ", ".join(names), since, place)
 
 

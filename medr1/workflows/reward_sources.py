@@ -8,13 +8,14 @@ directory. ``evaluate.py`` computes no rewards and executes none.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from medr1 import rewards
 from medr1.atomic_write import write_text
 from medr1.config.override_text import shell_word
+from medr1.config.own_function import OwnFunction
 from medr1.config.settings import CommonConfig, TrainConfig
 from medr1.errors import ConfigError
 from medr1.runs.run_directory import RunDirectory
@@ -54,14 +55,19 @@ def check_before_resume(cfg: CommonConfig, run: RunDirectory, typed: Collection[
         stored = run.reward_sources(name)
         if own.file.is_relative_to(run.path.resolve()):
             problem = "lies in the run directory"
-        elif not stored or stored[-1].read_text(encoding="utf-8") != own.source:
+        elif not is_latest(own, stored):
             problem = f"has changed since the run began ({stored[-1] if stored else 'nothing is stored'})"
         else:
             continue
         raise ConfigError(
             f"{own.file}, the reward {name} of {run.path}, {problem}. It is executed only if you name it: add "
-            f"{own.key}={own.name}"
+            f"{shell_word(own.key, own.name)}"
         )
+
+
+def is_latest(own: OwnFunction, stored: Sequence[Path]) -> bool:
+    """Whether a function is as the last of its ``stored`` sources."""
+    return bool(stored) and stored[-1].read_text(encoding="utf-8") == own.source
 
 
 def store(cfg: CommonConfig, run: RunDirectory) -> list[Path]:
@@ -69,13 +75,12 @@ def store(cfg: CommonConfig, run: RunDirectory) -> list[Path]:
     new = []
     for name, own in (rewards.checked_own(cfg.reward) if isinstance(cfg, TrainConfig) else {}).items():
         stored = run.reward_sources(name)
-        if stored and stored[-1].read_text(encoding="utf-8") == own.source:
+        if is_latest(own, stored):
             continue
         file = run.reward_source(name, len(stored) + 1)
         write_text(file, own.source)
         new.append(file)
         if stored:
-            checkpoint = run.latest_checkpoint()
-            since = f"the checkpoint {checkpoint.stem}" if checkpoint else "the start"
+            since = run.stands_at
             log.warning("reward %s has changed: from %s on it is %s, before it was %s", name, since, file, stored[-1])
     return new

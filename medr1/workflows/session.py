@@ -194,8 +194,7 @@ def _description(
     steps = ""
     if isinstance(cfg, TrainConfig):
         trainer = cfg.trainer
-        count = trainer.devices * trainer.num_nodes
-        device = f"{count} x {device}" if count > 1 else device
+        device = f"{trainer.processes} x {device}" if trainer.processes > 1 else device
         steps = f", {cfg.algorithm.name}, {trainer.max_steps} steps of {trainer.train_batch_size} prompts"
     limit = f" of {len(data.test)} (evaluation.limit={cfg.evaluation.limit})" if tested < len(data.test) else ""
     return (

@@ -64,7 +64,7 @@ def test_killed_and_resumed_equals_uninterrupted(how: signal.Signals, tmp_path: 
     process = command("train.py", *SETTINGS, f"output_dir={killed_dir}")
     wait_for_checkpoint(killed_dir, 4)
     os.killpg(process.pid, how)
-    printed = "".join(part or "" for part in process.communicate(timeout=120))
+    printed, _ = process.communicate(timeout=120)
     killed = only_run(killed_dir)
     assert ("Continue with: python train.py resume=" in printed) == (how is not signal.SIGKILL)
     assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130) and not killed.model.exists()

@@ -22,7 +22,7 @@ from medr1.config.settings import NEUTRAL, ModelConfig, RolloutConfig, TrainerCo
 from medr1.errors import ConfigError, ServerError, ServerTimeout, ServerUnavailable
 from medr1.generation.child_process import ChildProcess, free_port
 from medr1.generation.engines import ENGINES
-from medr1.generation.engines.vllm_server import UPDATING, VLLMConfig, VLLMEngine
+from medr1.generation.engines.vllm_server import ON_CPU, UPDATING, VLLMConfig, VLLMEngine
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +229,7 @@ def _command(config: VLLMColocateConfig, policy: Policy, port: int) -> list[str]
         *("--max-model-len", "auto" if config.max_model_length is None else str(config.max_model_length)),
         *("--limit-mm-per-prompt", '{"video": 0}'),
         # vLLM 0.32 on a CPU: compiling takes longer than it saves, seeds fail with chunks, and it cannot sleep.
-        *(("--enforce-eager", "--no-enable-chunked-prefill") if policy.device.type == "cpu" else _ON_GPU),
+        *(("--enforce-eager", ON_CPU) if policy.device.type == "cpu" else _ON_GPU),
     ]
 
 

@@ -43,7 +43,7 @@ T = TypeVar("T")
 # The least that the API takes. Up to ``max_temperature`` it leaves suppressed tokens no probability.
 _SUPPRESSED = -100.0
 _PART = 2**22  # weights that are summed at a time
-_ON_CPU = "--no-enable-chunked-prefill"
+ON_CPU = "--no-enable-chunked-prefill"  # see _check_settings
 _MAX_PAUSE = 15.0  # seconds between two attempts to reach a server that is away
 UPDATING = "medr1-updating"  # the version of weights of which only a part may have arrived
 
@@ -319,7 +319,7 @@ class VLLMServerEngine(VLLMEngine):
         except ServerUnavailable as error:
             command = start_command(config.url, model.path, str(model.dtype), config.weight_transfer)
             raise ServerError(
-                f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}\nOn a CPU it needs {_ON_CPU} "
+                f"rollout.url={config.url}: no vLLM server answers ({error})\n{command}\nOn a CPU it needs {ON_CPU} "
                 "as well"
             ) from error
 
@@ -365,7 +365,7 @@ def _check_settings(client: VLLMClient, config: VLLMServerConfig, path: str, dty
             f"older than vLLM 0.32 ({error})\n{command}"
         ) from error
     if is_on_cpu:
-        command += f" {_ON_CPU}"
+        command += f" {ON_CPU}"
     if mode != "processed_logprobs":
         raise ServerError(
             f"rollout.url={url}: the server gives {mode} in place of the log-probabilities of the distribution that "

@@ -21,6 +21,8 @@ from medr1.domain.texts import one_line
 from medr1.errors import DataError
 
 _OTHER_PARTS = {"val", "valid", "validation", "dev"}
+_QUESTION_COLUMNS = ("image", "question", "options", "answer")
+_FURTHER_COLUMNS = ("id", "modality", "question_type", "rationale", "dataset", "group")
 _OTHER_DIVISIONS = (
     "the column of a split, data.columns.split=NAME, or divide all records anew: data.split=image_grouped"
 )
@@ -153,18 +155,7 @@ def _needed(columns: ColumnsConfig, split: str | None) -> dict[str, str]:
 
 
 def _named(columns: ColumnsConfig) -> Iterator[tuple[str, str]]:
-    for key in (
-        "image",
-        "question",
-        "options",
-        "answer",
-        "id",
-        "modality",
-        "question_type",
-        "rationale",
-        "dataset",
-        "group",
-    ):
+    for key in (*_QUESTION_COLUMNS, *_FURTHER_COLUMNS):
         value = getattr(columns, key)
         for name in value if isinstance(value, list) else [value]:
             if name is not None:
