@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import TypeVar
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -99,6 +101,17 @@ def _check_unchanged(run: RunDirectory, folder: Path) -> None:
         )
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles the source at each import.
+
+    Python takes cached bytecode where the time (whole seconds) and the size of a source agree. A file edited within a
+    second would be stored with a run in one version and executed in another.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def import_plugins() -> None:
     """Imports each Python file of the plugin folder, if there is one.
 
@@ -117,7 +130,7 @@ def import_plugins() -> None:
         name = f"medr1_plugins.{file.stem}"
         if name in sys.modules:
             continue
-        spec = importlib.util.spec_from_file_location(name, file)
+        spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

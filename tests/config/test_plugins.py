@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -140,7 +141,9 @@ def test_plugins_that_have_changed_are_executed_only_if_they_are_named(
     run.config.write_text(f"plugins: {folder}\n")
     use_plugins([f'resume="{run.path}"'])
     assert sys.modules.pop("medr1_plugins.own").X == 1
+    written = (folder / "own.py").stat()
     write(folder, {"own.py": "X = 2", "more.py": "Y = 1"})
+    os.utime(folder / "own.py", ns=(written.st_atime_ns, written.st_mtime_ns))  # as cached bytecode would be
     with pytest.raises(ConfigError, match=rf"since this run began: more\.py, own\.py in .*add plugins={folder}"):
         use_plugins([f"resume={run.path}"])
     assert "medr1_plugins.own" not in sys.modules
