@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.published import PublishedRun, PublishedSweep
 from medr1.domain.records import Record, in_order
-from medr1.evaluation.bootstrap import FloatArray, IntArray, Scores, bootstrap_sums, score, sums_by_image
+from medr1.evaluation.bootstrap import FloatArray, IntArray, Scores, bootstrap_sums, score, sums_by_cluster
 from medr1.evaluation.predictions import Condition, Prediction
 from medr1.evaluation.rationales import check_rationales
 from medr1.evaluation.sweep_tables import ALL
@@ -252,4 +252,4 @@ def _claims_by_image(sweep: Sweep, run: str, condition: str) -> FloatArray:
     sums = np.zeros((len(by_id), 2))
     for i, r in enumerate(check_rationales(sweep.predictions[run][condition], by_id)):
         sums[i] = sum(not claim.true for claim in r.claims), len(r.claims)
-    return sums_by_image([record.image_key for record in sweep.records], *sums.T)
+    return sums_by_cluster([record.image_key for record in sweep.records], *sums.T)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -145,8 +144,7 @@ def _connections(record: Record) -> list[str]:
 
 
 def _group_keys(record: Record) -> list[str]:
-    """A name that no image content has, for the group of a record that has one."""
-    return [json.dumps(["group", record.benchmark, record.group])] if record.group else []
+    return [record.group_key] if record.group else []
 
 
 def _keys(record: Record) -> tuple[str, ...]:

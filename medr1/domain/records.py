@@ -111,6 +111,11 @@ class Record:
         return keys[0] if len(keys) == 1 else json.dumps(keys)
 
     @property
+    def group_key(self) -> str:
+        """Identifies the group among those of all benchmarks and is the key of no image. "" without a group."""
+        return json.dumps(["group", self.benchmark, self.group]) if self.group else ""
+
+    @property
     def answer_text(self) -> str:
         """The text of the correct option."""
         return self.options[self.answer]

@@ -1,14 +1,15 @@
-"""The bootstrap over images, alone (``bootstrap_ratio``) or crossed with seeds (``score``).
+"""The bootstrap over clusters, alone (``bootstrap_ratio``) or crossed with seeds (``score``).
 
-All intervals resample images, because the questions on one image are correlated. ``bootstrap_sums`` is the only
-resampling loop. It has two ways to draw, which give the same distribution but different random numbers:
+A cluster is an image with all its questions, or a group of images, such as those of one patient, where the data names
+it (``Prediction.cluster``): answers within one are correlated. ``bootstrap_sums`` is the only resampling loop. It has
+two ways to draw, which give the same distribution but different random numbers:
 
 - ``grouped``: draws how often each distinct row occurs. It costs R x distinct rows and suits one comparison, where the
-  rows of 80,000 images take tens of values. ``paired_difference`` and the rationale rates use it.
-- otherwise: draws images one by one. It costs R x K and suits sweeps, where a row holds the counts of all runs and
+  rows of 80,000 clusters take tens of values. ``paired_difference`` and the rationale rates use it.
+- otherwise: draws clusters one by one. It costs R x K and suits sweeps, where a row holds the counts of all runs and
   hardly two rows are equal.
 
-Legend: V vectors of outcomes (one per run and condition), n records, K images, C columns, S seeds, R resamples.
+Legend: V vectors of outcomes (one per run and condition), n records, K clusters, C columns, S seeds, R resamples.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 
-_BLOCK = 4_000_000  # image weights in memory at once: about 100 MB with their intermediates
+_BLOCK = 4_000_000  # weights of clusters in memory at once: about 100 MB with their intermediates
 
 
 def bootstrap_sums(
@@ -54,14 +55,15 @@ def percentile_interval(value: float, resampled: FloatArray, level: float = 0.95
     return Estimate(float(value), float(low), float(high))
 
 
-def sums_by_image(images: Sequence[str], *columns: Sequence[float] | FloatArray) -> FloatArray:
-    """Sums of the n values of each column, such as numerators and denominators, over each image: [K, columns]."""
-    _, image = np.unique(np.asarray(images, dtype=np.str_), return_inverse=True)  # n -> 0..K-1
-    return np.stack([np.bincount(image, weights=column) for column in columns], axis=1)
+def sums_by_cluster(clusters: Sequence[str], *columns: Sequence[float] | FloatArray) -> FloatArray:
+    """Sums of the n values of each column, such as numerators and denominators, over each cluster: [K, columns]."""
+    _, cluster = np.unique(np.asarray(clusters, dtype=np.str_), return_inverse=True)  # n -> 0..K-1
+    return np.stack([np.bincount(cluster, weights=column) for column in columns], axis=1)
 
 
 def bootstrap_ratio(sums: FloatArray, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Sum of numerators divided by sum of denominators, with a percentile bootstrap over the images of ``sums`` [K, 2].
+    """Sum of numerators divided by sum of denominators, the columns of ``sums`` [K, 2], with a percentile bootstrap
+    over clusters.
 
     Every denominator must be positive.
     """
@@ -77,7 +79,7 @@ def bootstrap_statistic(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of the column sums, with a percentile bootstrap over the images of ``sums`` [K, columns].
+    """A statistic of the column sums, with a percentile bootstrap over the clusters of ``sums`` [K, columns].
 
     ``statistic`` maps sums [..., columns] to values [...].
     """
@@ -88,34 +90,34 @@ def bootstrap_statistic(
 def paired_difference(
     correct_a: Sequence[bool],
     correct_b: Sequence[bool],
-    images: Sequence[str],
+    clusters: Sequence[str],
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Accuracy of b minus accuracy of a on the same n records, with a percentile bootstrap over images.
+    """Accuracy of b minus accuracy of a on the same n records, with a percentile bootstrap over clusters.
 
-    If no record differs between the conditions, the interval is the point [0, 0]. If all images have the same
+    If no record differs between the conditions, the interval is the point [0, 0]. If all clusters have the same
     difference d otherwise, no resample differs. The interval then is that of a share: at least q = 0.025^(1 / K) of all
-    images (Clopper and Pearson) have d, and the rest anything from -1 to 1. It contains zero for up to five images.
+    clusters (Clopper and Pearson) have d, and the rest anything from -1 to 1. It contains zero for up to five clusters.
 
     Args:
         correct_a, correct_b: n outcomes, in the same order of records.
-        images: n image keys.
+        clusters: n keys.
 
     Raises:
         ValueError: lengths that differ, no records, level outside (0, 1), or fewer than one resample.
     """
     check_level(level)
-    if not len(correct_a) == len(correct_b) == len(images):
-        raise ValueError(f"lengths differ: {len(correct_a)} and {len(correct_b)} outcomes, {len(images)} images")
-    if not len(images) or resamples < 1:
-        raise ValueError(f"needs records and resamples, got {len(images)} and {resamples}")
+    if not len(correct_a) == len(correct_b) == len(clusters):
+        raise ValueError(f"lengths differ: {len(correct_a)} and {len(correct_b)} outcomes, {len(clusters)} clusters")
+    if not len(clusters) or resamples < 1:
+        raise ValueError(f"needs records and resamples, got {len(clusters)} and {resamples}")
     differences = np.asarray(correct_b, dtype=np.float64) - np.asarray(correct_a, dtype=np.float64)  # n, in {-1, 0, 1}
-    sums = sums_by_image(images, differences.tolist(), [1.0] * len(images))
+    sums = sums_by_cluster(clusters, differences.tolist(), [1.0] * len(clusters))
     found = bootstrap_ratio(sums, level, resamples, seed)
-    per_image = sums[:, 0] / sums[:, 1]
-    if found.value and (per_image == per_image[0]).all():
+    per_cluster = sums[:, 0] / sums[:, 1]
+    if found.value and (per_cluster == per_cluster[0]).all():
         q = ((1 - level) / 2) ** (1 / len(sums))
         return Estimate(found.value, q * found.value - (1 - q), q * found.value + (1 - q))
     return found
@@ -126,7 +128,7 @@ class Scores:
     """Accuracies, or differences of accuracies, with their R resamples.
 
     ``value``: [V, C + 1], ``resampled``: [V, C + 1, R]. The last column pools all records. All vectors use the same
-    resampled images, so that sums and differences of scores keep their correlation.
+    resampled clusters, so that sums and differences of scores keep their correlation.
     """
 
     value: FloatArray
@@ -141,7 +143,7 @@ class Scores:
     def over_seeds(self, rng: np.random.Generator) -> Scores:
         """The mean over the vectors, which are the seeds of one cell: ``value`` [C + 1], ``resampled`` [C + 1, R].
 
-        Seeds are drawn independently of the images, and again in each call, because two trainings on different rows
+        Seeds are drawn independently of the clusters, and again in each call, because two trainings on different rows
         share only the number of their seed. Source: the pigeonhole bootstrap of Owen 2007, which is conservative.
         """
         weights = seed_weights(len(self.value), self.resampled.shape[-1], rng)
@@ -152,32 +154,32 @@ class Scores:
         return estimate(float(self.value[column]), self.resampled[column])
 
 
-def score(correct: BoolArray, column: IntArray, image: IntArray, resamples: int, rng: np.random.Generator) -> Scores:
-    """Accuracy of every vector in every column, and under resampled images.
+def score(correct: BoolArray, column: IntArray, cluster: IntArray, resamples: int, rng: np.random.Generator) -> Scores:
+    """Accuracy of every vector in every column, and under resampled clusters.
 
-    Images are drawn with all their records, stratified by the columns in which they have records. The number of images
-    per column is part of the test set's design, and no resample leaves a column empty.
+    Clusters are drawn with all their records, stratified by the columns in which they have records. The number of
+    clusters per column is part of the test set's design, and no resample leaves a column empty.
 
     Args:
         correct: [V, n] outcomes.
-        column, image: [n], numbers from 0; every column below the largest occurs.
+        column, cluster: [n], numbers from 0; every column below the largest occurs.
     """
     columns = int(column.max()) + 1
     sums = np.zeros((resamples, columns, len(correct) + 1))  # correct predictions by vector, then number of records
-    has = np.zeros((int(image.max()) + 1, columns), dtype=np.bool_)
-    has[image, column] = True
+    has = np.zeros((int(cluster.max()) + 1, columns), dtype=np.bool_)
+    has[cluster, column] = True
     signatures, stratum = np.unique(has, axis=0, return_inverse=True)
-    of_record = stratum.reshape(-1)[image]
+    of_record = stratum.reshape(-1)[cluster]
     for number, signature in enumerate(signatures):
         records = np.flatnonzero(of_record == number)
-        _, local = np.unique(image[records], return_inverse=True)
+        _, local = np.unique(cluster[records], return_inverse=True)
         width = int(signature.sum())
         place = local * width + (np.cumsum(signature) - 1)[column[records]]
         size = (int(local.max()) + 1) * width
         counts = [np.bincount(place, weights=outcomes[records], minlength=size) for outcomes in correct]
         counts.append(np.bincount(place, minlength=size))
-        by_image = np.stack(counts, axis=-1).astype(np.float64).reshape(size // width, width * len(counts))
-        sums[:, signature] += bootstrap_sums(by_image, resamples, rng).reshape(resamples, width, len(counts))
+        by_cluster = np.stack(counts, axis=-1).astype(np.float64).reshape(size // width, width * len(counts))
+        sums[:, signature] += bootstrap_sums(by_cluster, resamples, rng).reshape(resamples, width, len(counts))
     sums = np.concatenate([sums, sums.sum(axis=1, keepdims=True)], axis=1)
     accuracy = sums[..., :-1] / sums[..., -1:]  # R, C + 1, V
     return Scores(column_means(correct, column), np.ascontiguousarray(accuracy.transpose(2, 1, 0)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from medr1.atomic_write import atomic_write
 from medr1.errors import DataError
-from medr1.evaluation.bootstrap import FloatArray, bootstrap_ratio, bootstrap_statistic, sums_by_image
+from medr1.evaluation.bootstrap import FloatArray, bootstrap_ratio, bootstrap_statistic, sums_by_cluster
 from medr1.evaluation.statistics import Estimate
 
 NUM_BINS = 15
@@ -24,8 +24,9 @@ NUM_BINS = 15
 class OptionProbabilities:
     """The probability of each option's letter where the model's greedy completion has its answer.
 
-    ``record`` and ``image`` are keys, ``answer`` is the correct letter. ``probabilities`` add up to one. They are None
-    if the completion has no position for them, see ``option_probabilities``.
+    ``record``, ``image`` and ``group`` ("" without one) are keys, ``answer`` is the correct letter.
+    ``probabilities`` add up to one. They are None if the completion has no position for them, see
+    ``option_probabilities``.
 
     Raises:
         DataError: probabilities that are none, or that lack the correct letter.
@@ -35,6 +36,12 @@ class OptionProbabilities:
     image: str
     answer: str
     probabilities: dict[str, float] | None
+    group: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """As that of a ``Prediction``."""
+        return self.group or self.image
 
     def __post_init__(self) -> None:
         if self.probabilities is None:
@@ -60,7 +67,7 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Metrics of the probabilities of ``n`` records, with 95 % cluster bootstrap intervals (images as clusters).
+    """Metrics of the probabilities of ``n`` records, with 95 % bootstrap intervals over clusters.
 
     ``without``: records without probabilities, which count nowhere else. ``accuracy``: share of records whose most
     probable option is correct. ``confidence``: mean confidence. ``expected_calibration_error``: sum over the bins of
@@ -84,7 +91,7 @@ def calibrate(lines: Sequence[OptionProbabilities]) -> Calibration | None:
     found = [(line, line.probabilities) for line in lines if line.probabilities is not None]
     if not found:
         return None
-    images = [line.image for line, _ in found]
+    clusters = [line.cluster for line, _ in found]
     confidence = np.array([max(p.values()) for _, p in found])
     correct = np.array([max(p, key=p.__getitem__) == line.answer for line, p in found], dtype=np.float64)
     brier = [sum((value - (letter == line.answer)) ** 2 for letter, value in p.items()) for line, p in found]
@@ -95,11 +102,11 @@ def calibrate(lines: Sequence[OptionProbabilities]) -> Calibration | None:
     return Calibration(
         n=len(found),
         without=len(lines) - len(found),
-        images=len(set(images)),
-        accuracy=bootstrap_ratio(sums_by_image(images, correct, ones)),
+        images=len({line.image for line, _ in found}),
+        accuracy=bootstrap_ratio(sums_by_cluster(clusters, correct, ones)),
         confidence=float(confidence.mean()),
-        expected_calibration_error=bootstrap_statistic(sums_by_image(images, *gaps.T, ones), _calibration_error),
-        brier_score=bootstrap_ratio(sums_by_image(images, brier, ones)),
+        expected_calibration_error=bootstrap_statistic(sums_by_cluster(clusters, *gaps.T, ones), _calibration_error),
+        brier_score=bootstrap_ratio(sums_by_cluster(clusters, brier, ones)),
         bins=tuple(_bin(number, confidence[place == number], correct[place == number]) for number in range(NUM_BINS)),
     )
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medr1.domain.records import LETTERS, Record
-from medr1.evaluation.bootstrap import FloatArray, bootstrap_ratio, bootstrap_statistic, sums_by_image
+from medr1.evaluation.bootstrap import FloatArray, bootstrap_ratio, bootstrap_statistic, sums_by_cluster
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class CircularSummary:
-    """Metrics of ``n`` records, each asked in all N rotations, with 95 % cluster bootstrap intervals.
+    """Metrics of ``n`` records, each asked in all N rotations, with 95 % bootstrap intervals over clusters.
 
     ``circular_accuracy``: share of records that are correct in all rotations. ``mean_accuracy``: mean over the
     rotations of a record, then over records. ``consistency``: share of records for which the same option text is chosen
@@ -61,19 +61,19 @@ def summarise_circular(groups: Sequence[Sequence[Prediction]]) -> CircularSummar
     for group in groups:
         if not len({line.answer for line in group}) == len(group) == group[0].options:
             raise ValueError(f"record {group[0].record} has {len(group)} of its {group[0].options} rotations")
-    images = [group[0].image for group in groups]
+    clusters = [group[0].cluster for group in groups]
 
     def share(values: Sequence[float]) -> Estimate:
-        return bootstrap_ratio(sums_by_image(images, values, [1.0] * len(values)))
+        return bootstrap_ratio(sums_by_cluster(clusters, values, [1.0] * len(values)))
 
     chosen = Counter(line.parsed for group in groups for line in group if line.parsed is not None)
     offered = sorted({line.answer for group in groups for line in group})
     rows = np.array([_letter_counts(group) for group in groups])
     return CircularSummary(
         n=len(groups),
-        images=len(set(images)),
+        images=len({group[0].image for group in groups}),
         **{name: share(values) for name, values in record_values(groups).items()},
-        letter_bias=bootstrap_statistic(sums_by_image(images, *rows.T), _letter_bias) if chosen else None,
+        letter_bias=bootstrap_statistic(sums_by_cluster(clusters, *rows.T), _letter_bias) if chosen else None,
         letters={letter: chosen[letter] / chosen.total() for letter in offered} if chosen else {},
     )
 

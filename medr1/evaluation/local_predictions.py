@@ -146,7 +146,7 @@ class LocalPredictionStore(PredictionStore):
                     [record.options for record in batch],
                 )
                 found += [
-                    OptionProbabilities(record.id, record.image_key, record.answer, of_record)
+                    OptionProbabilities(record.id, record.image_key, record.answer, of_record, record.group_key)
                     for record, of_record in zip(batch, probabilities, strict=True)
                 ]
                 progress.advance(bar, len(batch))

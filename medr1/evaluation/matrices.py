@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
@@ -18,8 +19,8 @@ from medr1.domain.records import AXES, UNSPECIFIED, in_order
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.bootstrap import BoolArray, FloatArray, IntArray, Scores, column_means, estimate, score
 from medr1.evaluation.metrics import check_same_questions
-from medr1.evaluation.predictions import Condition, Prediction
-from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnemar_exact, rueger, wilson
+from medr1.evaluation.predictions import Condition, Prediction, cluster_unit
+from medr1.evaluation.statistics import Estimate, PairedDifference, effective_n, holm, mcnemar_exact, rueger, wilson
 from medr1.evaluation.sweep_tables import (
     ALL,
     SINGLE_METHOD,
@@ -79,6 +80,7 @@ def tabulate(
         seeds=tuple(dict.fromkeys(run.axes[SEED_AXIS] for run in runs if SEED_AXIS in run.axes)),
         matrices=tuple(matrices),
         contrasts=tuple(contrast for contrast in contrasts if contrast),
+        cluster_unit=cluster_unit(runs[0].predictions[_main_condition(runs[0])]),
     )
 
 
@@ -135,7 +137,8 @@ class _Sweep:
 
     runs: Sequence[SweepRun]
     columns: tuple[str, ...]  # those that occur, without ALL
-    column: IntArray  # [n]
+    column: IntArray  # [n], as is the next one
+    cluster: IntArray
     sizes: tuple[int, ...]  # [C + 1], as are the next two
     images: tuple[int, ...]
     chance: tuple[float, ...]
@@ -164,7 +167,10 @@ class _Sweep:
         of_scanners = column_axis == "scanner"
         columns = tuple(name for name in SCANNER_COLUMNS if name in names) if of_scanners else tuple(in_order(names))
         column = np.asarray([columns.index(name) for name in names], dtype=np.intp)
-        image = np.unique([line.image for line in lines], return_inverse=True)[1].astype(np.intp)
+        image, cluster = (
+            np.unique([getattr(line, key) for line in lines], return_inverse=True)[1].astype(np.intp)
+            for key in ("image", "cluster")
+        )
         images = [image[column == c] for c in range(len(columns))] + [image]
 
         reference = {line.record: line for line in lines}
@@ -179,12 +185,13 @@ class _Sweep:
             runs=runs,
             columns=columns,
             column=column,
+            cluster=cluster,
             sizes=tuple(map(len, images)),
             images=tuple(len(np.unique(part)) for part in images),
             chance=tuple(column_means(np.asarray([[1 / line.options for line in lines]]), column)[0].tolist()),
             correct=np.stack(correct),
             others=others,
-            scores=score(np.stack(correct), column, image, resamples, rng),
+            scores=score(np.stack(correct), column, cluster, resamples, rng),
             rng=rng,
             margin_rng=np.random.default_rng(0),
         )
@@ -285,14 +292,15 @@ def _cell(
     gain_over_base: PairedDifference | None,
     margins: Mapping[str, Scores],
 ) -> TableCell:
-    n = sweep.sizes[column]
     accuracy = row.scores.estimate(column)
     base = [sweep.base[run] for run in runs if run in sweep.base]
+    here = slice(None) if column == len(sweep.columns) else sweep.column == column
+    effective = fmean(effective_n(sweep.correct[run][here], sweep.cluster[here]) for run in runs)
     return TableCell(
-        n=n,
+        n=sweep.sizes[column],
         images=sweep.images[column],
         runs=tuple(sweep.runs[run].name for run in runs),
-        accuracy=wilson(round(accuracy.value * n), n) if len(runs) == 1 else accuracy,
+        accuracy=wilson(accuracy.value, effective) if len(runs) == 1 else accuracy,
         chance=sweep.chance[column],
         # A mean over some of the seeds is not comparable with the accuracy, which is over all seeds.
         base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
@@ -302,6 +310,7 @@ def _cell(
             for condition in margins
         },
         margins={condition: scores.estimate(column) for condition, scores in margins.items()},
+        effective_n=effective,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from medr1.errors import DataError
 from medr1.evaluation import circular, pass_at_k
-from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
+from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_cluster
 from medr1.evaluation.calibration import Calibration, OptionProbabilities, calibrate, read_option_probabilities
 from medr1.evaluation.circular import CircularSummary, summarise_circular
 from medr1.evaluation.pass_at_k import SampleSummary, default_ks, summarise_samples
@@ -108,7 +108,7 @@ def summarise_measures(measured: Measured) -> Measures | None:
 
 def compare_measures(a: Measured, b: Measured) -> dict[str, Estimate]:
     """The measures of ``b`` minus those of ``a``, paired by record, as far as both have them and they are means over
-    records. With 95 % cluster bootstrap intervals (images as clusters).
+    records. With 95 % bootstrap intervals over clusters (``Prediction.cluster``).
 
     Raises:
         DataError: the two have different records.
@@ -129,9 +129,9 @@ def _differences(
     if of_record.keys() != {group[0].record for group in a}:
         raise DataError("the samples or rotations of the two models have different records; evaluate both on the same")
     values_a, values_b = values_of(a), values_of([of_record[group[0].record] for group in a])
-    images = [group[0].image for group in a]
+    clusters = [group[0].cluster for group in a]
     return {
-        name: bootstrap_ratio(sums_by_image(images, np.subtract(values_b[name], values_a[name]), np.ones(len(a))))
+        name: bootstrap_ratio(sums_by_cluster(clusters, np.subtract(values_b[name], values_a[name]), np.ones(len(a))))
         for name in values_a
     }
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from medr1.domain.records import UNSPECIFIED, in_order
 from medr1.errors import DataError
 from medr1.evaluation.bootstrap import paired_difference
-from medr1.evaluation.predictions import Condition, Prediction
-from medr1.evaluation.statistics import Estimate, PairedDifference, holm, mcnemar_exact, wilson
+from medr1.evaluation.predictions import Condition, Prediction, cluster_unit
+from medr1.evaluation.statistics import Estimate, PairedDifference, effective_n, holm, mcnemar_exact, wilson
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -27,9 +27,9 @@ class Cell:
     """Metrics of ``n`` predictions. Rates are fractions of ``n``.
 
     ``accuracy``: share of records whose strictly parsed answer is correct, even if the format is wrong, with the Wilson
-    95 % interval. ``lenient_accuracy``: the same with lenient parsing. ``chance``: accuracy of a uniform guess among
-    the options. ``mean_length``: mean number of completion tokens. ``clipped_ratio``: share of completions without an
-    EOS token within the maximum completion length.
+    95 % interval of ``effective_n`` trials. ``lenient_accuracy``: the same with lenient parsing.
+    ``chance``: accuracy of a uniform guess among the options. ``mean_length``: mean number of completion tokens.
+    ``clipped_ratio``: share of completions without an EOS token within the maximum completion length.
     """
 
     n: int
@@ -45,8 +45,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Contrast(PairedDifference):
-    """Accuracy of condition b minus that of a on the same ``n`` records, with a 95 % cluster bootstrap interval (images
-    as clusters).
+    """Accuracy of condition b minus that of a on the same ``n`` records, with a 95 % bootstrap interval over clusters
+    (``Prediction.cluster``).
 
     ``only_a`` records are correct only in a, ``only_b`` only in b. ``p_holm`` is corrected over all modalities, or all
     question types.
@@ -81,7 +81,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Condition ``b`` against condition ``a``, with the layout of ``Summary``."""
+    """Condition ``b`` against condition ``a``, with the layout of ``Summary``.
+
+    ``cluster_unit``: what the intervals resample, "images" or "groups".
+    """
 
     a: str
     b: str
@@ -89,6 +92,7 @@ class Comparison:
     by_modality: dict[str, Contrast]
     by_question_type: dict[str, Contrast]
     by_benchmark: dict[str, Contrast] = field(default_factory=dict)
+    cluster_unit: str = "images"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable types only."""
@@ -124,17 +128,18 @@ def compare(
     check_same_questions(by_record_a, by_record_b, f"condition {name_a}", f"condition {name_b}")
 
     def contrast(pairs: Sequence[tuple[Prediction, Prediction]]) -> Contrast:
-        images = [of_a.image for of_a, _ in pairs]
         correct_a, correct_b = [of_a.correct for of_a, _ in pairs], [of_b.correct for _, of_b in pairs]
         only_a = sum(x and not y for x, y in zip(correct_a, correct_b, strict=True))
         only_b = sum(y and not x for x, y in zip(correct_a, correct_b, strict=True))
         p = mcnemar_exact(only_a, only_b)
         return Contrast(
-            difference=paired_difference(correct_a, correct_b, images, level, resamples, seed),
+            difference=paired_difference(
+                correct_a, correct_b, [of_a.cluster for of_a, _ in pairs], level, resamples, seed
+            ),
             p=p,
             p_holm=p,
             n=len(pairs),
-            images=len(set(images)),
+            images=len({of_a.image for of_a, _ in pairs}),
             only_a=only_a,
             only_b=only_b,
         )
@@ -147,6 +152,7 @@ def compare(
         by_modality=_with_holm(_by(pairs, lambda pair: pair[0].modality, contrast)),
         by_question_type=_with_holm(_by(pairs, lambda pair: pair[0].question_type, contrast)),
         by_benchmark=_with_holm(_by(pairs, lambda pair: pair[0].benchmark, contrast)),
+        cluster_unit=cluster_unit(a),
     )
 
 
@@ -197,11 +203,11 @@ def _by(items: Sequence[T], value_of: Callable[[T], str], metric: Callable[[list
 
 
 def _cell(part: Sequence[Prediction]) -> Cell:
-    n = len(part)
+    n, correct = len(part), [p.correct for p in part]
     return Cell(
         n=n,
         images=len({p.image for p in part}),
-        accuracy=wilson(sum(p.correct for p in part), n),
+        accuracy=wilson(fmean(correct), effective_n(correct, [p.cluster for p in part])),
         chance=fmean(1 / p.options for p in part),
         format_rate=sum(p.format for p in part) / n,
         unparsed_rate=sum(p.parsed is None for p in part) / n,

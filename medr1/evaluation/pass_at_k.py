@@ -15,7 +15,7 @@ from statistics import fmean
 import numpy as np
 import numpy.typing as npt
 
-from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
+from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_cluster
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate
 
@@ -25,7 +25,7 @@ class SampleSummary:
     """Accuracies of ``num_generations`` sampled completions of each of ``n`` records, by k.
 
     ``pass_at_k``: at least one of k samples is correct. ``maj_at_k``: the majority vote of k samples is correct. Both
-    are means over records with a 95 % cluster bootstrap interval (images as clusters). ``pass_at_k_chance``: pass@k of
+    are means over records with a 95 % bootstrap interval over clusters. ``pass_at_k_chance``: pass@k of
     k uniform guesses; maj@k of uniform guesses is the chance of one guess.
     """
 
@@ -103,15 +103,15 @@ def summarise_samples(groups: Sequence[Sequence[Prediction]], ks: Sequence[int])
     if len(counts) != 1:
         raise ValueError(f"each record needs the same number of samples, got {sorted(counts)}")
     (samples,) = counts
-    images = [group[0].image for group in groups]
+    clusters = [group[0].cluster for group in groups]
 
     def mean(values: list[float]) -> Estimate:
-        return bootstrap_ratio(sums_by_image(images, values, [1.0] * len(values)))
+        return bootstrap_ratio(sums_by_cluster(clusters, values, [1.0] * len(values)))
 
     values = record_values(groups, ks)
     return SampleSummary(
         n=len(groups),
-        images=len(set(images)),
+        images=len({group[0].image for group in groups}),
         num_generations=samples,
         pass_at_k={k: mean(values[f"pass@{k}"]) for k in ks},
         maj_at_k={k: mean(values[f"maj@{k}"]) for k in ks},

@@ -76,7 +76,8 @@ class Prediction:
     ``record`` and ``image`` are keys. ``answer`` is the correct letter, ``parsed`` the one read from ``text`` by the
     grammar, ``lenient`` the one read by the lenient parser (both None if there is none). ``format``: the whole text
     matches the grammar of ``reasoning``. ``length``: number of completion tokens. ``truncated``: the completion reached
-    the token limit. ``options``: number of options. ``benchmark``: that of the record.
+    the token limit. ``options``: number of options. ``benchmark``: that of the record. ``group``: the key of the
+    record's group, "" without one.
 
     Raises:
         DataError: fields that contradict each other, such as ``correct`` with a wrong letter.
@@ -98,6 +99,12 @@ class Prediction:
     truncated: bool
     options: int
     benchmark: str = UNSPECIFIED
+    group: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """Records that share it are correlated, and intervals resample them together."""
+        return self.group or self.image
 
     def __post_init__(self) -> None:
         for name in ("record", "condition", "modality", "question_type"):
@@ -133,12 +140,18 @@ def prediction(
         truncated=truncated,
         options=len(record.options),
         benchmark=record.benchmark,
+        group=record.group_key,
     )
 
 
 def baseline_prediction(record: Record, condition: str, mode: ReasoningMode, letter: str) -> Prediction:
     """The prediction of a baseline without a model: a well-formed completion of no tokens."""
     return prediction(record, condition, mode, target_text(mode, letter), length=0, truncated=False)
+
+
+def cluster_unit(predictions: Iterable[Prediction]) -> str:
+    """What the intervals of these predictions resample, for texts: "groups" if the data names any, else "images"."""
+    return "groups" if any(line.group for line in predictions) else "images"
 
 
 def hash_rank(record: Record, text: str) -> bytes:
@@ -193,7 +206,7 @@ def _from_json(line: str) -> Prediction:
     if not isinstance(value, dict):
         raise DataError(f"expected an object, got {type(value).__name__}")
     hints = _HINTS(Prediction)
-    value.setdefault("benchmark", UNSPECIFIED)  # files before version 0.3 do not have it
+    value = {"benchmark": UNSPECIFIED, "group": "", **value}  # older files do not have these
     if missing := hints.keys() - value.keys():
         raise DataError(f"missing field(s): {', '.join(sorted(missing))}")
     if unknown := value.keys() - hints.keys():

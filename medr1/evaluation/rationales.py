@@ -22,7 +22,7 @@ from medr1.data.sources.phantoms.records import NAMES, Phantom, choices
 from medr1.domain.reasoning import parse
 from medr1.domain.records import Modality, QuestionType, Record
 from medr1.errors import DataError
-from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_image
+from medr1.evaluation.bootstrap import bootstrap_ratio, sums_by_cluster
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate, wilson
 
@@ -222,14 +222,14 @@ def rationale_rates(
         part: Iterable[CheckedRationale], count: Callable[[CheckedRationale], tuple[int, int]]
     ) -> Estimate | None:
         """Sum of numerators over sum of denominators. Images without a denominator are left out."""
-        counts = [(r.prediction.image, *pair) for r in part if (pair := count(r))[1]]
+        counts = [(r.prediction.cluster, *pair) for r in part if (pair := count(r))[1]]
         if not counts:
             return None
-        images, numerators, denominators = zip(*counts, strict=True)
-        sums = sums_by_image(images, numerators, denominators)
+        clusters, numerators, denominators = zip(*counts, strict=True)
+        sums = sums_by_cluster(clusters, numerators, denominators)
         for rate in (0, 1):
             if (sums[:, 0] == rate * sums[:, 1]).all():
-                return wilson(rate * len(sums), len(sums))
+                return wilson(rate, len(sums))
         return bootstrap_ratio(sums, resamples=resamples, seed=seed)
 
     def share(part: Iterable[CheckedRationale], holds: Callable[[CheckedRationale], bool]) -> Estimate | None:

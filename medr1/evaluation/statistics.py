@@ -5,12 +5,13 @@ Legend: n records, K images, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,48 @@ class PairedDifference:
     p_holm: float
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
-    """A proportion with its Wilson score interval.
-
-    The n trials count as independent. Several questions on one image make the true interval somewhat wider;
-    differences between conditions use ``bootstrap.paired_difference`` instead.
+def wilson(share: float, n: float, level: float = 0.95) -> Estimate:
+    """A share of n independent trials with its Wilson score interval. ``effective_n`` is the n of correlated trials.
 
     Raises:
-        ValueError: n < 1, successes outside 0..n, or level outside (0, 1).
+        ValueError: n <= 0, share outside 0..1, or level outside (0, 1).
     """
     check_level(level)
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials are not a proportion")
-    interval = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
-    return Estimate(successes / n, float(interval.low), float(interval.high))
+    if not n > 0 or not 0 <= share <= 1:
+        raise ValueError(f"{share} in {n} trials is not a proportion")
+    z = float(norm.ppf((1 + level) / 2))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+
+
+def effective_n(successes: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
+    """The number of independent trials whose share is as uncertain as that of n correlated ones, at most n.
+
+    It is n / deff with the design effect deff of the share under sampling of whole clusters. Where all trials have the
+    same outcome, how correlated they are cannot be seen, and each cluster counts as one trial.
+
+    Source: Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
+    estimated from survey data", without their correction for few clusters.
+
+    Args:
+        successes: [n] outcomes, 0 or 1.
+        clusters: [n] keys.
+
+    Raises:
+        ValueError: no trials.
+    """
+    outcomes = np.asarray(successes, dtype=np.float64)
+    n, (keys, cluster) = len(outcomes), np.unique(np.asarray(clusters), return_inverse=True)
+    if not n:
+        raise ValueError("needs at least one trial")
+    share = float(outcomes.mean())
+    variance = share * (1 - share) / n
+    if len(keys) == n or len(keys) == 1 or not variance:
+        return float(len(keys))
+    residuals = np.bincount(cluster, weights=outcomes - share)
+    of_clusters = float((residuals**2).sum()) * len(keys) / (len(keys) - 1) / n**2
+    return n / max(1.0, of_clusters / variance)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.predictions import Condition
 from medr1.reporting.formatting import p_value, percent, value_labels
-from medr1.reporting.result_table import ABSENT, SECTIONS, SHORT, ResultTable, compact_interval
+from medr1.reporting.result_table import ABSENT, GROUPS_NOTE, SECTIONS, SHORT, ResultTable, compact_interval
 
 
 def render_comparison(
@@ -76,5 +76,7 @@ def _notes(comparison: Comparison, left_out: Sequence[int], same_data: bool) -> 
     if not same_data:
         yield "The data fingerprints of A and B differ, which other training records suffice for. The records have"
         yield "the same correct letters and numbers of options; their texts and images were not compared."
-    yield "B \N{MINUS SIGN} A: cluster bootstrap over images; p: exact McNemar test;"
+    yield f"B \N{MINUS SIGN} A: cluster bootstrap over {comparison.cluster_unit}; p: exact McNemar test;"
     yield "*: below .05 after Holm's correction over the rows of its section."
+    if comparison.cluster_unit == "groups":
+        yield GROUPS_NOTE

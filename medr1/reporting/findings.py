@@ -61,12 +61,12 @@ class _Subject:
     name: str
     accuracy: Estimate
     chance: float
-    n: int
+    n: float
     controls: Mapping[str, float]
     margins: Mapping[str, Estimate]
 
     def beats_chance(self, accuracy: float) -> bool:
-        return wilson(round(accuracy * self.n), self.n).low > self.chance
+        return wilson(accuracy, self.n).low > self.chance
 
     def beside(self, name: str, value: float) -> str:
         return f"{self.name} ({_rate(self.accuracy)}, {name} {percent(value)} %)"
@@ -147,7 +147,7 @@ def _is_above(margin: Estimate) -> bool:
 def _difference(before: Mapping[str, Prediction], after: Sequence[Prediction]) -> Estimate:
     """The accuracy of ``after`` minus that of ``before``, given by record, on the records of ``after``."""
     correct = [before[line.record].correct for line in after]
-    return paired_difference(correct, [line.correct for line in after], [line.image for line in after])
+    return paired_difference(correct, [line.correct for line in after], [line.cluster for line in after])
 
 
 def _gain(difference: Estimate) -> str:
@@ -175,7 +175,7 @@ def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell], margins:
         accuracy=accuracy,
         chance=fmean(cell.chance for cell in cells),
         # The mean over unequal cells has the variance of this many records in equal cells.
-        n=round(len(cells) ** 2 / sum(1 / cell.n for cell in cells)),
+        n=len(cells) ** 2 / sum(1 / cell.effective_n for cell in cells),
         controls={condition: fmean(cell.controls[condition] for cell in cells) for condition in margins},
         margins=margins,
     )

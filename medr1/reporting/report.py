@@ -262,7 +262,7 @@ def _overview(tables: SweepTables) -> SectionFigure:
                 chance[column] = cell.chance
                 of_name.setdefault(column, []).append(cell.accuracy)
                 if cell.base is not None:
-                    base = replace(wilson(round(cell.base * cell.n), cell.n), value=round(cell.base, 9))
+                    base = replace(wilson(cell.base, cell.effective_n), value=round(cell.base, 9))
                     bases.setdefault(bar, {}).setdefault(column, []).append(base)
     means, of_base = ({name: _means(of_bar) for name, of_bar in found.items()} for found in (bars, bases))
     named = name_bases({(ALL, bar): found for bar, found in of_base.items()})
@@ -311,7 +311,7 @@ def _average(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, fl
 
 def _facts(tables: SweepTables) -> dict[str, str]:
     several = len(tables.seeds) > 1
-    bootstrap = f"bootstrap over images{' and seeds' if several else ''}"
+    bootstrap = f"bootstrap over {tables.cluster_unit}{' and seeds' if several else ''}"
     return {
         "seeds": ", ".join(tables.seeds) or "one",
         "intervals": f"95 %; accuracy: {bootstrap if several else 'Wilson'}; means and differences: {bootstrap}",

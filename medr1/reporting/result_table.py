@@ -20,6 +20,7 @@ from medr1.reporting.formatting import markdown, p_value, value_labels
 SECTIONS = (("By modality", "by_modality"), ("By type", "by_question_type"), ("By benchmark", "by_benchmark"))
 TRAINED_MARK = "\N{DAGGER}"
 ABSENT = "-"
+GROUPS_NOTE = "The test treats records as independent. They are correlated in a group: rely on the interval."
 SHORT: dict[str, str] = {QuestionType.LESION: "Lesion"}
 # In the order of their columns. Shuffled image and surface cues do not fit into 100 columns; summary.json has them.
 _TITLES = {
@@ -160,7 +161,10 @@ def _notes(
         yield f"Mean over modalities (equal weight): {', '.join(means)}."
     yield from (note for condition, note in _CONTROL_NOTES.items() if condition in conditions)
     if comparison:
-        yield f"difference: {comparison.b} minus {comparison.a}, cluster bootstrap over images; p: exact McNemar test;"
+        bootstrap = f"cluster bootstrap over {comparison.cluster_unit}"
+        yield f"difference: {comparison.b} minus {comparison.a}, {bootstrap}; p: exact McNemar test;"
         yield "*: below .05 after Holm's correction over the rows of its section."
+        if comparison.cluster_unit == "groups":
+            yield GROUPS_NOTE
     if any(row[0].endswith(TRAINED_MARK) for row in rows):
         yield f"{TRAINED_MARK}: seen in training."

@@ -243,7 +243,7 @@ def measure_section(runs: Sequence[SweepRun], row_axis: str) -> Section | None:
         panels.setdefault(name, []).extend(measured.option_probabilities)
     calibrations = {name: c for name, lines in panels.items() if (c := calibrate(lines))}
     has_seeds = len({run.axes.get("seed") for run in runs}) > 1
-    pooled_seeds = "; the seeds are pooled, and intervals cover images alone" if has_seeds else ""
+    pooled_seeds = "; the seeds are pooled, and intervals do not cover them" if has_seeds else ""
     return Section(
         title="Further measures",
         figures=[SectionFigure("reliability", reliability(calibrations), RELIABILITY)] if calibrations else [],

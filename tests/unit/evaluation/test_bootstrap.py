@@ -16,7 +16,7 @@ from medr1.evaluation.bootstrap import (
     paired_difference,
     score,
     seed_weights,
-    sums_by_image,
+    sums_by_cluster,
 )
 from medr1.evaluation.statistics import Estimate, wilson
 
@@ -120,7 +120,7 @@ def test_grouped_draws_have_the_distribution_of_single_draws() -> None:
 
 
 def test_a_ratio_is_of_the_sums_over_images() -> None:
-    sums = sums_by_image(["y", "x", "y"], [1, 2, 3], [2, 2, 4])
+    sums = sums_by_cluster(["y", "x", "y"], [1, 2, 3], [2, 2, 4])
     assert sums.tolist() == [[2, 2], [4, 6]]
     # Two images: xx gives 1, xy and yx 6/8, yy 4/6; at level .4 both ends are the middle one.
     assert bootstrap_ratio(sums, level=0.4) == Estimate(0.75, 0.75, 0.75)
@@ -207,7 +207,7 @@ def test_crossed_interval_covers_what_other_images_and_seeds_would_give() -> Non
         pooled = scores.over_seeds(rng)
         interval = estimate(float(pooled.value[0]), pooled.resampled[0])
         covered[True] += interval.low <= truth <= interval.high
-        naive = wilson(int(outcomes.sum()), outcomes.size)
+        naive = wilson(float(outcomes.mean()), outcomes.size)
         covered[False] += naive.low <= truth <= naive.high
     assert 0.89 <= covered[True] / 120 <= 0.99
     assert covered[False] / 120 < 0.7  # 1,500 predictions are not 1,500 independent ones

@@ -80,7 +80,7 @@ def test_a_cell_by_hand() -> None:
     sft = matrix()
     cell = sft.cells["ct"]["ct"]
     assert (cell.n, cell.images, cell.runs) == (4, 2, ("ct-sft",))
-    assert cell.accuracy == wilson(4, 4)
+    assert cell.accuracy == wilson(1, 2)  # as correct as each other: one trial for each image
     assert cell.chance == (1 / 2 + 3 / 4) / 4
     assert cell.base == 0.25
     assert cell.gain_over_base is not None
@@ -98,7 +98,10 @@ def test_a_cell_by_hand() -> None:
 def test_the_column_of_all_records() -> None:
     cell = matrix().cells["ct"][ALL]
     assert (cell.n, cell.images, cell.base) == (8, 4, 0.25)
-    assert cell.accuracy == wilson(5, 8)
+    # Correct on the four images: 2, 2, 1 and 0 of 2. Their residuals from 5/4 have squares of the sum 11/4, so that the
+    # variance of the share is 11/4 * 4/3 / 8^2; of independent records it is 15/64 / 8.
+    assert cell.effective_n == pytest.approx(8 * (15 / 64 / 8) / (11 / 3 / 64))
+    assert cell.accuracy == wilson(5 / 8, cell.effective_n)
     assert cell.chance == (1 / 2 + 7 / 4) / 8
     assert cell.controls == {"option_prior": 5 / 8} and cell.margins["option_prior"].value == 0
 
@@ -368,7 +371,7 @@ def test_runs_that_make_no_table_are_refused() -> None:
 def test_tables_are_plain_json() -> None:
     tables = tabulate(SWEEP, "modality", "modality", resamples=10)
     read = json.loads(json.dumps(asdict(tables)))
-    assert read["matrices"][0]["cells"]["ct"]["ct"]["accuracy"]["low"] == wilson(4, 4).low
+    assert read["matrices"][0]["cells"]["ct"]["ct"]["accuracy"]["low"] == wilson(1, 2).low
     assert read["contrasts"][0]["cells"]["mri"]["all"]["p_holm"] == tables.contrasts[0].cells["mri"][ALL].p_holm
 
 

@@ -63,7 +63,7 @@ def test_the_overall_cell_by_counting() -> None:
     cell = summarise(LINES).overall
     assert (cell.n, cell.images) == (5, 4)
     assert cell.accuracy.value == 3 / 5
-    assert cell.accuracy == wilson(3, 5)
+    assert cell.accuracy == wilson(3 / 5, 5)
     assert cell.chance == pytest.approx((4 * 0.25 + 0.5) / 5)
     assert (cell.format_rate, cell.unparsed_rate, cell.clipped_ratio) == (3 / 5, 1 / 5, 1 / 5)
     assert cell.lenient_accuracy == 4 / 5
@@ -79,6 +79,23 @@ def test_only_what_occurs_has_a_cell() -> None:
     assert {t: c.n for t, c in summary.by_question_type.items()} == {QuestionType.DISEASE: 3, QuestionType.LESION: 2}
     # Equal weight for each modality: (1/3 + 1) / 2, where the overall accuracy is 3/5.
     assert summary.modality_mean == pytest.approx(2 / 3)
+
+
+def test_records_of_one_group_are_one_cluster() -> None:
+    """Forty images of four patients, all of a patient right or wrong: there are four answers, and not forty."""
+    alone = [line(str(i), "A" if i // 10 % 2 else "B") for i in range(40)]
+    grouped = [replace(p, group=f"patient {i // 10}") for i, p in enumerate(alone)]
+    apart, together = summarise(alone).overall, summarise(grouped).overall
+    assert apart.accuracy == wilson(0.5, 40) and together.images == 40
+    of_three = wilson(0.5, 3)  # (K - 1) / K of the four clusters
+    assert (together.accuracy.low, together.accuracy.high) == pytest.approx((of_three.low, of_three.high))
+    after = [replace(p, condition="trained", parsed="A", correct=True) for p in grouped]
+    differences = {}
+    for base in (alone, grouped):
+        found = compare(base, after)
+        differences[found.cluster_unit] = found.overall.difference
+    assert differences["images"].low > 0.3  # about 0.5 - 1.96 * sqrt(0.25 / 40)
+    assert differences["groups"].low == 0.0  # one of 2^4 resamples has no other patient than those that were right
 
 
 def test_a_summary_is_plain_json() -> None:

@@ -61,6 +61,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert [type(back[0].modality), type(back[0].question_type), type(back[0].reasoning)] == [str, str, ReasoningMode]
     assert path.read_bytes().count(b"\n") == 3
     first = path.read_bytes()
+    path.write_bytes(first.replace(b', "group": ""', b""))  # as files were before groups
+    assert path.read_bytes() != first and read_predictions(path) == back
     write_predictions(path, back)
     assert path.read_bytes() == first
 
@@ -167,5 +169,10 @@ def test_a_line_from_a_record_and_its_completion() -> None:
     # B is none of the options; a lenient reading finds the lone C.
     loose = prediction(record, "base", ReasoningMode.NO_THINK, "It is C", length=3, truncated=True)
     assert (loose.parsed, loose.lenient, loose.correct, loose.truncated) == (None, "C", False, True)
+    assert (line.group, line.cluster) == ("", line.image)
+    patient = prediction(replace(record, group="7"), "base", ReasoningMode.NO_THINK, "It is C", 3, truncated=True)
+    assert patient.cluster == patient.group == replace(record, group="7").group_key
+    elsewhere = replace(record, group="7", benchmark="other").group_key
+    assert patient.image == line.image and patient.group not in (elsewhere, patient.image)
     foreign = prediction(record, "base", ReasoningMode.NO_THINK, "<answer>B</answer>", length=3, truncated=False)
     assert (foreign.parsed, foreign.lenient, foreign.correct) == (None, None, False)

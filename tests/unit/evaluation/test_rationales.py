@@ -306,7 +306,7 @@ def test_where_all_images_agree_the_interval_is_no_point() -> None:
         rationale_rates([line(r, r.answer_text, w) for r in records], by_id(*records)) for w in ("MRI", "CT")
     )
     for estimate, images in ((true.any_false, 0), (false.any_false, 12), (true.false_share, 0), (true.accuracy, 12)):
-        assert estimate == wilson(images, 12)
+        assert estimate == wilson(images / 12, 12)
 
 
 @pytest.mark.parametrize(

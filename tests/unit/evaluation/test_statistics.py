@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medr1.evaluation.statistics import Estimate, holm, mcnemar_exact, rueger, wilson
+from medr1.evaluation.statistics import Estimate, effective_n, holm, mcnemar_exact, rueger, wilson
 
 
 def test_wilson_with_the_formula_by_hand() -> None:
     # k=8, n=10, z=1.959964, z^2=3.841459:
     # centre = (0.8 + z^2/20) / (1 + z^2/10) = 0.99207295 / 1.3841459 = 0.716740
     # half = z / (1 + z^2/10) * sqrt(0.8*0.2/10 + z^2/400) = 1.416010 * sqrt(0.02560365) = 0.226578
-    found = wilson(8, 10)
+    found = wilson(0.8, 10)
     assert found.value == 0.8
     assert found.low == pytest.approx(0.716740 - 0.226578, abs=2e-6)
     assert found.high == pytest.approx(0.716740 + 0.226578, abs=2e-6)
@@ -24,14 +24,14 @@ def test_wilson_with_the_formula_by_hand() -> None:
 
 def test_wilson_of_no_success_and_of_success_only() -> None:
     # p=0: the interval is [0, z^2 / (n + z^2)] = [0, 3.841459 / 13.841459]; p=1 mirrors it.
-    none, all_of_them = wilson(0, 10), wilson(10, 10)
+    none, all_of_them = wilson(0, 10), wilson(1, 10)
     assert (none.value, none.low, none.high) == pytest.approx((0.0, 0.0, 0.2775328), abs=1e-6)
     assert (all_of_them.value, all_of_them.low, all_of_them.high) == pytest.approx((1.0, 1 - 0.2775328, 1.0), abs=1e-6)
 
 
 def test_wilson_of_newcombe() -> None:
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3: 81 of 263.
-    found = wilson(81, 263)
+    found = wilson(81 / 263, 263)
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
@@ -40,10 +40,38 @@ def test_wilson_narrows_with_a_lower_level() -> None:
     assert wilson(0, 10, level=0.9).high == pytest.approx(0.212942, abs=1e-6)
 
 
-@pytest.mark.parametrize(("successes", "n", "level"), [(0, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 95.0)])
-def test_wilson_refuses_what_is_not_a_proportion(successes: int, n: int, level: float) -> None:
+@pytest.mark.parametrize(("share", "n", "level"), [(0, 0, 0.95), (1.5, 2, 0.95), (-0.5, 2, 0.95), (1, 2, 95.0)])
+def test_wilson_refuses_what_is_not_a_proportion(share: float, n: int, level: float) -> None:
     with pytest.raises(ValueError, match=r"proportion|level"):
-        wilson(successes, n, level)
+        wilson(share, n, level)
+
+
+def test_the_effective_number_of_correlated_trials() -> None:
+    # Four pairs of equal outcomes, two of them correct. Residuals of the clusters: 1, -1, 1, -1; variance of the share
+    # 4 * 4/3 / 8^2 = 1/12, of independent trials 1/4 / 8 = 1/32; 8 / (32/12) = 3.
+    pairs = ["a", "a", "b", "b", "c", "c", "d", "d"]
+    assert effective_n([1, 1, 0, 0, 1, 1, 0, 0], pairs) == pytest.approx(3)
+    # Each pair has one success: the share varies less than that of independent trials, which is not relied on.
+    assert effective_n([1, 0] * 4, pairs) == 8
+    assert effective_n([1, 0] * 4, list("abcdefgh")) == 8
+    # How correlated they are cannot be seen.
+    assert effective_n([1] * 8, pairs) == effective_n([0] * 8, pairs) == 4
+    assert effective_n([1, 0, 0, 0], ["a"] * 4) == 1
+    with pytest.raises(ValueError, match="at least one trial"):
+        effective_n([], [])
+
+
+def test_the_interval_covers_the_share_of_correlated_trials() -> None:
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(60), 10)
+    covered = {True: 0, False: 0}
+    for _ in range(300):  # patients differ: beta(2, 2) has mean 1/2
+        outcomes = rng.random(600) < np.repeat(rng.beta(2, 2, 60), 10)
+        for aware, n in ((True, effective_n(outcomes, clusters)), (False, 600)):
+            found = wilson(float(outcomes.mean()), n)
+            covered[aware] += found.low <= 0.5 <= found.high
+    assert 0.9 <= covered[True] / 300 <= 0.99
+    assert covered[False] / 300 < 0.8
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rich.console import Console
 from medr1.domain.records import Modality, QuestionType
 from medr1.evaluation.metrics import Cell, Comparison, Contrast, Summary
 from medr1.evaluation.statistics import Estimate
-from medr1.reporting.result_table import ResultTable, render_results
+from medr1.reporting.result_table import GROUPS_NOTE, ResultTable, render_results
 
 CELL = Cell(
     n=1234,
@@ -48,6 +48,14 @@ def printed(table: ResultTable, width: int = 100) -> str:
 def row(table: ResultTable, name: str) -> dict[str, str]:
     (found,) = [r for r in table.rows if len(r) > 1 and r[0] == name]
     return dict(zip(table.titles, found, strict=True))
+
+
+def test_it_says_what_intervals_of_groups_resample() -> None:
+    summaries = {name: summary(name) for name in ("base", "trained")}
+    of_images = "\n".join(render_results(summaries, comparison()).notes)
+    assert "cluster bootstrap over images" in of_images and GROUPS_NOTE not in of_images
+    of_groups = "\n".join(render_results(summaries, replace(comparison(), cluster_unit="groups")).notes)
+    assert "cluster bootstrap over groups" in of_groups and GROUPS_NOTE in of_groups
 
 
 def test_the_numbers_are_those_of_the_summaries() -> None:

@@ -11,7 +11,7 @@ from medr1.evaluation.sweep_tables import Matrix, SweepRun, SweepTables, TableCe
 from medr1.reporting.sections import measure_section, trend_section
 from tests.unit.evaluation.test_metrics import line
 
-CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {}, {})
+CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {}, {}, 80)
 WORSE = replace(CELL, accuracy=Estimate(0.3, 0.2, 0.4))
 
 
@@ -67,7 +67,7 @@ def test_a_model_has_a_row_with_its_seeds_pooled_and_the_base_once() -> None:
     section = measure_section(runs, "modality")
     assert section is not None
     ((title, table),) = section.tables
-    assert title.endswith("; the seeds are pooled, and intervals cover images alone")
+    assert title.endswith("; the seeds are pooled, and intervals do not cover them")
     cells = {row[:2]: dict(zip(table.titles[2:], row[2:], strict=True)) for row in table.rows}
     assert list(cells) == [("CT", "Base"), ("CT", "GRPO"), ("CT", "SFT")]
     assert [cells["CT", name]["pass@4"].split()[0] for name in ("Base", "GRPO", "SFT")] == ["0.0", "50.0", "100.0"]

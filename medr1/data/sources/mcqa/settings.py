@@ -42,7 +42,8 @@ class ColumnsConfig:
     split: str | None = None
     """The part of the record, see ``data.train_part`` and ``data.test_part``."""
     group: str | None = None
-    """The patient or study: the records of a group stay together where training, validation and test are divided."""
+    """The patient or study: the records of a group stay together where training, validation and test are divided, and
+    intervals resample groups."""
     rationale: str | None = None
     """A reference rationale, for SFT."""
     dataset: str | None = None
