@@ -117,12 +117,12 @@ def store(name: str, places: Sequence[Path]) -> Path:
 
     ``places``: directories of sweeps, and files that were stored before, to which more seeds may be added. An axis that
     only one of the sweeps varies has, in the runs of the others, the value of their configuration. So has a setting
-    that the commands of two sweeps fix to different values.
+    that the commands of two sweeps fix to different values. Runs of a directory that a file already has are left out.
 
     Raises:
-        SystemExit: a run is not finished, is on other data than phantoms, or did not answer every test record; a sweep
-            is given twice, two have other rows, columns or test records, or two runs have the same axes; or stored
-            runs have other settings than those that are added.
+        SystemExit: a run is not finished, is not the one that was stored, is on other data than phantoms, or did not
+            answer every test record; a sweep is given twice, two have other rows, columns or test records, or two runs
+            have the same axes; or stored runs have other settings than those that are added.
     """
     if len({place.resolve() for place in places}) < len(places):
         raise SystemExit(f"{', '.join(map(str, places))}: a sweep is named twice; leave one out")
@@ -136,7 +136,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
     ]
     configurations = [run.stored_config(TrainConfig) for _, _, run, _ in sources]
     unhashed = {key for cfg in configurations for key in marked_keys(cfg, "is_hashed", False)}
-    commands = [*(c for before in stored for c in before.commands), *map(typed_command, manifests)]
+    commands = [*dict.fromkeys([*(c for before in stored for c in before.commands), *map(typed_command, manifests)])]
     typed = [_settings(command, unhashed) for command in commands]
     if stored and (different := set.union(*typed) - set.intersection(*typed)):
         raise SystemExit(f"the runs to be stored have other settings: {', '.join(sorted(different))}")
@@ -154,6 +154,7 @@ def store(name: str, places: Sequence[Path]) -> Path:
             )
     worlds = {(before.seed, before.images_per_modality, before.version) for before in stored}
     commits = {commit for before in stored for commit in before.commits}
+    by_axes = {tuple(sorted(run.axes.items())): run for run in runs.values()}
     for (directory, run_name, run, axes), cfg in zip(sources, configurations, strict=True):
         # GRPO after SFT has the name of GRPO, because its own settings are the same.
         name_here = f"{directory.path.name}/{run_name}" if run_name in runs else run_name
@@ -162,19 +163,27 @@ def store(name: str, places: Sequence[Path]) -> Path:
         world = (cfg.data.seed, cfg.data.test_images_per_modality, cfg.data.question_version)
         worlds.add(world)
         records = _records(*world)
+        own_axes = {axis: axes.get(axis, _configured(cfg, axis)) for axis in all_axes}
+        texts = {
+            str(condition): _texts(run.predictions(condition), records)
+            for condition in Condition
+            if run.predictions(condition).is_file()
+        }
+        if before := by_axes.get(tuple(sorted(own_axes.items()))):
+            if before.texts != texts:
+                raise SystemExit(
+                    f"{directory.path}: {run_name} has other completions than those stored as {before.name}"
+                )
+            continue
         curves = MetricsFile(run.metrics).read()
         runs[name_here] = PublishedRun(
             name=name_here,
-            axes={axis: axes.get(axis, _configured(cfg, axis)) for axis in all_axes},
+            axes=own_axes,
             algorithm=cfg.algorithm.name,
             modality=cfg.modality.name,
             question_type=cfg.question_type.name,
             reasoning=str(cfg.reasoning.mode),
-            texts={
-                str(condition): _texts(run.predictions(condition), records)
-                for condition in Condition
-                if run.predictions(condition).is_file()
-            },
+            texts=texts,
             curves={metric: values for metric, values in curves.items() if metric.startswith(_CURVES)},
             best_step=run.best_step(),
             seconds=directory.seconds(run_name),

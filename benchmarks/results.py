@@ -104,18 +104,22 @@ def _base(sweep: Sweep, runs: Sequence[PublishedRun]) -> str:
 
 
 def headline_part(sweep: Sweep) -> str:
-    """The methods side by side, with controls and what is left of the gain when the base is parsed leniently."""
+    """The methods side by side, with controls and what is left of the gain when the base is parsed leniently.
+
+    A method is compared with GRPO on the seeds that both have.
+    """
     grpo = sweep.seeds(algorithm="grpo")
     first = grpo[:1]  # its base is that of all, where a method that goes on from SFT has the model of SFT
-    lines = ["| | accuracy | gain over the base with lenient parsing | minus GRPO | blank image | shuffled image |"]
-    lines.append("|---|---|---|---|---|---|")
+    titles = ("", "seeds", "accuracy", "gain over the base with lenient parsing", "minus GRPO")
+    lines = [f"| {' | '.join((*titles, 'blank image', 'shuffled image'))} |", "|---|---|---|---|---|---|---|"]
     for name, condition in (("base", Condition.BASE), ("base with lenient parsing", LENIENT)):
-        lines.append(f"| {name} | {with_interval(sweep.accuracy(first, condition).estimate(HOME))} | | | | |")
+        lines.append(f"| {name} | | {with_interval(sweep.accuracy(first, condition).estimate(HOME))} | | | | |")
     for method in sweep.values("algorithm"):
         runs = sweep.seeds(algorithm=method)
         gain = sweep.difference(first * len(runs), runs, (LENIENT, Condition.TRAINED))
-        cells = [with_interval(sweep.accuracy(runs).estimate(HOME)), with_interval(gain.estimate(HOME), "+")]
-        cells.append("" if method == "grpo" else with_interval(sweep.difference(grpo, runs).estimate(HOME), "+"))
+        accuracy = sweep.accuracy(runs).estimate(HOME)
+        cells = [str(len(runs)), with_interval(accuracy), with_interval(gain.estimate(HOME), "+")]
+        cells.append("" if method == "grpo" else _minus(sweep, grpo, runs))
         for control in (Condition.BLANK_IMAGE, Condition.SHUFFLED_IMAGE):
             has = all((run.name, control) in sweep.outcomes for run in runs)
             cells.append(percent(float(sweep.accuracy(runs, control).value[HOME])) if has else "")
@@ -124,6 +128,13 @@ def headline_part(sweep: Sweep) -> str:
     if sft := sweep.seeds(algorithm="sft"):
         text.append(_equal_compute(grpo, sft))
     return "\n\n".join(text)
+
+
+def _minus(sweep: Sweep, a: Sequence[PublishedRun], b: Sequence[PublishedRun]) -> str:
+    """``b`` minus ``a`` on the seeds that both have."""
+    common = {run.axes["seed"] for run in a} & {run.axes["seed"] for run in b}
+    of_a, of_b = ([run for run in runs if run.axes["seed"] in common] for runs in (a, b))
+    return with_interval(sweep.difference(of_a, of_b).estimate(HOME), "+")
 
 
 def _equal_compute(grpo: Sequence[PublishedRun], sft: Sequence[PublishedRun]) -> str:
