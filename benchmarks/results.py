@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, IMAGES = ROOT / "README.md", ROOT / "docs" / "med-r1" / "results.md", ROOT / "docs" / "images"
 NO_RUNS = "Not run yet."
 ONE_SEED = "One seed: the intervals are over images alone."
+EQUAL_COMPUTE = "equal_compute"  # the sweep of SFT alone that is compared with GRPO of the headline
 DEPENDENCE = "validation/image_dependence"
 METHODS = {  # by algorithm and algorithm.rationale
     ("sft", "false"): "SFT on letters",
@@ -126,7 +128,7 @@ def headline_part(sweep: Sweep) -> str:
         lines.append(f"| {method_name(method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
     text = [figure("headline_curves", "Validation accuracy along training"), "\n".join(lines)]
     if sft := sweep.seeds(algorithm="sft"):
-        text.append(_equal_compute(grpo, sft))
+        text.append(_seconds(grpo, sft))
     return "\n\n".join(text)
 
 
@@ -137,13 +139,25 @@ def _minus(sweep: Sweep, a: Sequence[PublishedRun], b: Sequence[PublishedRun]) -
     return with_interval(sweep.difference(of_a, of_b).estimate(HOME), "+")
 
 
-def _equal_compute(grpo: Sequence[PublishedRun], sft: Sequence[PublishedRun]) -> str:
-    """What the protocol says of training SFT for as many seconds as GRPO."""
+def _seconds(grpo: Sequence[PublishedRun], sft: Sequence[PublishedRun]) -> str:
+    """How long runs took, and what the protocol says of training SFT for as many seconds as GRPO."""
     grpo_minutes, sft_minutes = (median(run.seconds or math.nan for run in runs) / 60 for runs in (grpo, sft))
     times = f"A run of GRPO took {grpo_minutes:.0f} min, one of SFT {sft_minutes:.0f} min (medians, with evaluation)."
     if plateau_mark(sft):
         return f"{times} SFT was not at its plateau, so training it for as long as GRPO could change the comparison."
     return f"{times} SFT was at its plateau, so it was not trained for as long as GRPO."
+
+
+def equal_compute_part(headline: Sweep, longer: Sweep) -> str:
+    """SFT of ``longer``, trained for as many seconds as GRPO of ``headline``, against the latter."""
+    sft = [replace(run, name=f"{longer.published.name}/{run.name}") for run in longer.seeds()]
+    both = Sweep(replace(headline.published, runs=[*headline.seeds(algorithm="grpo"), *sft]))
+    steps = sft[0].curves["validation/accuracy"][-1][0]
+    lines = ["| | seeds | accuracy | minus GRPO |", "|---|---|---|---|"]
+    accuracy = with_interval(both.accuracy(sft).estimate(HOME))
+    minus = _minus(both, both.seeds(algorithm="grpo"), sft)
+    lines.append(f"| SFT, {steps:,} steps{plateau_mark(sft)} | {len(sft)} | {accuracy} | {minus} |")
+    return "\n".join(lines)
 
 
 def image_dependence_part(sweep: Sweep) -> str:
@@ -281,6 +295,11 @@ def parts(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> dict[str
             texts[marker] = part(sweeps[name]) + (f"\n\n{ONE_SEED}" if sweeps[name].seed_count == 1 else "")
             if marker == name:
                 texts[marker] += f"\n\n{commands_text(sweeps[name].published)}"
+    texts[EQUAL_COMPUTE] = NO_RUNS
+    if {"headline", EQUAL_COMPUTE} <= sweeps.keys():
+        longer = sweeps[EQUAL_COMPUTE]
+        table = equal_compute_part(sweeps["headline"], longer)
+        texts[EQUAL_COMPUTE] = f"{table}\n\n{commands_text(longer.published)}"
     return texts
 
 

@@ -452,6 +452,26 @@ def test_a_method_with_fewer_seeds_is_compared_on_those_that_both_have(scarcity:
     assert float(cells[5].split()[0]) == pytest.approx(difference, abs=0.051)
 
 
+def test_sft_of_equal_compute_is_compared_with_grpo_of_the_headline(scarcity: Sweep) -> None:
+    """Its runs have the names of the shorter ones."""
+    shares = {"grpo": 0.4, "sft": 0.5}
+    runs = [
+        replace(run(i, {"algorithm": name, "seed": "0"}, right), name=name, modality="all")
+        for i, (name, right) in enumerate(shares.items())
+    ]
+    longer = [replace(run(7, {"algorithm": "sft", "seed": "0"}, 0.9), name="sft", modality="all")]
+    sweeps = {
+        name: Sweep(replace(scarcity.published, name=name, runs=of))
+        for name, of in (("headline", runs), ("equal_compute", longer))
+    }
+    line = results.equal_compute_part(sweeps["headline"], sweeps["equal_compute"]).splitlines()[2]
+    assert line.startswith("| SFT, 400 steps | 1 | ")
+    accuracy, difference = (float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in line.split("|")[3:5])
+    right = share(longer[0], "trained", RECORDS)
+    assert accuracy == pytest.approx(100 * right, abs=0.051)
+    assert difference == pytest.approx(100 * (right - share(runs[0], "trained", RECORDS)), abs=0.051)
+
+
 def test_rationales_are_compared_with_letters(scarcity: Sweep) -> None:
     """Of the rationales every second is cut off, so that its answer is missing."""
     letters = [target_text(ReasoningMode.THINK_AFTER, record.answer, NAMES[record.modality]) for record in RECORDS]
