@@ -32,7 +32,7 @@ from medr1.domain.reasoning import ReasoningMode
 from medr1.evaluation.bootstrap import Scores
 from medr1.evaluation.predictions import Condition
 from medr1.reporting.figures import save_png
-from medr1.reporting.formatting import label, percent, with_interval
+from medr1.reporting.formatting import axis_label, label, percent, with_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, IMAGES = ROOT / "README.md", ROOT / "docs" / "med-r1" / "results.md", ROOT / "docs" / "images"
@@ -313,13 +313,32 @@ def commands_text(sweep: PublishedSweep) -> str:
 
 
 def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> str:
-    """The first thing to know, for the README: the map of the number of images, and how many claims are decided."""
+    """The first thing to know, for the README: the map of the number of images, how many claims are decided, and what
+    is left of training on one value of an axis on its other values."""
     verdicts = Counter("not run yet" if isinstance(claim, str) else claim.verdict.split(" here")[0] for claim in found)
     counts = "; ".join(f"{name}: {count}" for name, count in verdicts.items())
     lines = [f"The {len(found)} [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): {counts}."]
     if "scarcity" in sweeps:
         lines = ["![GRPO and SFT by number of training images](docs/images/scarcity.png)", *lines]
+    if rows := [_square_row(sweeps[name], axis) for name, (axis, _) in SQUARES.items() if name in sweeps]:
+        titles = (
+            "GRPO minus SFT on it",
+            "GRPO minus base (lenient parsing) on the others",
+            "GRPO minus SFT on the others",
+        )
+        lines.append("\n".join([f"| trained on one | {' | '.join(titles)} |", "|---|---|---|---|", *rows]))
     return "\n\n".join(lines)
+
+
+def _square_row(sweep: Sweep, axis: str) -> str:
+    letters = sweep.by_sft["false"]
+    square, values = Square(letters, axis), len(sweep.values(axis))
+    seeds = "one seed" if sweep.seed_count == 1 else f"{sweep.seed_count} seeds"
+    mode = label(sweep.published.runs[0].reasoning)
+    difference, gain = square.difference(), square.gain()
+    shown = difference.estimate(HOME), gain.estimate(AWAY), difference.estimate(AWAY)
+    cells = " | ".join(with_interval(estimate, "+") for estimate in shown)
+    return f"| {axis_label(axis)} of {values}, in {mode} ({seeds}) | {cells} |"
 
 
 def write_page(page: Path, found: Mapping[str, str]) -> None:

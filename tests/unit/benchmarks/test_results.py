@@ -268,6 +268,20 @@ def test_a_square_has_the_means_over_what_was_trained_on(square: Sweep) -> None:
         assert found == pytest.approx(expected, abs=0.051)
 
 
+def test_the_summary_has_the_means_of_the_page(square: Sweep) -> None:
+    name = square.published.name
+    line = results.summary_part({name: square}, []).splitlines()[-1]
+    cells = [cell.strip() for cell in line.split("|")]
+    page = {
+        row.split("|")[1].split(" (")[0].strip(): row.split("|")
+        for row in parts({name: square}, [])[name].splitlines()
+        if "|" in row
+    }
+    between, gain = page["GRPO - SFT"], page["GRPO - base with lenient parsing"]
+    assert cells[2:5] == [between[2].strip(), gain[3].strip(), between[3].strip()]
+    assert cells[1] == f"modality of {len(square.values('modality'))}, in No-Think ({square.seed_count} seeds)"
+
+
 def test_both_kinds_of_sft_are_compared_and_the_claims_take_the_letters(square: Sweep) -> None:
     """SFT with rationales has the answers of GRPO, so that their difference is 0."""
     letters = [replace(r, axes={**r.axes, RATIONALE: "false" if r.algorithm == "sft" else ""}) for r in square.seeds()]
