@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -22,7 +24,7 @@ from medr1.config.override_text import override_text
 from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.runs.run_directory import RunDirectory
-from medr1.runs.sweep import State, SweepDirectory, cores_per_run, seconds_left
+from medr1.runs.sweep import Manifest, State, SweepDirectory, cores_per_run, seconds_left
 from medr1.workflows.reward_sources import function_keys
 
 
@@ -36,10 +38,31 @@ def run_job(cfg: DictConfig) -> None:
     name = Path(settings.runtime.output_dir).name
     manifest = directory.read()
     number = f"[{manifest.wanted.index(name) + 1 if name in manifest.wanted else '?'}/{manifest.total}]"
-    run = directory.run(name)
-    if run.is_locked:  # a sweep that was killed may leave a run behind that continues
-        print(f"{number} {name}: waiting for another process that works on it", flush=True)
-        run.wait_until_unlocked()
+    with _claimed(directory.run(name), f"{number} {name}"):
+        _run_claimed(cfg, directory, manifest, name, number)
+
+
+@contextmanager
+def _claimed(run: RunDirectory, shown: str) -> Iterator[None]:
+    """Waits until no other command works on the run, and keeps others waiting during the block."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    claim = FileLock(run.path / ".job.lock")  # taken before the run starts, when its own lock is still free
+    try:
+        claim.acquire(blocking=False)
+    except Timeout:
+        print(f"{shown}: waiting for another command of this sweep that works on it", flush=True)
+        claim.acquire()
+    try:
+        if run.is_locked:  # a sweep that was killed may leave a run behind that continues
+            print(f"{shown}: waiting for another process that works on it", flush=True)
+            run.wait_until_unlocked()
+        yield
+    finally:
+        claim.release()
+
+
+def _run_claimed(cfg: DictConfig, directory: SweepDirectory, manifest: Manifest, name: str, number: str) -> None:
+    settings, run = HydraConfig.get(), directory.run(name)
     before = directory.states(manifest.wanted)
     if directory.state(name) == State.FINISHED:
         return
@@ -49,7 +72,6 @@ def run_job(cfg: DictConfig) -> None:
     overrides = [override for override in settings.overrides.task if not override.startswith("launcher=")]
     if before_this := manifest.jobs[name].continues:
         if not _wait_for(directory, before_this, cfg.sweep.stop_on_failure):
-            run.path.mkdir(parents=True, exist_ok=True)
             write_json(run.failure, {"status": 1, "log": run.log.name})
             print(f"{number} {name}: skipped, because {before_this}, which it continues, has failed", flush=True)
             return
@@ -61,7 +83,6 @@ def run_job(cfg: DictConfig) -> None:
     command = [override_text("resume", run.path), *_movable(run, overrides)] if is_stored else new
     print(f"{number} {name}: {'continued' if is_stored else 'started'}", flush=True)
     start = time.monotonic()
-    run.path.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "medr1.cli.train", *command],

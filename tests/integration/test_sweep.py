@@ -256,6 +256,21 @@ def test_the_launchers_of_a_cluster_where_there_is_one(
         assert read_predictions(ours) == read_predictions(theirs)
 
 
+def test_two_commands_on_one_sweep_share_its_runs(tmp_path: Path) -> None:
+    """Both choose the same runs in the same order; one waits where the other is."""
+    words = (*SWEEP, "algorithm=sft", f"output_dir={tmp_path}", "tracking=none")
+    both = [command("train.py", *words) for _ in range(2)]
+    printed = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    sweep = only_sweep(tmp_path)
+    names = sweep.read().wanted
+    assert len(names) == 2 and set(sweep.states(names).values()) == {State.FINISHED}
+    for name in names:
+        assert sum(text.count(f"{name}: started") for text in printed) == 1, printed
+    assert "waiting for another command of this sweep" in "".join(printed)
+    assert not any("failed" in text for text in printed), printed
+
+
 def test_two_processes_do_not_work_on_one_run(undisturbed: tuple[SweepDirectory, str]) -> None:
     sweep, _ = undisturbed
     run = sweep.run(sweep.read().wanted[0])
