@@ -41,12 +41,12 @@ class Measured:
     ks: Sequence[int] | None = None
 
     def __add__(self, other: Measured) -> Measured:
-        """The answers of both, with the ``ks`` of the first."""
+        """The answers of both, with the ``ks`` of the first that has any."""
         return Measured(
             self.samples + other.samples,
             self.rotations + other.rotations,
             self.option_probabilities + other.option_probabilities,
-            self.ks,
+            self.ks or other.ks,
         )
 
 

@@ -44,7 +44,7 @@ _ABLATIONS = {
         reduced="the accuracy that remains above chance does not come from the image",
     ),
     Condition.SHUFFLED_IMAGE: _Ablation(
-        lead="With the image of another record of the same modality",
+        lead="With the image of another record (of the same modality if possible)",
         unchanged="no evidence that the model uses more of the image than its modality",
         reduced="the accuracy that remains above chance does not depend on the record's own image",
     ),

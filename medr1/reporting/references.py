@@ -16,8 +16,8 @@ T = TypeVar("T")
 # In the order of their rows.
 CONTROL_DESCRIPTIONS = {
     Condition.BLANK_IMAGE: "the trained model with a blank image",
-    Condition.SHUFFLED_IMAGE: "the trained model with the image of another record of the same modality",
-    Condition.OPTION_PRIOR: "the option with the largest share of correct answers in the training records of the row",
+    Condition.SHUFFLED_IMAGE: "the trained model with the image of another record, of the same modality if possible",
+    Condition.OPTION_PRIOR: "the option with the highest correct / (offered + 1) in the training records of the row",
     Condition.SURFACE_CUES: "the option that differs in case or final full stop",
 }
 

@@ -314,7 +314,8 @@ def _facts(tables: SweepTables) -> dict[str, str]:
     bootstrap = f"bootstrap over {tables.cluster_unit}{' and seeds' if several else ''}"
     return {
         "seeds": ", ".join(tables.seeds) or "one",
-        "intervals": f"95 %; accuracy: {bootstrap if several else 'Wilson'}; means and differences: {bootstrap}",
+        "intervals": f"95 %; accuracy: Wilson{f' for one seed, {bootstrap} for several' if several else ''}; "
+        f"means and differences: {bootstrap}",
         "p-values": f"exact McNemar test{', twice the median over the seeds' if several else ''}; "
         "Holm's correction over the cells of a table, and separately over its column of all records",
     }

@@ -30,7 +30,7 @@ _TITLES = {
     Condition.TRAINED: "trained",
 }
 _CONTROL_NOTES = {
-    Condition.OPTION_PRIOR: "option prior: the option with the largest share of correct answers in training.",
+    Condition.OPTION_PRIOR: "option prior: the option with the highest correct / (offered + 1) in training.",
     Condition.BLANK_IMAGE: "blank image: the evaluated model with a uniform grey image.",
 }
 

@@ -54,7 +54,7 @@ def selection_section(choices: Sequence[Choice], metric: str, unfinished: int) -
         f"The settings were chosen by the {best} {metric}, the mean over seeds; the tables show the chosen runs alone."
     ]
     if unfinished:
-        sentences.append(f"{unfinished} runs of the sweep are not finished; their settings were not compared.")
+        sentences.append(f"{unfinished} runs of the sweep are not finished and do not count.")
     rows: list[tuple[str, ...]] = []
     for choice in choices:
         cell = ", ".join(f"{axis_label(axis)} {label(value)}" for axis, value in choice.cell.items()) or "all"
@@ -81,7 +81,7 @@ def search_section(
         searched: the ranges of the settings by axis.
     """
     maximize = greater_is_better(metric)
-    found = {tuple(choice.cell.items()): choice.chosen for choice in choices}
+    found = {tuple(choice.cell.items()): choice for choice in choices}
     names = {cell: ", ".join(label(value) for _, value in cell) for cell in trials}
     ranges = "; ".join(f"{axis}={text}" for axis, text in searched.items())
     sentences = [
@@ -91,20 +91,24 @@ def search_section(
     tables: list[tuple[str, ResultTable]] = []
     history: dict[str, dict[int, float]] = {}
     for cell, own in trials.items():
-        best = found.get(cell)
+        choice = found.get(cell)
+        compared = [option.settings for option in choice.options] if choice else []
         prefix = f"{names[cell]}: " if names[cell] else ""
         rows: list[tuple[str, ...]] = []
         for number, trial in enumerate(own, 1):
             state = str(trial.state)
-            if best is not None and trial.settings == best.settings:
+            if choice and trial.settings == choice.chosen.settings:
                 state = "best"
-                settings = ", ".join(f"{axis}={value}" for axis, value in best.settings.items())
-                equal = sum(other.value == trial.value for other in own)
+                settings = ", ".join(f"{axis}={value}" for axis, value in trial.settings.items())
+                equal = sum(other.value == trial.value for other in own if other.settings in compared)
                 which = f"the first of {equal} best ones" if equal > 1 else "the best"
-                sentences.append(f"{prefix}Trial {number} of {len(own)} is {which}: {settings} ({best.value:.3f}).")
+                best = f"{settings} ({choice.chosen.value:.3f})"
+                sentences.append(f"{prefix}Trial {number} of {len(own)} is {which}: {best}.")
+            elif trial.value is not None and trial.settings not in compared:
+                state = "not compared: seeds missing"
             value = "" if trial.value is None else f"{trial.value:.3f}"
             rows.append((str(number), *trial.settings.values(), value, state))
-        if best is None:
+        if choice is None:
             sentences.append(f"{prefix}None of {len(own)} trials has finished.")
         titles = ("trial", *map(axis_label, searched), metric, "")
         tables.append((f"Trials{' of ' if names[cell] else ''}{names[cell]}", ResultTable(titles, tuple(rows), ())))
@@ -162,22 +166,27 @@ def rationale_section(
     found = {key: rationale_rates(predictions, records) for key, predictions in groups.items()}
     trained = {k: g for k, g in groups.items() if not is_base(k[1]) and not k[1].endswith(_BLANK)}
     per_group = max(1, _MAX_EXAMPLES // max(1, len(trained)))
+    drawn = (  # a rate has no value without a claim or an answer that can be read
+        (
+            "rationales_false",
+            _series(found, lambda rate: rate.false_share),
+            "False claims",
+            "Share of the claims in rationales that are not true of the image.",
+        ),
+        (
+            "rationales_contradict",
+            _series(found, lambda rate: rate.contradiction),
+            "Rationales that contradict",
+            "Share of rationales that name another value than the predicted one.",
+        ),
+    )
     return Section(
         title="Rationales",
         paragraphs=[_EXPLANATION],
         figures=[
-            SectionFigure(
-                "rationales_false",
-                rates(_series(found, lambda rate: rate.false_share), row_title(row_axis), "False claims"),
-                "Share of the claims in rationales that are not true of the image.",
-            ),
-            SectionFigure(
-                "rationales_contradict",
-                rates(
-                    _series(found, lambda rate: rate.contradiction), row_title(row_axis), "Rationales that contradict"
-                ),
-                "Share of rationales that name another value than the predicted one.",
-            ),
+            SectionFigure(name, rates(series, row_title(row_axis), title), caption)
+            for name, series, title, caption in drawn
+            if series
         ],
         tables=[
             (

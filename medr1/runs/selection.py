@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -40,14 +40,21 @@ def chosen_axes(axes: Iterable[str], rows: str) -> list[str]:
     return [axis for axis in axes if axis not in (rows, "algorithm", "seed")]
 
 
-def choose(axes: Mapping[str, Mapping[str, str]], values: Mapping[str, float], rows: str, metric: str) -> list[Choice]:
+def choose(
+    axes: Mapping[str, Mapping[str, str]],
+    values: Mapping[str, float],
+    rows: str,
+    metric: str,
+    searched: Container[str] = (),
+) -> list[Choice]:
     """The best option for each row and algorithm, by the mean of ``values`` over seeds. The first one if several are.
 
-    Only options with the same seeds are compared: those with the most. ``axes`` and ``values``: by run.
+    Only options with the same seeds are compared: those with the most. ``axes`` and ``values``: by run. ``searched``:
+    the axes of a search, among whose values alone is chosen.
     """
     cells: dict[tuple[tuple[str, str], ...], dict[tuple[tuple[str, str], ...], list[str]]] = {}
     for run, of_run in axes.items():
-        varied = chosen_axes(of_run, rows)
+        varied = [axis for axis in of_run if axis in searched] if searched else chosen_axes(of_run, rows)
         cell = tuple((axis, value) for axis, value in of_run.items() if axis not in (*varied, "seed"))
         option = tuple((axis, of_run[axis]) for axis in varied)
         cells.setdefault(cell, {}).setdefault(option, []).append(run)

@@ -31,9 +31,18 @@ _IMAGES_FOLDER = "table_images/completions"
 class CompletionsTable:
     """The table of one run, with the columns ``step``, ``image`` (``image 2``, ...) and those of the rows."""
 
-    def __init__(self, queue: OfflineQueue, rows: Sequence[dict[str, Any]], tables: str) -> None:
-        """``rows`` and ``tables`` (the value of ``TABLES_TAG``) are those of a resumed run."""
+    def __init__(
+        self, queue: OfflineQueue, rows: Sequence[dict[str, Any]], tables: str, *, begins_anew: bool = False
+    ) -> None:
+        """``rows`` and ``tables`` (the value of ``TABLES_TAG``) are those of a resumed run.
+
+        ``begins_anew``: the rows of the run in MLflow are not known and must not be replaced. The file then has the
+        first step of its rows in its name.
+        """
         self._queue, self._rows, self._tables = queue, list(rows), json.loads(tables)
+        self._file: str | None = COMPLETIONS_FILE
+        if begins_anew:
+            self._file, self._tables = None, [_table(COMPLETIONS_FILE)]
         self._logged_steps = {int(row["step"]) for row in rows}
         self._images: set[str] = set()
 
@@ -45,7 +54,8 @@ class CompletionsTable:
         """
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows and images of {len(images)}")
-        table = {"path": COMPLETIONS_FILE, "type": "table"}
+        self._file = self._file or f"completions_from_step_{step}.json"
+        table = _table(self._file)
         if table not in self._tables:
             self._tables.append(table)
             self._queue.set_tags({TABLES_TAG: json.dumps(self._tables)})
@@ -56,7 +66,7 @@ class CompletionsTable:
             self._rows.append({"step": step, **cells, **row})
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
         content = {"columns": columns, "data": [[row.get(key) for key in columns] for row in self._rows]}
-        self._queue.log_text(json.dumps(content, ensure_ascii=False), COMPLETIONS_FILE)
+        self._queue.log_text(json.dumps(content, ensure_ascii=False), self._file)
         page = gallery(f"Completions of step {step}", "Sampled in training.", _cards(rows, images))
         self._queue.log_text(page, f"completions/step_{step:06}.html")
 
@@ -88,6 +98,10 @@ def _cards(rows: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Image.Im
         record, question, answer = (str(first.get(name, "")) for name in ("record", "question", "answer"))
         cards.append(Card(record, question, answer, images[own[0]], completions))
     return cards
+
+
+def _table(file: str) -> dict[str, str]:
+    return {"path": file, "type": "table"}
 
 
 def _column(index: int) -> str:

@@ -29,6 +29,7 @@ from medr1.atomic_write import write_text
 from medr1.errors import ConfigError, TrackingError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, is_server, stored_run, without_password
 from medr1.tracking.completions_table import TABLES_TAG, CompletionsTable, stored_rows
+from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.offline_queue import (
     FOLDER,
     METRICS_PER_BATCH,
@@ -84,18 +85,31 @@ class Tracker:
     """One run in MLflow. As a context manager it ends the run: FINISHED, KILLED after a signal, or FAILED."""
 
     def __init__(
-        self, queue: OfflineQueue, uri: str, stored: StoredRun, run: Run | None, rows: Sequence[dict[str, Any]] = ()
+        self,
+        queue: OfflineQueue,
+        uri: str,
+        stored: StoredRun,
+        run: Run | None,
+        rows: Sequence[dict[str, Any]] = (),
+        *,
+        last_steps: Mapping[str, int] | None = None,
     ) -> None:
-        """Use ``start``. ``run`` and ``rows`` (of the completions table) are those of a resumed run in MLflow."""
+        """Use ``start``. ``run`` and ``rows`` (of the completions table) are those of a resumed run in MLflow.
+
+        ``last_steps``: the last step of each curve of a resumed run that MLflow cannot show, because its server does
+        not answer. Its parameters have been logged, and completions get a table of their own.
+        """
         self.run_id, self.uri = stored.run_id, uri
         self._queue, self._stored = queue, stored
         self._buffer: list[tuple[str, float, int, int]] = []
         self._flushed = time.monotonic()
         # The last step of each metric before the run was resumed. Steps up to it are computed again, but not logged.
         self._logged = {metric.key: metric.step for metric in run.data.to_proto().metrics} if run else {}
+        self._logged |= last_steps or {}
+        self._logs_params = last_steps is None
         self._params: dict[str, str] = dict(run.data.params) if run else {}
         tables = run.data.tags.get(TABLES_TAG, "[]") if run else "[]"
-        self._completions = CompletionsTable(queue, rows, tables)
+        self._completions = CompletionsTable(queue, rows, tables, begins_anew=last_steps is not None)
         self._status: Status | None = None
         self._monitor: SystemMetricsMonitor | None = None
 
@@ -111,6 +125,7 @@ class Tracker:
         *,
         resend_command: str = "",
         require_server: bool = True,
+        curves_file: MetricsFile | None = None,
     ) -> Tracker:
         """Starts a run, or resumes ``run_id``, and writes its id to ``run_dir``/mlflow.json.
 
@@ -119,7 +134,8 @@ class Tracker:
 
         Any number of processes may start at once on one new SQLite file. If the server becomes unreachable later, calls
         are queued in ``run_dir``, and ``resend_command`` is named to the user. With ``require_server=False``, the calls
-        of a resumed run are queued from the start if its server does not answer.
+        of a resumed run are queued from the start if its server does not answer. ``curves_file`` then says which steps
+        it has logged.
 
         Raises:
             ConfigError: the URI names no database or server, the experiment was deleted, the run does not exist.
@@ -132,6 +148,11 @@ class Tracker:
 
         before = stored_run(run_dir)
         has_moved = before is not None and before.run_id == run_id and not before.is_in(uri)
+        if before and before.run_id == run_id and not has_moved and before.experiment != experiment:
+            raise ConfigError(
+                f"tracking.experiment={experiment}: {run_dir} is in the experiment {before.experiment}, in which a "
+                "resumed run stays; leave it out"
+            )
         run: Run | None = None
         rows: list[dict[str, Any]] = []
         try:
@@ -189,15 +210,20 @@ class Tracker:
                 ) from error
             queue = OfflineQueue(MlflowClient(tracking_uri=uri), run_id, run_dir, server, resend_command)
             queue.mark_offline(error)
-            return cls(queue, uri, replace(before, uri=server), None)
+            curves = curves_file.read() if curves_file else {}
+            last_steps = {name: max(step for step, _ in curve) for name, curve in curves.items()}
+            return cls(queue, uri, replace(before, uri=server), None, last_steps=last_steps)
         stored.write(run_dir)
         return cls(queue, uri, stored, run, rows)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Logs a nested config under dotted names. A value beyond MLflow's limit is cut and ends with its hash.
 
-        MLflow's parameters cannot change: a value that differs after a resume is logged as the tag ``resumed.NAME``.
+        MLflow's parameters cannot change: a value that differs after a resume is logged as the tag ``resumed.NAME``, if
+        the server answered when the run was resumed.
         """
+        if not self._logs_params:
+            return
         flat, logged = _flatten(values), self._params
         if changed := {f"resumed.{key}": value for key, value in flat.items() if logged.get(key, value) != value}:
             self.set_tags(changed)

@@ -281,18 +281,22 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
                 f"{directory.path} holds runs that vary {', '.join(sorted(old)) or 'nothing'}, such as {name}, and "
                 f"those of this command vary {', '.join(sorted(new)) or 'nothing'}; {advice}"
             )
-    check_inputs([(directory.run(job.name), runs[job.name].settings) for job in jobs if job.name in finished], advice)
+    settings = {job.name: runs[job.name].settings for job in jobs}
+    # Those of other commands stand in the same tables, and the values of a search come from earlier trials.
+    settings |= {n: directory.run(n).stored_config(TrainConfig) for n in finished if n not in settings}
+    check_inputs([(directory.run(name), settings[name]) for name in finished], advice)
     now: dict[str, str | None] = {}
-    for job in jobs:
-        environment, model = directory.run(job.name).environment, runs[job.name].settings.model
-        if job.continues or not environment.is_file() or not MODEL_KINDS[model.kind].is_trainable:
+    for name, of_run in settings.items():
+        environment, model = directory.run(name).environment, of_run.model
+        continues = now_continues.get(name) or (earlier[name].continues if name in earlier else "")
+        if continues or not environment.is_file() or not MODEL_KINDS[model.kind].is_trainable:
             continue
         before = read_json(environment).get("model_fingerprint")
         if model.path not in now:
             now[model.path] = fingerprint(*starting_weights(model.path))
         if None not in (before, now[model.path]) and before != now[model.path]:
             raise ConfigError(
-                f"{directory.run(job.name).path} began with other weights than those that are in model.path="
+                f"{directory.run(name).path} began with other weights than those that are in model.path="
                 f"{model.path} now; restore them, or {advice}"
             )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from medr1.atomic_write import write_json, write_text
-from medr1.config.settings import TrainConfig
+from medr1.atomic_write import read_json, write_json, write_text
+from medr1.config.settings import EvaluateConfig, TrainConfig
 from medr1.data.dataset import limit_cells
 from medr1.data.image_loader import cached_image_loader
 from medr1.data.image_size import ImageSize
@@ -43,6 +44,15 @@ from medr1.workflows.session import Session
 _GALLERY_QUESTIONS = 24
 
 
+def _is_own_data(session: Session) -> bool:
+    """Whether the training records of the data are those that the model was trained on."""
+    cfg = session.cfg
+    if not isinstance(cfg, EvaluateConfig) or cfg.run is None:
+        return isinstance(cfg, TrainConfig)
+    trained = read_json(RunDirectory(Path(cfg.run)).environment)
+    return bool(trained["data_fingerprint"] == session.data.fingerprint)
+
+
 def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None:
     """Computes the metrics of all conditions and writes them to the terminal, summary.json, results.md and MLflow."""
     run, data, tracker = session.run, session.data, session.tracker
@@ -54,15 +64,14 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
     measures, differences = _measures(session, conditions)
     if measures:
         tracker.log_metrics(dict(measure_items(measures)), 0)
-    seen = data.train if Condition.TRAINED in conditions else []
+    seen = data.train if Condition.TRAINED in conditions and _is_own_data(session) else []
     tables = [
         render_results(
             summaries,
             comparison,
             trained_modalities={r.modality for r in seen},
             trained_question_types={r.question_type for r in seen},
-            # The benchmarks of an evaluation need not be those that its model was trained on.
-            trained_benchmarks={r.benchmark for r in seen} if isinstance(session.cfg, TrainConfig) else (),
+            trained_benchmarks={r.benchmark for r in seen},
         )
     ]
     if any(summary.by_benchmark for summary in summaries.values()):

@@ -33,6 +33,7 @@ from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import sweep_of
 from medr1.runs.terminal import log_to
 from medr1.tracking.address import stored_run
+from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
@@ -129,8 +130,13 @@ def open_session(
 
 def _check_model(cfg: CommonConfig, run: RunDirectory, facts: Mapping[str, Any]) -> None:
     """Checks that a run whose ``model.path`` has changed is resumed with the same weights."""
-    before = read_json(run.environment).get("model_fingerprint")
-    if before is not None and facts.get("model_fingerprint") != before:
+    before, now = (of.get("model_fingerprint") for of in (read_json(run.environment), facts))
+    if before is not None and now is None:
+        raise ConfigError(
+            f"{run.path}: model.path={cfg.model.path} is not in the cache of this machine, so that its weights cannot "
+            f"be compared with those that this run began with; download them first: hf download {cfg.model.path}"
+        )
+    if before is not None and now != before:
         raise ConfigError(
             f"{run.path}: the weights in model.path={cfg.model.path} are not those that this run began with; give the "
             "directory in which they lie now, or start a new run"
@@ -342,6 +348,7 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
         run_id=before.run_id if before else None,
         resend_command=resume_command(cfg, run),
         require_server=before is None,
+        curves_file=MetricsFile(run.metrics),
     )
 
 

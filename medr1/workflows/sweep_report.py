@@ -77,7 +77,7 @@ def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool =
             if not axes:
                 raise DataError(f"{directory.path}: no trial has finished all its runs; repeat the command")
         values = {name: validation_value(directory.run(name), manifest.select) for name in axes}
-        choices = choose(axes, values, manifest.rows, manifest.select)
+        choices = choose(axes, values, manifest.rows, manifest.select, manifest.searched)
         selection.append(
             search_section(trials, choices, manifest.select, manifest.searched)
             if manifest.searched
@@ -278,8 +278,11 @@ def _track_choices(
             tracker.log_metrics({best: choice.chosen.value}, 0, replaces=True)
             continue
         so_far: list[float] = []
+        compared = [option.settings for option in choice.options]
         for number, trial in enumerate(trials[tuple(choice.cell.items())], 1):
             if trial.value is not None:
-                so_far.append(trial.value)
-                values = {"/".join(["trial", *cell, metric]): trial.value, best: best_of(so_far)}
-                tracker.log_metrics(values, number)
+                values = {"/".join(["trial", *cell, metric]): trial.value}
+                if trial.settings in compared:
+                    so_far.append(trial.value)
+                    values[best] = best_of(so_far)
+                tracker.log_metrics(values, number, replaces=True)  # a trial may have failed, or lacked a seed, before

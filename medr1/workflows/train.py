@@ -90,7 +90,7 @@ def train(cfg: TrainConfig, run_dir: Path, overrides: list[str]) -> None:
                 conditions = kind.evaluate(session, Condition.BASE, starting_weights(cfg.model.path))
         if is_first_process():
             report(session, conditions)
-            if cfg.tracking.registered_model_name is not None:
+            if algorithm.trains and cfg.tracking.registered_model_name is not None:
                 session.tracker.register_model(cfg.tracking.registered_model_name, run.model)
 
 

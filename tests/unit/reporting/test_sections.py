@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from medr1.data.sources.phantoms.records import World, make_records
+from medr1.domain.reasoning import ReasoningMode
 from medr1.evaluation.calibration import OptionProbabilities
 from medr1.evaluation.measures import Measured
+from medr1.evaluation.predictions import prediction
 from medr1.evaluation.statistics import Estimate
 from medr1.evaluation.sweep_tables import Matrix, SweepRun, SweepTables, TableCell
-from medr1.reporting.sections import measure_section, trend_section
+from medr1.reporting.sections import measure_section, rationale_section, trend_section
 from tests.unit.evaluation.test_metrics import line
 
 CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {}, {}, 80)
@@ -104,3 +107,23 @@ def test_methods_that_begin_with_other_models_have_a_base_each() -> None:
 def test_runs_without_measures_have_no_section() -> None:
     assert measure_section([run("a", "0", "grpo", Measured(), Measured())], "modality") is None
     assert measure_section([SweepRun("a", {"seed": "0"}, {"base": []})], "seed") is None
+
+
+def test_rationales_that_cannot_be_checked_have_no_figure() -> None:
+    """As of a base model that is cut off, or does not know the format."""
+    records = {record.id: record for record in make_records(World.TEST, 0, 1)}
+    told, silent = "<think>The picture shows", "<think>CT</think>"
+    for text, figures in ((told, []), (silent, ["rationales_false"])):
+        lines = [prediction(r, "base", ReasoningMode.THINK_BEFORE, text, 5, True) for r in records.values()]
+        section = rationale_section(
+            [SweepRun("r", {"modality": "ct", "seed": "0"}, {"base": lines})], records, 84, "modality"
+        )
+        assert section is not None and [figure.name for figure in section.figures] == figures
+
+
+def test_trained_models_have_the_k_that_was_asked_for() -> None:
+    asked = replace(measured("1", "A"), ks=[2])
+    section = measure_section([run("r", "0", "grpo", asked, asked)], "modality")
+    assert section is not None
+    (titles,) = [table.titles for _, table in section.tables]
+    assert [title for title in titles if "pass@" in title] == ["pass@2"]

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from medr1.config.search_space import Choice, Interval, Range, range_of, size
 from medr1.errors import ConfigError
 from medr1.reporting.sections import search_section
-from medr1.runs.search import Trial, candidates
+from medr1.runs.search import Trial, candidates, cell_of
 from medr1.runs.selection import choose
 from medr1.runs.sweep import State
 
@@ -138,3 +138,22 @@ def test_the_report_has_all_trials_and_says_which_is_best() -> None:
     ((_, table),) = section.tables
     assert [row[-1] for row in table.rows].count("failed") == 2 and table.rows[int(best)][-1] == "best"
     assert [row[1] for row in table.rows] == [trial.settings["x"] for trial in trials]
+
+
+def test_trials_without_all_seeds_are_not_compared_and_fixed_parameters_do_not_matter() -> None:
+    """The search was repeated with one seed less; ``trainer.max_steps`` has one value in the sweep file."""
+    cell = (("algorithm", "grpo"), ("trainer.max_steps", "50"))
+    trials = [
+        Trial({"x": "0.1"}, {"0": "a", "1": "b"}, State.FINISHED, 0.5),
+        Trial({"x": "0.2"}, {"0": "c"}, State.FINISHED, 0.9),
+    ]
+    of_run = {
+        name: {**dict(cell), **trial.settings, "seed": seed} for trial in trials for seed, name in trial.runs.items()
+    }
+    values = {name: trial.value for trial in trials if trial.value for name in trial.runs.values()}
+    (choice,) = choices = choose(of_run, values, "seed", ACCURACY, searched=("x",))
+    assert tuple(choice.cell.items()) == cell == cell_of(of_run["a"], ("x",))
+    section = search_section({cell: trials}, choices, ACCURACY, {"x": "interval(0,1)"})
+    assert "Trial 1 of 2 is the best: x=0.1 (0.500)." in " ".join(section.paragraphs)
+    ((_, table),) = section.tables
+    assert [row[-1] for row in table.rows] == ["best", "not compared: seeds missing"]

@@ -53,7 +53,7 @@ def test_each_row_and_algorithm_has_the_best_mean_over_seeds(metric: str, expect
     assert [option.value for option in choices[0].options] == pytest.approx([0.6, 0.55])
     section = selection_section(choices, metric, 2)
     assert metric in section.paragraphs[0] and "algorithm.learning_rate=" in section.paragraphs[2]
-    assert section.paragraphs[1] == "2 runs of the sweep are not finished; their settings were not compared."
+    assert section.paragraphs[1] == "2 runs of the sweep are not finished and do not count."
     (_, table), *_ = section.tables
     assert [row[-1] for row in table.rows].count("chosen") == 3 and len(table.rows) == 6
 

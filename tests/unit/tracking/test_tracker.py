@@ -22,6 +22,8 @@ from sqlalchemy.orm import Session
 
 from medr1.errors import ConfigError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, stored_run, without_password
+from medr1.tracking.completions_table import TABLES_TAG
+from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.tracker import NullTracker, Tracker
 
 
@@ -579,3 +581,38 @@ def test_system_metrics_are_logged_until_the_run_ends(
     assert count > 0
     time.sleep(1)
     assert len(points(uri, tracker.run_id, "system/cpu_utilization_percentage")) == count
+
+
+def test_a_run_resumed_without_its_server_repeats_and_replaces_nothing(tmp_path: Path) -> None:
+    """Its calls are queued: no step that it has logged, no parameter, and completions in a table of their own."""
+    server = "http://127.0.0.1:9"  # nothing listens there
+    stored = StoredRun(server, "tests", "0" * 32, "1")
+    stored.write(tmp_path)
+    curves = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        curves.append({"loss": 1.0}, step)
+    with Tracker.start(
+        server, "tests", "r", tmp_path, run_id=stored.run_id, require_server=False, curves_file=curves
+    ) as tracker:
+        tracker.log_params({"seed": 1})
+        for step in (1, 2, 3, 4):
+            tracker.log_metrics({"loss": 1.0, "kl": 0.0} if step > 2 else {"loss": 1.0}, step)
+        for step in (3, 4):
+            tracker.log_completions([{"text": "A"}], [[Image.new("L", (8, 8))]], step)
+    calls = [json.loads(line) for line in (tmp_path / "unsent" / f"{stored.run_id}.jsonl").read_text().splitlines()]
+    points = [(key, step) for call in calls if call["do"] == "metrics" for key, _, _, step in call["points"]]
+    assert points == [("loss", 3), ("kl", 3), ("loss", 4), ("kl", 4)]
+    assert not any(call["do"] == "params" for call in calls)
+    files = [Path(call["path"]).name for call in calls if call["do"] == "artifact"]
+    assert any("completions_from_step_3.json" in name for name in files)
+    assert not any(name.endswith("completions.json") for name in files)
+    (tags,) = [call["values"] for call in calls if call["do"] == "tags" and TABLES_TAG in call["values"]]
+    assert [t["path"] for t in json.loads(tags[TABLES_TAG])] == ["completions.json", "completions_from_step_3.json"]
+
+
+def test_a_resumed_run_stays_in_its_experiment(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+    with start() as first:
+        pass
+    with pytest.raises(ConfigError, match=r"tracking\.experiment=other: .* is in the experiment tests"):
+        Tracker.start(uri, "other", "a run", tmp_path / "run", run_id=first.run_id)
+    assert client(uri).get_experiment_by_name("other") is None

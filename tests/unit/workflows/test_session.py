@@ -15,7 +15,7 @@ from medr1.errors import ConfigError, DataError, RewardError, ServerError
 from medr1.models.loading import control_tokens
 from medr1.runs.run_directory import RunDirectory
 from medr1.workflows.components import check_steps_ahead
-from medr1.workflows.session import load_data, open_session, set_max_steps
+from medr1.workflows.session import _check_model, load_data, open_session, set_max_steps
 from tests.composing import composed
 
 TINY = CONF.parent / "medr1/models/tiny_base"
@@ -168,3 +168,14 @@ def test_models_of_steps_that_a_run_has_passed_are_refused(tmp_path: Path) -> No
         check_steps_ahead(cfg, run)
     cfg.trainer.save_model_steps = [2, 6]
     check_steps_ahead(cfg, run)
+
+
+def test_a_model_that_is_not_in_the_cache_is_not_called_another(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.environment.write_text(json.dumps({"model_fingerprint": "abc"}))
+    cfg = composed("train", "model=qwen2_vl_2b")
+    with pytest.raises(ConfigError, match=f"not in the cache of this machine.*hf download {cfg.model.path}"):
+        _check_model(cfg, run, {"model_fingerprint": None})
+    with pytest.raises(ConfigError, match="are not those that this run began with"):
+        _check_model(cfg, run, {"model_fingerprint": "xyz"})
+    _check_model(cfg, run, {"model_fingerprint": "abc"})

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from medr1.atomic_write import read_json, write_json
 from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.runs.run_directory import RunDirectory
+from medr1.runs.sweep import Job, Manifest, SweepDirectory
 from medr1.workflows import plugin_sources
+from medr1.workflows.multirun import _check_earlier_runs
 from medr1.workflows.plugin_sources import PLUGINS_VARIABLE
 from medr1.workflows.session import load_data
 from medr1.workflows.sweep_inputs import check_inputs
+from medr1.workflows.sweep_runs import ComposedRun
 from tests.composing import composed
 
 
@@ -95,3 +101,26 @@ def test_changed_data_of_one_of_several_sets_are_refused(finished: tuple[RunDire
     write(file, questions("B"))
     with pytest.raises(ConfigError, match=r"had other data: .*questions\.jsonl"):
         check_inputs([(run, cfg)], "advice")
+
+
+def test_a_command_that_adds_a_seed_is_compared_with_the_runs_of_earlier_ones(
+    finished: tuple[RunDirectory, TrainConfig, Path], tmp_path: Path
+) -> None:
+    """They stand in the same tables, and the trials of a search are chosen by those before them."""
+    _, cfg, file = finished
+    sweep = SweepDirectory(tmp_path / "sweep")
+    jobs = [Job(seed, {"modality": "all", "seed": seed}, [f"seed={seed}"]) for seed in ("0", "1")]
+    sweep.add(Manifest("m", "modality", "modality", ["seed=0"], ["0"], {"0": jobs[0]}))
+    run = sweep.run("0")
+    facts = {"data_fingerprint": "-", "loaded_fingerprint": load_data(cfg).fingerprint}
+    run.create(OmegaConf.structured(cfg), [], facts)
+    write_json(run.finished, {})
+    added = {"1": ComposedRun({}, [], OmegaConf.create({}), replace(cfg, seed=1))}
+    _check_earlier_runs(sweep, jobs[1:], added)
+    write(file, questions("B"))
+    with pytest.raises(ConfigError, match=r"sweep/0 had other data: .*questions\.jsonl was written since"):
+        _check_earlier_runs(sweep, jobs[1:], added)
+    write_json(run.environment, {**read_json(run.environment), "model_fingerprint": "of other weights"})
+    write(file, questions("A"))
+    with pytest.raises(ConfigError, match="sweep/0 began with other weights"):
+        _check_earlier_runs(sweep, jobs[1:], added)
