@@ -131,6 +131,7 @@ class LocalPredictionStore(PredictionStore):
         file = self.file(Measure.OPTION_PROBABILITIES.file(condition))
         if file.is_file():
             return
+        self.engine.sleep()  # this process computes them, with batches as large as those of generation
         texts = {line.record: line.text for line in self.conditions[condition]}
         found: list[OptionProbabilities] = []
         with Progress(console=Console(stderr=True)) as progress:

@@ -117,11 +117,12 @@ class Policy(nn.Module):
     def hidden_without_cache(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [R, C, H] that predict each token of completions [R, C], from rows [prompt | completion].
 
-        Used with gradient checkpointing. The language model runs over each prompt G times, the vision tower over each
-        image once.
+        Used with gradient checkpointing, of the vision tower as well. The language model runs over each prompt G times,
+        the vision tower over each image once.
         """
         num_generations = ids.shape[0] // prompts.ids.shape[0]
-        inputs = self.embed(prompts, num_generations)
+        with self._checkpointing():
+            inputs = self.embed(prompts, num_generations)
         completion = self.core.get_input_embeddings()(ids)
         inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], completion], dim=1)
         if "visual_pos_masks" in inputs:  # no image tokens in completions

@@ -219,7 +219,7 @@ def full_state_dict(policy: Policy, directory: Path | None) -> Mapping[str, Tens
             continue
         if id(value) not in gathered:
             full = full_tensor(value.detach())
-            gathered[id(value)] = full[:0] if directory is None else on_disk(full, directory)
+            gathered[id(value)] = full.new_empty(0) if directory is None else on_disk(full, directory)  # no view of it
         state[name] = gathered[id(value)]
     return {} if directory is None else state
 

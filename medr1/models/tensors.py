@@ -129,6 +129,11 @@ class Completions:
         """The given rows (indices or a mask)."""
         return map_tensors(lambda x: x[rows], self)
 
+    def trimmed(self, rows: slice) -> Completions:
+        """The given rows, padded to the longest of them, but to two tokens at least, as in ``rollout``."""
+        width = max(2, int(self.mask[rows].sum(1).max()))
+        return map_tensors(lambda x: x[rows, :width] if x.ndim == 2 else x[rows], self)
+
     def interleave(self, other: Completions, prompts: int) -> Completions:
         """The completions of each of ``prompts`` prompts, followed by those that ``other`` has of it."""
         width = max(self.ids.shape[1], other.ids.shape[1])

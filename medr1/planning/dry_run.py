@@ -185,12 +185,12 @@ class MetaRuntime(Runtime):
         self._trained = [p for p in module.policy.parameters() if p.requires_grad]
 
     def finish_earlier_step(self) -> None:
-        """Leaves the gradients and the optimizer state that a step leaves to the next one."""
+        """Leaves the optimizer state that a step leaves to the next one, and no gradients."""
         for parameter in self._trained:
             parameter.grad = torch.zeros_like(parameter)
             parameter.register_post_accumulate_grad_hook(self._name_gradient)  # type: ignore[no-untyped-call]
-            self._name_gradient(parameter)
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self._tracer.name(OPTIMIZER, [t for state in self.optimizer.state.values() for t in state.values()])
 
     def _name_gradient(self, parameter: Tensor) -> None:

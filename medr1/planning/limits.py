@@ -68,14 +68,17 @@ class Run:
             return peaks
         if self.strategy == Distribution.fsdp:
             return self._sharded(peaks)
-        # DDP copies the gradients into buckets, which it keeps.
-        buckets = Counter({GRADIENTS: _trained_bytes(self.model)})
-        return {name: parts + buckets for name, parts in peaks.items()}
+        # DDP keeps buckets in which the gradients of the last micro-batch are; those of the others are beside them.
+        buckets = _trained_bytes(self.model)
+        return {
+            name: parts + Counter({GRADIENTS: buckets if name == "update" else max(0, buckets - parts[GRADIENTS])})
+            for name, parts in peaks.items()
+        }
 
     def evaluation(self) -> Peaks:
         """The evaluation, which the first process does alone, with FSDP with its shard of the weights.
 
-        During training, beside the gradients of the last step, the state of the optimizer and the reference.
+        During training, beside the state of the optimizer, the reference and the buckets of DDP.
         """
         peaks = dry_run_evaluation(self.model, self.work)
         if not self.generates_here:
@@ -85,7 +88,9 @@ class Run:
             peaks = self._sharded(peaks)
         if self.validates:
             beside = self.step().get("optimizer", Counter())
-            persistent = Counter({part: beside[part] for part in (REFERENCE, GRADIENTS, OPTIMIZER)})
+            persistent = Counter({part: beside[part] for part in (REFERENCE, OPTIMIZER)})
+            if self.processes > 1 and self.strategy != Distribution.fsdp:
+                persistent[GRADIENTS] = _trained_bytes(self.model)
             peaks = {name: parts + persistent for name, parts in peaks.items()}
         return peaks
 
@@ -283,8 +288,11 @@ def _one_prompt(text: str, run: Run) -> tuple[str, Run]:
 
 
 def _more_processes(text: str, run: Run) -> Iterator[tuple[str, Run]]:
+    if not run.generates_here or run.model.quantization != Quantization.none:
+        return  # refused with FSDP
     for processes in (2, 4, 8):
-        if run.processes < processes and run.work.train_batch_size % processes == 0:
+        is_more = run.processes < processes or (run.processes == processes and run.strategy != Distribution.fsdp)
+        if is_more and run.work.train_batch_size % processes == 0:
             overrides = f"{text} trainer=fsdp trainer.devices={processes}".strip()
             if run.work.optimizer_offload:
                 overrides += " trainer.optimizer_offload=false"

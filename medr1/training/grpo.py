@@ -313,15 +313,21 @@ class GRPOModule(PolicyModule):
             and self._external is None  # it computes prefills of its own, and needs the memory of this one's graph
         )
         uniforms, micro_batches = self._uniforms(batch.step, batch.prompt_indices, attempt), []
+        generated: Completions | None = None
+        if self._external is not None:  # all at once: its memory and its parallel requests are its own
+            generated = self._sample(batch.prompts, None if self._masks_images else batch.distorted, uniforms, None)
         for rows in row_lists:
             prompts = self.policy.precompute_image_features(batch.prompts.select(rows))
             distorted = None
             if batch.distorted is not None:
                 distorted = self.policy.precompute_image_features(batch.distorted.select(rows))
             prefix = self.policy.prefill(prompts) if shares_prefill else None
-            draws = uniforms[rows[0] * G : (rows[-1] + 1) * G]
-            noisy = None if self._masks_images else distorted
-            completions = self._sample(prompts, noisy, draws, prefix)
+            own = slice(rows[0] * G, (rows[-1] + 1) * G)
+            if generated is not None:
+                completions = generated.trimmed(own)
+            else:
+                noisy = None if self._masks_images else distorted
+                completions = self._sample(prompts, noisy, uniforms[own], prefix)
             loss_mask = completions.mask
             if s.objective.mask_truncated_completions:
                 loss_mask = loss_mask & ~completions.truncated.unsqueeze(1)

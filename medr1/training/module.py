@@ -176,7 +176,6 @@ class PolicyModule(pl.LightningModule):
             TrainingError: too many such steps in a row, or weights that are not finite.
         """
         optimizer, scheduler = self.runtime.optimizer, self.runtime.scheduler
-        optimizer.zero_grad()
         values: list[Tensor] = []
         for index, loss in enumerate(losses):
             self.runtime.backward(loss * self.runtime.world_size, synchronize=index == count - 1)
@@ -191,6 +190,7 @@ class PolicyModule(pl.LightningModule):
             optimizer.step()
             scheduler.step()
             self._check(trained, values, norm, is_skipped)
+        optimizer.zero_grad()  # gives their memory to the next rollout, and to vLLM on the same device
         return norm
 
     def _check(self, trained: list[Tensor], losses: list[Tensor], grad_norm: Tensor, is_skipped: bool) -> None:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -198,20 +199,23 @@ def probe(cfg: TrainConfig, data: Dataset, run: Run) -> Probe:
     policy, processor = load_policy(model_spec(cfg, is_trained=algorithm.trains))
     policy.to("cuda" if run.work.on_gpu else "cpu")
     questions = limit_cells(data.test, cfg.evaluation.limit)[: run.work.eval_batch_size]
-    start = time.perf_counter()
-    predictions = predict(
+    engine = ENGINES[cfg.rollout.kind](cfg.rollout)
+    predicted = partial(
+        predict,
         policy,
         processor,
-        questions,
-        ReasoningMode(cfg.reasoning.mode),
-        "probe",
+        mode=ReasoningMode(cfg.reasoning.mode),
+        condition="probe",
         load=cached_image_loader(ImageSize.from_config(cfg.data, cfg.model)),
         batch_size=run.work.eval_batch_size,
         max_completion_length=cfg.evaluation.max_completion_length,
-        engine=ENGINES[cfg.rollout.kind](cfg.rollout),
+        engine=engine,
     )
-    list(predictions)
+    list(predicted(questions[:1]))  # a GPU warms up, and an engine of its own starts and gets the weights
+    start = time.perf_counter()
+    list(predicted(questions))
     prediction = (time.perf_counter() - start) / len(questions)
+    engine.end_evaluation()
     if not algorithm.trains:
         return Probe(0.0, prediction, 0.0, 0, _allocated_bytes(run))
     set_trainable(policy, freeze_vision_tower=run.model.freeze_vision_tower, lora=run.model.lora)

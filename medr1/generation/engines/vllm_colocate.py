@@ -78,6 +78,7 @@ class VLLMColocateEngine(VLLMEngine):
     kind: ClassVar[str] = "vllm_colocate"
     settings: ClassVar[type[RolloutConfig]] = VLLMColocateConfig
     config: VLLMColocateConfig
+    longer_context: ClassVar[str] = "give rollout.max_model_length, or more memory (rollout.gpu_memory_utilization),"
     _run: ClassVar[Path | None] = None
     _child: ClassVar[ChildProcess | None] = None
 

@@ -93,6 +93,7 @@ class VLLMEngine(Engine):
     """
 
     max_temperature: ClassVar[float] = 4.0
+    longer_context: ClassVar[str] = "start the server with a --max-model-len"  # a remedy
     config: VLLMConfig
     _client: VLLMClient
     _sent = ""  # the version of the weights that this engine has sent last
@@ -148,7 +149,7 @@ class VLLMEngine(Engine):
         rows: list[list[tuple[int, float]]] = []
         for ids, mask, reply in zip(prompts.ids, prompts.mask, replies, strict=True):
             self._check_prompt(ids[mask].tolist(), reply)
-            rows += _completions(reply, num_generations, sampling, self._client.url)
+            rows += _completions(reply, num_generations, sampling, self._client.url, self.longer_context)
         return _batch(rows, sampling, prompts.ids.device)
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
@@ -445,8 +446,10 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _completions(reply: Any, num_generations: int, sampling: Sampling, url: str) -> Iterator[list[tuple[int, float]]]:
-    """Token ids and log-probabilities of each completion of a prompt.
+def _completions(
+    reply: Any, num_generations: int, sampling: Sampling, url: str, longer_context: str
+) -> Iterator[list[tuple[int, float]]]:
+    """Token ids and log-probabilities of each completion of a prompt. ``longer_context``: how to get one.
 
     Raises:
         ServerError: a completion that the sampling settings exclude.
@@ -460,8 +463,7 @@ def _completions(reply: Any, num_generations: int, sampling: Sampling, url: str)
         if len(ids) != len(logprobs) or not (ended or len(ids) == sampling.max_completion_length):
             raise ServerError(
                 f"{url}: a completion of {len(ids)} tokens with {len(logprobs)} log-probabilities, finish_reason "
-                f"{choice['finish_reason']}; start the server with a --max-model-len for prompt and "
-                f"{sampling.max_completion_length} tokens"
+                f"{choice['finish_reason']}; {longer_context} for prompt and {sampling.max_completion_length} tokens"
             )
         if not set(ids).isdisjoint(sampling.suppress_tokens):
             raise ServerError(f"{url}: the server has sampled a token that is suppressed, in {ids}")

@@ -269,7 +269,7 @@ def choice(ids: list[int], count: int | None = None, index: int = 0) -> dict[str
 
 def test_completions_are_in_the_order_of_their_index() -> None:
     reply = {"choices": [choice([1, 2, 3], index=1), choice([4, 9], index=0)]}
-    rows = list(_completions(reply, 2, SAMPLING, "url"))
+    rows = list(_completions(reply, 2, SAMPLING, "url", "use --max-model-len"))
     assert [[token for token, _ in row] for row in rows] == [[4, 9], [1, 2, 3]]
 
 
@@ -286,7 +286,7 @@ def test_completions_are_in_the_order_of_their_index() -> None:
 )
 def test_completions_that_the_settings_exclude_are_refused(choices: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(ServerError, match=words):
-        list(_completions({"choices": choices}, 2, SAMPLING, "url"))
+        list(_completions({"choices": choices}, 2, SAMPLING, "url", "use --max-model-len"))
 
 
 def test_a_temperature_at_which_tokens_cannot_be_suppressed_is_refused(tiny: Any, make_prompts: Any) -> None:

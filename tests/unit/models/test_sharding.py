@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from medr1.config.settings import LoraConfig
 from medr1.generation.engines.local import LocalEngine
 from medr1.generation.sampling import Sampling
+from medr1.models import sharding
 from medr1.models.adapters import is_of_adapter, make_reference, set_trainable
 from medr1.models.export import save_policy
 from medr1.models.loading import ModelSpec, load_policy
@@ -115,6 +117,29 @@ def test_weights_stay_in_the_checkpoint_until_they_are_sharded(build, family: st
     names = list(expected)
     assert run_together(2, tmp_path, run) == [(True, [names, names]), (True, [[], []])]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["start", "store"]
+
+
+def test_processes_that_write_nothing_keep_nothing_of_what_is_gathered(build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of training they hold the optimizer's state as well."""
+    policy, _ = build("qwen2_vl")
+    storages: list[int] = []
+    largest = 0
+
+    def gather(value: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        alive = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in gc.get_objects()
+            if type(t) is torch.Tensor
+        }
+        largest = max(largest, sum(alive.get(place, 0) for place in storages))
+        full = value.clone()
+        storages.append(full.untyped_storage().data_ptr())
+        return full
+
+    monkeypatch.setattr(sharding, "full_tensor", gather)
+    assert full_state_dict(policy, None) == {}
+    assert len(storages) > 20 and largest <= 2 * max(p.numel() * p.element_size() for p in policy.parameters())
 
 
 @pytest.mark.parametrize(("of_checkpoint", "dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])

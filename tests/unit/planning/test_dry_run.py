@@ -42,7 +42,8 @@ def test_weights_gradients_and_optimizer_state_are_exact(
     buffers = sum(b.numel() * b.element_size() for b in policy.buffers())
     rollout = dry_run_step(model, work)["rollout"]
     assert rollout[WEIGHTS] == rollout[REFERENCE] == size + buffers
-    assert rollout[GRADIENTS] == size and rollout[OPTIMIZER] == pytest.approx(2 * size, rel=0.01)
+    assert rollout[GRADIENTS] == 0 and rollout[OPTIMIZER] == pytest.approx(2 * size, rel=0.01)
+    assert dry_run_step(model, work)["optimizer"][GRADIENTS] == size
     text = policy.core.config.get_text_config()
     heads = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
     token = 2 * text.num_hidden_layers * heads * 4  # bytes of a token's keys and values
@@ -51,7 +52,7 @@ def test_weights_gradients_and_optimizer_state_are_exact(
     assert (prefix + rows) * token <= rollout[CACHES] <= (prefix + 2 * rows) * token
     lora = LoraConfig(r=4, lora_alpha=8)
     adapted = dry_run_step(replace(model, lora=lora, gradient_checkpointing=True), work)
-    assert adapted["rollout"][REFERENCE] == 0 < adapted["rollout"][GRADIENTS] < size / 3
+    assert adapted["rollout"][REFERENCE] == 0 < adapted["optimizer"][GRADIENTS] < size / 3
     assert peak_bytes(adapted) < peak_bytes(dry_run_step(model, work))
 
 
@@ -65,6 +66,19 @@ def test_an_offloaded_optimizer_takes_no_memory_of_the_device(model: ModelSpec, 
         assert parts[OPTIMIZER] < 1000, "norms of gradients"
         assert parts[GRADIENTS] == whole[phase][GRADIENTS]
         assert parts[ACTIVATIONS] <= whole[phase][ACTIVATIONS], "no copies of gradients in float32"
+
+
+def test_gradient_checkpointing_is_that_of_the_vision_tower_too(model: ModelSpec, work: Workload) -> None:
+    of_vision = {}
+    for is_checkpointed in (False, True):
+        trained, frozen = (
+            dry_run_step(replace(model, gradient_checkpointing=is_checkpointed, freeze_vision_tower=is_frozen), work)[
+                "update"
+            ][ACTIVATIONS]
+            for is_frozen in (False, True)
+        )
+        of_vision[is_checkpointed] = trained - frozen
+    assert of_vision[True] < of_vision[False] / 2
 
 
 def test_phases_are_those_of_the_algorithm(model: ModelSpec, work: Workload) -> None:

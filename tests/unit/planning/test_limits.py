@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from medr1.config.enums import Distribution
+from medr1.config.settings import LoraConfig
 from medr1.models.loading import ModelSpec, load_on_meta
 from medr1.planning.dry_run import Workload
 from medr1.planning.limits import Run, host_bytes, largest, largest_group, largest_token_limit, remedies
@@ -58,10 +59,11 @@ def test_an_external_engine_leaves_the_weights_alone_to_the_evaluation(model: Mo
 def test_an_engine_on_the_same_device_takes_its_share_beside_what_training_keeps(
     model: ModelSpec, work: Workload
 ) -> None:
-    """A colocated vLLM wakes up while the optimizer's state and the gradients of the last step are there."""
+    """A colocated vLLM wakes up while the optimizer's state is there; the gradients of the last step are not."""
     colocated = Run(model, work, generates_here=False, engine_bytes=10**9)
     kept = Run(model, work).step()["rollout"]
-    expected = {part: kept[part] for part in ("weights", "reference", "gradients", "optimizer") if kept[part]}
+    assert not kept["gradients"]
+    expected = {part: kept[part] for part in ("weights", "reference", "optimizer") if kept[part]}
     assert colocated.step()["rollout"] == {**expected, "caches": 10**9}
     assert colocated.evaluation()["evaluation"]["caches"] == 10**9
     assert colocated.step()["update"] == Run(model, work).step()["update"]
@@ -71,8 +73,9 @@ def test_an_evaluation_during_training_takes_what_training_keeps(model: ModelSpe
     before, during = (Run(model, work, validates=validates).evaluation()["evaluation"] for validates in (False, True))
     more = during - before
     kept = Run(model, work).step()["optimizer"]
-    assert more == {part: kept[part] for part in ("reference", "gradients", "optimizer") if kept[part]}
-    assert more["optimizer"] > more["gradients"] > 0
+    assert more == {part: kept[part] for part in ("reference", "optimizer") if kept[part]} and more["optimizer"] > 0
+    of_ddp = [Run(model, work, 2, Distribution.ddp, validates=v).evaluation()["evaluation"] for v in (False, True)]
+    assert of_ddp[1]["gradients"] - of_ddp[0]["gradients"] == kept["gradients"]  # its buckets
 
 
 def test_shards_take_less_than_one_process_and_buckets_more(model: ModelSpec, work: Workload) -> None:
@@ -80,6 +83,21 @@ def test_shards_take_less_than_one_process_and_buckets_more(model: ModelSpec, wo
     alone, ddp, fsdp = (Run(model, work, processes, strategy).step_bytes() for processes, strategy in strategies)
     half = Run(model, replace(work, train_batch_size=2)).step_bytes()
     assert fsdp < alone and half < ddp
+    # Between steps DDP keeps its buckets; in the optimizer the gradients are the buckets.
+    gradients = {phase: parts["gradients"] for phase, parts in Run(model, work, 2, Distribution.ddp).step().items()}
+    assert gradients["rollout"] == gradients["optimizer"] > 0 and gradients["update"] >= gradients["optimizer"]
+
+
+def test_what_fsdp_refuses_is_not_offered_with_it(model: ModelSpec, work: Workload) -> None:
+    run = Run(model, replace(work, train_batch_size=8))
+    usable = run.step_bytes() // 3
+    assert any("trainer=fsdp" in text for text in remedies(run, usable))
+    elsewhere = replace(run, generates_here=False)
+    assert not any("trainer=fsdp" in text for text in remedies(elsewhere, elsewhere.step_bytes() // 3))
+    quantized = replace(run, model=replace(model, lora=LoraConfig(), quantization="nf4"))
+    assert not any("trainer=fsdp" in text for text in remedies(quantized, quantized.step_bytes() // 3))
+    on_eight = replace(run, processes=8, strategy=Distribution.ddp)
+    assert any("trainer=fsdp trainer.devices=8" in text for text in remedies(on_eight, on_eight.step_bytes() // 2))
 
 
 def test_shards_hold_one_gathered_group_where_there_are_no_gradients(model: ModelSpec, work: Workload) -> None:

@@ -30,6 +30,16 @@ def test_selected_prompts_keep_their_completions() -> None:
     assert selected.prefix is None
 
 
+def test_the_rows_of_a_micro_batch_are_as_long_as_its_longest() -> None:
+    """vLLM completes all prompts at once; what one micro-batch gets is what it would get alone."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
+    whole = Completions(torch.arange(16).view(4, 4), mask, -torch.arange(16.0).view(4, 4), torch.arange(4) == 0)
+    first, second = whole.trimmed(slice(0, 2)), whole.trimmed(slice(2, 4))
+    assert first.ids.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and first.truncated.tolist() == [True, False]
+    assert second.ids.tolist() == [[8, 9], [12, 13]] and second.logprobs.tolist() == [[-8, -9], [-12, -13]]
+    assert second.mask.tolist() == [[True, False], [True, False]]
+
+
 def test_completions_of_two_samplings_are_put_together_by_prompt() -> None:
     def sampled(rows: int, width: int, first: int) -> Completions:
         ids = torch.arange(first, first + rows * width).view(rows, width)
