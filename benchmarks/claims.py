@@ -28,6 +28,7 @@ class Claim:
 
     ``over_images``: the effect with the interval over images alone, with the seeds as they are. ``is_equivalence``: the
     claim is that there is no difference that matters. ``mark``: what a reader must know of the runs, or "".
+    ``each_seed``: the effect of each seed.
     """
 
     text: str
@@ -36,6 +37,20 @@ class Claim:
     seeds: int
     is_equivalence: bool = False
     mark: str = ""
+    each_seed: tuple[float, ...] = ()
+
+    @property
+    def detail(self) -> str:
+        """What the verdict leaves out: a small effect, or whether the opposite of a claim was found; or nothing."""
+        if self.is_equivalence:
+            return ""
+        if self.verdict == "holds":
+            return "less than 3 points" if self.effect.high < MATTERS else ""
+        if self.verdict == "does not hold":
+            if self.effect.high >= 0:
+                return "no difference of 3 points"
+            return "the opposite" + ", less than 3 points" * (self.effect.low > -MATTERS)
+        return ""
 
     @property
     def verdict(self) -> str:
@@ -122,6 +137,7 @@ def _claim(
         sweeps[name].seed_count,
         is_equivalence,
         plateau_mark(runs),
+        tuple(float(effect(of_seed, True)[0].value[column]) for of_seed in sweeps[name].each_seed()),
     )
 
 

@@ -27,9 +27,10 @@ HOME, AWAY = 0, 1  # columns: the records like those that were trained on, and a
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
 class Sweep:
-    """The runs of one sweep with their outcomes on the test records."""
+    """The runs of one sweep with their outcomes on the test records. ``resamples``: of intervals."""
 
     published: PublishedSweep
+    resamples: int = RESAMPLES
 
     @cached_property
     def records(self) -> list[Record]:
@@ -71,6 +72,12 @@ class Sweep:
             found[rationale] = Sweep(replace(self.published, runs=runs))
         return found
 
+    def each_seed(self) -> list[Sweep]:
+        """The sweep with the runs of one seed, for each seed, for values without intervals."""
+        seeds = dict.fromkeys(run.axes.get("seed", "0") for run in self.seeds())
+        of_seed = ([run for run in self.published.runs if run.axes.get("seed", "0") == seed] for seed in seeds)
+        return [Sweep(replace(self.published, runs=runs), resamples=1) for runs in of_seed]
+
     def values(self, axis: str) -> list[str]:
         return list(dict.fromkeys(run.axes[axis] for run in self.published.runs))
 
@@ -96,7 +103,7 @@ class Sweep:
         """The accuracies of runs under conditions. Calls with the same ``columns`` resample the same images."""
         images = np.unique([record.image_key for record in self.records], return_inverse=True)[1].astype(np.intp)
         outcomes = np.stack([self.outcomes[v] for v in vectors])
-        return score(outcomes, columns, images, RESAMPLES, np.random.default_rng(0))
+        return score(outcomes, columns, images, self.resamples, np.random.default_rng(0))
 
     def accuracy(
         self, runs: Sequence[PublishedRun], condition: str = Condition.TRAINED, columns: IntArray | None = None
@@ -226,6 +233,12 @@ class Square:
         return Scores(value.mean(axis=0), resampled.mean(axis=0))
 
 
+def false_share(sweep: Sweep, runs: Sequence[PublishedRun], condition: str) -> float:
+    """Share of false claims in the rationales of ``runs``, a mean over the seeds."""
+    counts = (_claims_by_image(sweep, run.name, condition).sum(axis=0) for run in runs)
+    return float(np.mean([false / claims for false, claims in counts]))
+
+
 def false_claims(sweep: Sweep, runs: Sequence[PublishedRun], *, draw_seeds: bool = True) -> Scores:
     """Share of false claims in the rationales of ``runs`` minus that of their base, a mean over the seeds, in column 0.
 
@@ -240,7 +253,7 @@ def false_claims(sweep: Sweep, runs: Sequence[PublishedRun], *, draw_seeds: bool
     conditions = Condition.TRAINED, Condition.BASE
     both = [_claims_by_image(sweep, run.name, condition) for run in runs for condition in conditions]
     by_image = np.concatenate(both, axis=1)
-    resampled = shares(bootstrap_sums(by_image, RESAMPLES, np.random.default_rng(0)))
+    resampled = shares(bootstrap_sums(by_image, sweep.resamples, np.random.default_rng(0)))
     found = Scores(shares(by_image.sum(axis=0))[:, None], resampled.T[:, None])
     return _over_seeds(found, [(run.name, "false claims") for run in runs], draw_seeds)
 

@@ -23,7 +23,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.claims import SQUARES, Claim, claims, plateau_mark
-from benchmarks.outcomes import AWAY, HOME, LENIENT, RATIONALE, Square, Sweep, crossing, false_claims
+from benchmarks.outcomes import AWAY, HOME, LENIENT, RATIONALE, Square, Sweep, crossing, false_claims, false_share
 from benchmarks.published import FOLDER, PublishedRun, PublishedSweep, load, store
 from benchmarks.result_figures import MAPS, Map, curves_figure, gain_figures, map_figure
 from medr1.atomic_write import write_text
@@ -61,7 +61,7 @@ def crossing_text(x: Sequence[float], differences: Sequence[Scores], column: int
         text = f"the curves do not cross (they do in {share})."
     else:
         low, high = np.quantile(crossed, [0.025, 0.975])
-        text = f"the curves cross at {found:.3g} [{low:.3g}, {high:.3g}] (in {share})."
+        text = f"the curves cross at {found:.3g}; they do in {share}, 95 % of these at {low:.3g} to {high:.3g}."
     undecided = [scores.estimate(column).is_inconclusive for scores in differences]
     if all(undecided):
         return f"{text} None of these differences is decided, so neither is the crossing."
@@ -227,7 +227,10 @@ def reasoning_part(sweep: Sweep) -> str:
         before, after = (sweep.accuracy(of, c).estimate(HOME) for of, c in ((runs[:1], LENIENT), (runs, "trained")))
         gain = sweep.gain(runs).estimate(HOME)
         has_claims = mode != ReasoningMode.NO_THINK and method != ["sft", "false"]  # letters alone teach no rationale
-        false = with_interval(false_claims(sweep, runs).estimate(0), "+") if has_claims else ""
+        false = ""
+        if has_claims:
+            base = percent(false_share(sweep, runs[:1], Condition.BASE))
+            false = f"{with_interval(false_claims(sweep, runs).estimate(0), '+')}, base {base}"
         cells = [with_interval(before), with_interval(after), with_interval(gain, "+"), false]
         lines.append(f"| {label(mode)}, {method_name(*method)}{plateau_mark(runs)} | {' | '.join(cells)} |")
     for mode in dict.fromkeys(run.reasoning for run in sweep.published.runs):
@@ -265,14 +268,16 @@ def method_name(algorithm: str, rationale: str = "") -> str:
 
 
 def claims_part(found: Sequence[Claim | str]) -> str:
-    lines = ["| claim | effect in points | seeds | verdict |", "|---|---|---|---|"]
+    lines = ["| claim | effect in points | of each seed | verdict |", "|---|---|---|---|"]
     for claim in found:
         if isinstance(claim, str):
             lines.append(f"| {claim} | | | {NO_RUNS.lower().rstrip('.')} |")
         else:
             verdict = claim.verdict if "cannot" in claim.verdict else f"**{claim.verdict}**"
             effect = with_interval(claim.effect, "+") + claim.mark
-            lines.append(f"| {claim.text} | {effect} | {claim.seeds} | {verdict} |")
+            verdict += f", {claim.detail}" if claim.detail else ""
+            seeds = ", ".join(percent(value, "+") for value in claim.each_seed) if claim.seeds > 1 else "one seed"
+            lines.append(f"| {claim.text} | {effect} | {seeds} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -317,7 +322,9 @@ def summary_part(sweeps: Mapping[str, Sweep], found: Sequence[Claim | str]) -> s
     is left of training on one value of an axis on its other values."""
     verdicts = Counter("not run yet" if isinstance(claim, str) else claim.verdict.split(" here")[0] for claim in found)
     counts = "; ".join(f"{name}: {count}" for name, count in verdicts.items())
-    lines = [f"The {len(found)} [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): {counts}."]
+    lines = [
+        f"The {len(found)} tests of the [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): {counts}."
+    ]
     if "scarcity" in sweeps:
         lines = ["![GRPO and SFT by number of training images](docs/images/scarcity.png)", *lines]
     if rows := [_square_row(sweeps[name], axis) for name, (axis, _) in SQUARES.items() if name in sweeps]:

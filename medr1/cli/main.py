@@ -106,9 +106,13 @@ def entry_point(command: str) -> None:
                 return
             # argparse takes the words on one side of a flag only, so that -m among overrides would refuse some of them.
             flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+            if flags and (others := {"--cfg", "-c", "--info", "-i", "--run", "-r"} & set(sys.argv[1:])):
+                raise ConfigError(
+                    f"{others.pop()} is for one run: leave out {flags[0]}, and give one value of each setting"
+                )
             sys.argv[1:] = [*flags[:1], *expand_sets([word for word in sys.argv[1:] if word not in flags])]
-            others = (*_OTHER_GROUPS, "sweep") if command == "train" else _OTHER_GROUPS
-            typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *others))
+            further = (*_OTHER_GROUPS, "sweep") if command == "train" else _OTHER_GROUPS
+            typed = read_overrides(sys.argv[1:], (*groups(_SCHEMAS[command]), *further))
             refuse_numbers(typed, lambda key: _is_text(_SCHEMAS[command], key))
             # Not before a flag: argparse takes the words on one side of it only.
             first = next((i for i, word in enumerate(sys.argv) if i and "=" in word and word[0] != "-"), 1)
@@ -314,6 +318,8 @@ def help_text(command: str) -> str:
     names = {group: components.options(group) for group in [*groups, *(["sweep"] if command == "train" else [])]}
     rows = (f"  {group + '=':15}{'_| '.join(names[group])}" for group in names)  # keeps a bar at the end of its line
     choices = "\n".join(textwrap.fill(row, 99, subsequent_indent=17 * " ") for row in rows).replace("_|", " |")
+    search = "Search for the best values with Optuna: -m sweep.trials=20 sweep.select=METRIC 'KEY=interval(0,1)'\n"
+    search = search if command == "train" else ""
     return (
         HELP[command]
         + f"""
@@ -322,8 +328,7 @@ Choose (group=name):
 
 Set any value by its path: data.image_size=112 seed=1. All of them: python {command}.py --cfg job
 Several values of one setting with -m make several runs: -m modality=ct,mri seed=0,1,2
-Search for the best values with Optuna: -m sweep.trials=20 sweep.select=METRIC 'KEY=interval(0,1)'
-Your own components (CONTRIBUTING.md): plugins=DIR. Together with --help it lists their options too"""
+{search}Your own components (CONTRIBUTING.md): plugins=DIR. Together with --help it lists their options too"""
     )
 
 

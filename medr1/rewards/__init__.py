@@ -94,9 +94,13 @@ def reward_function(
     def register(function: Function) -> Function:
         reward = RewardFunction(function, check, maximum=maximum)
         try:
-            inspect.signature(function).bind_partial([], [])
+            bound = inspect.signature(function).bind_partial([], [])
         except TypeError as error:
             raise ConfigError(f"reward function {name} must take completions and records first: {error}") from error
+        if by_name := [parameter for parameter in bound.arguments if parameter in _GIVEN]:
+            raise ConfigError(
+                f"reward function {name} must take completions and records first, and gets {', '.join(by_name)} by name"
+            )
         _refuse_shared_settings(f"reward function {name}", reward)
         file, own_module = source_file(function), f"{__name__}.{name}"
         other = source_file(REWARDS[name].function) if name in REWARDS else file

@@ -39,6 +39,7 @@ TYPED: dict[str, list[str]] = {
     "-m modality=ct,xay": ["modality=xay", "Did you mean 'xray'"],
     "sweep=cross_modalty": ["sweep/cross_modalty", "Did you mean 'cross_modality'", "shortcut"],
     "sweep=cross_modality modality=ct,xay": ["modality=xay", "Did you mean 'xray'"],
+    "-m seed=0,1 --cfg job": ["--cfg is for one run", "leave out -m"],
     "sweep=shortcut launcher=slrum": ["launcher/slrum", "Did you mean 'slurm'"],
     "sweep=shortcut hydra/launcher=joblb": ["hydra/launcher=joblb", '".[launchers]" has joblib', '".[ray]"'],
     "launcher=local": ["launcher=local", "add -m"],

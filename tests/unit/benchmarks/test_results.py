@@ -187,7 +187,10 @@ def test_the_summary_counts_the_claims(scarcity: Sweep) -> None:
     sweeps = {"scarcity": scarcity}
     summary = results.summary_part(sweeps, claims(sweeps))
     assert "docs/images/scarcity.png" in summary
-    assert "The 13 [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): not run yet: 13." in summary
+    assert (
+        "The 13 tests of the [claims of the paper](docs/med-r1/results.md#claims-of-the-paper): not run yet: 13."
+        in summary
+    )
     effects = ((0.02, 0.05), (-0.05, -0.02), (-0.02, 0.02), (-0.1, 0.1))
     found = [claim(Estimate((low + high) / 2, low, high)) for low, high in effects]
     expected = ": holds: 1; does not hold: 2; cannot be settled: 1; not run yet: 1."

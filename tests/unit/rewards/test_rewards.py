@@ -264,8 +264,11 @@ def test_an_argument_is_no_setting(registered: None, name: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda: [], lambda completions: [], lambda *, completions, records: [], lambda a, b, *, weight=1: []],
-    ids=["none", "one", "by_keyword", "weight"],
+    [
+        *(lambda: [], lambda completions: [], lambda *, completions, records: []),
+        *(lambda a, b, *, weight=1: [], lambda completion_ids, longest=20: []),
+    ],
+    ids=["none", "one", "by_keyword", "weight", "as_of_a_file"],
 )
 def test_a_function_with_unusable_parameters_is_refused(registered: None, function: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="reward function own"):
