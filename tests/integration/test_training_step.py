@@ -19,7 +19,7 @@ from medr1.generation.engines.local import LocalEngine
 from medr1.models.policy import Policy
 from medr1.models.tensors import Completions, PromptBatch
 from medr1.rewards import REWARDS, RewardFunction
-from medr1.training.grpo import GRPOModule
+from medr1.training.grpo import GRPOModule, RolloutMicroBatch
 from tests.integration.conftest import FEW_IMAGES, train_here
 
 SETTINGS = (
@@ -194,21 +194,34 @@ def test_dynamic_sampling_replaces_prompts_of_zero_variance(tmp_path: Path, monk
     assert prefills == {"none": 1, "many": 0, "split": 0}
 
 
-def test_an_external_engine_generates_before_the_prefill_of_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", ["0", "1"])
+def test_an_external_engine_gets_all_prompts_of_a_step_at_once_and_before_the_prefill_of_training(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph of the prefill would take memory that a vLLM on the same GPU needs."""
-    prefixes = []
-    generate = LocalEngine.generate
+    """The graph of the prefill would take memory that a vLLM on the same GPU needs, and vLLM batches by itself."""
+    prefixes, sizes, trained = [], [], []
+    generate, score = LocalEngine.generate, GRPOModule._compare_with_sampler
 
     def recorded(self: LocalEngine, *given: Any) -> Completions:
         prefixes.append(given[5] if len(given) > 5 else None)
+        if len(given) > 3 and given[3] > 1:
+            sizes.append(len(given[1].ids))
         return generate(self, *given)
+
+    def compared(self: GRPOModule, micro: RolloutMicroBatch) -> None:
+        score(self, micro)
+        assert micro.logp_difference is not None
+        trained.append((len(micro.prompts.ids), float(micro.logp_difference.abs().max())))
 
     monkeypatch.setattr(LocalEngine, "generate", recorded)
     monkeypatch.setattr(GRPOModule, "_external", ExternalRolloutConfig("external"))
-    train_here(tmp_path / "run", *SETTINGS, "algorithm=grpo", "trainer.max_steps=1")
+    monkeypatch.setattr(GRPOModule, "_compare_with_sampler", compared)
+    words = ("algorithm=grpo", "trainer.max_steps=1", f"trainer.max_tokens_per_device={limit}")
+    train_here(tmp_path / "run", *SETTINGS, *words)
     assert prefixes and all(prefix is None for prefix in prefixes)
+    prompts = [count for count, _ in trained]
+    assert sizes == [sum(prompts)] and prompts == (sizes if limit == "0" else [1] * sizes[0])
+    assert max(difference for _, difference in trained) < 1e-4, "each prompt has its own completions"
 
 
 @pytest.mark.parametrize(
