@@ -119,18 +119,20 @@ def _run(cfg: TrainConfig, data: Dataset, device: Device) -> tuple[Run, str]:
     count, origin = _token_counter(model.path)
     grid, image_tokens = _image_grid(model, ImageSize.from_config(cfg.data, cfg.model))
     mode, test = ReasoningMode(cfg.reasoning.mode), limit_cells(data.test, cfg.evaluation.limit)
-    images, eval_images = (max((len(r.images) for r in records), default=1) for records in (data.train, test))
+    validation = limit_cells(data.validation, cfg.evaluation.validation_limit) if cfg.trainer.eval_steps else []
+    evaluated = [*test, *validation]  # in batches of the same size
+    images, eval_images = (max((len(r.images) for r in records), default=1) for records in (data.train, evaluated))
 
     def longest(records: list[Record], images: int) -> int:
         others = (images - 1) * _TOKENS_AROUND_IMAGE  # ``count`` includes those of one image
         return images * image_tokens + others + count(_questions(records, mode))
 
     prompt = longest(data.train, images) if data.train else 0
-    eval_prompt = longest(test, eval_images)
+    eval_prompt = longest(evaluated, eval_images)
     algorithm, completion = ALGORITHMS[cfg.algorithm.kind], 0
     if algorithm.trains:
         completion = algorithm.completion_length(cfg, data.train, count)
-    eval_count = len(test) * (cfg.evaluation.num_generations or 1)
+    eval_count = max(len(test) * (cfg.evaluation.num_generations or 1), len(validation))
     eval_completion = cfg.evaluation.max_completion_length
     if sampled := num_completions(cfg, data):  # of training records, in the same batches
         eval_prompt, eval_images = max(prompt, eval_prompt), max(images, eval_images)

@@ -29,6 +29,16 @@ SMALL = (
 )
 
 
+def test_validation_counts_where_there_are_more_records_than_in_test() -> None:
+    """Both are answered in batches of the same size."""
+    few_tested = ("evaluation.limit=1", "evaluation.batch_size=256", "debug=quick", "data.validation_fraction=0.3")
+    without, validated = (
+        forecast_memory(composed("train", *few_tested, "tracking=none", f"trainer.eval_steps={steps}")).run.work
+        for steps in (0, 1)
+    )
+    assert without.eval_batch_size < validated.eval_batch_size
+
+
 @pytest.mark.parametrize(
     "setting",
     [
