@@ -150,6 +150,8 @@ def _seconds(grpo: Sequence[PublishedRun], sft: Sequence[PublishedRun]) -> str:
 
 def equal_compute_part(headline: Sweep, longer: Sweep) -> str:
     """SFT of ``longer``, trained for as many seconds as GRPO of ``headline``, against the latter."""
+    if headline.published.digest != longer.published.digest:
+        raise SystemExit(f"{longer.published.name} has other test records than {headline.published.name}")
     sft = [replace(run, name=f"{longer.published.name}/{run.name}") for run in longer.seeds()]
     both = Sweep(replace(headline.published, runs=[*headline.seeds(algorithm="grpo"), *sft]))
     steps = sft[0].curves["validation/accuracy"][-1][0]

@@ -37,6 +37,7 @@ from medr1.errors import USER_ERROR, ConfigError, Medr1Error
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.storage import storage_problem
 from medr1.runs.sweep import SweepDirectory, sweep_of
+from medr1.tracking.address import stored_run
 from medr1.workflows import components, multirun, reward_sources
 from medr1.workflows.new_directory import discard_unstarted
 from medr1.workflows.stored_options import stored_options
@@ -293,6 +294,12 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
             setattr(attrgetter(holder)(settings) if holder else settings, name, value)
     settings.resume = cfg.resume
     named = [override.get_key_element() for override in typed]
+    stored = stored_run(run_directory())
+    if "tracking.experiment" in named and stored and stored.experiment != settings.tracking.experiment:
+        raise ConfigError(
+            f"tracking.experiment={settings.tracking.experiment}: this run is in the experiment {stored.experiment}, "
+            "in which a resumed run stays; leave it out"
+        )
     reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)
     components.check_components(settings)
     if isinstance(settings, TrainConfig) and "trainer.save_model_steps" in named:

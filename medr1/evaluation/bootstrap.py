@@ -26,6 +26,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 
+_SMALL_STRATUM = (
+    10  # clusters; below it a stratum hardly varies between resamples, and one of a single cluster not at all
+)
 _BLOCK = 4_000_000  # weights of clusters in memory at once: about 100 MB with their intermediates
 
 
@@ -50,8 +53,8 @@ def bootstrap_sums(
 
 
 def percentile_interval(value: float, resampled: FloatArray, level: float = 0.95) -> Estimate:
-    """A value with the middle ``level`` of its R resamples."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    """A value with the middle ``level`` of its R resamples, without those that are NaN."""
+    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(value), float(low), float(high))
 
 
@@ -157,8 +160,10 @@ class Scores:
 def score(correct: BoolArray, column: IntArray, cluster: IntArray, resamples: int, rng: np.random.Generator) -> Scores:
     """Accuracy of every vector in every column, and under resampled clusters.
 
-    Clusters are drawn with all their records, stratified by the columns in which they have records. The number of
-    clusters per column is part of the test set's design, and no resample leaves a column empty.
+    Clusters are drawn with all their records, stratified by the columns in which they have records, because the number
+    of clusters per column is part of the test set's design. Strata of few clusters with records in several columns, as
+    of patients with images of many combinations of modalities, are one stratum. A column that it leaves empty in a
+    resample is NaN there.
 
     Args:
         correct: [V, n] outcomes.
@@ -168,20 +173,26 @@ def score(correct: BoolArray, column: IntArray, cluster: IntArray, resamples: in
     sums = np.zeros((resamples, columns, len(correct) + 1))  # correct predictions by vector, then number of records
     has = np.zeros((int(cluster.max()) + 1, columns), dtype=np.bool_)
     has[cluster, column] = True
-    signatures, stratum = np.unique(has, axis=0, return_inverse=True)
-    of_record = stratum.reshape(-1)[cluster]
-    for number, signature in enumerate(signatures):
+    signatures, stratum, counts = np.unique(has, axis=0, return_inverse=True, return_counts=True)
+    strata = stratum.reshape(-1)
+    if len(small := np.flatnonzero((counts < _SMALL_STRATUM) & (signatures.sum(axis=1) > 1))) > 1:
+        strata = np.where(np.isin(strata, small), small[0], strata)
+        signatures[small[0]] = signatures[small].any(axis=0)
+    of_record = strata[cluster]
+    for number in np.unique(strata):
+        signature = signatures[number]
         records = np.flatnonzero(of_record == number)
         _, local = np.unique(cluster[records], return_inverse=True)
         width = int(signature.sum())
         place = local * width + (np.cumsum(signature) - 1)[column[records]]
         size = (int(local.max()) + 1) * width
-        counts = [np.bincount(place, weights=outcomes[records], minlength=size) for outcomes in correct]
-        counts.append(np.bincount(place, minlength=size))
-        by_cluster = np.stack(counts, axis=-1).astype(np.float64).reshape(size // width, width * len(counts))
-        sums[:, signature] += bootstrap_sums(by_cluster, resamples, rng).reshape(resamples, width, len(counts))
+        correct_here = [np.bincount(place, weights=outcomes[records], minlength=size) for outcomes in correct]
+        both = [*correct_here, np.bincount(place, minlength=size)]
+        by_cluster = np.stack(both, axis=-1).astype(np.float64).reshape(size // width, width * len(both))
+        sums[:, signature] += bootstrap_sums(by_cluster, resamples, rng).reshape(resamples, width, len(both))
     sums = np.concatenate([sums, sums.sum(axis=1, keepdims=True)], axis=1)
-    accuracy = sums[..., :-1] / sums[..., -1:]  # R, C + 1, V
+    with np.errstate(invalid="ignore"):
+        accuracy = sums[..., :-1] / sums[..., -1:]  # R, C + 1, V
     return Scores(column_means(correct, column), np.ascontiguousarray(accuracy.transpose(2, 1, 0)))
 
 

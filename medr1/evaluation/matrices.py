@@ -295,22 +295,25 @@ def _cell(
     accuracy = row.scores.estimate(column)
     base = [sweep.base[run] for run in runs if run in sweep.base]
     here = slice(None) if column == len(sweep.columns) else sweep.column == column
-    effective = fmean(effective_n(sweep.correct[run][here], sweep.cluster[here]) for run in runs)
+
+    def effective(rows: Sequence[int]) -> float:
+        return fmean(effective_n(sweep.correct[row][here], sweep.cluster[here]) for row in rows)
+
+    others = {condition: [sweep.others[condition][run] for run in runs] for condition in margins}
     return TableCell(
         n=sweep.sizes[column],
         images=sweep.images[column],
         runs=tuple(sweep.runs[run].name for run in runs),
-        accuracy=wilson(accuracy.value, effective) if len(runs) == 1 else accuracy,
+        accuracy=wilson(accuracy.value, effective(runs)) if len(runs) == 1 else accuracy,
         chance=sweep.chance[column],
         # A mean over some of the seeds is not comparable with the accuracy, which is over all seeds.
         base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
         gain_over_base=gain_over_base,
-        controls={
-            condition: float(sweep.scores.value[[sweep.others[condition][run] for run in runs], column].mean())
-            for condition in margins
-        },
+        controls={condition: float(sweep.scores.value[rows, column].mean()) for condition, rows in others.items()},
         margins={condition: scores.estimate(column) for condition, scores in margins.items()},
-        effective_n=effective,
+        effective_n={
+            condition: effective(rows) for condition, rows in {Condition.BASE: base, **others}.items() if rows
+        },
     )
 
 

@@ -134,7 +134,7 @@ def compare(
         p = mcnemar_exact(only_a, only_b)
         return Contrast(
             difference=paired_difference(
-                correct_a, correct_b, [of_a.cluster for of_a, _ in pairs], level, resamples, seed
+                correct_a, correct_b, [of_b.group or of_a.cluster for of_a, of_b in pairs], level, resamples, seed
             ),
             p=p,
             p_holm=p,
@@ -152,7 +152,7 @@ def compare(
         by_modality=_with_holm(_by(pairs, lambda pair: pair[0].modality, contrast)),
         by_question_type=_with_holm(_by(pairs, lambda pair: pair[0].question_type, contrast)),
         by_benchmark=_with_holm(_by(pairs, lambda pair: pair[0].benchmark, contrast)),
-        cluster_unit=cluster_unit(a),
+        cluster_unit=cluster_unit([*a, *b]),  # one may be older than groups
     )
 
 

@@ -36,8 +36,8 @@ class SweepRun:
 class TableCell:
     """``n`` test records on ``images`` images, evaluated by ``runs`` (one per seed).
 
-    ``effective_n``: the number of independent records with intervals as wide, the mean over seeds (see
-    ``statistics.effective_n``).
+    ``effective_n``: of base and controls, by condition, the number of independent records with intervals as wide, the
+    mean over seeds (see ``statistics.effective_n``).
     ``accuracy`` is the mean over seeds: Wilson interval for one seed, bootstrap over images and seeds for several.
     ``gain_over_base``: trained minus base, None without base predictions. ``controls``: accuracy by control condition;
     ``margins``: ``accuracy`` minus that of the control, paired by record.
@@ -52,7 +52,7 @@ class TableCell:
     gain_over_base: PairedDifference | None
     controls: Mapping[str, float]
     margins: Mapping[str, Estimate]
-    effective_n: float
+    effective_n: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

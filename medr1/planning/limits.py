@@ -257,17 +257,19 @@ def _combined_changes(run: Run) -> Iterator[tuple[str, Run]]:
     """More and more of the changes of the model, then one prompt per micro-batch, then more devices, first for full
     tuning."""
     texts: list[str] = []
-    changed, full = run, ("", run)
+    changed, full, unquantized = run, ("", run), ("", run)
     while (change := next(_model_changes(changed), None)) is not None:
         texts, changed = [*texts, change[0]], change[1]
         yield " ".join(texts), changed
         if changed.model.lora is None:
             full = " ".join(texts), changed
+        if changed.model.quantization == Quantization.none:
+            unquantized = " ".join(texts), changed
     last = _one_prompt(" ".join(texts), changed)
     yield last
     if run.model.lora is None:
         yield from _more_processes(*_one_prompt(*full))
-    yield from _more_processes(*last)
+    yield from _more_processes(*_one_prompt(*unquantized))
 
 
 def _model_changes(run: Run) -> Iterator[tuple[str, Run]]:

@@ -55,18 +55,18 @@ _ABLATIONS = {
 class _Subject:
     """An accuracy that controls may explain.
 
-    ``n``: effective number of independent records. ``margins``: the accuracy minus that of each control.
+    ``n``: effective number of independent records of each control. ``margins``: the accuracy minus that of a control.
     """
 
     name: str
     accuracy: Estimate
     chance: float
-    n: float
+    n: Mapping[str, float]
     controls: Mapping[str, float]
     margins: Mapping[str, Estimate]
 
-    def beats_chance(self, accuracy: float) -> bool:
-        return wilson(accuracy, self.n).low > self.chance
+    def beats_chance(self, control: str) -> bool:
+        return wilson(self.controls[control], self.n[control]).low > self.chance
 
     def beside(self, name: str, value: float) -> str:
         return f"{self.name} ({_rate(self.accuracy)}, {name} {percent(value)} %)"
@@ -175,7 +175,7 @@ def _subject(name: str, accuracy: Estimate, cells: Sequence[TableCell], margins:
         accuracy=accuracy,
         chance=fmean(cell.chance for cell in cells),
         # The mean over unequal cells has the variance of this many records in equal cells.
-        n=len(cells) ** 2 / sum(1 / cell.effective_n for cell in cells),
+        n={c: len(cells) ** 2 / sum(1 / cell.effective_n[c] for cell in cells) for c in margins},
         controls={condition: fmean(cell.controls[condition] for cell in cells) for condition in margins},
         margins=margins,
     )
@@ -188,7 +188,7 @@ def _baseline_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
     above = [s for s in subjects if s.accuracy.low > s.chance]
     for control, baseline in _BLIND_BASELINES.items():
         lead, name = f"{baseline}, which sees no image,", control.replace("_", " ")
-        better = [s for s in at_chance if control in s.controls and s.beats_chance(s.controls[control])]
+        better = [s for s in at_chance if control in s.controls and s.beats_chance(control)]
         compared = [s for s in above if control in s.controls]
         below = [s for s in compared if _is_above(s.margins[control])]
         reached = [s for s in compared if not _is_above(s.margins[control])]
@@ -210,14 +210,14 @@ def _ablation_findings(subjects: Sequence[_Subject]) -> Iterator[str]:
     for condition, ablation in _ABLATIONS.items():
         by_claim: dict[str, list[str]] = {ablation.unchanged: [], ablation.reduced: [], _AT_CHANCE: []}
         for s in (s for s in above if condition in s.controls):
-            value, text = s.controls[condition], f"{percent(s.controls[condition])} %"
+            text = f"{percent(s.controls[condition])} %"
             if not _is_above(s.margins[condition]):
                 by_claim[ablation.unchanged].append(
                     f"{s.name} scores {text}, with its own image {_rate(s.accuracy)} "
                     f"({with_interval(s.margins[condition], '+')} points)"
                 )
             else:
-                claim = ablation.reduced if s.beats_chance(value) else _AT_CHANCE
+                claim = ablation.reduced if s.beats_chance(condition) else _AT_CHANCE
                 by_claim[claim].append(
                     f"{s.name} drops from {percent(s.accuracy.value)} % to {text} (chance {percent(s.chance)} %)"
                 )

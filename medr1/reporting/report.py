@@ -262,7 +262,7 @@ def _overview(tables: SweepTables) -> SectionFigure:
                 chance[column] = cell.chance
                 of_name.setdefault(column, []).append(cell.accuracy)
                 if cell.base is not None:
-                    base = replace(wilson(cell.base, cell.effective_n), value=round(cell.base, 9))
+                    base = replace(wilson(cell.base, cell.effective_n[Condition.BASE]), value=round(cell.base, 9))
                     bases.setdefault(bar, {}).setdefault(column, []).append(base)
     means, of_base = ({name: _means(of_bar) for name, of_bar in found.items()} for found in (bars, bases))
     named = name_bases({(ALL, bar): found for bar, found in of_base.items()})

@@ -185,6 +185,11 @@ class RunDirectory:
         found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
+    def checkpoint_step(self) -> int:
+        """The step of the latest checkpoint, or 0."""
+        checkpoint = self.latest_checkpoint()
+        return int(checkpoint.stem.removeprefix("step=")) if checkpoint else 0
+
     @property
     def stands_at(self) -> str:
         """Where a run that is resumed goes on, for messages."""

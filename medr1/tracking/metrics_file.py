@@ -52,6 +52,16 @@ class MetricsFile:
                     found.setdefault(name, []).append((step, value))
         return found
 
+    def last_steps(self, end: int) -> dict[str, int]:
+        """The last step of each metric before the step ``end``, at which a run is resumed (of validation, up to it)."""
+        if self.path.is_file():
+            drop_torn_line(self.path)
+        before = {
+            name: [step for step, _ in curve if step < end or (step == end > 0 and is_validation([name]))]
+            for name, curve in self.read().items()
+        }
+        return {name: max(steps) for name, steps in before.items() if steps}
+
     def append(self, values: Mapping[str, float], step: int) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
@@ -29,7 +29,6 @@ from medr1.atomic_write import write_text
 from medr1.errors import ConfigError, TrackingError
 from medr1.tracking.address import RUN_FILE, StoredRun, absolute_uri, is_server, stored_run, without_password
 from medr1.tracking.completions_table import TABLES_TAG, CompletionsTable, stored_rows
-from medr1.tracking.metrics_file import MetricsFile
 from medr1.tracking.offline_queue import (
     FOLDER,
     METRICS_PER_BATCH,
@@ -125,7 +124,7 @@ class Tracker:
         *,
         resend_command: str = "",
         require_server: bool = True,
-        curves_file: MetricsFile | None = None,
+        last_steps: Callable[[], Mapping[str, int]] = dict,
     ) -> Tracker:
         """Starts a run, or resumes ``run_id``, and writes its id to ``run_dir``/mlflow.json.
 
@@ -134,8 +133,8 @@ class Tracker:
 
         Any number of processes may start at once on one new SQLite file. If the server becomes unreachable later, calls
         are queued in ``run_dir``, and ``resend_command`` is named to the user. With ``require_server=False``, the calls
-        of a resumed run are queued from the start if its server does not answer. ``curves_file`` then says which steps
-        it has logged.
+        of a resumed run are queued from the start if its server does not answer. ``last_steps`` then says up to
+        which step of each curve it has logged.
 
         Raises:
             ConfigError: the URI names no database or server, the experiment was deleted, the run does not exist.
@@ -148,11 +147,8 @@ class Tracker:
 
         before = stored_run(run_dir)
         has_moved = before is not None and before.run_id == run_id and not before.is_in(uri)
-        if before and before.run_id == run_id and not has_moved and before.experiment != experiment:
-            raise ConfigError(
-                f"tracking.experiment={experiment}: {run_dir} is in the experiment {before.experiment}, in which a "
-                "resumed run stays; leave it out"
-            )
+        if before and before.run_id == run_id and not has_moved:
+            experiment = before.experiment  # a repeated sweep need not name it again
         run: Run | None = None
         rows: list[dict[str, Any]] = []
         try:
@@ -210,9 +206,7 @@ class Tracker:
                 ) from error
             queue = OfflineQueue(MlflowClient(tracking_uri=uri), run_id, run_dir, server, resend_command)
             queue.mark_offline(error)
-            curves = curves_file.read() if curves_file else {}
-            last_steps = {name: max(step for step, _ in curve) for name, curve in curves.items()}
-            return cls(queue, uri, replace(before, uri=server), None, last_steps=last_steps)
+            return cls(queue, uri, replace(before, uri=server), None, last_steps=last_steps())
         stored.write(run_dir)
         return cls(queue, uri, stored, run, rows)
 

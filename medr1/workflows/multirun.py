@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
@@ -283,7 +283,9 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
             )
     settings = {job.name: runs[job.name].settings for job in jobs}
     # Those of other commands stand in the same tables, and the values of a search come from earlier trials.
-    settings |= {n: directory.run(n).stored_config(TrainConfig) for n in finished if n not in settings}
+    for name in (name for name in finished if name not in settings):
+        stored = directory.run(name).stored_config(TrainConfig)
+        settings[name] = _where_they_are_now(stored, runs[jobs[0].name].settings, earlier[name].axes)
     check_inputs([(directory.run(name), settings[name]) for name in finished], advice)
     now: dict[str, str | None] = {}
     for name, of_run in settings.items():
@@ -299,6 +301,16 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
                 f"{directory.run(name).path} began with other weights than those that are in model.path="
                 f"{model.path} now; restore them, or {advice}"
             )
+
+
+def _where_they_are_now(stored: TrainConfig, now: TrainConfig, axes: Container[str]) -> TrainConfig:
+    """The settings of an earlier run with this command's places of data and base model, which may have moved."""
+    for key in [*marked_keys(stored, "may_change")]:
+        group, _, name = key.rpartition(".")
+        of_stored, of_now = (getattr(of, group, None) for of in (stored, now))
+        if group in ("data", "model") and key not in axes and hasattr(of_now, name):
+            setattr(of_stored, name, getattr(of_now, name))
+    return stored
 
 
 def _place(axes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -44,13 +44,14 @@ from medr1.workflows.session import Session
 _GALLERY_QUESTIONS = 24
 
 
-def _is_own_data(session: Session) -> bool:
-    """Whether the training records of the data are those that the model was trained on."""
+def _trained_on(session: Session) -> set[tuple[str, str]]:
+    """Modality and question type of the records that the model was trained on."""
     cfg = session.cfg
-    if not isinstance(cfg, EvaluateConfig) or cfg.run is None:
-        return isinstance(cfg, TrainConfig)
-    trained = read_json(RunDirectory(Path(cfg.run)).environment)
-    return bool(trained["data_fingerprint"] == session.data.fingerprint)
+    if isinstance(cfg, EvaluateConfig) and cfg.run is not None:
+        stored = read_json(RunDirectory(Path(cfg.run)).environment).get("trained_on")
+        if stored is not None:  # absent in runs of earlier versions
+            return {(modality, question_type) for modality, question_type in stored}
+    return {(record.modality, record.question_type) for record in session.data.train}
 
 
 def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None:
@@ -64,14 +65,17 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
     measures, differences = _measures(session, conditions)
     if measures:
         tracker.log_metrics(dict(measure_items(measures)), 0)
-    seen = data.train if Condition.TRAINED in conditions and _is_own_data(session) else []
+    seen = _trained_on(session) if Condition.TRAINED in conditions else set()
     tables = [
         render_results(
             summaries,
             comparison,
-            trained_modalities={r.modality for r in seen},
-            trained_question_types={r.question_type for r in seen},
-            trained_benchmarks={r.benchmark for r in seen},
+            trained_modalities={modality for modality, _ in seen},
+            trained_question_types={question_type for _, question_type in seen},
+            # The benchmarks of an evaluation need not be those that its model was trained on.
+            trained_benchmarks={r.benchmark for r in data.train}
+            if seen and isinstance(session.cfg, TrainConfig)
+            else (),
         )
     ]
     if any(summary.by_benchmark for summary in summaries.values()):
@@ -95,8 +99,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
     if rates:
         results += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in describe(rates))
     # Modalities and question types, because another data set of the same kind is not new to the model.
-    own = {(record.modality, record.question_type) for record in seen}
-    verdict = run_verdict(summaries, comparison, conditions, lambda line: (line.modality, line.question_type) in own)
+    verdict = run_verdict(summaries, comparison, conditions, lambda line: (line.modality, line.question_type) in seen)
     results = "".join(f"{markdown(sentence)}\n\n" for sentence in verdict) + results
     tracker.describe(results)
     if calibrations := {name: found.calibration for name, found in measures.items() if found.calibration}:

@@ -106,7 +106,8 @@ def open_session(
         if not is_resumed:
             stored = OmegaConf.structured(cfg)
             fingerprints = {"data_fingerprint": data.fingerprint, "loaded_fingerprint": loaded.fingerprint}
-            run.create(stored, overrides, {**fingerprints, "data": data.facts, **facts})
+            trained_on = sorted({(record.modality, record.question_type) for record in data.train})
+            run.create(stored, overrides, {**fingerprints, "data": data.facts, "trained_on": trained_on, **facts})
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
         else:
@@ -348,7 +349,8 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
         run_id=before.run_id if before else None,
         resend_command=resume_command(cfg, run),
         require_server=before is None,
-        curves_file=MetricsFile(run.metrics),
+        # Curves have been sent up to the checkpoint; what follows is computed again.
+        last_steps=lambda: MetricsFile(run.metrics).last_steps(run.checkpoint_step()),
     )
 
 

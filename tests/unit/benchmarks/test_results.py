@@ -483,6 +483,9 @@ def test_sft_of_equal_compute_is_compared_with_grpo_of_the_headline(scarcity: Sw
     }
     line = results.equal_compute_part(sweeps["headline"], sweeps["equal_compute"]).splitlines()[2]
     assert line.startswith("| SFT, 400 steps | 1 | ")
+    other = Sweep(replace(sweeps["equal_compute"].published, digest="of other records"))
+    with pytest.raises(SystemExit, match="other test records than headline"):
+        results.equal_compute_part(sweeps["headline"], other)
     accuracy, difference = (float(cell.split()[0].replace("\N{MINUS SIGN}", "-")) for cell in line.split("|")[3:5])
     right = share(longer[0], "trained", RECORDS)
     assert accuracy == pytest.approx(100 * right, abs=0.051)

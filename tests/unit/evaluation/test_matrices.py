@@ -14,6 +14,7 @@ from medr1.domain.reasoning import ReasoningMode
 from medr1.domain.records import UNSPECIFIED, Modality, QuestionType
 from medr1.errors import ConfigError, DataError
 from medr1.evaluation.matrices import tabulate
+from medr1.evaluation.metrics import compare
 from medr1.evaluation.predictions import Prediction
 from medr1.evaluation.statistics import Estimate, holm, wilson
 from medr1.evaluation.sweep_tables import ALL, Matrix, SweepRun
@@ -100,8 +101,11 @@ def test_the_column_of_all_records() -> None:
     assert (cell.n, cell.images, cell.base) == (8, 4, 0.25)
     # Correct on the four images: 2, 2, 1 and 0 of 2. Their residuals from 5/4 have squares of the sum 11/4, so that the
     # variance of the share is 11/4 * 4/3 / 8^2; of independent records it is 15/64 / 8.
-    assert cell.effective_n == pytest.approx(8 * (15 / 64 / 8) / (11 / 3 / 64))
-    assert cell.accuracy == wilson(5 / 8, cell.effective_n)
+    effective = 8 * (15 / 64 / 8) / (11 / 3 / 64)
+    found = wilson(5 / 8, effective)
+    assert (cell.accuracy.low, cell.accuracy.high) == pytest.approx((found.low, found.high))
+    # The base has one of two right on two images: residuals 1/2, -1/2, 1/2, -1/2, fewer than of independent records.
+    assert cell.effective_n["base"] == 8
     assert cell.chance == (1 / 2 + 7 / 4) / 8
     assert cell.controls == {"option_prior": 5 / 8} and cell.margins["option_prior"].value == 0
 
@@ -443,3 +447,35 @@ def test_an_axis_that_the_data_lacks_gives_the_column_of_all_records_alone() -> 
         contrast_heatmap(found.contrasts[0]),
     ):
         assert UNSPECIFIED not in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_patients_with_images_of_many_modalities_are_resampled_as_in_a_paired_difference() -> None:
+    """Each has images of other modalities than all others, so that each would be a stratum of its own."""
+    rng, names = np.random.default_rng(0), [f"m{i}" for i in range(5)]
+    sets = [[n for n, bit in zip(names, f"{number:05b}", strict=True) if bit == "1"] for number in range(3, 28)]
+    line = predictions("0")[0]
+    cells = [(f"patient {p}", name, k) for p, found in enumerate(sets) for name in found for k in range(4)]
+    answers = {"base": rng.random(len(sets)) < 0.5, "trained": rng.random(len(sets)) < 0.5}  # a patient's are alike
+
+    def lines(condition: str) -> list[Prediction]:
+        return [
+            replace(
+                line,
+                record=f"{patient} {name} {k}",
+                image=f"{patient} {name} {k}",
+                group=patient,
+                modality=name,
+                condition=condition,
+                parsed="A" if (right := bool(answers[condition][int(patient.split()[1])])) else "B",
+                correct=right,
+            )
+            for patient, name, k in cells
+        ]
+
+    axes = {"modality": "m0", "algorithm": "grpo"}
+    run = SweepRun("r", axes, {condition: lines(condition) for condition in answers})
+    (matrix,) = tabulate([run], "modality", "modality").matrices
+    gain = matrix.cells["m0"][ALL].gain_over_base
+    expected = compare(lines("base"), lines("trained")).overall.difference
+    assert gain is not None and gain.difference.value == pytest.approx(expected.value)
+    assert (gain.difference.low, gain.difference.high) == pytest.approx((expected.low, expected.high), abs=0.06)

@@ -91,8 +91,9 @@ def test_records_of_one_group_are_one_cluster() -> None:
     assert (together.accuracy.low, together.accuracy.high) == pytest.approx((of_three.low, of_three.high))
     after = [replace(p, condition="trained", parsed="A", correct=True) for p in grouped]
     differences = {}
-    for base in (alone, grouped):
-        found = compare(base, after)
+    ungrouped = [replace(p, group="") for p in after]
+    for base, later in ((alone, ungrouped), (grouped, after), (alone, after)):  # the last base is older than groups
+        found = compare(base, later)
         differences[found.cluster_unit] = found.overall.difference
     assert differences["images"].low > 0.3  # about 0.5 - 1.96 * sqrt(0.25 / 40)
     assert differences["groups"].low == 0.0  # one of 2^4 resamples has no other patient than those that were right

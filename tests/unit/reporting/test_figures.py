@@ -57,7 +57,7 @@ def difference(value: float, half: float = 0.04) -> PairedDifference:
 
 
 def cell(accuracy: float, gain: PairedDifference | None = None) -> TableCell:
-    return TableCell(400, 80, ("run",), estimate(accuracy), 0.25, 0.5 if gain else None, gain, {}, {}, 400)
+    return TableCell(400, 80, ("run",), estimate(accuracy), 0.25, 0.5 if gain else None, gain, {}, {}, {"base": 400})
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], method: str = "grpo") -> Matrix:

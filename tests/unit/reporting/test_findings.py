@@ -29,7 +29,18 @@ def paired(difference: float, p_holm: float = 0.001, half: float = 0.01) -> Pair
 def cell(accuracy: float, base: float | None = None, n: int = 1000, runs: int = 2, **controls: float) -> TableCell:
     gain = None if base is None else paired(accuracy - base)
     margins = {name: near(accuracy - value) for name, value in controls.items()}
-    return TableCell(n, n // 5, tuple(map(str, range(runs))), near(accuracy), 0.25, base, gain, controls, margins, n)
+    return TableCell(
+        n,
+        n // 5,
+        tuple(map(str, range(runs))),
+        near(accuracy),
+        0.25,
+        base,
+        gain,
+        controls,
+        margins,
+        dict.fromkeys(["base", *controls], n),
+    )
 
 
 def square(method: str, own: float, rest: float, base: float | None = None, **controls: float) -> Matrix:
@@ -128,7 +139,8 @@ def test_cells_of_unequal_size_are_as_uncertain_as_the_smaller_one_makes_them() 
     matrix = square("GRPO", 0.95, 0.5, blank_image=0.27)
     sizes = {"ct": 10, "mri": 1990}
     cells = {
-        r: {c: replace(x, effective_n=sizes.get(c, 2000)) for c, x in line.items()} for r, line in matrix.cells.items()
+        r: {c: replace(x, effective_n=dict.fromkeys(x.effective_n, sizes.get(c, 2000))) for c, x in line.items()}
+        for r, line in matrix.cells.items()
     }
     assert "not significantly above chance" in one(said(replace(matrix, cells=cells)), "blank image")
 

@@ -21,7 +21,7 @@ CELL = TableCell(
     gain_over_base=PairedDifference(Estimate(0.2, 0.1, 0.3), 0.001, 0.01),
     controls={"blank_image": 0.3},
     margins={"blank_image": Estimate(0.4, 0.3, 0.5)},
-    effective_n=80,
+    effective_n={"base": 80, "blank_image": 80},
 )
 WORSE = replace(CELL, gain_over_base=PairedDifference(Estimate(-0.2, -0.3, -0.1), 0.001, 0.01))
 INCONCLUSIVE = replace(CELL, gain_over_base=PairedDifference(Estimate(0.1, 0.0, 0.2), 0.04, 0.3))

@@ -95,7 +95,16 @@ def matrix(method: str = "grpo", seeds: int = 1, rows: Sequence[str] = ("ct", "m
             names = tuple(f"{method}-{row}-{seed}" for seed in range(seeds))
             accuracy = estimate(0.601 + 0.1 * i - 0.03 * j)
             cells.setdefault(row, {})[column] = TableCell(
-                1200, 100, names, accuracy, 0.25, 0.4, gain, controls, {c: estimate(0.1) for c in controls}, 1200
+                1200,
+                100,
+                names,
+                accuracy,
+                0.25,
+                0.4,
+                gain,
+                controls,
+                {c: estimate(0.1) for c in controls},
+                dict.fromkeys(["base", *controls], 1200),
             )
     means = {row: estimate(0.5512) for row in rows}
     return Matrix(

@@ -14,7 +14,7 @@ from medr1.evaluation.sweep_tables import Matrix, SweepRun, SweepTables, TableCe
 from medr1.reporting.sections import measure_section, rationale_section, trend_section
 from tests.unit.evaluation.test_metrics import line
 
-CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {}, {}, 80)
+CELL = TableCell(80, 40, ("a",), Estimate(0.7, 0.6, 0.8), 0.25, None, None, {}, {}, {"base": 80})
 WORSE = replace(CELL, accuracy=Estimate(0.3, 0.2, 0.4))
 
 

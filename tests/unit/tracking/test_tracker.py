@@ -589,10 +589,19 @@ def test_a_run_resumed_without_its_server_repeats_and_replaces_nothing(tmp_path:
     stored = StoredRun(server, "tests", "0" * 32, "1")
     stored.write(tmp_path)
     curves = MetricsFile(tmp_path / "metrics.jsonl")
-    for step in range(3):
+    for step in range(5):
         curves.append({"loss": 1.0}, step)
+    with curves.path.open("a") as file:
+        file.write('{"step": 5, "lo')  # killed
+    assert curves.last_steps(3) == {"loss": 2}
     with Tracker.start(
-        server, "tests", "r", tmp_path, run_id=stored.run_id, require_server=False, curves_file=curves
+        server,
+        "tests",
+        "r",
+        tmp_path,
+        run_id=stored.run_id,
+        require_server=False,
+        last_steps=lambda: curves.last_steps(3),
     ) as tracker:
         tracker.log_params({"seed": 1})
         for step in (1, 2, 3, 4):
@@ -611,8 +620,11 @@ def test_a_run_resumed_without_its_server_repeats_and_replaces_nothing(tmp_path:
 
 
 def test_a_resumed_run_stays_in_its_experiment(start: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
+    """A sweep that is repeated without its ``tracking.experiment`` has the default one."""
     with start() as first:
         pass
-    with pytest.raises(ConfigError, match=r"tracking\.experiment=other: .* is in the experiment tests"):
-        Tracker.start(uri, "other", "a run", tmp_path / "run", run_id=first.run_id)
+    with Tracker.start(uri, "other", "a run", tmp_path / "run", run_id=first.run_id) as second:
+        assert second.run_id == first.run_id
+    stored = stored_run(tmp_path / "run")
+    assert stored is not None and stored.experiment == "tests"
     assert client(uri).get_experiment_by_name("other") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,16 @@ def test_a_command_that_adds_a_seed_is_compared_with_the_runs_of_earlier_ones(
     write(file, questions("B"))
     with pytest.raises(ConfigError, match=r"sweep/0 had other data: .*questions\.jsonl was written since"):
         _check_earlier_runs(sweep, jobs[1:], added)
+    (moved := tmp_path / "moved" / file.name).parent.mkdir()
+    for image in tmp_path.glob("*.png"):
+        shutil.copy(image, moved.parent)
+    moved.write_text(questions("A"))
+    added["1"].settings.data.path = str(moved)  # type: ignore[attr-defined]
+    _check_earlier_runs(sweep, jobs[1:], added)  # the same content in another place
+    write(moved, questions("B"))
+    with pytest.raises(ConfigError, match=r"sweep/0 had other data: .*moved/questions\.jsonl was written since"):
+        _check_earlier_runs(sweep, jobs[1:], added)
+    write(moved, questions("A"))
     write_json(run.environment, {**read_json(run.environment), "model_fingerprint": "of other weights"})
-    write(file, questions("A"))
     with pytest.raises(ConfigError, match="sweep/0 began with other weights"):
         _check_earlier_runs(sweep, jobs[1:], added)
