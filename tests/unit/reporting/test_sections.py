@@ -112,7 +112,7 @@ def test_runs_without_measures_have_no_section() -> None:
 def test_rationales_that_cannot_be_checked_have_no_figure() -> None:
     """As of a base model that is cut off, or does not know the format."""
     records = {record.id: record for record in make_records(World.TEST, 0, 1)}
-    told, silent = "<think>The picture shows", "<think>CT</think>"
+    told, silent = "<think>The scan shows", "<think>CT</think>"
     for text, figures in ((told, []), (silent, ["rationales_false"])):
         lines = [prediction(r, "base", ReasoningMode.THINK_BEFORE, text, 5, True) for r in records.values()]
         section = rationale_section(
