@@ -137,7 +137,7 @@ def _claim(
         sweeps[name].seed_count,
         is_equivalence,
         plateau_mark(runs),
-        tuple(float(effect(of_seed, True)[0].value[column]) for of_seed in sweeps[name].each_seed()),
+        tuple(float(effect(of_seed, True)[0].value[column]) for of_seed in sweeps[name].each_seed),
     )
 
 

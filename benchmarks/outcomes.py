@@ -69,14 +69,21 @@ class Sweep:
                 for run in self.published.runs
                 if run.axes[RATIONALE] in ("", rationale)
             ]
-            found[rationale] = Sweep(replace(self.published, runs=runs))
+            found[rationale] = self._with(runs, self.resamples)
         return found
 
+    @cached_property
     def each_seed(self) -> list[Sweep]:
         """The sweep with the runs of one seed, for each seed, for values without intervals."""
         seeds = dict.fromkeys(run.axes.get("seed", "0") for run in self.seeds())
         of_seed = ([run for run in self.published.runs if run.axes.get("seed", "0") == seed] for seed in seeds)
-        return [Sweep(replace(self.published, runs=runs), resamples=1) for runs in of_seed]
+        return [self._with(runs, 1) for runs in of_seed]
+
+    def _with(self, runs: list[PublishedRun], resamples: int) -> Sweep:
+        """A sweep of some of the runs, for which completions are not read again."""
+        part = Sweep(replace(self.published, runs=runs), resamples)
+        vars(part).update(records=self.records, predictions=self.predictions, outcomes=self.outcomes)
+        return part
 
     def values(self, axis: str) -> list[str]:
         return list(dict.fromkeys(run.axes[axis] for run in self.published.runs))

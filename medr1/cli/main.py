@@ -294,10 +294,11 @@ def _resumed(cfg: DictConfig, schema: type[T], typed: Sequence[Override]) -> T:
             setattr(attrgetter(holder)(settings) if holder else settings, name, value)
     settings.resume = cfg.resume
     named = [override.get_key_element() for override in typed]
-    stored = stored_run(run_directory())
-    if "tracking.experiment" in named and stored and stored.experiment != settings.tracking.experiment:
+    experiment = settings.tracking.experiment
+    stored = stored_run(run_directory()) if "tracking.experiment" in named else None
+    if stored and stored.experiment != experiment:
         raise ConfigError(
-            f"tracking.experiment={settings.tracking.experiment}: this run is in the experiment {stored.experiment}, "
+            f"tracking.experiment={experiment}: this run is in the experiment {stored.experiment}, "
             "in which a resumed run stays; leave it out"
         )
     reward_sources.check_before_resume(settings, RunDirectory(run_directory()), named)

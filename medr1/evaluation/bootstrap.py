@@ -26,9 +26,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 
-_SMALL_STRATUM = (
-    10  # clusters; below it a stratum hardly varies between resamples, and one of a single cluster not at all
-)
+# Clusters. A smaller stratum hardly varies between resamples, and one of a single cluster not at all.
+_SMALL_STRATUM = 10
 _BLOCK = 4_000_000  # weights of clusters in memory at once: about 100 MB with their intermediates
 
 

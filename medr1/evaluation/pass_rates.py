@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
@@ -29,6 +29,7 @@ from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import LETTERS, ImageSource, Record, in_order
 from medr1.errors import DataError
 from medr1.evaluation.prediction_store import Generate, Request
+from medr1.waiting_lock import waiting_lock
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +81,9 @@ class SampleCache:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One process at a time may use the file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.file.with_suffix(".lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            log.info("waiting for another process, which adds completions to %s", self.file)
-            lock.acquire()
-        try:
+        say = partial(log.info, "waiting for another process, which adds completions to %s", self.file)
+        with waiting_lock(self.file.with_suffix(".lock"), say):
             yield
-        finally:
-            lock.release()
 
     def key(self, record: Record) -> str:
         """Identifies a record by what its completions depend on."""

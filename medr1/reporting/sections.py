@@ -92,7 +92,6 @@ def search_section(
     history: dict[str, dict[int, float]] = {}
     for cell, own in trials.items():
         choice = found.get(cell)
-        compared = [option.settings for option in choice.options] if choice else []
         prefix = f"{names[cell]}: " if names[cell] else ""
         rows: list[tuple[str, ...]] = []
         for number, trial in enumerate(own, 1):
@@ -100,11 +99,11 @@ def search_section(
             if choice and trial.settings == choice.chosen.settings:
                 state = "best"
                 settings = ", ".join(f"{axis}={value}" for axis, value in trial.settings.items())
-                equal = sum(other.value == trial.value for other in own if other.settings in compared)
+                equal = sum(other.value == trial.value for other in own if choice.has_compared(other.settings))
                 which = f"the first of {equal} best ones" if equal > 1 else "the best"
                 best = f"{settings} ({choice.chosen.value:.3f})"
                 sentences.append(f"{prefix}Trial {number} of {len(own)} is {which}: {best}.")
-            elif trial.value is not None and trial.settings not in compared:
+            elif choice and trial.value is not None and not choice.has_compared(trial.settings):
                 state = "not compared: seeds missing"
             value = "" if trial.value is None else f"{trial.value:.3f}"
             rows.append((str(number), *trial.settings.values(), value, state))

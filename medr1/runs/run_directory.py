@@ -185,8 +185,8 @@ class RunDirectory:
         found = {int(step): p for p, step in steps.items() if step.isdigit()}
         return found[max(found)] if found else None
 
-    def checkpoint_step(self) -> int:
-        """The step of the latest checkpoint, or 0."""
+    def optimizer_steps(self) -> int:
+        """The number of optimizer steps before the latest checkpoint, 0 without one."""
         checkpoint = self.latest_checkpoint()
         return int(checkpoint.stem.removeprefix("step=")) if checkpoint else 0
 

@@ -34,6 +34,10 @@ class Choice:
     chosen: Option
     incomplete: Sequence[Option] = ()
 
+    def has_compared(self, settings: Mapping[str, str]) -> bool:
+        """Whether these settings are one of ``options``."""
+        return any(option.settings == settings for option in self.options)
+
 
 def chosen_axes(axes: Iterable[str], rows: str) -> list[str]:
     """The axes of a run among whose values is chosen: all but the rows of the tables, the algorithm and the seed."""

@@ -16,6 +16,14 @@ def is_validation(names: Iterable[str]) -> bool:
     return any(name.startswith("validation/") for name in names)
 
 
+def _is_before(step: int, end: int, names: Iterable[str]) -> bool:
+    """Whether metrics of ``step`` are from before a checkpoint at step ``end``.
+
+    Validation of this step is: it is computed before the checkpoint is written. At step 0 there is no checkpoint.
+    """
+    return step < end or (step == end > 0 and is_validation(names))
+
+
 class MetricsFile:
     """One line for each logged step: ``{"step": 0, "train/loss": 0.1, ...}``. A value that is not finite is null.
 
@@ -28,7 +36,7 @@ class MetricsFile:
     def drop_from(self, step: int) -> None:
         """Removes what is computed again when a run is resumed at ``step``: the lines of this step and of later ones.
 
-        Validation of this step stays, because it is computed before the checkpoint is written; at step 0 there is none.
+        What is from before its checkpoint stays, see ``_is_before``.
         """
         if not self.path.is_file():
             return
@@ -36,7 +44,7 @@ class MetricsFile:
 
         def stays(line: str) -> bool:
             values = json.loads(line)
-            return values["step"] < step or (values["step"] == step > 0 and is_validation(values))
+            return _is_before(values["step"], step, values)
 
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(self.path, "".join(filter(stays, lines)))
@@ -57,8 +65,7 @@ class MetricsFile:
         if self.path.is_file():
             drop_torn_line(self.path)
         before = {
-            name: [step for step, _ in curve if step < end or (step == end > 0 and is_validation([name]))]
-            for name, curve in self.read().items()
+            name: [step for step, _ in curve if _is_before(step, end, [name])] for name, curve in self.read().items()
         }
         return {name: max(steps) for name, steps in before.items() if steps}
 

@@ -377,15 +377,18 @@ def _check_intermediate_models(cfg: TrainConfig) -> None:
         raise ConfigError(f"{given} with trainer.strategy=fsdp: no process has the whole model; use trainer=ddp")
 
 
+def steps_done(cfg: TrainConfig, run: RunDirectory) -> int:
+    """The step at which a resumed run goes on: the steps before its latest checkpoint, 0 without one."""
+    return run.optimizer_steps() // ALGORITHMS[cfg.algorithm.kind].num_iterations(cfg.algorithm)
+
+
 def check_steps_ahead(cfg: TrainConfig, run: RunDirectory) -> None:
     """Refuses ``trainer.save_model_steps`` that the run has passed without storing the model.
 
     Raises:
         ConfigError: names the steps, and the same setting without them.
     """
-    if (checkpoint := run.latest_checkpoint()) is None:
-        return
-    done = int(checkpoint.stem.removeprefix("step=")) // ALGORITHMS[cfg.algorithm.kind].num_iterations(cfg.algorithm)
+    done = steps_done(cfg, run)
     steps = cfg.trainer.save_model_steps
     passed = [step for step in steps if step <= done and not run.intermediate_model(step).is_dir()]
     if passed:

@@ -287,11 +287,11 @@ def _check_earlier_runs(directory: SweepDirectory, jobs: Sequence[Job], runs: Ma
         stored = directory.run(name).stored_config(TrainConfig)
         settings[name] = _where_they_are_now(stored, runs[jobs[0].name].settings, earlier[name].axes)
     check_inputs([(directory.run(name), settings[name]) for name in finished], advice)
+    continues = {name: before.continues for name, before in earlier.items()} | now_continues
     now: dict[str, str | None] = {}
     for name, of_run in settings.items():
         environment, model = directory.run(name).environment, of_run.model
-        continues = now_continues.get(name) or (earlier[name].continues if name in earlier else "")
-        if continues or not environment.is_file() or not MODEL_KINDS[model.kind].is_trainable:
+        if continues[name] or not environment.is_file() or not MODEL_KINDS[model.kind].is_trainable:
             continue
         before = read_json(environment).get("model_fingerprint")
         if model.path not in now:

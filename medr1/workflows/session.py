@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from medr1.tracking.offline_queue import has_pending_calls, replay_pending_calls
 from medr1.tracking.tracker import PARENT_TAG, AnyTracker, NullTracker, Tracker
 from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows import plugin_sources, reward_sources
+from medr1.workflows.components import steps_done
 from medr1.workflows.model_kinds import MODEL_KINDS
 
 log = logging.getLogger(__name__)
@@ -349,9 +351,13 @@ def _start_tracker(cfg: CommonConfig, run: RunDirectory, is_resumed: bool) -> An
         run_id=before.run_id if before else None,
         resend_command=resume_command(cfg, run),
         require_server=before is None,
-        # Curves have been sent up to the checkpoint; what follows is computed again.
-        last_steps=lambda: MetricsFile(run.metrics).last_steps(run.checkpoint_step()),
+        last_steps=partial(_last_steps, cfg, run),
     )
+
+
+def _last_steps(cfg: CommonConfig, run: RunDirectory) -> dict[str, int]:
+    """Up to which step curves have been sent: to the latest checkpoint. What follows is computed again."""
+    return MetricsFile(run.metrics).last_steps(steps_done(cfg, run)) if isinstance(cfg, TrainConfig) else {}
 
 
 def _title(cfg: CommonConfig) -> str:

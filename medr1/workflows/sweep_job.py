@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -25,6 +25,7 @@ from medr1.config.schema import marked_keys
 from medr1.config.settings import TrainConfig
 from medr1.runs.run_directory import RunDirectory
 from medr1.runs.sweep import Manifest, State, SweepDirectory, cores_per_run, seconds_left
+from medr1.waiting_lock import waiting_lock
 from medr1.workflows.reward_sources import function_keys
 
 
@@ -45,20 +46,12 @@ def run_job(cfg: DictConfig) -> None:
 @contextmanager
 def _claimed(run: RunDirectory, shown: str) -> Iterator[None]:
     """Waits until no other command works on the run, and keeps others waiting during the block."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    claim = FileLock(run.path / ".job.lock")  # taken before the run starts, when its own lock is still free
-    try:
-        claim.acquire(blocking=False)
-    except Timeout:
-        print(f"{shown}: waiting for another command of this sweep that works on it", flush=True)
-        claim.acquire()
-    try:
+    say = partial(print, f"{shown}: waiting for another command of this sweep that works on it", flush=True)
+    with waiting_lock(run.path / ".job.lock", say):  # before the run starts, when its own lock is still free
         if run.is_locked:  # a sweep that was killed may leave a run behind that continues
             print(f"{shown}: waiting for another process that works on it", flush=True)
             run.wait_until_unlocked()
         yield
-    finally:
-        claim.release()
 
 
 def _run_claimed(cfg: DictConfig, directory: SweepDirectory, manifest: Manifest, name: str, number: str) -> None:

@@ -278,11 +278,10 @@ def _track_choices(
             tracker.log_metrics({best: choice.chosen.value}, 0, replaces=True)
             continue
         so_far: list[float] = []
-        compared = [option.settings for option in choice.options]
         for number, trial in enumerate(trials[tuple(choice.cell.items())], 1):
             if trial.value is not None:
                 values = {"/".join(["trial", *cell, metric]): trial.value}
-                if trial.settings in compared:
+                if choice.has_compared(trial.settings):
                     so_far.append(trial.value)
                     values[best] = best_of(so_far)
                 tracker.log_metrics(values, number, replaces=True)  # a trial may have failed, or lacked a seed, before

@@ -14,8 +14,9 @@ from medr1.config.paths import CONF
 from medr1.errors import ConfigError, DataError, RewardError, ServerError
 from medr1.models.loading import control_tokens
 from medr1.runs.run_directory import RunDirectory
-from medr1.workflows.components import check_steps_ahead
-from medr1.workflows.session import _check_model, load_data, open_session, set_max_steps
+from medr1.tracking.metrics_file import MetricsFile
+from medr1.workflows.components import check_steps_ahead, steps_done
+from medr1.workflows.session import _check_model, _last_steps, load_data, open_session, set_max_steps
 from tests.composing import composed
 
 TINY = CONF.parent / "medr1/models/tiny_base"
@@ -179,3 +180,14 @@ def test_a_model_that_is_not_in_the_cache_is_not_called_another(tmp_path: Path) 
     with pytest.raises(ConfigError, match="are not those that this run began with"):
         _check_model(cfg, run, {"model_fingerprint": "xyz"})
     _check_model(cfg, run, {"model_fingerprint": "abc"})
+
+
+def test_curves_of_a_run_with_several_optimizer_steps_in_a_step_are_sent_up_to_its_checkpoint(tmp_path: Path) -> None:
+    """A checkpoint is named by its optimizer steps, and a curve counts steps."""
+    run = RunDirectory(tmp_path)
+    cfg = composed("train", "algorithm.num_iterations=2")
+    for step in range(5):
+        MetricsFile(run.metrics).append({"train/loss": 1.0}, step)
+    assert _last_steps(cfg, run) == {}
+    (run.checkpoints / "step=6.ckpt").mkdir(parents=True)
+    assert steps_done(cfg, run) == 3 and _last_steps(cfg, run) == {"train/loss": 2}
