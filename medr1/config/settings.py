@@ -36,6 +36,7 @@ MOVABLE = {"may_change": True}  # where something lies; that it has the same con
 NEUTRAL = {**UNHASHED, **MOVABLE}  # cannot change an answer
 BEFORE = "before"  # see ``added``
 SAME_RECORDS = {"same_records": True}  # a setting of the data that leaves the validation and the test records the same
+OTHER_TEST = {"other_test": True}  # a setting of the data with which each value has other test records
 
 
 def added(before: Any) -> dict[str, Any]:

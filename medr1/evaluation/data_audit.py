@@ -50,13 +50,17 @@ class SetAudit:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Image contents of the test records of ``test`` that the training or test records of ``other`` show."""
+    """Image contents of the test records of ``test`` that the training or test records of ``other`` show.
+
+    ``in_either``: those in training, in test or in both.
+    """
 
     test: str
     other: str
     images: int
     in_training: int
     in_test: int
+    in_either: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,14 @@ def audit_data(data: Dataset, name: str) -> DataAudit:
         for of_set in names
     }
     overlaps = [
-        Overlap(a, b, len(tested[a]), len(tested[a] & trained[b]), len(tested[a] & tested[b]))
+        Overlap(
+            test=a,
+            other=b,
+            images=len(tested[a]),
+            in_training=len(tested[a] & trained[b]),
+            in_test=len(tested[a] & tested[b]),
+            in_either=len(tested[a] & (trained[b] | tested[b])),
+        )
         for a, b in permutations(names, 2)
     ]
     return DataAudit(

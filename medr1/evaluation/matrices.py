@@ -57,19 +57,26 @@ def tabulate(
             between runs or conditions.
         ConfigError: a column axis that test records do not have.
     """
-    methods = _arrange(runs, row_axis)
+    by_values = _arrange(runs, row_axis)
+    methods = {_name(values): rows for values, rows in by_values.items()}
     sweep = _Sweep.of(runs, column_axis, resamples, np.random.default_rng(seed))
     rows = {m: {row: sweep.accuracy(seeds) for row, seeds in of_method.items()} for m, of_method in methods.items()}
     matrices = [_matrix(sweep, method, of_method, rows[method]) for method, of_method in methods.items()]
     contrasts = [
-        _contrast(sweep, a, b, {row: (methods[a][row], methods[b][row]) for row in methods[a] if row in methods[b]})
-        for a, b in _pairs(list(methods))
+        _contrast(
+            sweep,
+            _name(a),
+            _name(b),
+            {row: (by_values[a][row], by_values[b][row]) for row in by_values[a] if row in by_values[b]},
+            changed=sum(x != y for x, y in zip(a, b, strict=True)),
+        )
+        for a, b in _pairs(list(by_values))
     ]
     if row_axis not in AXES:  # rows are ways of training, which are compared as well
         contrasts += [
             _contrast(sweep, f"{method}: {a}", f"{method}: {b}", {method: (of_method[a], of_method[b])})
             for method, of_method in methods.items()
-            for a, b in _pairs(list(of_method))
+            for (a,), (b,) in _pairs([(row,) for row in of_method])
         ]
     if sweep.columns == (UNSPECIFIED,):  # it would repeat the column of all records
         matrices = [replace(m, columns=(), cells=_only_all(m.cells)) for m in matrices]
@@ -88,13 +95,18 @@ def _only_all(cells: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
     return {row: {ALL: of_row[ALL]} for row, of_row in cells.items()}
 
 
-def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, Seeds]]:
+def _name(values: tuple[str, ...]) -> str:
+    """Of the method with these values of the axes that are neither rows nor seeds."""
+    return " ".join(values) or SINGLE_METHOD
+
+
+def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[tuple[str, ...], dict[str, Seeds]]:
     """The index of each run in ``runs``, by method (the values of its other axes), row and seed."""
     if not runs:
         raise DataError("a table needs at least one finished run")
     first = runs[0]
     others = [axis for axis in first.axes if axis not in (row_axis, SEED_AXIS)]
-    methods: dict[str, dict[str, dict[str, int]]] = {}
+    methods: dict[tuple[str, ...], dict[str, dict[str, int]]] = {}
     for number, run in enumerate(runs):
         if {*run.axes, SEED_AXIS} != {row_axis, *others, SEED_AXIS} or row_axis not in run.axes:
             raise DataError(
@@ -102,7 +114,7 @@ def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, See
                 f"{', '.join(first.axes) or 'nothing'}; all runs of a table must vary the same axes, including "
                 f"{row_axis}"
             )
-        method = " ".join(run.axes[axis] for axis in others) or SINGLE_METHOD
+        method = tuple(run.axes[axis] for axis in others)
         seeds = methods.setdefault(method, {}).setdefault(run.axes[row_axis], {})
         earlier = seeds.setdefault(run.axes.get(SEED_AXIS, ""), number)
         if earlier != number:
@@ -113,13 +125,13 @@ def _arrange(runs: Sequence[SweepRun], row_axis: str) -> dict[str, dict[str, See
     return {method: {v: rows[v] for v in values if v in rows} for method, rows in methods.items()}
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (a, b) to compare. b is the later name, unless b comes before a in the order zero_shot, sft, others."""
+def _pairs(sides: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Pairs (a, b) to compare, each with its values. b is the later one, or a if only b has zero_shot, or else sft."""
 
-    def rank(name: str) -> int:
-        return next((rank for rank, value in enumerate(_REFERENCES) if value in name.split()), len(_REFERENCES))
+    def rank(values: tuple[str, ...]) -> int:
+        return next((rank for rank, value in enumerate(_REFERENCES) if value in values), len(_REFERENCES))
 
-    pairs = combinations(names, 2) if len(names) <= _ALL_PAIRS else ((names[0], name) for name in names[1:])
+    pairs = combinations(sides, 2) if len(sides) <= _ALL_PAIRS else ((sides[0], side) for side in sides[1:])
     return [(b, a) if rank(b) < rank(a) else (a, b) for a, b in pairs]
 
 
@@ -293,6 +305,7 @@ def _cell(
     margins: Mapping[str, Scores],
 ) -> TableCell:
     accuracy = row.scores.estimate(column)
+    is_degenerate = accuracy.low == accuracy.high  # if all answers are correct, or all are wrong
     base = [sweep.base[run] for run in runs if run in sweep.base]
     here = slice(None) if column == len(sweep.columns) else sweep.column == column
 
@@ -304,7 +317,7 @@ def _cell(
         n=sweep.sizes[column],
         images=sweep.images[column],
         runs=tuple(sweep.runs[run].name for run in runs),
-        accuracy=wilson(accuracy.value, effective(runs)) if len(runs) == 1 else accuracy,
+        accuracy=wilson(accuracy.value, effective(runs)) if len(runs) == 1 or is_degenerate else accuracy,
         chance=sweep.chance[column],
         # A mean over some of the seeds is not comparable with the accuracy, which is over all seeds.
         base=float(sweep.scores.value[base, column].mean()) if len(base) == len(runs) else None,
@@ -317,7 +330,9 @@ def _cell(
     )
 
 
-def _contrast(sweep: _Sweep, a: str, b: str, seeds: Mapping[str, tuple[Seeds, Seeds]]) -> ContrastMatrix | None:
+def _contrast(
+    sweep: _Sweep, a: str, b: str, seeds: Mapping[str, tuple[Seeds, Seeds]], changed: int = 1
+) -> ContrastMatrix | None:
     """``b`` minus ``a`` in every row, on the seeds that both have. None without a common seed."""
     rows = {}
     for row, (of_a, of_b) in seeds.items():
@@ -335,6 +350,7 @@ def _contrast(sweep: _Sweep, a: str, b: str, seeds: Mapping[str, tuple[Seeds, Se
             *_mean([(row.scores, column) for row in rows.values() for column in range(len(sweep.columns))])
         ),
         generalization=_generalization(rows, sweep.columns),
+        changed=changed,
     )
 
 

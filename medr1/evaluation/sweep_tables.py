@@ -38,7 +38,8 @@ class TableCell:
 
     ``effective_n``: of base and controls, by condition, the number of independent records with intervals as wide, the
     mean over seeds (see ``statistics.effective_n``).
-    ``accuracy`` is the mean over seeds: Wilson interval for one seed, bootstrap over images and seeds for several.
+    ``accuracy`` is the mean over seeds: Wilson interval for one seed, and where all answers of all seeds are correct or
+    all wrong; else bootstrap over images and seeds.
     ``gain_over_base``: trained minus base, None without base predictions. ``controls``: accuracy by control condition;
     ``margins``: ``accuracy`` minus that of the control, paired by record.
     """
@@ -90,6 +91,7 @@ class ContrastMatrix:
     """Side ``b`` minus side ``a`` on the same records, where a side is a method, or one row of a method.
 
     ``overall``: mean over rows and columns with equal weight. ``generalization``: of the differences, as in ``Matrix``.
+    ``changed``: in how many settings the sides differ.
     """
 
     a: str
@@ -99,6 +101,7 @@ class ContrastMatrix:
     cells: Mapping[str, Mapping[str, PairedDifference]]
     overall: Estimate
     generalization: Generalization | None
+    changed: int = 1
 
 
 @dataclass(frozen=True, slots=True)

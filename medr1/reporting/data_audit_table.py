@@ -54,4 +54,4 @@ def metric_items(audit: DataAudit) -> Iterator[tuple[str, float]]:
             if (value := getattr(of_set, key)) is not None:
                 yield f"audit/{name}/{key}", float(value)
     for o in audit.overlaps:
-        yield f"audit/{o.test}/images_in/{o.other}", float(o.in_training + o.in_test)
+        yield f"audit/{o.test}/images_in/{o.other}", float(o.in_either)

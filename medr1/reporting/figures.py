@@ -19,7 +19,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
@@ -514,9 +513,9 @@ def _name_columns(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
 
 def _legend(figure: Figure, axes: Iterable[Axes], names: Sequence[str]) -> None:
     """One legend below all axes, in the order of ``names``."""
-    handles: dict[str, Artist] = {}
-    for one in axes:
-        handles |= {name: handle for handle, name in zip(*one.get_legend_handles_labels(), strict=True)}
+    # By hand, because matplotlib's own list leaves out names that begin with an underscore.
+    drawn: Iterator[Any] = (artist for one in axes for artist in (*one.lines, *one.collections, *one.containers))
+    handles = {artist.get_label(): artist for artist in drawn}
     labels = [_wrap(label(name), 48, 1) for name in names]
     columns = _legend_shape(names, figure.get_figwidth())[0]
     figure.legend([handles[name] for name in names], labels, loc="outside lower center", ncols=columns)

@@ -77,7 +77,7 @@ def findings(tables: SweepTables) -> tuple[str, ...]:
     matrices, row_axis = tables.matrices, tables.row_axis
     subjects = [subject for matrix in matrices for subject in _subjects(matrix, row_axis)]
     # The effect of two changed settings cannot be attributed to one of them.
-    contrasts = [contrast for contrast in tables.contrasts if _one_change(contrast)]
+    contrasts = [contrast for contrast in tables.contrasts if contrast.changed == 1]
     return (
         *_baseline_findings(subjects),
         *_ablation_findings(subjects),
@@ -95,7 +95,7 @@ def verdict(tables: SweepTables) -> tuple[str, ...]:
     subjects = [subject for matrix in matrices for subject in _subjects(matrix, row_axis)]
     kinds: tuple[Iterator[str], ...] = (
         (sentence for matrix in matrices for sentence in _gain_findings(matrix, row_axis)),
-        _contrast_findings([contrast for contrast in tables.contrasts if _one_change(contrast)]),
+        _contrast_findings([contrast for contrast in tables.contrasts if contrast.changed == 1]),
         chain(_ablation_findings(subjects), _baseline_findings(subjects)),
     )
     return tuple(sentence for kind in kinds for sentence in islice(kind, 1))
@@ -325,11 +325,6 @@ def _seed_findings(matrices: Sequence[Matrix]) -> Iterator[str]:
             f"{single} of {sum(len(matrix.rows) for matrix in matrices)} rows have a single run: their intervals cover "
             "the choice of test records, but not the variation between training runs."
         )
-
-
-def _one_change(contrast: ContrastMatrix) -> bool:
-    a, b = contrast.a.split(), contrast.b.split()
-    return len(a) != len(b) or sum(x != y for x, y in zip(a, b, strict=True)) == 1
 
 
 def _row_name(matrix: Matrix, row_axis: str, row: str) -> str:

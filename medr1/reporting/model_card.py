@@ -28,7 +28,7 @@ def model_card(
     Args:
         base: description of the base model.
         base_id: hub id of the base model, if it has one.
-        results: the result table of the run.
+        results: the result table of the run, or nothing if it is of other weights.
         adapter: the weights are a PEFT adapter instead of a full checkpoint.
     """
     environment = Environment(

@@ -25,7 +25,8 @@ def write_run_report(
     max_reward: float | None,
     curves_file: Path,
 ) -> None:
-    """Writes the report, and the training curves as PNG to ``curves_file`` if there are at least ten steps.
+    """Writes the report, and the training curves as PNG to ``curves_file`` if training had at least
+    ten steps.
 
     Args:
         verdict: the sentences that come first.
@@ -34,7 +35,8 @@ def write_run_report(
         max_reward: the highest possible reward, if known.
     """
     source = ""
-    if max(map(len, curves.values()), default=0) >= _FEWEST_STEPS:
+    steps = [step for values in curves.values() if len(values) > 1 for step, _ in values]
+    if max(steps, default=0) - min(steps, default=0) >= _FEWEST_STEPS - 1:
         from medr1.reporting import figures  # matplotlib takes a second to import
 
         figures.save_png(figures.run_curves(curves, max_reward), curves_file)

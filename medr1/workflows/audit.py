@@ -32,7 +32,7 @@ def audit_records(cfg: EvaluateConfig, directory: Path) -> None:
     data = load_dataset(cfg.data, ALL, ALL)
     result = audit_data(data, cfg.data.name)
     tables = render_data_audit(result)
-    console = Console(width=100)
+    console = Console(width=100, markup=False)
     for line in data.messages:
         console.print(line, soft_wrap=True, highlight=False)
     for table in tables:
@@ -52,7 +52,7 @@ def audit_files(cfg: EvaluateConfig, directory: Path) -> None:
     place = Path(cfg.audit)
     if not place.exists():
         raise ConfigError(f"audit={place}: no such file or folder (looked from {Path.cwd()})")
-    console = Console(width=100)
+    console = Console(width=100, markup=False)
     result = audit(place, cache_dir=Path(cfg.output_dir).absolute() / "cache")
     text = render(result)
     print(text)

@@ -32,7 +32,7 @@ def compare_runs(cfg: EvaluateConfig, directory: Path) -> None:
             that is another question in the other run.
     """
     assert cfg.compare is not None
-    if len(cfg.compare) != 2 or cfg.compare[0] == cfg.compare[1]:
+    if len({Path(path).resolve() for path in cfg.compare}) != 2 or len(cfg.compare) != 2:
         raise ConfigError(f"compare={cfg.compare}: compares two different runs; give compare=[RUN_A,RUN_B]")
     runs = [RunDirectory(Path(path).absolute()) for path in cfg.compare]
     conditions = [_condition(run) for run in runs]
@@ -68,7 +68,7 @@ def compare_runs(cfg: EvaluateConfig, directory: Path) -> None:
     ]
     write_json(directory / "comparison.json", {"a": sides[0], "b": sides[1], "comparison": comparison.to_dict()})
     write_text(directory / "results.md", table.to_markdown())
-    console = Console(width=100)
+    console = Console(width=100, markup=False)
     console.print(table)
     console.print(f"comparison: {directory}", soft_wrap=True, highlight=False)
     overall = comparison.overall

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime
+from pathlib import Path
 
 from medr1.atomic_write import read_json
-from medr1.config.settings import CommonConfig, TrainConfig
+from medr1.config.settings import CommonConfig, EvaluateConfig, TrainConfig
 from medr1.evaluation.sweep_tables import ALL
 from medr1.reporting.formatting import label
 from medr1.runs.run_directory import RunDirectory
@@ -41,6 +42,9 @@ def _settings(cfg: CommonConfig) -> Iterator[tuple[str, str]]:
     yield "model", cfg.model.name
     yield "data", cfg.data.name
     yield "reasoning", label(str(cfg.reasoning.mode))
+    if isinstance(cfg, EvaluateConfig) and cfg.run is not None:
+        checkpoint = "" if cfg.checkpoint is None else f" ({cfg.checkpoint} checkpoint)"
+        yield "trained model", f"{Path(cfg.run).name}{checkpoint}"
     if not isinstance(cfg, TrainConfig):
         return
     algorithm, trainer = ALGORITHMS[cfg.algorithm.kind], cfg.trainer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medr1.atomic_write import atomic_directory, read_json, write_json, write_text
@@ -14,9 +14,12 @@ from medr1.config.settings import TrainConfig
 from medr1.errors import ConfigError
 from medr1.models.export import export_policy
 from medr1.reporting.model_card import model_card
-from medr1.runs.run_directory import RunDirectory
+from medr1.runs.run_directory import ADAPTER_CONFIG, RunDirectory, run_at
+from medr1.training.algorithms import ALGORITHMS
 from medr1.workflows.local_model import load_trained
 from medr1.workflows.model_choice import PROMPT_SETTINGS, ModelChoice
+
+_TINY_BASE = ("medr1", "models", "tiny_base")
 
 
 def export_run(
@@ -39,6 +42,7 @@ def export_run(
     cfg = run.stored_config(TrainConfig)
     cfg.model.path = base or cfg.model.path
     choice = ModelChoice.of_run(run, cfg.model.path, checkpoint)
+    weights = choice.adapter or Path(choice.path)
     if choice.adapter is None and base is not None:
         raise ConfigError(f"model.path={base}: {run.path} was trained in full and needs no base; leave it out")
     if os.path.lexists(target):
@@ -53,24 +57,60 @@ def export_run(
         with atomic_directory(target) as directory:
             if choice.adapter is not None and not merge:
                 shutil.copytree(choice.adapter, directory, dirs_exist_ok=True)
+                if base is not None:
+                    adapter_config = read_json(directory / ADAPTER_CONFIG)
+                    write_json(directory / ADAPTER_CONFIG, {**adapter_config, "base_model_name_or_path": choice.path})
             else:
                 # An adapter on quantized weights is merged into what these weights stand for.
                 policy, processor = load_trained(cfg, (choice.path, choice.adapter), dequantize=True)
                 choice = replace(choice, quantization="none")
                 export_policy(policy, processor, directory, choice.max_completion_length)
             write_json(directory / PROMPT_SETTINGS, choice.prompt_settings())
-            write_text(directory / "README.md", _card(cfg, run, choice, merge))
+            write_text(directory / "README.md", _card(cfg, run, choice, weights, merge))
     except OSError as error:
         raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
     print(f"export: {target}")
 
 
-def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool) -> str:
-    path = cfg.model.path
-    shipped = cfg.model.name == "tiny"
-    # The path of a local checkpoint means nothing on another machine.
-    local = Path(path).is_absolute() or path.startswith(".") or Path(path).is_dir()
-    name = "medr1's tiny base" if shipped else f"{Path(path).name} (a local checkpoint)" if local else path
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What a training began with. ``id``: on the Hugging Face hub; ``license``: None where it is not known."""
+
+    description: str
+    id: str | None = None
+    license: str | None = None
+
+    @classmethod
+    def of(cls, cfg: TrainConfig) -> _Base:
+        path = cfg.model.path
+        if not ALGORITHMS[cfg.algorithm.kind].needs_base:
+            return cls("new weights")
+        if Path(path).parts[-len(_TINY_BASE) :] == _TINY_BASE:
+            return cls("medr1's tiny base", license="apache-2.0")
+        if (before := run_at(path)) is not None:
+            its_base = cls.of(before.stored_config(TrainConfig))
+            return cls(f"the model of the run {before.path.name}, which was trained from {its_base.description}")
+        # The path of a local checkpoint means nothing on another machine.
+        if Path(path).is_absolute() or path.startswith(".") or Path(path).is_dir():
+            return cls(f"{Path(path).name} (a local checkpoint)")
+        return cls(path, id=path)
+
+
+def _steps(cfg: TrainConfig, run: RunDirectory, weights: Path) -> str:
+    """The steps after which a run had these weights, and all of its steps."""
+    other = run.other_model(CheckpointChoice.best)
+    is_best = cfg.trainer.load_best_model_at_end if weights == run.model else weights == other
+    return f"{run.best_step()} of {cfg.trainer.max_steps}" if is_best else str(cfg.trainer.max_steps)
+
+
+def _results(run: RunDirectory) -> str:
+    """The results without figures, which are not part of an export."""
+    lines = run.results.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("!["))
+
+
+def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, weights: Path, merge: bool) -> str:
+    base = _Base.of(cfg)
     image = f"{choice.image_size} x {choice.image_size} pixels"
     if choice.resize == Resize.native:
         image = f"own aspect ratio, {choice.min_pixels} to {choice.max_pixels} pixels"
@@ -79,7 +119,7 @@ def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool)
         "algorithm": cfg.algorithm.name,
         "trained on": f"data {cfg.data.name}, modality {cfg.modality.name}, question type {cfg.question_type.name}",
         "reasoning": choice.mode.value,
-        "steps x prompts": f"{cfg.trainer.max_steps} x {cfg.trainer.train_batch_size}",
+        "steps x prompts": f"{_steps(cfg, run, weights)} x {cfg.trainer.train_batch_size}",
         "tuning": f"LoRA, rank {cfg.model.lora.r}{quantized}" if choice.adapter else "full",
         "learning rate": f"{cfg.algorithm.learning_rate:g}",
         "num_generations": str(getattr(cfg.algorithm, "num_generations", "-")),
@@ -92,11 +132,11 @@ def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool)
     }
     return model_card(
         run.path.name,
-        base=name,
-        base_id=None if shipped or local else path,
-        base_license="apache-2.0" if shipped else None,
+        base=base.description,
+        base_id=base.id,
+        base_license=base.license,
         recipe=recipe,
-        results=run.results.read_text(encoding="utf-8"),
+        results=_results(run) if weights == run.model else "",
         mode=choice.mode,
         size=choice.size,
         max_completion_length=choice.max_completion_length,

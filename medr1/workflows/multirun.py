@@ -22,6 +22,7 @@ from medr1.config.paths import CHECKOUT
 from medr1.config.schema import marked_keys, values_before
 from medr1.config.settings import TrainConfig
 from medr1.config.validate import check_validation_metric
+from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.errors import ConfigError
 from medr1.runs.run_directory import RunDirectory, starting_weights
 from medr1.runs.selection import chosen_axes
@@ -231,6 +232,7 @@ def create_sweep(config: DictConfig) -> tuple[SweepDirectory, Search | None]:
     if config.sweep.select is not None:
         _check_select(str(config.sweep.select), runs, jobs, rows)
     columns = "question_type" if rows == "question_type" and not config.sweep.name else str(config.sweep.columns)
+    _check_one_table(runs, columns)
     by_name = {job.name: job for job in jobs}
     _check_earlier_runs(directory, jobs, last)
     command, select = list(config.hydra.overrides.task), config.sweep.select or ""
@@ -359,6 +361,35 @@ def _chained(jobs: Sequence[Job], axis: str) -> list[Job]:
         axes = {**job.axes, axis: "_then_".join([*done, job.axes[axis]])}
         chained.append(replace(job, axes=axes, continues=before))
     return chained
+
+
+def _check_one_table(runs: Sequence[ComposedRun], columns: str) -> None:
+    """Checks that the runs are tested on the same records, as far as their settings tell, and that these have columns.
+
+    Raises:
+        ConfigError: values of a setting with which test records differ, or columns that the records do not have.
+    """
+    if columns == "scanner":
+        for run in (run for run in runs if not isinstance(run.settings.data, PhantomsConfig)):
+            raise ConfigError(
+                f"sweep.columns=scanner: {run.name} has data={run.settings.data.name}, and only phantoms have "
+                "scanners; use sweep.columns=modality"
+            )
+    first = _test_settings(runs[0].settings)
+    for run in runs[1:]:
+        own = _test_settings(run.settings)
+        if different := [key for key in first.keys() & own.keys() if own[key] != first[key]]:
+            key = different[0]
+            raise ConfigError(
+                f"{key}={first[key]} and {key}={own[key]} have other test records, and the runs of a sweep stand in "
+                "one table; give each value a sweep of its own"
+            )
+
+
+def _test_settings(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings that give other test records with each value, by key."""
+    data = {f"data.{key}": attrgetter(key)(cfg.data) for key in marked_keys(cfg.data, "other_test")}
+    return {**data, "evaluation.limit": cfg.evaluation.limit}
 
 
 def _check_select(metric: str, runs: Sequence[ComposedRun], jobs: Sequence[Job], rows: str) -> None:

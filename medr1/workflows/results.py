@@ -123,7 +123,7 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
     for name in (*conditions, *(measure.file(name) for name in measures for measure in Measure)):
         if run.predictions(name).is_file():
             tracker.log_artifact(run.predictions(name), "predictions")
-    console = Console(width=100)
+    console = Console(width=100, markup=False)
     for table in tables:
         console.print(table)
     console.print(f"run directory: {run.path}", soft_wrap=True, highlight=False)

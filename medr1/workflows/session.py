@@ -324,6 +324,8 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
     if isinstance(cfg, TrainConfig):
         trainer = {key: settings["trainer"][key] for key in ("max_steps", "train_batch_size", "devices")}
         values |= {"reward": settings["reward"], "algorithm": settings["algorithm"], "trainer": trainer}
+    elif isinstance(cfg, EvaluateConfig) and cfg.run is not None:
+        values |= {"run": Path(cfg.run).name, "checkpoint": cfg.checkpoint}
     tracker.log_params(values)
     context = "training and test" if isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains else "test"
     counts = {"training records": len(data.train), "test records": len(data.test)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -16,6 +17,7 @@ from rich.console import Console
 from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.naming import distinct_names, metric_part, safe_name
 from medr1.config.override_text import shell_word
+from medr1.config.paths import PACKAGE
 from medr1.config.settings import TrainConfig, greater_is_better
 from medr1.data.image_size import drawn_side
 from medr1.data.sources import SOURCES
@@ -48,6 +50,8 @@ from medr1.workflows.conditions import conditions
 from medr1.workflows.session import send_pending
 
 log = logging.getLogger(__name__)
+
+_LOG_LINES = 100  # of a failed run in the report
 
 
 def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool = True) -> None:
@@ -115,10 +119,10 @@ def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool =
     write_json(directory.report / "matrices.json", {**asdict(tables), "findings": sentences})
     shown = [*(paragraph for section in selection for paragraph in section.paragraphs), *sentences]
     text = ["\n".join(f"- {markdown(sentence)}" for sentence in shown) + "\n"]
-    console = Console(width=100)
+    console = Console(width=100, markup=False)
     for method, table in render_matrices(tables):
         text.append(f"## {markdown(method)}\n\n{table.to_markdown()}")
-        console.print(f"\n{method}", style="bold", markup=False)
+        console.print(f"\n{method}", style="bold")
         console.print(table)
     for title, table in chain.from_iterable(section.tables for section in (*selection, measures) if section):
         text.append(f"## {markdown(title)}\n\n{table.to_markdown()}")
@@ -127,7 +131,7 @@ def report_sweep(place: Path, tracking_uri: str | None = None, *, tracks: bool =
         write_text(directory.report / f"{names[matrix.method]}.csv", to_csv(matrix))
     write_text(directory.report / "results.md", "\n".join(text))
     for sentence in shown:
-        console.print(f"- {sentence}", highlight=False, markup=False)
+        console.print(f"- {sentence}", highlight=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
     if tracks and (stored := stored_run(directory.path)):
         try:
@@ -188,8 +192,18 @@ def _link(directory: SweepDirectory, manifest: Manifest, name: str, state: State
         seconds=directory.seconds(name),
         directory=os.path.relpath(run.path, directory.report),
         page=stored.shared_url if stored else "",
-        error=run.log.read_text(encoding="utf-8", errors="replace") if failed else "",
+        error=_last_lines(run, directory) if failed else "",
     )
+
+
+def _last_lines(run: RunDirectory, directory: SweepDirectory) -> str:
+    """The end of what a run has printed, without the folders of this machine: the report may be passed on."""
+    lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = "\n".join(lines[-_LOG_LINES:])
+    folders = {directory.path: "SWEEP", Path(sys.prefix): "PYTHON", PACKAGE.parent: "MEDR1", Path.home(): "~"}
+    for folder, name in folders.items():
+        text = text.replace(f"{folder}{os.sep}", f"{name}{os.sep}")
+    return text
 
 
 def _rationales(configs: Mapping[str, TrainConfig], row_axis: str, runs: list[SweepRun]) -> Section | None:

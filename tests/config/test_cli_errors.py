@@ -240,6 +240,12 @@ TYPED: dict[str, list[str]] = {
     "-m algorithm=zero_shot,grpo sweep.select=validation/accuracy": ["algorithm=zero_shot", "sweep.select"],
     "-m algorithm=sft,grpo sweep.rows=modalty": ["sweep.rows=modalty", "or use one of algorithm"],
     "-m algorithm=sft,grpo,sft sweep.chain=algorithm": ["sweep.chain=algorithm", "sft occurs twice"],
+    "-m data.seed=0,1": ["data.seed=0 and data.seed=1 have other test records", "a sweep of its own"],
+    "-m evaluation.limit=5,10": ["evaluation.limit=5 and evaluation.limit=10 have other test records"],
+    "-m algorithm=zero_shot,sft data=path_vqa data.root=. sweep.columns=scanner": [
+        "sweep.columns=scanner: ",
+        "only phantoms have scanners",
+    ],
     "-m algorithm=sft,grpo sweep.chain=seed": ["sweep.chain=seed", "several values"],
     "experiment=sft_then_grpo algorithm=grpo": ["sweep.chain=algorithm", "several values"],
     # Search. VALIDATED and RATE are written out below.
@@ -485,7 +491,8 @@ def is_long(index: int, line: str) -> bool:
     "line",
     [pytest.param(line, marks=pytest.mark.long) if is_long(i, line) else line for i, line in enumerate(TYPED)],
 )
-def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer]) -> None:
+def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer], folder: Path) -> None:
+    """And leaves nothing behind. All lines have been answered before the first of these tests."""
     answer = answers[line]
     assert answer.code == 2, answer.err
     assert answer.err.startswith("error: ") and answer.err.count("error: ") == 1
@@ -493,16 +500,9 @@ def test_a_mistake_gets_one_message_at_once(line: str, answers: dict[str, Answer
     assert len(answer.err.splitlines()) <= 5
     assert [words for words in TYPED[line] if words not in answer.err] == [], answer.err
     assert answer.heavy == []
-
-
-def test_a_command_that_fails_before_it_starts_leaves_nothing(answers: dict[str, Answer], folder: Path) -> None:
+    suggested = re.findall(r"'([^']+)'", answer.err.partition("Did you mean ")[2].partition("?")[0])
+    assert len(suggested) == len(set(suggested))
     assert [path.name for path in folder.iterdir()] == ["a_file"]
-
-
-def test_a_suggestion_names_nothing_twice(answers: dict[str, Answer]) -> None:
-    for answer in answers.values():
-        suggested = re.findall(r"'([^']+)'", answer.err.partition("Did you mean ")[2].partition("?")[0])
-        assert len(suggested) == len(set(suggested))
 
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE)

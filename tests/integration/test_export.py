@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from medr1.ask import ask, load
 from medr1.atomic_write import read_json
+from medr1.config.enums import CheckpointChoice
 from medr1.domain.reasoning import question_text
 from medr1.errors import ConfigError
 from medr1.generation.rollout import rollout
@@ -113,6 +115,34 @@ def test_the_card_says_what_it_is(adapted: RunDirectory, tmp_path: Path) -> None
     assert str(ROOT) not in card and str(adapted.path.parent) not in card
     with pytest.raises(ConfigError, match="exists already"):
         export_run(adapted, tmp_path / "export", merge=True)
+
+
+@pytest.mark.long
+def test_the_card_of_another_checkpoint_and_of_a_second_training(tmp_path: Path) -> None:
+    """It has the step of its weights, no results of other weights, and the model that the training began with."""
+    chosen = ("trainer.metric_for_best_model=validation/accuracy", "trainer.load_best_model_at_end=true")
+    validated = ("data.validation_fraction=0.1", "trainer.eval_steps=1", "trainer.max_steps=2", *chosen)
+    images = ("data.train_images_per_modality=10", "data.test_images_per_modality=2", "modality=ct")
+    words = ("debug=quick", "algorithm=sft", "reasoning=no_think", *images, *validated, "tracking=none")
+    first = train_here(tmp_path / "first", *words, "evaluation.option_probabilities=true")
+    second = train_here(tmp_path / "second", *words, f"model.path={first.path}")
+    cards = {}
+    for name, run, checkpoint in (("tested", first, None), ("last", first, "last"), ("second", second, None)):
+        export = tmp_path / f"export_{name}"
+        export_run(run, export, merge=True, checkpoint=checkpoint and CheckpointChoice(checkpoint))
+        cards[name] = (export / "README.md").read_text("utf-8")
+    assert "figures/" in first.results.read_text("utf-8") and "figures/" not in cards["tested"]
+    assert "Results of this run" in cards["tested"] and f"| {first.best_step()} of 2 x 4 |" in cards["tested"]
+    assert "have not been tested" in cards["last"] and "| 2 x 4 |" in cards["last"] and "chance" not in cards["last"]
+    assert "from the model of the run first, which was trained from medr1's tiny base" in cards["second"]
+    assert cards["tested"].startswith("---\nlicense") and "license" not in cards["second"].split("\n---\n")[0]
+
+
+@pytest.mark.long
+def test_an_adapter_names_where_its_base_lies_now(adapted: RunDirectory, tmp_path: Path) -> None:
+    base = shutil.copytree(ROOT / "medr1" / "models" / "tiny_base", tmp_path / "moved")
+    export_run(adapted, tmp_path / "export", merge=False, base=str(base))
+    assert read_json(tmp_path / "export" / "adapter_config.json")["base_model_name_or_path"] == str(base)
 
 
 @pytest.mark.long

@@ -213,11 +213,14 @@ def test_a_served_model_is_a_row_of_train(serve: Callable[..., Served], local: R
     assert predictions(run, "base") == predictions(local, "base") and not run.model.exists()
 
 
-def test_a_local_evaluation_is_resumed_too(local: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = predictions(local, "base"), local.summary.read_text()
+def test_a_local_evaluation_is_resumed_too(local: RunDirectory) -> None:
+    def of_all() -> tuple[list[list[Prediction]], str]:
+        return [predictions(local, condition) for condition in ALL], local.summary.read_text()
+
+    before = of_all()
     local.predictions("blank_image").unlink()
     evaluate(composed("evaluate", f"resume={local.path}"), local.path, [])
-    assert (predictions(local, "base"), local.summary.read_text()) == before
+    assert of_all() == before
 
 
 @pytest.mark.long

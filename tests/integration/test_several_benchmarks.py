@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medr1.runs.run_directory import RunDirectory
-from tests.integration.conftest import MINI, TWO_IMAGES, needs_mini, only_run, read_json, run_command, train_here
+from tests.integration.conftest import MINI, TWO_IMAGES, only_run, read_json, run_command, train_here
 from tests.miniatures import MINIATURES
 
 
@@ -90,7 +90,6 @@ def test_the_audit_of_several_sets_is_written(sets: list[str], tmp_path: Path) -
 
 
 @pytest.mark.long
-@needs_mini
 def test_the_sweep_trains_on_each_set_and_tests_on_all(slake: Path, tmp_path: Path) -> None:
     words = ("data.sets=[phantoms,slake]", f"data.sets.slake.root={slake}", "data.train=phantoms,slake")
     printed = run_command(

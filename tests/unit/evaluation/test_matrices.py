@@ -277,6 +277,23 @@ def test_contrasts_pair_the_seeds_that_both_have() -> None:
     assert contrast.cells["ct"]["ct"].difference.value == 1.0
 
 
+def test_a_value_of_several_words_is_one_setting() -> None:
+    methods = [("Chest X-ray", "grpo"), ("Brain MRI", "grpo"), ("CT", "sft")]
+    runs = [run(BASE, question_type="disease", modality=m, algorithm=a) for m, a in methods]
+    contrasts = tabulate(runs, "question_type", "modality", resamples=10).contrasts
+    assert [(c.a, c.b, c.changed) for c in contrasts] == [
+        ("Chest X-ray grpo", "Brain MRI grpo", 1),
+        ("CT sft", "Chest X-ray grpo", 2),
+        ("CT sft", "Brain MRI grpo", 2),
+    ]
+
+
+def test_seeds_that_are_all_correct_have_the_interval_of_one() -> None:
+    of_seeds = [run("1111 1111", modality="ct", algorithm="sft", seed=seed) for seed in ("0", "1")]
+    for runs in (of_seeds[:1], of_seeds):
+        assert matrix(runs).cells["ct"]["ct"].accuracy == wilson(1, 2)
+
+
 def test_the_reference_is_side_a_wherever_it_stands() -> None:
     order = ("grpo", "sft", "zero_shot")
     tables = tabulate([run(BASE, algorithm=a, modality="ct") for a in order], "modality", "modality", resamples=10)

@@ -19,7 +19,8 @@ def test_a_storage_is_counted_once_and_removed_when_it_is_freed() -> None:
         del view
         logits = torch.empty(5, 7)
         del logits
-    assert ledger.peaks["a"] == {WEIGHTS: 400, ACTIVATIONS: 800, LOGITS: 0} or peak_bytes(ledger.peaks) == 400 + 800
+    assert ledger.peaks["a"] == {WEIGHTS: 400, ACTIVATIONS: 800}
+    assert peak_bytes(ledger.peaks) == 400 + 800
     with ledger, ledger.phase("b"):
         torch.empty(5, 7)
     assert ledger.peaks["b"] == {WEIGHTS: 400, ACTIVATIONS: 400, LOGITS: 140}

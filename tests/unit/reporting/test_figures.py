@@ -330,6 +330,11 @@ def test_the_curves_of_a_run_have_a_panel_for_what_it_has() -> None:
     assert 2.0 in [line.get_ydata()[0] for line in reward.lines if line.get_linestyle() == "--"]
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend() -> None:
+    legend = named_rates(("think_before",), ("_own", "sft")).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["_own", "SFT"]
+
+
 def test_rates_over_names_are_points_with_intervals_and_over_numbers_lines_with_bands() -> None:
     points = named_rates(("think_before", "think_after"), ("sft", "grpo")).axes[0]
     assert [text.get_text() for text in points.get_xticklabels()] == ["Think-Before", "Think-After"]

@@ -283,7 +283,8 @@ def test_the_gap_of_a_method() -> None:
 
 
 def test_a_contrast_of_two_changes_is_not_read() -> None:
-    assert said(contrasts=[contrast("SFT think", "GRPO no_think", -0.01, 0.07)]) == []
+    both = contrast("SFT think", "GRPO no_think", -0.01, 0.07)
+    assert said(contrasts=[replace(both, changed=2)]) == []
     assert said(contrasts=[contrast("SFT think", "GRPO think", -0.01, 0.07)]) != []
 
 

@@ -124,6 +124,13 @@ def test_two_different_runs_are_needed(tmp_path: Path, names: tuple[str, ...]) -
         compared(tmp_path, *(tmp_path / name for name in names))
 
 
+def test_a_link_to_a_run_is_not_another_run(tmp_path: Path) -> None:
+    a = stored(tmp_path / "a", {"a": "A"})
+    (tmp_path / "link").symlink_to(a)
+    with pytest.raises(ConfigError, match="two different runs"):
+        compared(tmp_path, a, tmp_path / "link")
+
+
 def test_what_is_no_finished_run_is_named(tmp_path: Path) -> None:
     a, b = stored(tmp_path / "a", {"a": "A"}), stored(tmp_path / "b", {"a": "A"})
     with pytest.raises(ConfigError, match=r"nowhere is no run directory"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medr1.config.settings import SAME_RECORDS, DataConfig, added
+from medr1.config.settings import OTHER_TEST, SAME_RECORDS, DataConfig, added
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.sources import SOURCES
 from medr1.data.sources.source import Source
@@ -16,17 +16,17 @@ class PhantomsConfig(DataConfig):
     """Synthetic images drawn from a seed. Needs no files."""
 
     kind: str = "phantoms"
-    seed: int = 0
+    seed: int = field(default=0, metadata=OTHER_TEST)
     """Seed of images, questions and the order of options."""
     train_images_per_modality: int = 400
     """Training images of each modality, with one question of each type."""
-    test_images_per_modality: int = 80
+    test_images_per_modality: int = field(default=80, metadata=OTHER_TEST)
     """Test images of each modality, with one question of each type. Half of them come from a held-out scanner."""
     shortcut: float = field(default=0.0, metadata=SAME_RECORDS)
     """Fraction of training questions of each type whose correct letter is that of the scanner.
 
     Without a shortcut it is 0.25, by chance; values up to 0.25 change nothing."""
-    question_version: int = field(default=2, metadata=added(1))
+    question_version: int = field(default=2, metadata={**added(1), **OTHER_TEST})
     """Version of the questions. 1: in 60 % of the questions about a location, the wording agrees with it; for results
     that were published with this version."""
 
