@@ -24,9 +24,9 @@ def completion(
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Replies to every POST with what ``reply`` returns, and records time, path, headers and body of each."""
+    """Replies to every POST with what ``reply`` returns for its body. Records time, path, headers and body of each."""
 
-    def __init__(self, reply: Callable[[], Step]) -> None:
+    def __init__(self, reply: Callable[[Any], Step]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply, self.requests = reply, list[tuple[float, str, Message, Any]]()
 
@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((time.monotonic(), self.path, self.headers, body))
-        status, content, headers = self.server.reply()
+        status, content, headers = self.server.reply(body)
         if not status:
             return
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_server(reply: Callable[[], Step]) -> Iterator[ScriptedServer]:
+def scripted_server(reply: Callable[[Any], Step]) -> Iterator[ScriptedServer]:
     server = ScriptedServer(reply)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:

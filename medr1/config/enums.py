@@ -141,9 +141,8 @@ class AdvEstimator(StrEnum):
 
 
 class KLLossType(StrEnum):
-    """Estimator of the divergence from the reference policy (Schulman's k1, k2, k3)."""
+    """Estimator of the divergence from the reference policy: Schulman's k2 or k3, whose gradients depend on it."""
 
-    k1 = "k1"
     k2 = "k2"
     k3 = "k3"
 

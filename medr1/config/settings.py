@@ -410,11 +410,11 @@ class ObjectiveConfig:
     sapo_temperature_pos: float = 1.0
     """Temperature of the gate of ``sapo`` for completions with a positive advantage.
 
-    TRL: sapo_temperature_pos. verl: -."""
+    TRL: sapo_temperature_pos. verl: actor_rollout_ref.actor.tau_pos."""
     sapo_temperature_neg: float = 1.05
     """Temperature of the gate of ``sapo`` for the other completions.
 
-    TRL: sapo_temperature_neg. verl: -."""
+    TRL: sapo_temperature_neg. verl: actor_rollout_ref.actor.tau_neg."""
     clip_cov_ratio: float = 2e-4
     """Share of the tokens of a step, at least one token, whose gradient ``clip_cov`` removes.
 

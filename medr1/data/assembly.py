@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medr1.config.enums import Resize
-from medr1.data.dataset import check_axes, check_images
+from medr1.data.dataset import check_axes, check_images, check_rationale
 from medr1.data.image_index import ImageFacts, group_by_content, index_images
 from medr1.data.image_size import check_aspect_ratio
 from medr1.data.splitting import image_grouped_parts, stored_images
@@ -87,6 +87,7 @@ def assemble(
         record = draft.record
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
+            check_rationale(record.rationale)
             check_images(record.question, record.options, len(record.images), settings.max_images)
             check_axes(record)
             readable.append(draft)
@@ -143,18 +144,19 @@ def count_reasons(bad: Iterable[BadRecord]) -> dict[str, int]:
     return dict(sorted(Counter(record.reason.value for record in bad).items()))
 
 
-def leak_messages(leaks: Mapping[str, Any]) -> list[str]:
-    """What the log says of ``count_leaks``."""
+def leak_messages(leaks: Mapping[str, Any], remedy: str) -> list[str]:
+    """What the log says of ``count_leaks``. ``remedy``: see ``Source.image_grouped``."""
+    avoided = f"; {remedy} avoids this" if remedy else ""
     messages = []
     if leaks["records_by_content"]:
         messages.append(
             f"{leaks['records_by_content']} of {leaks['test_records']} test questions have an image that also occurs "
-            f"in training ({leaks['records_by_path']} by path); data.split=image_grouped avoids this"
+            f"in training ({leaks['records_by_path']} by path){avoided}"
         )
     if leaks.get("records_by_group"):
         messages.append(
             f"{leaks['records_by_group']} of {leaks['test_records']} test questions belong to a group of "
-            "data.columns.group that also occurs in training; data.split=image_grouped avoids this"
+            f"data.columns.group that also occurs in training{avoided}"
         )
     return messages
 

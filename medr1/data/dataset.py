@@ -12,7 +12,7 @@ from typing import Any
 
 from medr1.config.messages import nearest
 from medr1.config.settings import ALL, DataConfig
-from medr1.domain.reasoning import missing_placeholder
+from medr1.domain.reasoning import TAGS, missing_placeholder
 from medr1.domain.records import AXES, BadRecord, Reason, Record, axis_problem, check_text, in_order
 from medr1.errors import DataError
 
@@ -81,12 +81,12 @@ def load_dataset(
             f"data={settings.name}: no training record has modality={modality} and question_type={question_type}."
             f"{_nearest_values(dataset.train, modality=modality, question_type=question_type)}\n"
             f"{_listing('training', dataset.train)}\n{_listing('test', dataset.test)}\n"
-            "Remedy: choose from the training records, or add some"
+            f"{_said(dataset)}Remedy: choose from the training records, or add some"
         )
     if not dataset.test:
         raise DataError(
             f"data={settings.name}: there is no test record, so that nothing can be evaluated.\n"
-            f"{_listing('training', dataset.train)}\nRemedy: add test records, or choose another split"
+            f"{_listing('training', dataset.train)}\n{_said(dataset)}Remedy: add test records, or choose another split"
         )
     for record in (
         *train,
@@ -95,6 +95,7 @@ def load_dataset(
     ):  # a source without a way to skip bad records has not looked for these
         try:
             check_text((record.question, *record.options.values(), record.rationale), control_tokens)
+            check_rationale(record.rationale)
             check_images(record.question, record.options, len(record.images), settings.max_images)
         except BadRecord as bad:
             raise BadRecord(
@@ -113,8 +114,8 @@ def load_dataset(
     if is_trained and not validation and SOURCES[settings.kind].has_validation(settings):
         raise DataError(
             f"data={settings.name}: no validation record has modality={modality} and question_type={question_type}.\n"
-            f"{_listing('validation', dataset.validation)}\nRemedy: use data.validation_fraction without "
-            "data.validation_part, or correct the part"
+            f"{_listing('validation', dataset.validation)}\nRemedy: take validation records from the training records "
+            f"instead, with {_taken_from_training(settings, dataset.validation)}, or correct the part"
         )
     if settings.max_train_images is not None:
         train = limit_images(train, settings.max_train_images)
@@ -133,6 +134,7 @@ def _validation(
     Raises:
         DataError: a validation record has an image or group that is also in another part, or there is none to take.
     """
+    from medr1.data.sources import SOURCES
     from medr1.data.splitting import connected, validation_parts
 
     own = {record.benchmark for record in dataset.validation}
@@ -140,20 +142,29 @@ def _validation(
         if shared := connected(validation, others):
             raise DataError(
                 f"data={settings.name}: {len(shared)} of {len(validation)} validation records share an image or "
-                f"a group with a {part} record, first {shared[0].id}. Remedy: take "
-                "validation records from the training records instead, with data.validation_fraction=0.1"
+                f"a group with a {part} record, first {shared[0].id}. Remedy: take validation "
+                f"records from the training records instead, with {_taken_from_training(settings, shared)}"
             )
     divided = [r for r in train if r.benchmark not in own] if settings.validation_fraction > 0 else []
     is_validation = validation_parts(divided, settings.validation_fraction, dataset.test)
     taken = {id(record) for record, chosen in zip(divided, is_validation, strict=True) if chosen}
     if divided and not taken and not validation:
+        grouped = SOURCES[settings.kind].image_grouped(settings)
         raise DataError(
             f"data={settings.name}: data.validation_fraction={settings.validation_fraction:g} leaves no validation "
             f"record: {len(divided)} training records have {len({r.image_key for r in divided})} images, of which "
             f"{len({r.image_key for r in connected(divided, dataset.test)})} are also in the test "
-            "records, or of a group that is. Remedy: more images, or data.split=image_grouped"
+            f"records, or of a group that is. Remedy: more images{grouped and f', or {grouped}'}"
         )
     return [r for r in train if id(r) not in taken], [*validation, *(r for r in divided if id(r) in taken)]
+
+
+def _taken_from_training(settings: DataConfig, validation: Iterable[Record]) -> str:
+    """What is typed so that validation records are taken from the training records in place of these."""
+    from medr1.data.sources import SOURCES
+
+    own = SOURCES[settings.kind].without_own_validation(settings, {record.benchmark for record in validation})
+    return f"{own} data.validation_fraction=0.1".lstrip()
 
 
 def _with_validation(dataset: Dataset) -> str:
@@ -197,11 +208,29 @@ def check_images(question: str, options: Mapping[str, str], images: int, max_ima
         raise BadRecord(Reason.MALFORMED, f"the text has {placeholder}, and there are {images} image(s)")
 
 
+def check_rationale(rationale: str) -> None:
+    """Checks that a rationale can stand in the think block of a target.
+
+    Raises:
+        BadRecord: it has a tag of the prompt, so that the target would have a second block and be no valid answer.
+    """
+    if tag := next((tag for tag in TAGS if tag in rationale), None):
+        detail = (
+            f"the rationale has the tag {tag}, which SFT puts around it: give the text alone, not {rationale!r:.80}"
+        )
+        raise BadRecord(Reason.MALFORMED, detail)
+
+
 def _listing(part: str, records: Iterable[Record]) -> str:
     """How many records of each modality and question type there are."""
     cells = Counter(f"modality={r.modality} question_type={r.question_type}" for r in records)
     listing = "".join(f"\n  {cell}: {count}" for cell, count in sorted(cells.items()))
     return f"The {part} records are:{listing}" if cells else f"There are no {part} records."
+
+
+def _said(dataset: Dataset) -> str:
+    """What the log would say of the data: why records are missing, such as a part that no setting chooses."""
+    return "".join(f"{message}\n" for message in dataset.messages)
 
 
 def select(records: Iterable[Record], modality: str, question_type: str) -> list[Record]:

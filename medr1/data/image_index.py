@@ -48,7 +48,7 @@ _SIDE = 16
 _CONTRAST_FLOOR = 1.0
 # Thumbnails are stored as signed bytes in steps of 1/16, with a rounding error of 0.018 root mean square.
 _STEPS = 16.0
-_FORMAT = 2  # 1: without EXIF orientation
+_FORMAT = 3  # 1: without EXIF orientation; 2: turned grey TIFFs were scrambled, and those with WhiteIsZero inverted
 _PROGRESS_FROM = 500
 
 

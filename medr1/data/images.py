@@ -6,12 +6,13 @@ import dataclasses
 import importlib.util
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from medr1.data.dicom import is_dicom, opened, read_dicom
+from medr1.data.dicom import is_dicom, read_dicom
 from medr1.domain.records import BadRecord, Reason
 from medr1.domain.texts import UNENCODABLE
 from medr1.errors import DataError
@@ -33,6 +34,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0  # a tag of TIFF and its value where low numbers are bright
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,8 @@ def _decode(
             return DecodedImage(rgb, _frame_notes(frames, frame))
         if window is not None:
             raise BadRecord(Reason.UNDECODABLE_IMAGE, "is not a DICOM file; remove window, which applies to DICOM only")
-        with Image.open(opened(source)) as image:
+        # Never by its path: Pillow would map an uncompressed file into memory with the sides of the turned image.
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file, Image.open(file) as image:
             return _decode_opened(image, frame, max_pixels, limit)
     except BadRecord:
         raise
@@ -205,6 +208,8 @@ def _decode(
         # Pillow applies a fixed limit of its own while it reads the header.
         detail = f"is too large: {error}; the limit is {max_pixels} pixels ({limit})"
         raise BadRecord(Reason.IMAGE_TOO_LARGE, detail) from error
+    except UnidentifiedImageError as error:
+        raise BadRecord(Reason.UNDECODABLE_IMAGE, "cannot be decoded: it has no known image format") from error
     # Damaged files raise nearly any error in Pillow's decoders: OSError, SyntaxError, struct's, zlib's, TypeError, ...
     except Exception as error:
         raise BadRecord(Reason.UNDECODABLE_IMAGE, f"cannot be decoded: {error}") from error
@@ -226,7 +231,10 @@ def _decode_opened(image: Image.Image, frame: int | None, max_pixels: int, limit
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception as error:  # see _decode; the pixels are not affected
         turn, notes = None, (*notes, f"has damaged EXIF data ({error}) and is shown as it is stored")
-    rgb = to_rgb(image if turn is None else image.transpose(turn))
+    # Of more than 8 bits, Pillow leaves TIFF's WhiteIsZero as it is stored.
+    tags = getattr(image, "tag_v2", {})
+    is_inverted = image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    rgb = to_rgb(image if turn is None else image.transpose(turn), is_inverted=is_inverted)
     if _is_transparent(image) and rgb.getcolors(1):
         notes = (*notes, "is empty on the black background of transparent images; save it without transparency")
     return DecodedImage(rgb, notes)
@@ -245,15 +253,16 @@ def _rejected(root: Path, relative: str, reason: Reason, detail: str) -> BadReco
     return BadRecord(reason, f"image {relative!r} {detail}", str(root), relative)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, *, is_inverted: bool = False) -> Image.Image:
     """Converts any mode to RGB.
 
-    16-bit, 32-bit and float grey levels are rescaled from their minimum and maximum. Transparent images are composed
-    on ``BACKGROUND``.
+    16-bit, 32-bit and float grey levels are rescaled from their minimum and maximum; ``is_inverted``: the minimum is
+    white. Transparent images are composed on ``BACKGROUND``.
     """
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's convert() clips such values at 255, which turns a 16-bit radiograph white.
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+        values = -values if is_inverted else values
         low, high = float(values.min()), float(values.max())
         scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
         return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -158,44 +159,68 @@ class JsonLinesTable(Table):
 
 @dataclass(frozen=True)
 class DelimitedTable(Table):
-    """CSV or TSV with a header. Positions are the offsets of records in bytes. Empty fields count as absent."""
+    """CSV or TSV with a header. Positions are the offsets of records in bytes. Empty fields count as absent.
+
+    A quote that is not closed is an error: read leniently, it would join rows, and an image would get the options of
+    another row.
+    """
 
     delimiter: str
 
     def rows(self) -> Iterator[Row | BadRecord]:
         csv.field_size_limit(_MAX_FIELD)
-        number = 0
+        number, line = 0, 1
         try:
             with self.file.open("rb") as file:
                 lines = _Lines(file, 0)
-                reader = csv.reader(lines, delimiter=self.delimiter)
+                reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
                 header = next(reader, [])
                 if len(set(header)) < len(header):
                     twice = next(name for name in header if header.count(name) > 1)
                     raise DataError(f"{self.file}: column {twice!r} occurs twice. Remedy: rename one of them")
-                position = lines.position
+                position, line = lines.position, reader.line_num + 1
                 for fields in reader:
+                    if column := self._joined(header, fields):
+                        raise csv.Error(f"the quote before column {column!r} is closed in another row")
                     if len(fields) > len(header):
                         yield self.bad(number, f"{len(fields)} fields for the {len(header)} columns of the header")
                     elif fields:
                         yield Row(number, position, dict(zip(header, [*fields, *_BLANKS], strict=False)))
                     number += bool(fields)
-                    position = lines.position
+                    position, line = lines.position, reader.line_num + 1
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(
-                f"{self.file} cannot be read after row {number}: {error}. Remedy: save it as UTF-8, with fields that "
-                f"contain {self.delimiter!r} or a line break in double quotes"
+                f"{self.file} cannot be read from line {line}, record #{number}: {error}. Remedy: save it as UTF-8, "
+                f"with fields that contain a double quote, {self.delimiter!r} or a line break in double quotes, and "
+                'each double quote in such a field doubled: "the ""halo"" sign"'
             ) from error
+
+    def _joined(self, header: list[str], fields: list[str]) -> str | None:
+        """The column whose text is the end of one row and the beginning of another, with an image of one of them.
+
+        The csv module cannot know that of a quote before a field that is closed at the end of a field further down.
+        """
+        if len(header) < 4:  # a table of questions has four columns
+            return None
+        for column, (name, text) in enumerate(zip(header, fields, strict=False)):
+            lines = text.split("\n")
+            whole = [len(header) - 1] * (len(lines) - 2)
+            of_two_rows = [len(header) - 1 - column, *whole, column]
+            is_joined = len(lines) > 1 and [line.count(self.delimiter) for line in lines] == of_two_rows
+            if is_joined and _IMAGE_NAME.search(text):
+                return name
+        return None
 
     def value(self, position: int, column: str) -> Any:
         csv.field_size_limit(_MAX_FIELD)
         with self.file.open("rb") as file:
-            header = next(csv.reader(_Lines(file, 0), delimiter=self.delimiter))
-            fields = next(csv.reader(_Lines(file, position), delimiter=self.delimiter))
+            header = next(csv.reader(_Lines(file, 0), delimiter=self.delimiter, strict=True))
+            fields = next(csv.reader(_Lines(file, position), delimiter=self.delimiter, strict=True))
         return fields[header.index(column)]
 
 
 _BLANKS = [""] * 1000  # for records with fewer fields than the header
+_IMAGE_NAME = re.compile(r"\.(?:bmp|dcm|gif|jpe?g|png|tiff?|webp)\s*(?:[,\t\n]|$)", re.IGNORECASE)  # as a whole field
 
 
 class _Lines:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
+import re
 from typing import Any
 
 from medr1.domain.records import BadRecord, Reason
 from medr1.domain.texts import UNENCODABLE, is_blank
+
+_MAX_LITERAL = 20_000  # characters of a value in Python: the parser needs much more memory than the text
 
 
 def value_as_text(value: Any, name: str) -> str | None:
@@ -27,3 +32,25 @@ def value_as_text(value: Any, name: str) -> str | None:
         raise BadRecord(Reason.MALFORMED, f"{name} is {value!r:.80}, expected a text or a number")
     # Tables with an empty cell turn the integers of its column into floats.
     return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else str(value)
+
+
+def whole_number(text: str) -> str:
+    """``1.0`` as ``1``: pandas writes the integers of a CSV column with an empty cell so. Other texts stay."""
+    return text.partition(".")[0] if re.fullmatch(r"\d+\.0+", text) else text
+
+
+def parse_value(text: str) -> Any:
+    """A list or mapping that is written as a text, in JSON or, as pandas and MMMU write it, in Python.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if len(text) > _MAX_LITERAL:
+            raise ValueError(f"{len(text)} characters that are not JSON") from None
+        try:
+            return ast.literal_eval(text.strip())
+        except (SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError(str(error)) from error

@@ -99,8 +99,8 @@ _BEHIND = re.compile(
     r"[\s*)\"'`}$]{0,9}(?:\b(?:and|or)\b|[,/&])[\s*(\"'`$]{0,9}(?i:(?:and|or|option|choice) ){0,2}([A-J])(?![A-Za-z])"
     r"(?=[\s)*\"'`}$]{0,9}(?:$|[.,;\n]|\b(?:and|or|because|since|as)\b))"
 )
-# Letters that a text denies or compares with: "not A", "unlike option (A)", "A is wrong".
-_DENIED = re.compile(
+# Letters that a text denies or compares with, with "option" before them: "not A", "unlike option (A)", "A is wrong".
+DENIED = re.compile(
     r"(?i:\b(?:not|cannot be|nor|neither|unlike|than|instead of|exclud\w+|rul\w+ out)|n['\u2019]t)\s[\s*(\"'`]{0,9}"
     r"(?i:(?:option|choice|answer|letter)\s)?[\s*(\"'`]{0,9}[A-J](?![A-Za-z])[)\"'`*]{0,9}|"
     r"(?<![A-Za-z])[A-J](?![A-Za-z])[)\"'`*]{0,9}\s(?i:is|are|was|would be|seems)\s"
@@ -253,7 +253,7 @@ def _last_letter(text: str, texts: Mapping[str, str], lone: re.Pattern[str]) -> 
 
     None if another letter is named beside it. Letters that are denied do not count.
     """
-    text = _DENIED.sub(" ", text)
+    text = DENIED.sub(" ", text)
     for pattern in (_STATED, lone):
         for match in reversed([*pattern.finditer(text)]):
             group = match.lastindex or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -114,6 +115,12 @@ class Record:
     def group_key(self) -> str:
         """Identifies the group among those of all benchmarks and is the key of no image. "" without a group."""
         return json.dumps(["group", self.benchmark, self.group]) if self.group else ""
+
+    @property
+    def content_key(self) -> str:
+        """The same for records with images of the same keys, the same question and options, whatever their ids."""
+        content = [[image.key for image in self.images], self.question, sorted(self.options.values())]
+        return hashlib.sha256(json.dumps(content).encode(errors="surrogatepass")).hexdigest()[:16]
 
     @property
     def answer_text(self) -> str:

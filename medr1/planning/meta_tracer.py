@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -18,10 +19,14 @@ _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 _CHOICES = (torch.ops.aten.argmax.default, torch.ops.aten.searchsorted.Tensor)
 
 
+_LARGE = 2**26  # elements: an attention mask [B, 1, Q, K] of long prompts would not fit this machine's memory
+
+
 class MetaTracer(MemoryLedger):  # type: ignore[no-untyped-call]
     """A ledger for tensors on the meta device among small real ones (ids, masks, positions, image grids).
 
-    Real tensors keep their values, which decide shapes and branches. The result of an operation on both has no values.
+    Real tensors keep their values, which decide shapes and branches. The result of an operation on both has no values,
+    nor has a large result of small ones, such as an attention mask.
     """
 
     _layouts: ClassVar[dict[Any, list[_Layout]]] = {}  # shared, because the dry runs of a plan repeat operations
@@ -36,7 +41,9 @@ class MetaTracer(MemoryLedger):  # type: ignore[no-untyped-call]
                 args = (args[0], _without_masks(args[1]))
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
         if not any(is_meta):
-            return func(*args, **kwargs)
+            if not _is_large(func, args, kwargs, tensors):
+                return func(*args, **kwargs)
+            args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
         out = self._run_once(func, args, kwargs)
         return torch.zeros(out.shape, dtype=out.dtype) if func in _CHOICES else out
 
@@ -57,6 +64,14 @@ class MetaTracer(MemoryLedger):  # type: ignore[no-untyped-call]
             return out
         made = [torch.empty_strided(size, stride, dtype=dtype, device=at) for size, stride, dtype, at in layouts]
         return tuple(made) if len(schema.returns) > 1 else made[0]
+
+
+def _is_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> bool:
+    """Whether the result of an operation on tensors with values is much larger than these."""
+    if math.prod(tensor.numel() for tensor in tensors) <= _LARGE or func._schema.is_mutable:
+        return False
+    out = func(*tree_map_only(Tensor, _without_values, args), **tree_map_only(Tensor, _without_values, kwargs))
+    return any(tensor.numel() > _LARGE for tensor in tree_iter(out) if isinstance(tensor, Tensor))
 
 
 def _storage(tensor: Tensor) -> int:

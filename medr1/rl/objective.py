@@ -20,7 +20,7 @@ where m_t is logp_t with a masked image in place of the image:
 
     - kl_prcp_coef k3(m_t - logp_t) - ori_entropy_loss_coef logp_t - aug_entropy_loss_coef m_t
 
-The estimator k3(m_t - logp_t) is that of the authors' code and of TRL; the paper writes it with the inverse ratio.
+The estimator k3(m_t - logp_t) is that of the authors' code; the paper writes it with the inverse ratio.
 The gradient goes through both logp_t and m_t, as the equation says. The authors' code does not compute m_t anew in each
 update by default (RECOMPUTE_AUG_LOG_PROBS=False), so that there it has no gradient and the last term no effect.
 
@@ -84,7 +84,6 @@ def _k3(d: Tensor) -> Tensor:
 
 
 _KL: dict[str, Callable[[Tensor], Tensor]] = {
-    "k1": lambda d: -d,
     "k2": lambda d: d.square() / 2,
     "k3": _k3,
 }
@@ -93,7 +92,8 @@ _KL: dict[str, Callable[[Tensor], Tensor]] = {
 def kl_divergence(logprobs: Tensor, reference: Tensor, kl_loss_type: str) -> Tensor:
     """Per-token estimate of KL(policy || reference) (Schulman, "Approximating KL divergence", 2020).
 
-    With d = reference - logprobs: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (bounded, see above).
+    With d = reference - logprobs: k2 = d^2 / 2, k3 = exp(d) - d - 1 (bounded, see above). There is no k1 = -d: its
+    gradient in a loss is that of logprobs, whatever the reference is.
     """
     return _KL[kl_loss_type](reference - logprobs)
 

@@ -45,6 +45,7 @@ class RunDirectory:
         self.best = path / "best.json"  # step and value of the best checkpoint; exists with model/
         self.model = path / "model"  # the trained weights that the run evaluates; exists when training has ended
         self.models = path / "models"  # the model after the steps of trainer.save_model_steps
+        self.train_records = path / "train_records.txt"  # ``Record.content_key`` of each training record, one a line
         self.pass_rates = path / "pass_rates.jsonl"  # of the training records, if they are filtered or ordered by them
         self.metrics = path / "metrics.jsonl"  # the curves of training
         self.figures = path / "figures"  # of the results, if any

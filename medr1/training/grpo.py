@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medr1.config.enums import LossMode
+from medr1.config.enums import AdvEstimator, LossMode
 from medr1.config.settings import ExternalRolloutConfig
 from medr1.domain.records import Record
 from medr1.errors import ServerError
@@ -29,6 +30,8 @@ from medr1.training.algorithms.grpo import GRPOConfig
 from medr1.training.batches import RolloutBatch
 from medr1.training.micro_batches import split_by_tokens
 from medr1.training.module import PolicyModule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -146,6 +149,7 @@ class GRPOModule(PolicyModule):
         self.domains = list(domains)
         # DRPO: number of the prompts of each domain so far, and the sum of their mean rewards.
         self._domain_counts, self._domain_sums = (torch.zeros(len(domains), dtype=torch.float64) for _ in range(2))
+        self._warned_of: set[str] = set()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -228,9 +232,23 @@ class GRPOModule(PolicyModule):
             self._domain_counts.index_add_(0, domains, torch.ones_like(means))
             self._domain_sums.index_add_(0, domains, means)
         counts = self._domain_counts.clamp(min=1)
+        if s.adv_estimator is AdvEstimator.drpo:
+            self._check_domain_means()
         statistics = (domains, counts.float(), (self._domain_sums / counts).float())
         domains, counts, means = (values.to(self.device) for values in statistics)
         return Outcomes(all_scores, all_lengths, s.num_generations, s.objective.scale_rewards, domains, counts, means)
+
+    def _check_domain_means(self) -> None:
+        """Says once for each domain that DRPO's temperature, its mean reward, is not positive."""
+        for domain, count, total in zip(self.domains, self._domain_counts, self._domain_sums, strict=True):
+            if count and total <= 0 and domain not in self._warned_of:
+                self._warned_of.add(domain)
+                log.warning(
+                    "algorithm.adv_estimator=drpo: the mean reward of %s is %.3g, and DRPO divides by it: the others "
+                    "hardly learn. Use rewards that are not negative, or another estimator",
+                    domain,
+                    total / count,
+                )
 
     @torch.no_grad()
     def _choose_tokens(self, step: int, rollout: Rollout) -> None:

@@ -335,12 +335,17 @@ def _check_temperatures(cfg: CommonConfig) -> None:
             used["data.filter.temperature"] = cfg.data.filter.temperature
     if cfg.evaluation.num_generations is not None:
         used["evaluation.temperature"] = cfg.evaluation.temperature
-    limit = ENGINES[cfg.rollout.kind].max_temperature
+    engine = ENGINES[cfg.rollout.kind]
     for key, value in used.items():
-        if value is not None and value > limit:
+        if value is not None and value > engine.max_temperature:
             raise ConfigError(
                 f"{key}={value:g}: rollout={cfg.rollout.kind} can only suppress tokens up to a temperature of "
-                f"{limit:g}; use a lower one, or rollout=local"
+                f"{engine.max_temperature:g}; use a lower one, or rollout=local"
+            )
+        if value is not None and value < engine.min_temperature:
+            raise ConfigError(
+                f"{key}={value:g}: rollout={cfg.rollout.kind} samples at a temperature of at least "
+                f"{engine.min_temperature:g}; use a higher one, or rollout=local"
             )
 
 

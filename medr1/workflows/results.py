@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -35,11 +36,13 @@ from medr1.reporting.measure_table import render_measures
 from medr1.reporting.result_table import render_results
 from medr1.reporting.run_report import write_run_report
 from medr1.rewards import max_reward
-from medr1.runs.run_directory import RunDirectory
+from medr1.runs.run_directory import RunDirectory, run_at
 from medr1.tracking.gallery import Answer, Card, gallery
 from medr1.tracking.metrics_file import MetricsFile
 from medr1.workflows.conditions import conditions as settings_of
 from medr1.workflows.session import Session
+
+log = logging.getLogger(__name__)
 
 _GALLERY_QUESTIONS = 24
 
@@ -52,6 +55,28 @@ def _trained_on(session: Session) -> set[tuple[str, str]]:
         if stored is not None:  # absent in runs of earlier versions
             return {(modality, question_type) for modality, question_type in stored}
     return {(record.modality, record.question_type) for record in session.data.train}
+
+
+def _memory(session: Session) -> str:
+    """Says how many of the test records the evaluated model was trained on, if there are any."""
+    cfg = session.cfg
+    if not isinstance(cfg, EvaluateConfig) or cfg.run is None:
+        return ""
+    trained: set[str] = set()
+    run = run_at(cfg.run)
+    while run is not None:  # with the runs that it continues
+        before = run.stored_config(TrainConfig)
+        # Other data may have other images of the same names. The file is absent in runs of earlier versions.
+        if before.data.name == cfg.data.name and run.train_records.is_file():
+            trained.update(run.train_records.read_text(encoding="utf-8").split())
+        run = run_at(before.model.path)
+    count = sum(record.content_key in trained for record in session.tested)
+    if not count:
+        return ""
+    return (
+        f"The model was trained on {count} of these {len(session.tested)} test records, so that their accuracy shows "
+        "memory, too: the data or its division are others than in training."
+    )
 
 
 def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None:
@@ -100,6 +125,9 @@ def report(session: Session, conditions: Mapping[str, list[Prediction]]) -> None
         results += "".join(f"\n{line[0].upper()}{line[1:]}.\n" for line in describe(rates))
     # Modalities and question types, because another data set of the same kind is not new to the model.
     verdict = run_verdict(summaries, comparison, conditions, lambda line: (line.modality, line.question_type) in seen)
+    if memory := _memory(session):
+        log.warning("%s", memory)
+        verdict = (memory, *verdict)
     results = "".join(f"{markdown(sentence)}\n\n" for sentence in verdict) + results
     tracker.describe(results)
     if calibrations := {name: found.calibration for name, found in measures.items() if found.calibration}:

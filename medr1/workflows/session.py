@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medr1.atomic_write import read_json, write_json
+from medr1.atomic_write import read_json, write_json, write_text
 from medr1.config.override_text import shell_word
 from medr1.config.settings import ALL, CommonConfig, EvaluateConfig, TrainConfig
 from medr1.data.dataset import Dataset, limit_cells, load_dataset
@@ -110,6 +110,8 @@ def open_session(
             fingerprints = {"data_fingerprint": data.fingerprint, "loaded_fingerprint": loaded.fingerprint}
             trained_on = sorted({(record.modality, record.question_type) for record in data.train})
             run.create(stored, overrides, {**fingerprints, "data": data.facts, "trained_on": trained_on, **facts})
+            if isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains:
+                write_text(run.train_records, "".join(f"{record.content_key}\n" for record in data.train))
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
         else:

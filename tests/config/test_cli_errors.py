@@ -282,6 +282,10 @@ TYPED: dict[str, list[str]] = {
     "data.sets=[phantoms] data.train=ct": ["data.train=ct", "phantoms"],
     "data.sets=[phantoms] data.sets.phantoms.image_size=56": ["data.sets.phantoms.image_size= has no effect"],
     "data=phantoms data.sets=[phantoms]": ["data.sets"],
+    "data.sets=[mcqa] data.sets.mcqa.path=. data.sets.mcqa.files.train=[a_file] data.sets.mcqa.files.test=[a_file] "
+    "data.sets.mcqa.split=image_grouped": [
+        "data.sets.mcqa.files.train= has no effect with data.sets.mcqa.split=image_grouped"
+    ],
     "evaluate.py sweep=. data.shortcut=1": ["is no sweep: it has no sweep.json"],
     "data.kind=omnimedvqa": ["data.kind=omnimedvqa", "data=NAME"],
     "data.root=/x/数据": ["quotes", "'data.root=\"/x/数据\"'"],
@@ -300,12 +304,17 @@ TYPED: dict[str, list[str]] = {
     "algorithm.adam_beta2=1.0": ["algorithm.adam_beta2=1.0", "between 0 and"],
     "tracking.log_completions_steps=-1": ["tracking.log_completions_steps=-1"],
     "trainer.accelerator=tpu": ["trainer.accelerator", "cuda"],
-    "algorithm.objective.loss_mode=sapo": ["loss_mode= has no effect with algorithm.num_iterations=1"],
+    "algorithm.objective.loss_mode=sapo": ["loss_mode=sapo", "algorithm.num_iterations=1", "the ratio is then 1"],
     "algorithm.objective.loss_mode=cispo": ["epsilon_high=0.28", "such as 5"],
-    "algorithm.objective.loss_mode=cispo algorithm.objective.epsilon_high=5": ["has no effect", "num_iterations=1"],
-    "algorithm.objective.importance_sampling_level=sequence": [
-        "importance_sampling_level= has no effect",
-        "iterations=1",
+    "algorithm.objective.loss_mode=cispo algorithm.objective.epsilon_high=5": ["loss_mode=cispo", "num_iterations=1"],
+    "algorithm.objective.importance_sampling_level=sequence": ["importance_sampling_level=sequence", "iterations=1"],
+    "algorithm=gspo algorithm.num_iterations=1": ["importance_sampling_level=sequence", "num_iterations=2 or more"],
+    "algorithm=gspo algorithm.objective.top_entropy_quantile=0.2": ["quantile=0.2", "importance_sampling_level=token"],
+    "algorithm=papo algorithm.objective.black_prob=0": ["black_prob=0", "kl_prcp_coef=0"],
+    "algorithm.objective.kl_loss_type=k1": ["kl_loss_type=k1", "k2, k3"],
+    "rollout=vllm_server rollout.url=http://127.0.0.1:1 algorithm.sampling.temperature=0.005": [
+        "algorithm.sampling.temperature=0.005",
+        "at least 0.01",
     ],
     "algorithm=sapo algorithm.num_iterations=1 algorithm.objective.sapo_temperature_pos=2": [
         "num_iterations=1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ FINE: list[tuple[int, int, dict[str, str]]] = [
     (4, 1, {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}),
     *((2, 2, {**MEET, "NODE_RANK": str(node)}) for node in (0, 1)),
     (2, 1, {"MASTER_ADDR": "localhost"}),
-    (2, 1, {"MASTER_ADDR": socket.gethostbyname("localhost"), "MASTER_PORT": "29500"}),
+    (2, 1, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}),
     (1, 1, {**slurm(0, 8), **torchrun(0, 1)}),  # torchrun inside of a SLURM job
 ]
 

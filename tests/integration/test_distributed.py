@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from medr1.evaluation.predictions import Prediction, read_predictions
 from medr1.runs.run_directory import RunDirectory
-from tests.integration.conftest import SMALL_RUN, only_run, run_command
+from tests.integration.conftest import ROOT, SMALL_RUN, only_run, run_command
 from tests.integration.processes import Watched, end, start, train_together
 
 SETTINGS = (
@@ -200,3 +204,29 @@ def test_the_command_starts_its_processes_itself(tmp_path: Path, ran: object) ->
     assert [path.name for path in tmp_path.iterdir()] == [run.path.name]
     assert distance(stored(alone, "model/model.safetensors"), stored(run.path, "model/model.safetensors")) < 1e-5
     assert json.loads(run.finished.read_text()) == {"summary": "summary.json"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_torchrun_starts_the_processes(strategy: str, tmp_path: Path, ran: object) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = (*overrides("full", strategy, 2, 0), f"output_dir={tmp_path / 'runs'}")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*torchrun, str(ROOT / "train.py"), *words], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(timeout=600)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    printed = (tmp_path / "log").read_text()
+    assert status == 0, printed
+    _, alone = ran("full")  # type: ignore[operator]
+    run = only_run(tmp_path / "runs")
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert all(path.is_relative_to(run.path) for path in files), "the second process writes nothing"
+    assert distance(stored(alone, "model/model.safetensors"), stored(run.path, "model/model.safetensors")) < 1e-5
+    assert json.loads(run.finished.read_text()) == {"summary": "summary.json"}
+    assert printed.count(f"run directory: {run.path}") == 1, "one process reports"

@@ -17,7 +17,7 @@ from tests.command_lines import run as command_lines
 from tests.integration.conftest import SMALL_RUN, command, read_json, run_command
 from tests.integration.processes import end, start
 from tests.integration.test_sweep import only_sweep
-from tests.scripted_server import completion, scripted_server
+from tests.scripted_server import Step, completion, scripted_server
 
 SMALL = (*SMALL_RUN, "data.train_images_per_modality=4", "evaluation.blank_image=false", "tracking=none")
 ALGORITHMS = (
@@ -78,7 +78,7 @@ def test_a_killed_run_of_every_algorithm_resumes(
     ids=str,
 )
 def test_a_killed_run_with_a_server_resumes(script: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    def slow() -> tuple[int, Any, dict[str, str]]:
+    def slow(_: Any) -> Step:
         time.sleep(0.1)
         return 200, completion(), {}
 
@@ -104,7 +104,7 @@ def test_a_killed_sweep_is_repeated(kind: str, tmp_path: Path) -> None:
         ("debug=quick", *EVALUATION, "algorithm=zero_shot", *SERVER),
     )
     axis = hf if kind == "hf" else (*server_only, "evaluation.max_completion_length=16,24")
-    with scripted_server(lambda: (200, completion(), {})) as server:
+    with scripted_server(lambda _: (200, completion(), {})) as server:
         url = (f"model.url={server.url}",) if kind == "server" else ()
         words = ("-m", *axis, *url, f"output_dir={tmp_path}")
         process = command("train.py", *words)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import re
+import zlib
 from collections import Counter
+from html import unescape
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mlflow.artifacts import download_artifacts
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from safetensors.torch import load_file
 
+from medr1.ask import main as ask
 from medr1.config.settings import TrainConfig
 from medr1.data.dataset import load_dataset
 from medr1.data.sources.phantoms.records import World, make_records
@@ -78,8 +87,39 @@ def test_mlflow_has_curves_parameters_files_and_a_finished_status(finished: tupl
     assert parameters["data_fingerprint"] == read_json(run.summary)["data_fingerprint"]
     files = {f.path for f in client.list_artifacts(tracked.info.run_id)}
     assert {"config.yaml", "environment.json", "overrides.yaml", "summary.json", "results.md", "predictions"} <= files
-    assert {"completions.json", "report.html"} <= files
+    assert {"completions.json", "report.html", "gallery.html"} <= files
     assert "mlflow ui --backend-store-uri sqlite:////" in printed
+
+
+def test_the_gallery_shows_questions_with_their_images_and_the_completions_before_and_after(
+    finished: tuple[RunDirectory, str],
+) -> None:
+    run, _ = finished
+    page = run.gallery.read_text(encoding="utf-8")
+    images = [base64.b64decode(code) for code in re.findall(r' src="data:image/webp;base64,([^"]*)"', page)]
+    text = re.sub(r' src="data:[^"]*"', "", page)
+    assert "http" not in text and " src=" not in text and " href=" not in text, "nothing is loaded"
+    assert "<answer>" not in text and "24 of 80 test questions" in text
+    cards = text.split("<article>")[1:]
+    assert len(cards) == len(images) == 24
+    records = {record.id: record for record in make_records(World.TEST, 0, 80)}
+    sources = {record.image_key: record.images[0] for record in records.values()}
+    originals = {key: np.asarray(source.load(84)) for key, source in sources.items()}
+    conditions = ("base", "trained", "blank_image")
+    predictions = [{p.record: p for p in read_predictions(run.predictions(name))} for name in conditions]
+    shown = []
+    for card, image in zip(cards, images, strict=True):
+        (name,) = re.findall(r'<div class="record">(.*)</div>', card)
+        shown.append(record := records[name])
+        own = [of[name] for of in predictions]
+        assert [unescape(code) for code in re.findall("<code>(.*?)</code>", card, re.DOTALL)] == [p.text for p in own]
+        labels = [f"{p.condition.replace('_', ' ')}, {'correct' if p.correct else 'wrong'}" for p in own]
+        assert re.findall('<span class="label">(.*?)</span>', card) == labels
+        assert record.question in unescape(card) and f"<b>{record.answer}) {record.answer_text}</b>" in unescape(card)
+        pixels = np.asarray(Image.open(BytesIO(image)), dtype=float)
+        distance = {key: np.abs(pixels - other).mean() for key, other in originals.items()}
+        assert min(distance, key=distance.__getitem__) == record.image_key
+    assert len({(record.modality, record.question_type) for record in shown}) == 24
 
 
 def test_the_log_says_what_the_run_does_and_holds_what_was_printed(finished: tuple[RunDirectory, str]) -> None:
@@ -106,6 +146,48 @@ def test_the_curves_are_on_disk_whatever_the_tracking_is(finished: tuple[RunDire
     other = train_here(tmp_path / "run", "debug=quick", *TWO_IMAGES, *THINK, "tracking=none", "evaluation.limit=1")
     again = [json.loads(line) for line in other.metrics.read_text().splitlines()]
     assert [point["policy_loss"] for point in again] == pytest.approx([point["policy_loss"] for point in points])
+
+
+REWARD = """
+import zlib
+
+def own(completions, records):
+    return [zlib.crc32(f"{r.id} {text}".encode()) / 2**32 for text, r in zip(completions, records, strict=True)]
+"""
+
+
+@pytest.mark.long
+def test_mlflow_has_as_much_as_the_settings_of_tracking_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    (tmp_path / "own.py").write_text(REWARD)
+    own = f"+reward.functions.own={{function:{tmp_path}/own.py:own,weight:0}}"
+    words = (own, "trainer.max_steps=4", "trainer.logging_steps=3", "tracking.registered_model_name=reader")
+    shown = ("tracking.num_completions=5", "tracking.log_completions_steps=2", "tracking.log_system_metrics=false")
+    run = train_here(tmp_path / "run", *SMALL_RUN, "evaluation.blank_image=false", *words, *shown)
+    client, tracked = client_and_run(run)
+    run_id = tracked.info.run_id
+    assert sorted(m.step for m in client.get_metric_history(run_id, "train/reward")) == [0, 3]
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [0, 3]
+    assert not [name for name in tracked.data.metrics if name.startswith("system/")]
+
+    pages = [Path(file.path).stem for file in client.list_artifacts(run_id, "completions")]
+    assert pages == ["step_000000", "step_000002", "step_000003"], "every second step, and the last one"
+    table = read_json(Path(client.download_artifacts(run_id, "completions.json", str(tmp_path))))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["step"] for row in rows] == [0] * 5 + [2] * 5 + [3] * 5
+    pairs = [rows[start + i : start + i + 2] for start in (0, 5, 10) for i in (0, 2)]
+    assert all(one["record"] == other["record"] for one, other in pairs), "two of each prompt"
+    assert all(len({row["record"] for row in rows[start : start + 5]}) == 3 for start in (0, 5, 10))
+    assert any(one["completion"] != other["completion"] for one, other in pairs)
+    for row in rows:
+        assert row["reward/own"] == zlib.crc32(f"{row['record']} {row['completion']}".encode()) / 2**32
+
+    (version,) = client.search_model_versions("name='reader'")
+    assert (version.run_id, int(version.version)) == (run_id, 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    registered = Path(download_artifacts("models:/reader/1", dst_path=str(tmp_path / "registered")))
+    assert (registered / "model.safetensors").read_bytes() == (run.model / "model.safetensors").read_bytes()
 
 
 def test_states_along_a_training_are_models(tmp_path: Path) -> None:
@@ -143,6 +225,21 @@ def test_evaluate_gives_the_numbers_of_a_run_again(finished: tuple[RunDirectory,
     assert read_predictions(again.predictions("trained")) == read_predictions(run.predictions("trained"))
     before, after = read_json(run.summary)["conditions"], read_json(again.summary)["conditions"]
     assert after == {name: before[name] for name in CONDITIONS if name != "base"}
+
+
+def test_one_question_from_the_command_line_is_answered_as_in_the_evaluation(
+    finished: tuple[RunDirectory, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    base, trained = ({p.record: p.text for p in read_predictions(run.predictions(name))} for name in CONDITIONS[:2])
+    records = [r for r in make_records(World.TEST, 0, 80) if r.id in base and list(r.options) == sorted(r.options)]
+    changed = [record for record in records if base[record.id] != trained[record.id]]
+    assert changed
+    for record in changed[:2]:
+        record.images[0].load(84).save(tmp_path / "x.png")
+        words = (str(tmp_path / "x.png"), record.question, *record.options.values(), "--model", str(run.path), "--json")
+        assert ask(words) == 0
+        assert json.loads(capsys.readouterr().out)["completion"] == trained[record.id]
 
 
 @pytest.mark.long

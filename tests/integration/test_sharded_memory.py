@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def groups(tmp_path: Path) -> Iterator[list[Path]]:
-    """Four control groups with ``LIMIT`` bytes of memory each."""
+    """Four control groups with ``LIMIT`` bytes of memory each, and no swap."""
     version_1 = (CONTROL_GROUPS / "memory").is_dir()
     parent = CONTROL_GROUPS / "memory" if version_1 else CONTROL_GROUPS
     made = [parent / f"medr1_{tmp_path.name}_{rank}" for rank in range(4)]
@@ -60,6 +60,10 @@ def groups(tmp_path: Path) -> Iterator[list[Path]]:
             for group in made:
                 group.mkdir()
                 (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(LIMIT))
+                # Version 1 limits the sum of memory and swap. Without swap in the kernel there is neither file.
+                swap, limit = ("memory.memsw.limit_in_bytes", LIMIT) if version_1 else ("memory.swap.max", 0)
+                if (group / swap).exists():
+                    (group / swap).write_text(str(limit))
         except OSError as error:
             pytest.skip(f"control groups with a memory limit cannot be made: {error}")
         yield made

@@ -75,3 +75,17 @@ def test_one_step_and_an_evaluation(words: str, tmp_path: Path) -> None:
     evaluate(composed("evaluate", *options), tmp_path / "again", options)
     repeated = read_predictions(RunDirectory(tmp_path / "again").predictions("trained"))
     assert [(p.record, p.text) for p in repeated] == [(p.record, p.text) for p in predicted]
+
+
+@pytest.mark.long
+def test_an_evaluation_says_how_many_of_its_records_the_model_was_trained_on(tmp_path: Path) -> None:
+    """Five of the eight records are training records, and without a division all are tested."""
+    chosen = write("mcqa", tmp_path / "data")
+    run = train_here(tmp_path / "run", *chosen, *FAST, "evaluation.limit=null")
+    assert "was trained on" not in run.results.read_text("utf-8")
+    again = RunDirectory(tmp_path / "again")
+    for words, said in ((["data.split=test_only"], "trained on 5 of these 8 test records"), ([], "")):
+        evaluate(composed("evaluate", f"run={run.path}", f"output_dir={tmp_path}", *words), again.path, words)
+        results = again.results.read_text("utf-8")
+        assert said in results if said else "was trained on" not in results
+        again = RunDirectory(tmp_path / "own_test_records")

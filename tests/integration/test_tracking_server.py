@@ -175,6 +175,27 @@ def test_a_server_killed_during_training_loses_nothing(server: Server, tmp_path:
     assert found.data.metrics["test_accuracy"] == accuracy
 
 
+@pytest.mark.long
+def test_a_server_that_hangs_during_training_does_not_stop_it(server: Server, tmp_path: Path) -> None:
+    """While it is stopped it accepts connections and does not answer."""
+    words = (*SMALL, "trainer.max_steps=8", f"tracking.uri={server.uri}", f"output_dir={tmp_path}")
+    process = command("train.py", *words, MLFLOW_HTTP_REQUEST_TIMEOUT="2")
+    wait_for(lambda: bool(list(tmp_path.glob("*/checkpoints/step=2.ckpt/state.json"))))
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    try:
+        printed, _ = process.communicate(timeout=240)
+    finally:
+        os.killpg(server.process.pid, signal.SIGCONT)
+    run = only_run(tmp_path)
+    stored = stored_run(run.path)
+    assert process.returncode == 0 and run.finished.is_file(), printed
+    assert printed.count("does not answer") == 1 and "timed out" in printed
+    assert stored is not None and has_pending_calls(run.path, stored)
+    assert "were sent" in run_command("train.py", f"resume={run.path}")
+    assert server.client.get_run(stored.run_id).info.status == "FINISHED"
+    assert server.steps(stored.run_id, "train/reward") == list(range(8))
+
+
 def installed(program: str) -> str | None:
     """A program of PostgreSQL. Distributions have them in a folder for each version that is not on PATH."""
     installed_versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))

@@ -96,6 +96,27 @@ def test_the_best_checkpoint_is_that_of_the_best_value(tmp_path: Path) -> None:
         assert found == read_predictions(trained.predictions("trained"))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainer.metric_for_best_model=validation/accuracy", "trainer.greater_is_better=false"),
+        ("trainer.metric_for_best_model=validation/completion_length", "reasoning=think_after"),
+    ],
+    ids=str,
+)
+def test_the_best_checkpoint_is_that_of_the_smallest_value(words: Sequence[str], tmp_path: Path) -> None:
+    """As the setting says, and without it for a length."""
+    settings = (*SMALL, *VALIDATED, *words, "algorithm.learning_rate=1e-2", "trainer.max_steps=3")
+    run = train_here(tmp_path / "run", *settings)
+    metric = words[0].partition("=")[2]
+    values = {line["step"]: line[metric] for line in lines(run, True) if line["step"]}
+    assert min(values.values()) < max(values.values())
+    best = read_json(run.best)
+    assert best["metric"] == metric and best["value"] == pytest.approx(min(values.values()), abs=1e-6)
+    assert best["step"] == min(step for step, value in values.items() if value == min(values.values()))
+
+
 def test_the_trained_policy_is_gone_before_the_final_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

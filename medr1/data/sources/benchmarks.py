@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,14 +83,14 @@ class Benchmarks(Source[BenchmarksConfig]):
                 raise ConfigError(f"data.sets.{name}: is several sets itself; name these sets instead")
             for item in dataclasses.fields(of_set):
                 check_range(f"data.{item.name}", getattr(of_set, item.name), f"data.sets.{name}.{item.name}")
-            with _named(name):
+            with _named(name, of_set):
                 SOURCES[of_set.kind].check(of_set)
 
     def check_training(self, settings: BenchmarksConfig) -> None:
         sets = _typed(settings)
         for name in _trained(settings):
             of_set = sets[name]
-            with _named(name):
+            with _named(name, of_set):
                 SOURCES[of_set.kind].check_training(of_set)
 
     def has_validation(self, settings: BenchmarksConfig) -> bool:
@@ -101,7 +101,21 @@ class Benchmarks(Source[BenchmarksConfig]):
         for name, of_set in _typed(settings).items():
             yield "data=benchmarks, whose own value is that of all sets", [f"data.sets.{name}.{key}" for key in _SHARED]
             for choice, keys in SOURCES[of_set.kind].without_effect(of_set):
-                yield _in_set(name, choice), [_in_set(name, key) for key in keys]
+                of_all = [f"data.sets.{name}.{key.removeprefix('data.')}" for key in keys]
+                yield _in_set(name, of_set, choice), of_all
+
+    def image_grouped(self, settings: BenchmarksConfig) -> str:
+        sets = _typed(settings)
+        of_sets = (_in_set(n, sets[n], SOURCES[sets[n].kind].image_grouped(sets[n])) for n in _trained(settings))
+        return " or ".join(filter(None, of_sets))
+
+    def without_own_validation(self, settings: BenchmarksConfig, benchmarks: Collection[str]) -> str:
+        typed = []
+        for name, of_set in _typed(settings).items():
+            if name in (benchmarks or _trained(settings)):
+                own = SOURCES[of_set.kind].without_own_validation(of_set, benchmarks)
+                typed.append(_in_set(name, of_set, own))
+        return " ".join(filter(None, typed))
 
     def load(self, settings: BenchmarksConfig, selection: Selection) -> Dataset:
         train: list[Record] = []
@@ -112,7 +126,7 @@ class Benchmarks(Source[BenchmarksConfig]):
         messages: list[str] = []
         trained = _trained(settings)
         for name, of_set in _typed(settings).items():
-            with _named(name):
+            with _named(name, of_set):
                 dataset = SOURCES[of_set.kind].load(of_set, selection)
             if name in trained:
                 train += _of_set(name, dataset.train)
@@ -120,28 +134,31 @@ class Benchmarks(Source[BenchmarksConfig]):
             test += _of_set(name, dataset.test)
             fingerprints[name] = dataset.fingerprint
             facts[name] = dataset.facts
-            messages += [f"{name}: {message}" for message in dataset.messages]
+            said = [_in_set(name, of_set, message) for message in dataset.messages]
+            messages += [f"{name}: {message}" for message in said]
             if not dataset.test:
-                raise DataError(f"data.sets.{name}: there is no test record; choose another split, or leave it out")
+                missing = f"data.sets.{name}: there is no test record; choose another split, or leave it out"
+                raise DataError("\n".join([missing, *said]))
         messages += _leaks_between([*train, *validation], test)
         text = json.dumps([sorted(fingerprints.items()), settings.train])
         return Dataset(train, test, hashlib.sha256(text.encode()).hexdigest(), {"sets": facts}, messages, validation)
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(name: str, of_set: DataConfig) -> Iterator[None]:
     """Errors of a set name its settings: ``data.root=`` is ``data.sets.NAME.root=``."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(_in_set(name, str(error))) from error
+        raise ConfigError(_in_set(name, of_set, str(error))) from error
     except DataError as error:
-        raise DataError(_in_set(name, str(error))) from error
+        raise DataError(_in_set(name, of_set, str(error))) from error
 
 
-def _in_set(name: str, text: str) -> str:
-    """A message or a key with the settings of a set under their own names."""
-    return re.sub(r"\bdata\.(?=[a-z_]+(?:=|$))", f"data.sets.{name}.", text)
+def _in_set(name: str, of_set: DataConfig, text: str) -> str:
+    """A message with the settings of a set under their own names, beside those that are the same for all sets."""
+    own = "|".join(item.name for item in dataclasses.fields(of_set) if item.name not in (*_SHARED, "name", "kind"))
+    return re.sub(rf"\bdata\.(?=(?:{own})\b)", f"data.sets.{name}.", text)
 
 
 def _typed(settings: BenchmarksConfig) -> dict[str, DataConfig]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from operator import attrgetter
+from typing import Any, ClassVar, Generic, TypeVar
 
 from medr1.config.settings import DataConfig
 from medr1.data.dataset import Dataset, Selection
@@ -49,6 +51,25 @@ class Source(ABC, Generic[S]):
     def without_effect(self, settings: S) -> Iterator[tuple[str, Sequence[str]]]:
         """Choices of the settings, each with the dotted keys that it leaves without effect and that are refused."""
         yield from ()
+
+    def image_grouped(self, settings: S) -> str:
+        """What is typed, and left out, to divide the data by image content. Empty if it is, or if it cannot be."""
+        split: Any = getattr(settings, "split", None)
+        if split is None or split == "image_grouped" or "image_grouped" not in type(split).__members__:
+            return ""
+        choice, default = "data.split=image_grouped", type(settings)()
+        divided: Any = dataclasses.replace(settings, **{"split": type(split)("image_grouped")})
+        unread = (key for chosen, keys in self.without_effect(divided) if chosen == choice for key in keys)
+        values = ((key, attrgetter(key.removeprefix("data."))) for key in unread)
+        given = [f"{key}=" for key, value in values if value(settings) != value(default)]
+        return f"{choice} without {' and '.join(given)}" if given else choice
+
+    def without_own_validation(self, settings: S, benchmarks: Collection[str]) -> str:
+        """What is typed so that the source has no validation records of its own.
+
+        ``benchmarks``: the sets of ``data=benchmarks`` that are meant.
+        """
+        return ""
 
     @abstractmethod
     def load(self, settings: S, selection: Selection) -> Dataset:

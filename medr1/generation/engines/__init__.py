@@ -33,8 +33,9 @@ class Engine:
 
     kind: ClassVar[str]
     settings: ClassVar[type[RolloutConfig]] = RolloutConfig
+    min_temperature: ClassVar[float] = 0.0
     max_temperature: ClassVar[float] = math.inf
-    """Largest temperature that the engine can sample with."""
+    """Smallest and largest temperature that the engine can sample with."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.settings() if config is None else config

@@ -85,13 +85,15 @@ class VLLMServerConfig(VLLMConfig):
 
 
 class VLLMEngine(Engine):
-    """Sends prompts and images to ``/v1/chat/completions``. All completions are of the policy's current weights.
+    """Sends prompts and images to ``/v1/chat/completions``. All completions are of the policy's current weights; where
+    adapters are merged, these are rounded to the data type of the model.
 
     vLLM keeps a version of its weights, here a fingerprint of the policy. If it is another than the policy's, the
     weights are written to a directory and loaded by vLLM. It is read again after the completions have arrived, so that
     weights of another run, or the first ones of a server that was restarted, are never used.
     """
 
+    min_temperature: ClassVar[float] = 0.01  # vLLM replaces smaller ones by it
     max_temperature: ClassVar[float] = 4.0
     longer_context: ClassVar[str] = "start the server with a --max-model-len"  # a remedy
     config: VLLMConfig

@@ -122,6 +122,17 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"{o.loss_mode}, which has one importance ratio for each token; use importance_sampling_level=token or "
                 "loss_mode=clip"
             )
+        if o.top_entropy_quantile < 1 and o.importance_sampling_level is ImportanceSamplingLevel.sequence:
+            raise ConfigError(
+                f"algorithm.objective.top_entropy_quantile={o.top_entropy_quantile:g} with algorithm.objective."
+                "importance_sampling_level=sequence, whose ratio has a gradient through all tokens of a completion; "
+                "use importance_sampling_level=token or top_entropy_quantile=1"
+            )
+        if o.kl_prcp_coef > 0 and o.black_prob == 0:
+            raise ConfigError(
+                "algorithm.objective.black_prob=0: the masked image would be the image itself, and PAPO's divergence "
+                "0; use a larger one, or algorithm.objective.kl_prcp_coef=0"
+            )
         if o.delta is not None and o.loss_mode not in _OF_LOSS_MODE["delta"]:
             raise ConfigError(
                 f"algorithm.objective.delta={o.delta:g} with algorithm.objective.loss_mode={o.loss_mode}, which has no "
@@ -139,6 +150,17 @@ class GRPO(Algorithm[GRPOConfig]):
                 f"algorithm.objective.epsilon_high={o.epsilon_high:g} with algorithm.objective.loss_mode=cispo, where "
                 "it bounds the ratio itself, which begins at 1; use a larger one, such as 5"
             )
+        if settings.num_iterations == 1:
+            of_ratio = ""
+            if o.loss_mode in (LossMode.cispo, LossMode.sapo):
+                of_ratio = f"loss_mode={o.loss_mode}"
+            elif o.importance_sampling_level is ImportanceSamplingLevel.sequence and not _has_token_factors(cfg):
+                of_ratio = "importance_sampling_level=sequence"
+            if of_ratio:
+                raise ConfigError(
+                    f"algorithm.num_iterations=1 with algorithm.objective.{of_ratio}: the ratio is then 1, and the "
+                    "gradient that of algorithm=grpo; use algorithm.num_iterations=2 or more, or algorithm=grpo"
+                )
         if o.clip_cov_lb >= o.clip_cov_ub:
             raise ConfigError(
                 f"algorithm.objective.clip_cov_lb={o.clip_cov_lb:g} is not below clip_cov_ub={o.clip_cov_ub:g}; no "
@@ -179,13 +201,7 @@ class GRPO(Algorithm[GRPOConfig]):
             noisy = "algorithm.noisy_rollout."
             yield f"{noisy}gaussian_noise_step=0", (f"{noisy}decay_coef", f"{noisy}decay_sig_mid")
         if settings.num_iterations == 1:
-            unread = ["epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg"]
-            if o.loss_mode in (LossMode.cispo, LossMode.sapo):
-                unread.append("loss_mode")
-            # A factor of each token changes the mean over a sequence.
-            has_factors = o.top_entropy_quantile < 1 or isinstance(cfg.rollout, ExternalRolloutConfig)
-            if o.importance_sampling_level is ImportanceSamplingLevel.sequence and not has_factors:
-                unread.append("importance_sampling_level")
+            unread = ["epsilon", "epsilon_high", "delta"]
             yield "algorithm.num_iterations=1 (the ratio is then 1)", [f"{prefix}{name}" for name in unread]
 
     def build(
@@ -265,6 +281,14 @@ class GRPO(Algorithm[GRPOConfig]):
         )
         distorted = map_tensors(torch.clone, step.prompts) if _distortion(settings, 1) else None
         return module, RolloutBatch(0, list(range(len(step.prompts.ids))), [], step.prompts, distorted=distorted)
+
+
+def _has_token_factors(cfg: TrainConfig) -> bool:
+    """Whether the surrogate of each token has a factor of its own, so that the mean of a ratio over them matters."""
+    rollout = cfg.rollout
+    if not isinstance(rollout, ExternalRolloutConfig) or not rollout.importance_sampling_correction:
+        return False
+    return rollout.importance_sampling_mode.startswith("token")
 
 
 def _check_correction(cfg: TrainConfig, sampling: SamplingConfig) -> None:

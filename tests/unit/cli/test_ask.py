@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +27,10 @@ from medr1.generation.engines.local import LocalEngine
 from medr1.generation.rollout import rollout
 from medr1.generation.sampling import Sampling
 from medr1.models.export import save_policy
+from medr1.models.tiny import build_tokenizer
 from medr1.workflows.model_choice import choose
 from tests.command_lines import ROOT
+from tests.conftest import Build
 from tests.dicom_files import RESCALED, write_dicom
 
 QUESTION, OPTIONS = "Which organ does the picture show?", ["lung", "liver", "heart"]
@@ -104,21 +108,26 @@ def test_probabilities_are_those_of_the_whole_text_scored_at_once(records, tmp_p
     assert checked >= 2
 
 
-def test_letters_are_compared_as_they_are_written() -> None:
-    class Words:
-        def convert_ids_to_tokens(self, i: int) -> str:
-            return {v: k for k, v in Written.vocabulary.items()}[i]
+def test_letters_are_compared_as_they_are_written(build: Build) -> None:
+    """The full-width letter is one token here, whose name in the vocabulary is that of its bytes."""
+    _, processor = build("qwen2_vl")
+    wide = "\uff22"
+    tokenizer = build_tokenizer([wide] * 9, 300)
+    tokenizer.add_tokens(["(A", "(B"])
+    processor = replace(processor, tokenizer=tokenizer)
 
-    class Written:
-        tokenizer = Words()
-        vocabulary = {"(A": 1, "(B": 2, "A": 3, "B": 4, "C": 5, "b": 6, "a": 7, "\u00ef\u00bc\u00a2": 8}  # noqa: RUF012
+    def ids(*texts: str) -> list[int]:
+        """The ids of texts that are one token each."""
+        return [i for text in texts for (i,) in processor.token_ids([text])]
 
-    two, three = {"A": "x", "B": "y"}, {"A": "x", "B": "y", "C": "z"}
-    assert _letter_ids(Written(), 2, "B", two) == {"A": 1, "B": 2}  # type: ignore[arg-type]
-    assert _letter_ids(Written(), 4, "B", three) == {"A": 3, "B": 4, "C": 5}  # type: ignore[arg-type]
-    assert _letter_ids(Written(), 2, "B", three) is None  # type: ignore[arg-type]
-    assert _letter_ids(Written(), 6, "b", two) == {"A": 7, "B": 6}  # type: ignore[arg-type]
-    assert _letter_ids(Written(), 8, "\uff22", two) is None  # type: ignore[arg-type]
+    def letter_ids(text: str, letter: str, options: str) -> dict[str, int] | None:
+        return _letter_ids(processor, *ids(text), letter, dict.fromkeys(options, "x"))
+
+    assert letter_ids("(B", "B", "AB") == dict(zip("AB", ids("(A", "(B"), strict=True))
+    assert letter_ids("B", "B", "ABC") == dict(zip("ABC", ids("A", "B", "C"), strict=True))
+    assert letter_ids("(B", "B", "ABC") is None
+    assert letter_ids("b", "b", "AB") == dict(zip("AB", ids("a", "b"), strict=True))
+    assert letter_ids(wide, wide, "AB") is None
 
 
 @pytest.mark.parametrize(
@@ -231,6 +240,56 @@ def test_the_command_line(records, tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def printed(capsys: pytest.CaptureFixture[str], image: Path, *words: str) -> dict[str, Any]:
+    """What the command line answers about an image, as JSON."""
+    assert main([str(image), QUESTION, *OPTIONS, *words, "--json"]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_window_and_frame_of_the_command_line_choose_what_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = (np.random.default_rng(0).random((2, 96, 96)) * 2000).astype(np.int16)
+    path = write_dicom(tmp_path / "ct.dcm", values, **RESCALED)
+    answers = []
+    for window, frame in (((40.0, 400.0), 1), ((400.0, 40.0), 1), ((40.0, 400.0), 0)):
+        decode_image(path, window=window, frame=frame).image.save(tmp_path / "ct.png")
+        chosen = ("--window", *map(str, window), "--frame", str(frame))
+        answers.append(printed(capsys, path, *chosen))
+        assert answers[-1] == printed(capsys, tmp_path / "ct.png")
+    assert all(a != b for a, b in combinations(answers, 2))
+    assert main([str(path), QUESTION, *OPTIONS, "--frame", "2"]) == 2
+    assert "no frame 2" in capsys.readouterr().err
+
+
+def test_a_larger_image_than_the_command_line_allows_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "grey.png")
+    assert main([str(tmp_path / "grey.png"), QUESTION, *OPTIONS, "--max-pixels", "599"]) == 2
+    said = capsys.readouterr().err
+    assert "30 x 20" in said and "599" in said
+    assert printed(capsys, tmp_path / "grey.png", "--max-pixels", "600")["completion"]
+
+
+def test_the_command_line_asks_the_model_that_it_names_with_its_settings(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_policy(*build("qwen2_5_vl"), tmp_path)
+    trained = replace(choose("tiny"), mode=ReasoningMode.THINK_AFTER, image_size=56, max_completion_length=5)
+    (tmp_path / "medr1.json").write_text(json.dumps(trained.prompt_settings()))
+    Image.linear_gradient("L").save(tmp_path / "x.png")
+    given: dict[str, Any] = {"reasoning": "no_think", "image_size": 84, "max_completion_length": 28}
+    answers = []
+    for left_out in (*given, None, "all"):
+        settings = {name: value for name, value in given.items() if left_out not in (name, "all")}
+        words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        answers.append(printed(capsys, tmp_path / "x.png", "--model", str(tmp_path), *words))
+        assert answers[-1] == asdict(ask(load(tmp_path, **settings), tmp_path / "x.png", QUESTION, OPTIONS))
+    assert all(a != b for a, b in combinations(answers, 2))
+
+
 def test_help_and_mistakes_answer_before_anything_heavy_is_loaded() -> None:
     code = (
         "import sys; from medr1.ask import main\n"
@@ -257,6 +316,7 @@ def test_an_image_with_frames_or_without_content_is_named_in_the_note(
         assert main([str(tmp_path / name), QUESTION, *OPTIONS, "--reasoning", "no_think"]) == 0
         assert word in capsys.readouterr().out
     assert "frames" not in ask(model, tmp_path / "film.gif", QUESTION, OPTIONS, frame=1).note
+    assert "frames" not in printed(capsys, tmp_path / "film.gif", "--frame", "1")["note"]
 
 
 def test_a_dicom_header_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -349,6 +349,7 @@ def test_phantoms_without_test_images_are_refused(train: int) -> None:
         {"options": {"A": "yes", "B": "[SEP]"}},
         {"options": {"A": "\ud800", "B": "no"}},
         {"rationale": "because [SEP]"},
+        {"rationale": "It is seen.</think>"},
     ],
     ids=str,
 )

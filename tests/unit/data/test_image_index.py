@@ -111,7 +111,7 @@ def test_an_error_of_the_machine_is_not_cached(
     smooth(1).save(tmp_path / "a.png")
     (tmp_path / "broken.png").write_text("no image")
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **settings: object) -> None:
         raise error
 
     with monkeypatch.context() as patch:
@@ -190,10 +190,10 @@ def test_ten_thousand_images_and_a_thousand_copies_take_seconds() -> None:
     thumbnails = rng.normal(0, 16, (10_000, 256)).clip(-127, 127).astype(np.int8)
     thumbnails[:1000] = thumbnails[0]
     facts = [ImageFacts(f"{i:05d}", 1, 1, "", row.tobytes()) for i, row in enumerate(thumbnails)]
-    start = time.perf_counter()
+    start = time.process_time()
     groups = group_by_content(facts)
     assert len(set(groups.values())) == 9001
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_thumbnail_ignores_brightness_and_size() -> None:

@@ -133,7 +133,10 @@ def test_empty_and_foreign_files_are_undecodable(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no image")
     assert reason_of(tmp_path, "empty.png") == (Reason.UNDECODABLE_IMAGE, "image 'empty.png' has 0 bytes")
-    assert reason_of(tmp_path, "text.png")[0] is Reason.UNDECODABLE_IMAGE
+    assert reason_of(tmp_path, "text.png") == (
+        Reason.UNDECODABLE_IMAGE,
+        "image 'text.png' cannot be decoded: it has no known image format",
+    )
 
 
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
@@ -208,16 +211,29 @@ def test_images_are_turned_as_their_exif_data_says(tmp_path: Path, suffix: str, 
     assert np.abs(np.asarray(FileImage(tmp_path, path.name).load(16), int) - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "I;16", "1"])
-def test_every_mode_is_turned(tmp_path: Path, mode: str) -> None:
+def test_every_mode_is_turned(tmp_path: Path, mode: str, suffix: str) -> None:
+    """TIFFs without compression, too."""
     values = np.arange(6, dtype=np.uint16).reshape(2, 3) * 40
     image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values.astype(np.uint8)).convert(mode)
     exif = Image.Exif()
     exif[0x0112] = 6
-    image.save(tmp_path / "x.png")
-    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    one, other = (np.asarray(read_rgb(tmp_path, name, LIMIT)) for name in ("x.png", "turned.png"))
+    image.save(tmp_path / f"x.{suffix}")
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"turned.{suffix}", exif=exif)
+    one, other = (np.asarray(read_rgb(tmp_path, f"{name}.{suffix}", LIMIT)) for name in ("x", "turned"))
     assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_low_numbers_are_bright_where_a_tiff_says_so(tmp_path: Path, kind: str) -> None:
+    shown = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    stored = 255 - shown if kind == "uint8" else (255 - shown.astype(np.uint16)) * 256
+    Image.fromarray(stored).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "x.tif") as written:
+        assert written.tag_v2[262] == 0
+    expected = 255 - shown if kind == "uint8" else shown  # Pillow inverts what it writes with 8 bits
+    assert np.array_equal(np.asarray(read_rgb(tmp_path, "x.tif", LIMIT))[..., 0], expected)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255, 65535])

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image
 from medr1.cli.main import CONF
 from medr1.config.schema import register
 from medr1.data import images, tables
-from medr1.data.dataset import Dataset, load_dataset
+from medr1.data.dataset import Dataset, Selection, load_dataset
 from medr1.data.sources import SOURCES
 from medr1.data.sources.mcqa.settings import FilesConfig, McqaConfig, OwnSplit
 from medr1.domain.records import UNSPECIFIED
@@ -199,6 +200,26 @@ def test_options_in_columns_and_positions_as_answers(tmp_path: Path) -> None:
     assert [record.answer for record in records] == ["A", "B"] * 3
 
 
+def test_integers_that_pandas_writes_as_floats_are_positions_and_texts(tmp_path: Path) -> None:
+    """In a column with an empty cell. The values of other columns stay as they are."""
+    save_images(tmp_path)
+    made = [
+        row | {"A": "left", "B": "right", "answer": f"{n % 2}.0" if n else "", "id": f"{n}.0"}
+        for n, row in enumerate(rows(options=None))
+    ]
+    write_csv(tmp_path / "q.csv", made)
+    words = ["data.columns.options=[A,B]", "data.split=test_only"]
+    with pytest.raises(DataError, match=r"answer '1\.0'.*data\.answer_format=zero_based"):
+        load(tmp_path / "q.csv", *words)
+    records = load(tmp_path / "q.csv", *words, "data.answer_format=zero_based").test
+    assert [record.answer for record in records] == ["B", "A", "B", "A", "B"]
+    assert [record.id for record in records] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
+    write_csv(tmp_path / "q.csv", [row | {"A": "1", "B": "1.0 cm", "answer": "1.0"} for row in made])
+    assert {r.answer for r in load(tmp_path / "q.csv", *words).test} == {"A"}
+    write_csv(tmp_path / "q.csv", [row | {"A": "2", "B": "1.0", "answer": "1.0"} for row in made])
+    assert {r.answer for r in load(tmp_path / "q.csv", *words).test} == {"B"}
+
+
 def test_columns_are_mapped_and_optional_ones_are_found_by_name(tmp_path: Path) -> None:
     save_images(tmp_path)
     made = [
@@ -218,6 +239,41 @@ def test_several_image_columns(tmp_path: Path) -> None:
     write_json(tmp_path / "q.json", made)
     records = load(tmp_path / "q.json", "data.columns.image=[image,image_2]", "data.split=test_only").test
     assert [len(record.images) for record in records] == [1, 1, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("form", ["columns", "list", "bytes"])
+def test_placeholders_of_images_behind_an_absent_one_are_refused(form: str, tmp_path: Path) -> None:
+    """Else <image 3> would show the image of another number."""
+    save_images(tmp_path)
+    texts = ["Is <image 3> like <image 2>?", "Is <image 1> normal?", "Which side?"]
+    given: list[list[Any]] = [[None, "img/1.png", "img/2.png"], ["img/0.png", None, "img/2.png"], [None, "img/3.png"]]
+    made = rows(3)
+    for row, text, of_row in zip(made, texts, given, strict=True):
+        row |= {"question": text, "image": of_row} if form == "list" else {"question": text}
+        if form == "bytes":
+            row["image"] = [path and {"bytes": (tmp_path / path).read_bytes(), "path": path} for path in of_row]
+        if form == "columns":
+            row |= {f"image_{n + 1}": path for n, path in enumerate(of_row)}
+            del row["image"]
+    name, write = ("q.parquet", write_parquet) if form == "bytes" else ("q.json", write_json)
+    write(tmp_path / name, made)
+    words = ["data.columns.image=[image_1,image_2,image_3]"] if form == "columns" else []
+    loaded = load(tmp_path / name, "data.split=test_only", *words)
+    assert [(r.question, len(r.images)) for r in loaded.test] == [(texts[1], 2), (texts[2], 1)]
+    assert "record #0: no_image: the text has <image 3>, and image 1 is absent" in loaded.facts["bad_records"][0]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_lists_of_images_as_pandas_writes_them_and_names_in_brackets(suffix: str, tmp_path: Path) -> None:
+    save_images(tmp_path)
+    texts = ["['img/0.png', 'img/1.png']", '["img/0.png"]', "[CT]0.png", "[None, 'img/2.png']", "['img/0.png", "[1]"]
+    (tmp_path / "[CT]0.png").write_bytes(png(9))
+    made = [row | {"image": text, "options": "['left', 'right']"} for row, text in zip(rows(), texts, strict=True)]
+    WRITERS[f"q.{suffix}"](tmp_path / f"q.{suffix}", made)
+    loaded = load(tmp_path / f"q.{suffix}", "data.split=test_only")
+    shown = [["img/0.png", "img/1.png"], ["img/0.png"], ["[CT]0.png"], ["img/2.png"]]
+    assert [[image.path for image in record.images] for record in loaded.test] == shown
+    assert loaded.facts["counts"]["bad"] == {"malformed": 1, "no_image": 1}
 
 
 def test_values_of_an_axis_are_grouped_and_others_stay(tmp_path: Path) -> None:
@@ -296,6 +352,48 @@ def test_a_file_of_no_part_beside_training_and_test_is_named(tmp_path: Path) -> 
     assert len(divided.train) + len(divided.test) == 6
 
 
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (("train.jsonl", "val.jsonl"), "data.test_part=val"),
+        (("train-0.jsonl", "train-1.jsonl", "Valid.jsonl"), "data.test_part=valid"),
+        (("train1.jsonl", "test1.jsonl"), "data.files.train=[train1.jsonl] data.files.test=[test1.jsonl]"),
+        (("training.jsonl", "testing.jsonl"), "data.files.train=[training.jsonl] data.files.test=[testing.jsonl]"),
+        (("train/q.jsonl", "test/q.jsonl"), "data.files.train=[train/q.jsonl] data.files.test=[test/q.jsonl]"),
+        (("train.jsonl", "extra.jsonl"), "data.split=image_grouped"),
+        (("extra.jsonl", "test.jsonl"), "data.split=image_grouped"),
+    ],
+)
+def test_files_of_parts_without_a_test_part_are_not_divided_anew(
+    names: tuple[str, ...], remedy: str, tmp_path: Path
+) -> None:
+    """Else training records of the data set would be tested on, and its test records trained on."""
+    data = tmp_path / "data"
+    save_images(data)
+    for n, name in enumerate(names):
+        (data / name).parent.mkdir(exist_ok=True)
+        write_json_lines(data / name, rows(6)[2 * n : 2 * n + 2])
+    for words in ([], ["data.validation_fraction=0.3"]):
+        with pytest.raises(DataError) as error:
+            load(data, *words)
+        assert f"data.path={data}" in str(error.value) and remedy in str(error.value)
+    divided = load(data, *remedy.split(), f"data.root={data}")
+    assert len(divided.test) == 2 or remedy == "data.split=image_grouped"
+    for n, name in enumerate(names):  # a column of the rows divides them
+        write_json_lines(data / name, [row | {"split": "train" if n else "test"} for row in rows(6)[2 * n : 2 * n + 2]])
+    assert {r.question[-2] for r in load(data, f"data.root={data}").test} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    "names", [("train-0.jsonl", "train-1.jsonl"), ("liver.jsonl", "testis.jsonl"), ("train1.jsonl", "train2.jsonl")]
+)
+def test_files_of_one_part_or_of_none_are_divided(names: tuple[str, ...], tmp_path: Path) -> None:
+    save_images(tmp_path)
+    for n, name in enumerate(names):
+        write_json_lines(tmp_path / name, rows(6)[3 * n : 3 * n + 3])
+    assert "divided by image content" in "".join(load(tmp_path).messages)
+
+
 def test_a_data_set_of_the_hub_without_the_test_split_is_not_divided_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,8 +406,21 @@ def test_another_part_for_test(tmp_path: Path) -> None:
     save_images(tmp_path)
     write_json(tmp_path / "q.json", [r | {"split": "val" if n > 3 else "train"} for n, r in enumerate(rows())])
     assert len(load(tmp_path / "q.json", "data.test_part=val").test) == 2
-    with pytest.raises(DataError, match="no test record"):
+    with pytest.raises(DataError, match=r"no test record(?s:.*)2 in part 'val'; data\.test_part=val chooses 'val'"):
         load(tmp_path / "q.json")
+    with pytest.raises(DataError, match=r"no training record(?s:.*)4 in part 'train'; data\.train_part=train"):
+        settings = composed_data(".", "data.test_part=val", "data.train_part=training")
+        settings = dataclasses.replace(settings, path=str(tmp_path / "q.json"), cache_dir=str(tmp_path / "cache"))
+        load_dataset(settings, "all", "all", is_trained=True)
+
+
+def test_the_part_that_is_left_out_can_be_chosen_as_the_log_says(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    parts = ["train", "train", "train", "test", "dev set", "dev set"]
+    write_json(tmp_path / "q.json", [row | {"split": part} for row, part in zip(rows(), parts, strict=True)])
+    said = "".join(load(tmp_path / "q.json").messages)
+    assert "2 in part 'dev set'; 'data.validation_part=dev set' chooses 'dev set'" in said
+    assert len(load(tmp_path / "q.json", "data.validation_part=dev set").validation) == 2
 
 
 @pytest.mark.parametrize("first", ["{broken", json.dumps(rows(1)[0])], ids=["broken", "without the column"])
@@ -332,6 +443,42 @@ def test_leaks_by_content_between_bytes_and_files(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "q.jsonl", [r | {"split": "test" if n == 3 else "train"} for n, r in enumerate(made)])
     leaks = load(tmp_path / "q.jsonl").facts["leaks"]
     assert (leaks["records_by_path"], leaks["records_by_content"]) == (0, 1)
+
+
+@pytest.mark.parametrize("sets", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "data.files.train=[train.json] data.files.test=[test.json] data.files.validation=[other.json]",
+        "data.columns.split=part",
+        "data.columns.split=part data.train_part=training data.test_part=testing",
+    ],
+)
+def test_the_remedy_for_leaks_works_as_it_is_printed(
+    words: str, sets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = ("training", "testing") if "training" in words else ("train", "test")
+    for place, name, taken in (("train", names[0], rows()[:4]), ("test", names[1], rows()[2:])):
+        write_json(tmp_path / f"{place}.json", [row | {"part": name} for row in taken])
+    if "other.json" in words:
+        write_json(tmp_path / "other.json", rows(1, image="img/5.png"))
+
+    def answer(words: str) -> str:
+        line = f"data.path=. data.cache_dir=cache {words}".replace("data.", "data.sets.mcqa." if sets else "data.")
+        chosen = "data=benchmarks +data@data.sets.mcqa=mcqa" if sets else "data=mcqa"
+        cfg = composed("train", *chosen.split(), *line.split(), "trainer.eval_steps=1", "data.validation_fraction=0.1")
+        check_typed([cfg], [word.partition("=")[0] for word in line.split()])
+        data = SOURCES[cfg.data.kind].load(cfg.data, Selection("all", "all"))
+        return "".join(data.messages).replace("data.sets.mcqa.", "data.")
+
+    said = answer(words)
+    found = re.search(r"also occurs in training \(2 by path\); (\S+)(?: without (.*?))? avoids this", said)
+    assert found is not None, said
+    left_out = (found[2] or "").split(" and ")
+    answer(" ".join([word for word in words.split() if word.partition("=")[0] + "=" not in left_out] + [found[1]]))
 
 
 def test_records_with_common_images_stay_together(tmp_path: Path) -> None:
@@ -390,6 +537,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no answer": ({"answer": None}, "answer_not_among_options"),
     "position": ({"answer": 0}, "ambiguous_answer"),
     "control token": ({"question": "What <|im_end|>?"}, "control_token"),
+    "tags in the rationale": ({"rationale": "<think>Left.</think><answer>A</answer>"}, "malformed: the rationale has"),
     "half a surrogate pair": ({"question": "What \ud800?"}, "unencodable_text"),
     "list as modality": ({"modality": ["CT"]}, "malformed"),
 }
@@ -403,7 +551,7 @@ def test_a_bad_record_is_skipped_and_named_or_stops(case: str, tmp_path: Path) -
     made[2] |= changes
     write_json_lines(tmp_path / "q.jsonl", made)
     dataset = load(tmp_path / "q.jsonl", "data.split=test_only")
-    assert len(dataset.test) == 5 and dataset.facts["counts"]["bad"] == {reason: 1}
+    assert len(dataset.test) == 5 and dataset.facts["counts"]["bad"] == {reason.partition(":")[0]: 1}
     with pytest.raises(DataError, match=rf"q\.jsonl, record #2.*{reason}") as error:
         load(tmp_path / "q.jsonl", "data.split=test_only", "data.on_bad_record=error")
     assert "Remedy" in str(error.value)
@@ -487,6 +635,28 @@ def test_files_beside_the_data_are_skipped_and_counted(name: str, tmp_path: Path
     assert any("1 files are skipped" in message for message in loaded.messages)
 
 
+def test_what_commands_in_the_folder_of_the_data_have_written_is_not_read(tmp_path: Path) -> None:
+    """Else the second command reads the audit or the run of the first one as questions."""
+    save_images(tmp_path)
+    write_json(tmp_path / "q.json", rows())
+    first = load(tmp_path, f"data.cache_dir={tmp_path}/runs/cache")
+    for place in (
+        *("audit/audit.json", "audit/audit.txt", "compare/comparison.json", "compare/results.md"),
+        *("run/config.yaml", "run/overrides.yaml", "run/predictions/trained.jsonl", "run/model/config.json"),
+        *("sweep/sweep.json", "sweep/.sweep.lock", "sweep/report/matrices.json", "sweep/base/a.jsonl"),
+        *("mlflow.db", "mlartifacts/1/artifacts/audit.json", "cache/images-d14e925532409e7d.jsonl"),
+    ):
+        (tmp_path / "runs" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / place).write_text("{}")
+    again = load(tmp_path)
+    assert (again.fingerprint, again.facts) == (first.fingerprint, first.facts)
+    write_json(tmp_path / "more" / "sweep.json", rows(1, question="And this?"))  # a file of this name alone is data
+    with pytest.raises(DataError, match="does not exist below"):
+        load(tmp_path, "data.on_bad_record=error")
+    with pytest.raises(DataError, match=r"runs has no file with one of the suffixes"):
+        load(tmp_path / "runs")
+
+
 @pytest.mark.parametrize("place", ["img", "img/1.png", "sub", "sub/q.json"])
 def test_links_to_data_elsewhere_are_followed(place: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
@@ -534,6 +704,56 @@ def test_a_csv_file_of_a_spreadsheet(tmp_path: Path) -> None:
         ("Where?", "B", "CT"),
     ]
     assert records[1].images[0].load(28).size == (40, 40)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("stray", "said"),
+    [
+        ({3: '"Halo sign: which side?'}, "unexpected end of data"),
+        ({3: '"Halo sign: which side?', 8: 'Where is the "halo" sign?'}, "expected after"),
+        (
+            {3: '"Halo sign: which side?', 8: 'Larger than 5"'},
+            "the quote before column 'question' is closed in another",
+        ),
+        (
+            {3: '"Halo sign: which side?', 4: 'Larger than 5"'},
+            "the quote before column 'question' is closed in another",
+        ),
+        ({3: 'Larger than 5"', 8: 'Where is the "halo" sign?'}, ""),  # such quotes are text
+    ],
+)
+def test_a_quote_that_is_not_closed_joins_no_rows(
+    stray: dict[int, str], said: str, suffix: str, tmp_path: Path
+) -> None:
+    save_images(tmp_path, 10)
+    delimiter = {"csv": ",", "tsv": "\t"}[suffix]
+    made = [["image", "question", "A", "B", "answer"]]
+    made += [[f"img/{n}.png", stray.get(n, f"Which side is {n}?"), "left", "right", "AB"[n % 2]] for n in range(10)]
+    path = tmp_path / f"q.{suffix}"
+    path.write_text("".join(delimiter.join(row) + "\n" for row in made))
+    words = ("data.columns.options=[A,B]", "data.split=test_only")
+    if not said:
+        assert [r.question for r in load(path, *words).test][3::5] == list(stray.values())
+        return
+    with pytest.raises(DataError, match=rf"q\.{suffix} cannot be read from line 5, record #3: .*{said}.*doubled"):
+        load(path, *words)
+
+
+def test_quoted_fields_of_several_lines_are_read(tmp_path: Path) -> None:
+    """Also those with as many commas as a row has."""
+    save_images(tmp_path)
+    texts = [
+        "Man, 61, smoker\nCT, chest",
+        'The "halo" sign,\n\nwhich side?',
+        "a\n1,2,3\nb",
+        "See x.png,\nwhere?",
+        "?",
+        "!",
+    ]
+    made = [row | {"question": text, "options": "['left', 'right']"} for row, text in zip(rows(), texts, strict=True)]
+    write_csv(tmp_path / "q.csv", made)
+    assert [r.question for r in load(tmp_path / "q.csv", "data.split=test_only").test] == texts
 
 
 @pytest.mark.parametrize(
@@ -642,6 +862,24 @@ def test_patients_that_the_data_divide_are_counted(tmp_path: Path) -> None:
     assert found.facts["leaks"]["records_by_group"] == 3
     assert "3 of 3 test questions belong to a group" in "".join(found.messages)
     assert "records_by_group" not in load(tmp_path / "q.jsonl").facts["leaks"]
+
+
+def test_a_patient_that_another_file_writes_as_a_float_is_the_same(tmp_path: Path) -> None:
+    """Patients that all files write alike keep their names, so that the fingerprints of such data stay."""
+    made = [row | {"options": "['left', 'right']"} for row in patients(4, 2)]
+    for spelling, found in (("{}.0", 4), ("{}", 4), ("{}.5", 0)):
+        write_csv(
+            tmp_path / "d" / "train.csv", [row | {"patient": spelling.format(row["patient"])} for row in made[::2]]
+        )
+        write_csv(tmp_path / "d" / "test.csv", made[1::2])
+        loaded = load(tmp_path / "d", "data.columns.group=patient")
+        assert loaded.facts["leaks"]["records_by_group"] == found
+        assert "4 of 4 test questions belong to a group" in "".join(loaded.messages) or not found
+    write_csv(tmp_path / "d" / "test.csv", [row | {"patient": f"{row['patient']}.5"} for row in made[1::2]])
+    assert {r.group for r in load(tmp_path / "d", "data.columns.group=patient").train} == {"0.5", "1.5", "2.5", "3.5"}
+    for part in ("train", "test"):
+        write_csv(tmp_path / "d" / f"{part}.csv", [row | {"patient": f"{row['patient']}.0"} for row in made])
+    assert {r.group for r in load(tmp_path / "d", "data.columns.group=patient").train} == {"0.0", "1.0", "2.0", "3.0"}
 
 
 def test_a_missing_patient_is_refused(tmp_path: Path) -> None:

@@ -98,10 +98,10 @@ def test_ambiguous_texts_are_rejected(text: str) -> None:
 
 @pytest.mark.parametrize("piece", [" A)", ", A)", " A), C)", " A)x, B)y, A)z", "(", "\nA)"])
 def test_long_texts_take_little_time(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match="no list of options"):
         parse_problem(piece * 20_000)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @given(st.text(max_size=40) | st.lists(st.sampled_from(["<answer>", "</answer>", " ", "A", "(", "a"])).map("".join))

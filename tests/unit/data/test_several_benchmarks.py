@@ -11,10 +11,10 @@ import pytest
 
 from medr1.data.dataset import limit_cells, load_dataset
 from medr1.data.sources.benchmarks import BenchmarksConfig
-from medr1.data.sources.mcqa.settings import McqaConfig
+from medr1.data.sources.mcqa.settings import ColumnsConfig, McqaConfig
 from medr1.data.sources.phantoms import PhantomsConfig
 from medr1.data.splitting import file_hashes
-from medr1.errors import ConfigError
+from medr1.errors import ConfigError, DataError
 from tests.composing import composed
 from tests.miniatures import save_png, write_json
 
@@ -111,6 +111,26 @@ def test_what_is_wrong_with_a_set_is_named_by_its_own_key(words: str, said: str)
     with pytest.raises(ConfigError) as error:
         composed("train", "data=benchmarks", *words.split())
     assert said in str(error.value)
+
+
+def test_errors_and_messages_of_a_set_name_settings_that_can_be_typed(tmp_path: Path) -> None:
+    for n in range(6):
+        save_png(tmp_path / "q" / f"{n}.png", n)
+    rows = [
+        {"image": f"{n}.png", "question": "?", "options": ["a", "b"], "answer": "A", "part": ("train", "val")[n % 2]}
+        for n in range(6)
+    ]
+    write_json(tmp_path / "q" / "q.json", rows)
+    own = McqaConfig(name="mcqa", path=str(tmp_path / "q"), cache_dir=str(tmp_path / "cache"), image_size=56)
+    with pytest.raises(DataError, match=r"Remedy: data\.sets\.own\.columns\.answer=NAME$"):
+        load_dataset(settings(own=replace(own, columns=ColumnsConfig(answer="correct"))), "all", "all")
+    of_set = settings(own=replace(own, columns=ColumnsConfig(split="part")), phantoms=phantoms(0))
+    with pytest.raises(
+        DataError, match=r"data\.sets\.own: there is no test record(?s:.*)data\.sets\.own\.test_part=val "
+    ):
+        load_dataset(of_set, "all", "all")
+    with pytest.raises(DataError, match=r"none of the 6 records read can be used(?s:.*)data\.max_images=0"):
+        load_dataset(replace(settings(own=own), max_images=0), "all", "all")  # a setting of all sets
 
 
 def test_a_set_that_is_not_trained_on_needs_no_training_records() -> None:

@@ -20,6 +20,7 @@ from medr1.data.sources.source import Source
 from medr1.data.splitting import connected, validation_parts
 from medr1.domain.records import Record
 from medr1.errors import DataError
+from medr1.workflows.components import check_typed
 from tests.composing import composed
 from tests.miniatures import png, save_png, write_json, write_slake
 
@@ -185,6 +186,35 @@ def test_the_validation_part_of_own_data(by: str, tmp_path: Path) -> None:
     chosen = files if by == "files" else "data.validation_part=val"
     data = load(f"data=mcqa data.path={tmp_path}/q data.cache_dir={tmp_path}/cache {chosen}")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("sets", [False, True])
+@pytest.mark.parametrize("by", ["column", "files"])
+def test_the_remedy_for_shared_validation_images_works_as_it_is_printed(by: str, sets: bool, tmp_path: Path) -> None:
+    sizes = {"train": 9, "val": 2, "test": 1}
+    parts = [part for part, size in sizes.items() for _ in range(size)]
+    rows = [
+        {"image": f"{n - (n == 9)}.png", "question": f"Which {n}?", "options": ["a", "b"], "answer": "A", "part": part}
+        for n, part in enumerate(parts)
+    ]
+    for number in range(len(rows)):
+        save_png(tmp_path / "q" / f"{number}.png", number)
+    for part in sizes:
+        write_json(tmp_path / "q" / f"{part}.json", [row for row in rows if row["part"] == part])
+    words = {
+        "files": "data.files.train=[train.json] data.files.validation=[val.json] data.files.test=[test.json]",
+        "column": "data.columns.split=part data.validation_part=val",
+    }[by]
+    place, chosen = ("data.sets.mcqa.", "data=benchmarks +data@data.sets.mcqa=mcqa") if sets else ("data.", "data=mcqa")
+    line = f"data.path={tmp_path}/q data.cache_dir={tmp_path}/cache {words}".replace("data.", place)
+    with pytest.raises(DataError, match="share an image or a group with a training record") as error:
+        load(f"{chosen} {line}")
+    typed = str(error.value).rpartition(" instead, with ")[2]
+    assert typed.endswith(" data.validation_fraction=0.1")
+    cfg = composed("train", *chosen.split(), *line.split(), *typed.split(), "trainer.eval_steps=1")
+    check_typed([cfg], [word.partition("=")[0] for word in [*line.split(), *typed.split()]])
+    data = load_dataset(cfg.data, "all", "all", is_trained=True)
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 1, 1)
 
 
 def test_sets_with_and_without_validation_records_of_their_own(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,7 +240,11 @@ def test_a_process_that_waits_for_another_says_so(tmp_path: Path, caplog: pytest
         with holder.lock():
             thread = threading.Thread(target=wait)
             thread.start()
-            assert not entered.wait(0.2)
+            deadline = time.monotonic() + 30
+            while not caplog.records:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert not entered.is_set()
         thread.join(timeout=30)
     assert entered.is_set() and f"which adds completions to {holder.file}" in caplog.text
     caplog.clear()

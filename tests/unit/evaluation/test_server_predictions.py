@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from base64 import b64decode
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openai._base_client
 import pytest
 from PIL import Image
 
@@ -25,40 +30,56 @@ from medr1.domain.reasoning import ReasoningMode, question_text
 from medr1.domain.records import Record
 from medr1.errors import DataError, ServerError
 from medr1.evaluation import server_predictions
-from medr1.evaluation.chat_client import ChatClient, ChatCompletion
+from medr1.evaluation.chat_client import ChatClient
 from medr1.evaluation.circular import rotate
 from medr1.evaluation.prediction_store import partial_file
 from medr1.evaluation.predictions import Condition, prediction, read_predictions
 from medr1.evaluation.server_predictions import ServerPredictionStore
-from tests.scripted_server import Step, completion, scripted_server
+from tests.scripted_server import ScriptedServer, Step, completion, scripted_server
 
-RECORDS = make_records(World.TEST, 0, 1)
+RECORDS = [replace(r, question=f"{r.question} [{r.id}]") for r in make_records(World.TEST, 0, 1)]
 MODE = ReasoningMode.NO_THINK
 SIZE = ImageSize(Resize.square, 28, 1, 1, 28)
 
 
-class StubClient:
-    """A client whose every completion is A, except for one record that fails; records the requests."""
+@contextmanager
+def answering(fails: str | None = None) -> Iterator[tuple[ScriptedServer, ChatClient]]:
+    """A server whose every completion is A, except for one record that fails, and its client."""
 
-    def __init__(self, fails: str = "") -> None:
-        self.fails, self.requests, self.parts = fails, list[str](), list[Sequence[str | bytes]]()
-        self.sampling = list[tuple[float, int | None]]()
+    def reply(body: Any) -> Step:
+        return (400, {}, {}) if record_of(body) == fails else (200, completion(), {})
 
-    def complete(
-        self,
-        parts: Sequence[str | bytes],
-        max_completion_length: int,
-        *,
-        record: str,
-        temperature: float,
-        seed: int | None,
-    ) -> ChatCompletion:
-        self.requests.append(record)
-        self.parts.append(parts)
-        self.sampling.append((temperature, seed))
-        if record == self.fails:
-            raise ServerError(f"record {record}")
-        return ChatCompletion("<answer>A</answer>", 3, False)
+    with scripted_server(reply) as server, closing(ChatClient(server.url, "name", timeout=60, max_retries=0)) as client:
+        yield server, client
+
+
+def bodies(server: ScriptedServer) -> list[Any]:
+    return [body for *_, body in server.requests]
+
+
+def asked(server: ScriptedServer) -> list[str]:
+    """The record of each request."""
+    return [record_of(body) for body in bodies(server)]
+
+
+def sampling(server: ScriptedServer) -> list[tuple[float, int | None]]:
+    """Temperature and seed of each request."""
+    return [(body["temperature"], body.get("seed")) for body in bodies(server)]
+
+
+def parts_of(body: Any) -> list[str | bytes]:
+    """Texts and images of a request in order."""
+    prefix = "data:image/png;base64,"
+    (turn,) = body["messages"]
+    return [
+        part["text"] if part["type"] == "text" else b64decode(part["image_url"]["url"].removeprefix(prefix))
+        for part in turn["content"]
+    ]
+
+
+def record_of(body: Any) -> str:
+    """The id of the record, which the questions of ``RECORDS`` name."""
+    return str(parts_of(body)[-1]).partition("[")[2].partition("]")[0]
 
 
 def store_in(
@@ -77,7 +98,7 @@ def store_in(
 
 
 def generate(
-    folder: Path, client: Any, concurrency: int = 3, records: Sequence[Record] = RECORDS, size: ImageSize = SIZE
+    folder: Path, client: ChatClient, concurrency: int = 3, records: Sequence[Record] = RECORDS, size: ImageSize = SIZE
 ) -> Path:
     store_in(folder, concurrency, records, size).generate(client, Condition.BASE)
     return folder / "base.jsonl"
@@ -94,111 +115,134 @@ def write_partial(folder: Path, *lines: dict[str, Any], torn: bytes = b"") -> Pa
 
 @pytest.mark.parametrize("concurrency", [1, 3, 100])
 def test_every_record_is_requested_once_and_predictions_are_in_order(concurrency: int, tmp_path: Path) -> None:
-    server = StubClient()
-    file = generate(tmp_path, server, concurrency=concurrency)
-    assert sorted(server.requests) == sorted(r.id for r in RECORDS)
+    with answering() as (server, client):
+        file = generate(tmp_path, client, concurrency=concurrency)
+    assert sorted(asked(server)) == sorted(r.id for r in RECORDS)
     assert [line.record for line in read_predictions(file)] == [r.id for r in RECORDS]
     assert [path.name for path in tmp_path.iterdir()] == ["base.jsonl"]
 
 
 def test_a_failure_keeps_what_arrived_and_the_next_process_generates_the_rest(tmp_path: Path) -> None:
-    first, second = StubClient(fails=RECORDS[20].id), StubClient()
-    with pytest.raises(ServerError, match=RECORDS[20].id):
-        generate(tmp_path, first)
+    with (
+        answering(fails=RECORDS[20].id) as (first, client),
+        pytest.raises(ServerError, match=f"{RECORDS[20].id}: HTTP 400"),
+    ):
+        generate(tmp_path, client)
     saved = {line.record for line in read_predictions(partial_file(tmp_path / "base.jsonl"))}
-    assert saved == set(first.requests) - {RECORDS[20].id} and len(saved) >= 18
-    file = generate(tmp_path, second)
-    assert sorted(second.requests) == sorted({r.id for r in RECORDS} - saved)
+    assert saved == set(asked(first)) - {RECORDS[20].id} and len(saved) >= 18
+    with answering() as (second, client):
+        file = generate(tmp_path, client)
+    assert sorted(asked(second)) == sorted({r.id for r in RECORDS} - saved)
     assert len(read_predictions(file)) == len(RECORDS)
 
 
 @pytest.mark.parametrize("torn", [b"", b"{", json.dumps(LINES[4]).encode(), b'{"text": "\xc3'])
 def test_a_torn_last_line_is_dropped_and_generated_again(torn: bytes, tmp_path: Path) -> None:
     write_partial(tmp_path, *LINES[:4], torn=torn)
-    server = StubClient()
-    lines = read_predictions(generate(tmp_path, server))
-    assert sorted(server.requests) == sorted(r.id for r in RECORDS[4:])
+    with answering() as (server, client):
+        lines = read_predictions(generate(tmp_path, client))
+    assert sorted(asked(server)) == sorted(r.id for r in RECORDS[4:])
     assert [line.parsed for line in lines] == ["B"] * 4 + ["A"] * (len(RECORDS) - 4)
 
 
 def test_with_a_complete_file_beside_its_partial_one_nothing_is_requested(tmp_path: Path) -> None:
-    file = generate(tmp_path, StubClient())
-    unfinished, server = write_partial(tmp_path, *LINES), StubClient()
-    before = file.read_bytes()
-    generate(tmp_path, server)
-    assert (server.requests, file.read_bytes(), unfinished.exists()) == ([], before, False)
+    with answering() as (server, client):
+        file = generate(tmp_path, client)
+        unfinished, before = write_partial(tmp_path, *LINES), file.read_bytes()
+        generate(tmp_path, client)
+    assert (len(server.requests), file.read_bytes(), unfinished.exists()) == (len(RECORDS), before, False)
 
 
 def test_predictions_for_other_records_are_refused(tmp_path: Path) -> None:
     stranger = asdict(prediction(replace(RECORDS[0], id="stranger"), Condition.BASE, MODE, "", 0, False))
-    for line in (stranger, {**LINES[0], "condition": "trained"}, {**LINES[0], "reasoning": "think_after"}):
-        write_partial(tmp_path, line)
-        with pytest.raises(DataError, match=r"base\.jsonl\.partial: record .* remove the file"):
-            generate(tmp_path, StubClient())
-    write_partial(tmp_path, LINES[0], LINES[0])
-    with pytest.raises(DataError, match=r"line 2: .*occurs twice"):
-        generate(tmp_path, StubClient())
+    with answering() as (server, client):
+        for line in (stranger, {**LINES[0], "condition": "trained"}, {**LINES[0], "reasoning": "think_after"}):
+            write_partial(tmp_path, line)
+            with pytest.raises(DataError, match=r"base\.jsonl\.partial: record .* remove the file"):
+                generate(tmp_path, client)
+        write_partial(tmp_path, LINES[0], LINES[0])
+        with pytest.raises(DataError, match=r"line 2: .*occurs twice"):
+            generate(tmp_path, client)
+    assert not server.requests
 
 
 def test_each_sample_is_a_request_with_a_seed_of_its_own(tmp_path: Path) -> None:
-    server, store = StubClient(), store_in(tmp_path)
-    store.generate(server, Condition.BASE)
-    assert set(server.sampling) == {(0, None)}
-    server = StubClient()
-    store.generate_samples(Condition.BASE, 3, partial(store.answer, server))
+    store = store_in(tmp_path)
+    with answering() as (server, client):
+        store.generate(client, Condition.BASE)
+    assert set(sampling(server)) == {(0, None)}
+    with answering() as (server, client):
+        store.generate_samples(Condition.BASE, 3, partial(store.answer, client))
     lines = read_predictions(tmp_path / "base.samples.jsonl")
     expected = [(r.id, f"base.sample_{i}") for r in RECORDS for i in range(3)]
     assert [(line.record, line.condition) for line in lines] == expected
-    assert sorted(server.requests) == sorted(record for record, _ in expected)
-    assert {temperature for temperature, _ in server.sampling} == {0.7}
-    assert len({seed for _, seed in server.sampling}) == len(expected)
+    assert sorted(asked(server)) == sorted(record for record, _ in expected)
+    assert {temperature for temperature, _ in sampling(server)} == {0.7}
+    assert len({seed for _, seed in sampling(server)}) == len(expected)
     assert store.conditions.keys() == {"base"}
 
 
 def test_rotations_are_asked_with_the_options_in_their_places(tmp_path: Path) -> None:
-    server, store = StubClient(), store_in(tmp_path, concurrency=1)
-    store.generate_rotations(Condition.TRAINED, partial(store.answer, server))
+    store = store_in(tmp_path, concurrency=1)
+    with answering() as (server, client):
+        store.generate_rotations(Condition.TRAINED, partial(store.answer, client))
     lines = read_predictions(tmp_path / "trained.rotations.jsonl")
-    asked = [rotate(r, places) for r in RECORDS for places in range(1, len(r.options))]
-    texts = [question_text(record.question, record.options, MODE) for record in asked]
-    assert [parts[-1] for parts in server.parts] == texts
-    assert [line.answer for line in lines] == [record.answer for record in asked]
-    assert lines[0].condition == "trained.rotation_1" and set(server.sampling) == {(0, None)}
+    rotated = [rotate(r, places) for r in RECORDS for places in range(1, len(r.options))]
+    texts = [question_text(record.question, record.options, MODE) for record in rotated]
+    assert [parts_of(body)[-1] for body in bodies(server)] == texts
+    assert [line.answer for line in lines] == [record.answer for record in rotated]
+    assert lines[0].condition == "trained.rotation_1" and set(sampling(server)) == {(0, None)}
 
 
 def test_samples_that_arrived_before_a_failure_are_not_requested_again(tmp_path: Path) -> None:
-    first, second, store = StubClient(fails=RECORDS[7].id), StubClient(), store_in(tmp_path, concurrency=1)
-    with pytest.raises(ServerError):
-        store.generate_samples(Condition.BASE, 2, partial(store.answer, first))
-    store.generate_samples(Condition.BASE, 2, partial(store.answer, second))
+    store = store_in(tmp_path, concurrency=1)
+    with answering(fails=RECORDS[7].id) as (first, client), pytest.raises(ServerError):
+        store.generate_samples(Condition.BASE, 2, partial(store.answer, client))
+    with answering() as (second, client):
+        store.generate_samples(Condition.BASE, 2, partial(store.answer, client))
     assert len(first.requests) == 15 and len(second.requests) == 2 * len(RECORDS) - 14
-    assert not set(first.sampling[:14]) & set(second.sampling)
+    assert not set(sampling(first)[:14]) & set(sampling(second))
 
 
 def test_a_failure_ends_the_requests_that_wait_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait lasts here until the client is closed. The failure does not wait for its end."""
+    closed, waits = Event(), list[tuple[float, bool]]()
+    clock = SimpleNamespace(time=time.time, sleep=lambda seconds: waits.append((seconds, closed.wait(60))))
+    monkeypatch.setattr(openai._base_client, "time", clock)
     monkeypatch.setattr(server_predictions, "_GRACE_SECONDS", 0.3)
     replies: Any = iter([(429, {}, {"Retry-After": "6"}), (200, completion(), {}), (400, {}, {})])
-    with scripted_server(lambda: next(replies)) as server:
-        client = ChatClient(server.url, "name", timeout=60, max_retries=9)
-        start = time.monotonic()
-        with closing(client), pytest.raises(ServerError, match="HTTP 400"):
-            generate(tmp_path, client, concurrency=2)
-        assert time.monotonic() - start < 5
-        time.sleep(start + 6.5 - time.monotonic())
+    with scripted_server(lambda _: next(replies)) as server:
+        before = set(threading.enumerate())
+        with closing(ChatClient(server.url, "name", timeout=60, max_retries=9)) as client:
+            with pytest.raises(ServerError, match="HTTP 400"):
+                generate(tmp_path, client, concurrency=2)
+            assert waits == []
+        closed.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert waits == [(6, True)]
         assert len(server.requests) == 3, "the request that waited for its retry is not sent again"
     assert len(read_predictions(partial_file(tmp_path / "base.jsonl"))) == 1
 
 
 def test_a_request_under_way_when_another_one_fails_is_kept(tmp_path: Path) -> None:
-    replies: Any = iter([(0.4, (200, completion(), {})), (0.0, (400, {}, {}))])
+    failed = Event()
+    good, bad = (200, completion(), {}), (400, {}, {})
+    replies: Any = iter([good, *[bad] * 9])
 
-    def reply() -> Step:
-        delay, step = next(replies)
-        time.sleep(delay)
-        return step  # type: ignore[no-any-return]
+    def reply(_: Any) -> Step:
+        step: Step = next(replies)
+        if step == good:
+            failed.wait(60)
+            time.sleep(0.3)  # until the client knows of the failure
+        else:
+            failed.set()
+        return step
 
     with scripted_server(reply) as server, pytest.raises(ServerError, match="HTTP 400"):
         generate(tmp_path, ChatClient(server.url, "name", timeout=60, max_retries=0), concurrency=2)
+    assert len(server.requests) == 2
     assert len(read_predictions(partial_file(tmp_path / "base.jsonl"))) == 1
 
 
@@ -213,10 +257,11 @@ def test_all_images_are_sent_where_they_stand_and_in_their_size(tmp_path: Path) 
         replace(RECORDS[0], id="before", images=images),
         replace(RECORDS[0], id="inside", images=images, question="Is <image 2> left?"),
     ]
-    size, client = ImageSize(Resize.native, 28, 784, 10000, 28), StubClient()
-    generate(tmp_path, client, concurrency=1, records=records, size=size)
+    size = ImageSize(Resize.native, 28, 784, 10000, 28)
+    with answering() as (server, client):
+        generate(tmp_path, client, concurrency=1, records=records, size=size)
     loaded = [np.asarray(image) for image in cached_image_loader(size)(records[0])]
-    before, inside = client.parts
+    before, inside = map(parts_of, bodies(server))
     text = question_text(RECORDS[0].question, RECORDS[0].options, MODE)
     assert before[2] == text and inside[1] == "Is " and inside[3].startswith(" left?")
     for found, expected in ((before[0], 0), (before[1], 1), (inside[0], 0), (inside[2], 1)):

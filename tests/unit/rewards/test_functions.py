@@ -120,6 +120,12 @@ OPTIONS = {
         ("nothing", None),
         ("", None),
         ("B", None),
+        ("The answer is B, because option C would show consolidation.", "B"),
+        ("The answer is B rather than option C.", "B"),
+        ("Option A is unlikely. Option B fits the border. Option C is excluded.", "B"),
+        ("option B is excluded", None),
+        ("The final answer is **B**.", "B"),
+        ("it is not B but option C", "C"),
     ],
 )
 def test_consistency(rationale: str, concluded: str | None) -> None:

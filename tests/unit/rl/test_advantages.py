@@ -60,6 +60,14 @@ def test_a_group_without_variance_has_exactly_no_advantage(groups: list[list[flo
     assert all(math.isfinite(a) for a in found.flatten().tolist())
 
 
+@pytest.mark.parametrize("low", [0.0, 1000.0, 100_000.0])
+def test_a_difference_counts_whatever_is_added_to_all_rewards(low: float) -> None:
+    """But not that of a sum of the same parts in another order."""
+    rewards = torch.tensor([low, low + 1, low, low])
+    assert group_advantages(rewards, 4, "group").tolist() == pytest.approx([-0.5, 1.5, -0.5, -0.5], abs=1e-3)
+    assert zero_std_groups(torch.tensor([0.1 + 0.2, 0.3, 0.3 + 3e-8, 0.3]), 4).tolist() == [True]
+
+
 @pytest.mark.parametrize("num_generations", [3, 6, 7, 8, 16])
 @pytest.mark.parametrize("reward", [0.1, 0.7, 0.9, 1.1, 1.2])
 def test_rounding_of_the_mean_makes_no_advantage(num_generations: int, reward: float) -> None:

@@ -16,7 +16,7 @@ from medr1.rl.advantages import group_advantages
 from medr1.rl.objective import Loss, LossNormalizer, aggregate, grpo_loss, kl_divergence
 
 AGGREGATIONS = ("seq_mean_token_mean", "token_mean", "seq_mean_token_sum_norm")
-ESTIMATORS = ("k1", "k2", "k3")
+ESTIMATORS = ("k2", "k3")
 
 
 def settings(
@@ -88,7 +88,7 @@ def slow_loss(
         for t in tokens:
             value, clipped = slow_token(float(logprobs[i, t]), math.exp(logs[t]), float(advantages[i]), o)
             d = float(reference[i, t] - logprobs[i, t])
-            kl = {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[o.kl_loss_type]
+            kl = {"k2": d * d / 2, "k3": math.exp(d) - d - 1}[o.kl_loss_type]
             row += -value + o.beta * kl
             kl_sum += kl
             clipped_sum += clipped
@@ -321,7 +321,7 @@ def test_two_completions_by_hand(loss_agg_mode: str, expected: float) -> None:
     assert float(found.clipped) == 2  # 2 where A = 1, and 1/2 where A = -1
 
 
-@pytest.mark.parametrize(("kl", "each"), [("k1", -math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 1 - math.log(2))])
+@pytest.mark.parametrize(("kl", "each"), [("k2", math.log(2) ** 2 / 2), ("k3", 1 - math.log(2))])
 def test_divergence_by_hand(kl: str, each: float) -> None:
     without, found = by_hand(settings(beta=0.0)), by_hand(settings(beta=0.1, kl=kl))
     assert float(found.kl) == pytest.approx(5 * each, abs=1e-6)
@@ -400,16 +400,22 @@ def test_k3_and_k2_are_never_negative_and_zero_only_where_equal() -> None:
     for kl in ("k2", "k3"):
         assert (kl_divergence(logprobs, reference, kl) > 0).all()
         assert not kl_divergence(logprobs, logprobs, kl).any()
-    assert (kl_divergence(logprobs, reference, "k1") < 0).any()
 
 
-def test_k1_and_k3_are_unbiased() -> None:
-    """Their expectation under the policy is the true divergence (k3: below its bound); that of k2 is not."""
+@pytest.mark.parametrize("kl", ESTIMATORS)
+def test_the_gradient_of_a_divergence_depends_on_the_reference(kl: str) -> None:
+    logprobs, _, reference, _, _ = random_case(6)
+    logprobs = logprobs.detach().requires_grad_()
+    grads = [torch.autograd.grad(kl_divergence(logprobs, r, kl).sum(), logprobs)[0] for r in (reference, reference + 1)]
+    assert not torch.allclose(*grads)
+
+
+def test_k3_is_unbiased() -> None:
+    """Its expectation under the policy is the true divergence, below its bound; that of k2 is not."""
     generator = torch.Generator().manual_seed(0)
     p, q = torch.log_softmax(torch.randn(2, 9, generator=generator, dtype=torch.float64), -1)
     true = (p.exp() * (p - q)).sum()
     means = {kl: (p.exp() * kl_divergence(p, q, kl)).sum() for kl in ESTIMATORS}
-    torch.testing.assert_close(means["k1"], true)
     torch.testing.assert_close(means["k3"], true)
     assert abs(means["k2"] - true) > 0.01
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from medr1.training.checkpoint_io import SafetensorsCheckpointIO
 from medr1.training.checkpoints import BestCheckpoint, WholeCheckpoint
+from medr1.training.validation import EarlyStop
 
 METRIC = "validation/accuracy"
 
@@ -31,16 +32,25 @@ class Logging(pl.LightningModule):
         return self.layer(torch.ones(1, 1)).sum()
 
     def train_dataloader(self) -> Any:
-        return DataLoader(range(100))  # type: ignore[arg-type]
+        return DataLoader([SimpleNamespace(step=i) for i in range(100)], collate_fn=lambda batches: batches[0])  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, values: list[float], *, resume: int | None = None, dies_at: int | None = None) -> BestCheckpoint:
+def fit(
+    folder: Path,
+    values: list[float],
+    *,
+    resume: int | None = None,
+    dies_at: int | None = None,
+    greater: bool = True,
+    patience: int = 100,
+) -> BestCheckpoint:
     """Validates in every step, and stores the whole state in every third one."""
-    best = BestCheckpoint(SimpleNamespace(is_due=lambda step: True), folder / "best", METRIC, greater_is_better=True)  # type: ignore[arg-type]
-    best.on_train_batch_end = lambda *a: pl.callbacks.ModelCheckpoint.on_train_batch_end(best, *a)  # type: ignore[method-assign]
+    validation: Any = SimpleNamespace(is_due=lambda step: True)
+    best = BestCheckpoint(validation, folder / "best", METRIC, greater)
+    stop = EarlyStop(validation, METRIC, greater, patience=patience, threshold=0)
     trainer = pl.Trainer(
         max_steps=len(values),
         accelerator="cpu",
@@ -48,7 +58,7 @@ def fit(folder: Path, values: list[float], *, resume: int | None = None, dies_at
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[SafetensorsCheckpointIO()],
-        callbacks=[best, WholeCheckpoint(folder, 3, best)],
+        callbacks=[stop, best, WholeCheckpoint(folder, 3, best)],
     )
     checkpoint = None if resume is None else folder / f"step={resume}.ckpt"
     try:
@@ -72,6 +82,22 @@ def test_a_run_that_was_killed_still_has_the_best_step_of_its_checkpoint(tmp_pat
     steps, weights = best.found.weights()
     assert steps == 2 and {name.split(".")[-1] for name in weights} == {"weight", "bias"}
     assert kept(tmp_path / "best") == ["step=2.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_less_is_better_the_smallest_value_is_the_best_also_after_a_resume(tmp_path: Path) -> None:
+    fit(tmp_path, [0.5, 0.2, 0.6, 0.1, 0.9, 0.9], dies_at=5, greater=False)
+    assert kept(tmp_path / "best") == ["step=2.ckpt", "step=4.ckpt"]
+    best = fit(tmp_path, [0.0, 0.0, 0.0, 0.2, 0.3, 0.9], resume=3, greater=False)
+    assert best.found.checkpoint.name == "step=2.ckpt" and best.found.value == pytest.approx(0.2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("greater", "best"), [(False, 4), (True, 1)])
+def test_a_training_stops_when_its_metric_gets_no_better(greater: bool, best: int, tmp_path: Path) -> None:
+    """After two steps without a better value. Later values would be better."""
+    stopped = fit(tmp_path, [0.5, 0.4, 0.3, 0.2, 0.8, 0.9, 0.1], greater=greater, patience=2)
+    assert stopped.found.checkpoint.name == f"step={best}.ckpt"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medr1.data.dataset import Dataset, Selection
@@ -82,6 +83,16 @@ class Mcqa(Source[McqaConfig]):
         if settings.files.test:
             yield "data.files", ("data.columns.split", "data.train_part", "data.test_part", "data.validation_part")
             yield "data.files", ("data.test_fraction", "data.seed")
+
+    def image_grouped(self, settings: McqaConfig) -> str:
+        if settings.files.test:  # the names of parts are then not read
+            settings = replace(settings, validation_part=None)
+        return super().image_grouped(settings)
+
+    def without_own_validation(self, settings: McqaConfig, benchmarks: Collection[str]) -> str:
+        if settings.files.validation:
+            return "data.files.validation=[]"
+        return "" if settings.validation_part is None else "data.validation_part=null"
 
     def load(self, settings: McqaConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.mcqa.own import load_own

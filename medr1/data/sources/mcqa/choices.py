@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from medr1.data.value_text import value_as_text
+from medr1.data.value_text import parse_value, value_as_text, whole_number
 from medr1.domain.records import LETTERS, BadRecord, Reason
 from medr1.domain.texts import one_line, option_meaning, plain_line
 
 _MAX_LITERAL = 20_000  # characters of an option list that is written as a text
+_POSITION = re.compile(r"\d{1,4}")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 YES_NO = ("Yes", "No")
 
@@ -73,13 +72,10 @@ def _parse_text(text: str) -> Any:
     if len(text) > _MAX_LITERAL:
         raise BadRecord(Reason.NO_OPTIONS, f"a list is a text of {len(text)} characters: {text!r:.80}")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            return ast.literal_eval(text.strip())  # MMMU writes "['left', 'right']"
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            detail = f"{text!r:.120} does not parse: it is a list or mapping neither in JSON nor in Python"
-            raise BadRecord(Reason.NO_OPTIONS, detail) from error
+        return parse_value(text)
+    except ValueError as error:
+        detail = f"{text!r:.120} does not parse: it is a list or mapping neither in JSON nor in Python"
+        raise BadRecord(Reason.NO_OPTIONS, detail) from error
 
 
 def _key(key: Any) -> str:
@@ -100,7 +96,7 @@ def parse_answer(value: Any, options: Mapping[str, str], form: AnswerFormat = An
     """The letter of the correct option.
 
     ``auto`` takes a letter or the text of an option, compared as in ``option_meaning``. A number that is the text of
-    no option can count from 0 or from 1, so it needs another ``form``.
+    no option can count from 0 or from 1, so it needs another ``form``. ``1.0`` is ``1`` if it is no option itself.
 
     Raises:
         BadRecord: no option, or in ``auto`` two different ones: a letter that is also the text of another option.
@@ -108,15 +104,7 @@ def parse_answer(value: Any, options: Mapping[str, str], form: AnswerFormat = An
     text = text_or_none(value, "the answer")
     if text is None:
         raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, f"the answer is {value!r}")
-    found: set[str] = set()
-    if form in (AnswerFormat.auto, AnswerFormat.letter):
-        match = _LETTER.fullmatch(plain_line(text))
-        found |= {match[1].upper()} & set(options) if match else set()
-    if form in (AnswerFormat.auto, AnswerFormat.text):
-        found |= {letter for letter, option in options.items() if option_meaning(option) == option_meaning(text)}
-    if form in (AnswerFormat.zero_based, AnswerFormat.one_based) and re.fullmatch(r"\d{1,4}", text):
-        index = int(text) - (form is AnswerFormat.one_based)
-        found |= {letter for letter in options if LETTERS.index(letter) == index}
+    found = _options_of(text, options, form) or _options_of(whole_number(text), options, form)
     if len(found) == 1:
         return found.pop()
     listing = ", ".join(f"{letter}) {option}" for letter, option in options.items())
@@ -125,10 +113,24 @@ def parse_answer(value: Any, options: Mapping[str, str], form: AnswerFormat = An
         raise BadRecord(
             Reason.AMBIGUOUS_ANSWER, f"{detail}. Remedy: data.answer_format=letter or data.answer_format=text"
         )
-    if form is AnswerFormat.auto and re.fullmatch(r"\d{1,4}", text):
+    if form is AnswerFormat.auto and _POSITION.fullmatch(whole_number(text)):
         detail += ". Remedy: if it is a position, data.answer_format=zero_based or data.answer_format=one_based"
         raise BadRecord(Reason.AMBIGUOUS_ANSWER, detail)
     raise BadRecord(Reason.ANSWER_NOT_AMONG_OPTIONS, detail)
+
+
+def _options_of(text: str, options: Mapping[str, str], form: AnswerFormat) -> set[str]:
+    """The letters of the options that an answer means."""
+    found: set[str] = set()
+    if form in (AnswerFormat.auto, AnswerFormat.letter):
+        match = _LETTER.fullmatch(plain_line(text))
+        found |= {match[1].upper()} & set(options) if match else set()
+    if form in (AnswerFormat.auto, AnswerFormat.text):
+        found |= {letter for letter, option in options.items() if option_meaning(option) == option_meaning(text)}
+    if form in (AnswerFormat.zero_based, AnswerFormat.one_based) and _POSITION.fullmatch(text):
+        index = int(text) - (form is AnswerFormat.one_based)
+        found |= {letter for letter in options if LETTERS.index(letter) == index}
+    return found
 
 
 def yes_or_no(answer: str) -> str | None:

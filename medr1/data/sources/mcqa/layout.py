@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from PIL import Image
 from medr1.data.images import DecodedImage, decode_content
 from medr1.data.sources.mcqa.choices import text_or_none
 from medr1.data.tables import EMBEDDED, Row, Table
+from medr1.data.value_text import parse_value
 from medr1.domain.records import BadRecord, Reason
 
 # How base64 of PNG, JPEG, GIF, WebP, TIFF and BMP begins.
@@ -101,12 +101,15 @@ ImageValue = str | EmbeddedImage  # the path of a file, or an image in the table
 
 @dataclass(frozen=True, slots=True)
 class RawQuestion:
-    """A question as its row has it: options by letter, images as paths or places in the table. "" and None: absent."""
+    """A question as its row has it: options by letter, images as paths or places in the table. "" and None: absent.
+
+    An absent image before another one keeps its place, so that ``<image 2>`` stays the second.
+    """
 
     question: str
     options: Mapping[str, str]
     answer: str
-    images: Sequence[ImageValue]
+    images: Sequence[ImageValue | None]
     id: str = ""
     modality: str | None = None
     question_type: str | None = None
@@ -139,30 +142,39 @@ class Cells:
             raise BadRecord(Reason.MALFORMED, f"column {column!r} is empty")
         return text
 
-    def images(self, *columns: str, folder: str = "") -> list[ImageValue]:
+    def images(self, *columns: str, folder: str = "") -> list[ImageValue | None]:
         """The images in these columns, in order. Each column has one, a list, or none.
 
-        An image is a path (below ``folder``), bytes, base64, or a mapping with ``bytes`` or else ``path``.
+        An image is a path (below ``folder``), bytes, base64, or a mapping with ``bytes`` or else ``path``. A list may
+        be a text, as in CSV files. None: absent, before another image.
 
         Raises:
             BadRecord: a value that is none of these.
         """
-        found: list[ImageValue] = []
+        found: list[ImageValue | None] = []
         for column in columns:
             value = self.value(column)
-            if isinstance(value, str) and value.lstrip().startswith("["):
-                try:
-                    value = json.loads(value)  # a list in a CSV file
-                except ValueError as error:
-                    raise BadRecord(Reason.MALFORMED, f"column {column!r} is no list of images: {error}") from error
-                if not all(isinstance(item, str) for item in value):
-                    raise BadRecord(Reason.MALFORMED, f"column {column!r} is no list of paths")
-                found += [below(folder, path) for path in value]
+            if isinstance(value, str) and (paths := self._listed(value, column)) is not None:
+                found += [None if path is None else below(folder, path) for path in paths]
             elif isinstance(value, list):
-                found += [image for i, item in enumerate(value) if (image := self._image(item, column, i, folder))]
-            elif image := self._image(value, column, None, folder):
-                found.append(image)
+                found += [self._image(item, column, i, folder) for i, item in enumerate(value)]
+            else:
+                found.append(self._image(value, column, None, folder))
+        while found and found[-1] is None:
+            found.pop()
         return found
+
+    def _listed(self, text: str, column: str) -> list[str | None] | None:
+        """The paths of a list that is written as a text. None: another text, such as the path ``[CT]0.png``."""
+        if not text.lstrip().startswith("["):
+            return None
+        try:
+            value = parse_value(text)
+        except ValueError:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str | None) for item in value):
+            raise BadRecord(Reason.MALFORMED, f"column {column!r} is {text!r:.80}, no list of paths")
+        return value
 
     def _image(self, value: Any, column: str, item: int | None, folder: str) -> ImageValue | None:
         if isinstance(value, Mapping):

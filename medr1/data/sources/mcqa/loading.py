@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medr1.config.messages import closest
+from medr1.config.override_text import shell_word
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.image_paths import ImageFiles, respelled_messages
+from medr1.data.sources import SOURCES
 from medr1.data.sources.mcqa.layout import Cells, LeftOut, LeftOutReason, RawQuestion, below
 from medr1.data.sources.mcqa.settings import TableConfig
 from medr1.data.splitting import count_leaks
 from medr1.data.tables import Table
+from medr1.data.value_text import whole_number
+from medr1.domain.reasoning import missing_placeholder
 from medr1.domain.records import UNSPECIFIED, BadRecord, Reason, Record, check_choices
 from medr1.domain.texts import one_line
 from medr1.errors import DataError
@@ -95,9 +99,11 @@ def load_tables(
         _check_columns(item.table, seen, columns)
     axes.check()
     if not drafts and not bad and left_out:
-        raise DataError(f"{place}: all {read} records are left out: {_listing(left_out)}{_part_remedy(other_parts)}")
+        raise DataError(
+            f"{place}: all {read} records are left out: {_listing(left_out)}{_part_remedy(other_parts, 'test_part')}"
+        )
     data = assemble(
-        drafts,
+        _with_equal_groups(drafts),
         bad,
         root,
         settings,
@@ -129,19 +135,52 @@ def load_tables(
         f"used: {len(train)} for training, {len(test)} for test"
     ]
     if left_out:
-        messages.append(f"{left_out.total()} questions are left out: {_listing(left_out)}{_part_remedy(other_parts)}")
-    messages += [*respelled_messages(files_below.respelled), *leak_messages(leaks), *note_messages(data.notes)]
+        remedy = _part_remedy(other_parts, _unused_part_setting(train, test, settings, division))
+        messages.append(f"{left_out.total()} questions are left out: {_listing(left_out)}{remedy}")
+    remedy = SOURCES[settings.kind].image_grouped(settings)
+    messages += [*respelled_messages(files_below.respelled), *leak_messages(leaks, remedy), *note_messages(data.notes)]
     return Dataset(train, test, data.fingerprint, facts, messages, data.of_part("validation"))
+
+
+def _with_equal_groups(drafts: Sequence[Draft]) -> list[Draft]:
+    """The drafts, with those of group ``101.0`` in group ``101`` if there is one: the column of one file has an empty
+    cell and that of another has none. Groups that are spelled in one way keep it, and data its fingerprint."""
+    groups = {draft.record.group for draft in drafts}
+    same = {group: whole_number(group) for group in groups if whole_number(group) in groups - {group}}
+    return [
+        replace(draft, record=replace(draft.record, group=same[draft.record.group]))
+        if draft.record.group in same
+        else draft
+        for draft in drafts
+    ]
 
 
 def _listing(left_out: Mapping[LeftOutReason, int]) -> str:
     return ", ".join(f"{count} {reason.value}" for reason, count in sorted(left_out.items()))
 
 
-def _part_remedy(parts: Mapping[str, int]) -> str:
-    """The parts that are neither for training nor for test, and how to choose them."""
+def _unused_part_setting(
+    train: Sequence[Record], test: Sequence[Record], settings: TableConfig, division: Division
+) -> str:
+    """The setting that can choose a part that is left out; empty if all have their records."""
+    if not test:
+        return "test_part"
+    if division == Division():
+        return "train_part" if not train else "" if settings.validation_part else "validation_part"
+    return ""
+
+
+def _part_remedy(parts: Mapping[str, int], key: str) -> str:
+    """The parts that are neither for training nor for test, and how the setting chooses one of them."""
+    if not parts:
+        return ""
     listing = ", ".join(f"{count} in part {part!r}" for part, count in sorted(parts.items()))
-    return f" ({listing}; data.train_part, data.validation_part and data.test_part choose them)" if parts else ""
+    if not key:
+        return f" ({listing})"
+    # The part of a similar name for training, else a small one.
+    is_train = key == "train_part"
+    first = min(parts, key=lambda part: (part.casefold().startswith("train") != is_train, parts[part], part))
+    return f" ({listing}; {shell_word(f'data.{key}', first)} chooses {first!r})"
 
 
 def _part(part: str, settings: TableConfig, division: Division) -> str | None:
@@ -188,7 +227,13 @@ def _record(raw: RawQuestion, item: Input, position: str, files: ImageFiles, axe
     check_choices(raw.question, raw.options, raw.answer)
     if not raw.images:
         raise BadRecord(Reason.NO_IMAGE, "the record names no image")
-    images = (files.find(below(item.folder, image)) if isinstance(image, str) else image for image in raw.images)
+    present = [image for image in raw.images if image is not None]
+    if len(present) < len(raw.images):
+        absent = list(raw.images).index(None)
+        if placeholder := missing_placeholder((raw.question, *raw.options.values()), absent):
+            detail = f"the text has {placeholder}, and image {absent + 1} is absent, so that the others move up"
+            raise BadRecord(Reason.NO_IMAGE, f"{detail}. Remedy: number the images that there are")
+    images = (files.find(below(item.folder, image)) if isinstance(image, str) else image for image in present)
     return Record(
         id=raw.id or f"{item.table.name}{position}",
         images=tuple(images),

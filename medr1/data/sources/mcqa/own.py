@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -45,6 +45,8 @@ def load_own(settings: McqaConfig, selection: Selection) -> Dataset:
         inputs = [Input(item.table, "", item.folder) for item in inputs]
     by_file = any(item.part for item in inputs)
     split = None if by_file or settings.split is not OwnSplit.auto else _split_column(inputs, columns)
+    if settings.split is OwnSplit.auto and not by_file and split is None and path.is_dir():
+        _check_names(path, [item.table.file for item in inputs], settings)
     division = Division(
         image_grouped=not by_file and split is None and settings.split is not OwnSplit.test_only,
         all_test=settings.split is OwnSplit.test_only,
@@ -132,6 +134,50 @@ def _part_of(file: Path, settings: McqaConfig) -> str:
     parts = (settings.train_part, settings.validation_part, settings.test_part)
     known = {part.casefold(): part for part in parts if part is not None}
     return known.get(first, first if first in _OTHER_PARTS else "")
+
+
+def _check_names(folder: Path, files: Iterable[Path], settings: McqaConfig) -> None:
+    """Refuses files that are named as parts and would be divided anew: a model could be trained on its test questions.
+
+    Raises:
+        DataError: files of a part beside others but none for test, or names such as train1 and testing.
+    """
+    names = [file.relative_to(folder) for file in files]
+    parts = [_part_of(name, settings) for name in names]
+    meant = [part or _resembled_part(name, settings) for name, part in zip(names, parts, strict=True)]
+    is_beside_others = any(parts) and len(set(parts)) > 1
+    if not is_beside_others and not (settings.train_part in meant and len({*meant} - {""}) > 1):
+        return
+    others = [part for part in dict.fromkeys(parts) if part not in (settings.train_part, settings.validation_part)]
+    if others and all(parts):
+        raise DataError(
+            f"data.path={folder} has files of the parts {', '.join(dict.fromkeys(parts))}, and none of them is "
+            f"data.test_part={settings.test_part}; use one of them, such as data.test_part={others[-1]}, "
+            f"{_OTHER_DIVISIONS}"
+        )
+    train, test = (
+        _as_typed([name.as_posix() for name, its in zip(names, meant, strict=True) if its == part])
+        for part in (settings.train_part, settings.test_part)
+    )
+    raise DataError(
+        f"data.path={folder} has files that are named as parts, {', '.join(map(str, names[:5]))}, but only the words "
+        f"{settings.train_part} and {settings.test_part} at the beginning of all names divide them; choose files with "
+        f"data.files.train={train} data.files.test={test}, {_OTHER_DIVISIONS}"
+    )
+
+
+def _resembled_part(name: Path, settings: McqaConfig) -> str:
+    """The part whose name a folder or a file name begins with, without regard to what follows; empty if it is none."""
+    parts = (settings.train_part, settings.test_part, *sorted(_OTHER_PARTS))
+    texts = [text.casefold() for text in (*name.parts[:-1], name.stem)]
+    return next((part for text in texts for part in parts if text.startswith(part.casefold())), "")
+
+
+def _as_typed(names: Sequence[str]) -> str:
+    """A list of files as it is typed, if it is short and needs no quotes."""
+    return (
+        f"[{','.join(names)}]" if 0 < len(names) < 5 and all(re.fullmatch(r"[\w./-]+", n) for n in names) else "[...]"
+    )
 
 
 def _split_column(inputs: list[Input], columns: ColumnsConfig) -> str | None:

@@ -11,6 +11,7 @@ from medr1.config.settings import ALL
 from medr1.data.assembly import Draft, assemble, count_reasons, leak_messages, note_messages
 from medr1.data.dataset import Dataset, Selection
 from medr1.data.image_paths import ImageFiles, respelled_messages
+from medr1.data.sources import SOURCES
 from medr1.data.sources.omnimedvqa import OmniMedVQAConfig, ReleasedAxis
 from medr1.data.sources.omnimedvqa.axes import complete_axes
 from medr1.data.sources.omnimedvqa.files import (
@@ -91,10 +92,11 @@ def load_omnimedvqa(settings: OmniMedVQAConfig, selection: Selection) -> Dataset
         "image_notes": data.notes,
         "released_axis": axis.value,
     }
-    return Dataset(train, test, data.fingerprint, facts, _messages(facts, respelled, len(train), len(test)))
+    remedy = SOURCES[settings.kind].image_grouped(settings)
+    return Dataset(train, test, data.fingerprint, facts, _messages(facts, respelled, len(train), len(test), remedy))
 
 
-def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int, test: int) -> list[str]:
+def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int, test: int, remedy: str) -> list[str]:
     counts = facts["counts"]
     lines = [
         f"{counts['questions_read']} questions on {counts['images_read']} images read; {counts['questions_used']} "
@@ -104,7 +106,7 @@ def _messages(facts: Mapping[str, Any], respelled: Mapping[str, str], train: int
     if counts["files_skipped"]:
         lines.append(f"{counts['files_skipped']} JSON files are skipped, because they are hidden or below __MACOSX")
     lines += respelled_messages(respelled)
-    return [*lines, *leak_messages(facts["leaks"]), *note_messages(facts["image_notes"])]
+    return [*lines, *leak_messages(facts["leaks"], remedy), *note_messages(facts["image_notes"])]
 
 
 def _split_place(root: Path, settings: OmniMedVQAConfig) -> Path:
