@@ -75,7 +75,7 @@ def map_figure(sweep: Sweep, of: Map) -> Figure:
             axes.minorticks_off()
             axes.set(xlabel=of.title, title=("The modality trained on", "The seven others")[column])
         panels[0].set_ylabel("Accuracy (%)")
-        panels[0].legend(loc="best")
+        panels[1].legend(loc="upper left")  # where the curves are low
         return figure
 
 

@@ -100,6 +100,21 @@ def map_part(sweep: Sweep, of: Map) -> str:
     return "\n\n".join(text)
 
 
+def shortcut_part(sweep: Sweep, of: Map) -> str:
+    """The map, and what the shortcut costs each method: the accuracy with the largest share minus that without it."""
+    values = of.values(sweep)
+    costs = {
+        method: sweep.difference(*(sweep.seeds(**{of.axis: v, "algorithm": method}) for v in (values[0], values[-1])))
+        for method in ("grpo", "sft")
+    }
+    rows = {label(method): cost for method, cost in costs.items()} | {"GRPO - SFT": costs["grpo"] - costs["sft"]}
+    titles = f"Share {of.label(values[-1])} minus share {of.label(values[0])}"
+    lines = [f"| {titles} | the modality trained on | the others |", "|---|---|---|"]
+    for name, cost in rows.items():
+        lines.append(f"| {name} | {' | '.join(with_interval(cost.estimate(c), '+') for c in (HOME, AWAY))} |")
+    return "\n\n".join([map_part(sweep, of), "\n".join(lines)])
+
+
 def _base(sweep: Sweep, runs: Sequence[PublishedRun]) -> str:
     scores = sweep.accuracy(runs[:1], LENIENT)
     return f"{percent(float(scores.value[HOME]))}, on the others {percent(float(scores.value[AWAY]))}"
@@ -284,7 +299,7 @@ def claims_part(found: Sequence[Claim | str]) -> str:
 
 
 PARTS: dict[str, tuple[str, Callable[[Sweep], str]]] = {  # marker: the sweep and how its part is written
-    **{name: (name, partial(map_part, of=of)) for name, of in MAPS.items()},
+    **{name: (name, partial(shortcut_part if name == "shortcut" else map_part, of=of)) for name, of in MAPS.items()},
     "headline": ("headline", headline_part),
     "image_dependence": ("headline", image_dependence_part),
     "reasoning_modes": ("reasoning_modes", reasoning_part),

@@ -309,7 +309,8 @@ def is_connection_error(error: BaseException) -> bool:
 
 def short_reason(error: BaseException) -> str:
     """The last part of a long connection error, which is the message of the operating system."""
-    return str(error).rstrip("\n').\"").rsplit(": ", 1)[-1]
+    reason = str(error).rstrip("\n').\"").rsplit(": ", 1)[-1]
+    return reason + ")" * (reason.count("(") - reason.count(")"))
 
 
 def _merged(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:

@@ -121,7 +121,7 @@ def test_letters_are_compared_as_they_are_written(build: Build) -> None:
         return [i for text in texts for (i,) in processor.token_ids([text])]
 
     def letter_ids(text: str, letter: str, options: str) -> dict[str, int] | None:
-        return _letter_ids(processor, *ids(text), letter, dict.fromkeys(options, "x"))
+        return _letter_ids(processor, ids(text)[0], letter, dict.fromkeys(options, "x"))
 
     assert letter_ids("(B", "B", "AB") == dict(zip("AB", ids("(A", "(B"), strict=True))
     assert letter_ids("B", "B", "ABC") == dict(zip("ABC", ids("A", "B", "C"), strict=True))

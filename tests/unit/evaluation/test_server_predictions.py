@@ -67,7 +67,7 @@ def sampling(server: ScriptedServer) -> list[tuple[float, int | None]]:
     return [(body["temperature"], body.get("seed")) for body in bodies(server)]
 
 
-def parts_of(body: Any) -> list[str | bytes]:
+def parts_of(body: Any) -> list[Any]:
     """Texts and images of a request in order."""
     prefix = "data:image/png;base64,"
     (turn,) = body["messages"]
@@ -228,11 +228,12 @@ def test_a_failure_ends_the_requests_that_wait_for_a_retry(tmp_path: Path, monke
 
 def test_a_request_under_way_when_another_one_fails_is_kept(tmp_path: Path) -> None:
     failed = Event()
-    good, bad = (200, completion(), {}), (400, {}, {})
-    replies: Any = iter([good, *[bad] * 9])
+    good: Step = (200, completion(), {})
+    bad: Step = (400, {}, {})
+    replies = iter([good, *[bad] * 9])
 
     def reply(_: Any) -> Step:
-        step: Step = next(replies)
+        step = next(replies)
         if step == good:
             failed.wait(60)
             time.sleep(0.3)  # until the client knows of the failure

@@ -131,7 +131,12 @@ def test_the_waits_between_two_attempts_double_up_to_five_minutes(
     silent.listening.close()  # refuses connections, which takes no time
     attempts: list[float] = []
     send = MlflowClient.get_run
-    monkeypatch.setattr(MlflowClient, "get_run", lambda *of: (attempts.append(silent.seconds), send(*of)))
+
+    def probe(client: MlflowClient, run_id: str) -> object:
+        attempts.append(silent.seconds)
+        return send(client, run_id)
+
+    monkeypatch.setattr(MlflowClient, "get_run", probe)
     monkeypatch.setenv(RETRIES, "0")
     for seconds in range(0, 1500, 5):
         silent.seconds = seconds

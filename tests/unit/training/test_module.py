@@ -84,7 +84,7 @@ def test_the_step_is_no_longer_than_the_maximum_norm_and_the_norm_is_the_one_bef
 ) -> None:
     module = TwoMicroBatches(torch.nn.Linear(1, 1), AlgorithmConfig(max_grad_norm=limit), total_steps=1)  # type: ignore[arg-type]
     before = [p.item() for p in module.policy.parameters()]
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     pl.Trainer(max_steps=1, accelerator="cpu", enable_checkpointing=False, **quiet).fit(module)
     after = [p.item() for p in module.policy.parameters()]
     assert module.norm == pytest.approx(10)
