@@ -41,9 +41,11 @@ class MetaTracer(MemoryLedger):  # type: ignore[no-untyped-call]
                 args = (args[0], _without_masks(args[1]))
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
         if not any(is_meta):
-            if not _is_large(func, args, kwargs, tensors):
+            if not _is_large(func, tensors):
                 return func(*args, **kwargs)
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
+        if kwargs.get("device") is not None:  # of a tensor with values that it is brought to
+            kwargs = kwargs | {"device": torch.device("meta")}
         out = self._run_once(func, args, kwargs)
         return torch.zeros(out.shape, dtype=out.dtype) if func in _CHOICES else out
 
@@ -66,12 +68,12 @@ class MetaTracer(MemoryLedger):  # type: ignore[no-untyped-call]
         return tuple(made) if len(schema.returns) > 1 else made[0]
 
 
-def _is_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> bool:
-    """Whether the result of an operation on tensors with values is much larger than these."""
-    if math.prod(tensor.numel() for tensor in tensors) <= _LARGE or func._schema.is_mutable:
+def _is_large(func: Any, tensors: list[Tensor]) -> bool:
+    """Whether the result of an elementwise operation is large, as that of positions [Q, 1] and [K]."""
+    if torch.Tag.pointwise not in func.tags or math.prod(tensor.numel() for tensor in tensors) <= _LARGE:
         return False
-    out = func(*tree_map_only(Tensor, _without_values, args), **tree_map_only(Tensor, _without_values, kwargs))
-    return any(tensor.numel() > _LARGE for tensor in tree_iter(out) if isinstance(tensor, Tensor))
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
+    return shape.numel() > _LARGE
 
 
 def _storage(tensor: Tensor) -> int:

@@ -48,3 +48,11 @@ def test_fused_attention_keeps_no_weights() -> None:
             torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
         peaks.append(peak_bytes(tracer.peaks))
     assert peaks[1] <= 2 * peaks[0]  # the weights alone would be four times as many
+
+
+def test_a_mask_of_long_prompts_takes_no_memory_of_this_machine() -> None:
+    with MetaTracer():
+        positions = torch.arange(2**15)
+        mask = positions[None, :] <= positions[:, None]
+        assert mask.is_meta and (torch.ones((), dtype=torch.bool) & mask.to("cpu")).shape == (2**15, 2**15)
+        assert (positions <= positions).all().item()
