@@ -299,7 +299,8 @@ def claims_part(found: Sequence[Claim | str]) -> str:
 
 
 PARTS: dict[str, tuple[str, Callable[[Sweep], str]]] = {  # marker: the sweep and how its part is written
-    **{name: (name, partial(shortcut_part if name == "shortcut" else map_part, of=of)) for name, of in MAPS.items()},
+    **{name: (name, partial(map_part, of=of)) for name, of in MAPS.items()},
+    "shortcut": ("shortcut", partial(shortcut_part, of=MAPS["shortcut"])),
     "headline": ("headline", headline_part),
     "image_dependence": ("headline", image_dependence_part),
     "reasoning_modes": ("reasoning_modes", reasoning_part),

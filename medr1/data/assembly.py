@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from medr1.config.enums import Resize
-from medr1.data.dataset import check_axes, check_images, check_rationale
+from medr1.data.dataset import check_axes, check_record
 from medr1.data.image_index import ImageFacts, group_by_content, index_images
 from medr1.data.image_size import check_aspect_ratio
 from medr1.data.splitting import image_grouped_parts, stored_images
 from medr1.data.stored_data import OnBadRecord, StoredDataConfig
-from medr1.domain.records import BadRecord, Reason, Record, check_text
+from medr1.domain.records import BadRecord, Reason, Record
 from medr1.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,7 @@ def assemble(
     for draft in drafts:
         record = draft.record
         try:
-            check_text((record.question, *record.options.values(), record.rationale), control_tokens)
-            check_rationale(record.rationale)
-            check_images(record.question, record.options, len(record.images), settings.max_images)
+            check_record(record, settings.max_images, control_tokens)
             check_axes(record)
             readable.append(draft)
         except BadRecord as fault:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,7 @@ def load_dataset(
         *dataset.test,
     ):  # a source without a way to skip bad records has not looked for these
         try:
-            check_text((record.question, *record.options.values(), record.rationale), control_tokens)
-            check_rationale(record.rationale)
-            check_images(record.question, record.options, len(record.images), settings.max_images)
+            check_record(record, settings.max_images, control_tokens)
         except BadRecord as bad:
             raise BadRecord(
                 bad.reason, f"{bad.detail}. Remedy: correct or remove it", record.origin, record.id
@@ -196,29 +194,26 @@ def _nearest_values(records: Iterable[Record], **selected: str) -> str:
     return text
 
 
-def check_images(question: str, options: Mapping[str, str], images: int, max_images: int) -> None:
-    """Checks the number of images of a question, and that its placeholders stand for images that it has.
+def check_record(record: Record, max_images: int, control_tokens: Collection[str]) -> None:
+    """Checks that a record can be shown to a model, and that its rationale can stand in the think block of a target.
 
     Raises:
-        BadRecord: more than ``max_images`` images, or a placeholder such as ``<image 3>`` in a question with two.
+        BadRecord: a text that ``check_text`` refuses, a tag of the prompt in the rationale, with which the target would
+            have a second block and be no valid answer, more than ``max_images`` images, or a placeholder such as
+            ``<image 3>`` in a question with two.
     """
+    texts, images = (record.question, *record.options.values()), len(record.images)
+    check_text((*texts, record.rationale), control_tokens)
+    if tag := next((tag for tag in TAGS if tag in record.rationale), None):
+        raise BadRecord(
+            Reason.MALFORMED,
+            f"the rationale has the tag {tag}, which SFT puts around it: give the text alone, not "
+            f"{record.rationale!r:.80}",
+        )
     if images > max_images:
         raise BadRecord(Reason.TOO_MANY_IMAGES, f"{images} images; data.max_images={max_images}")
-    if placeholder := missing_placeholder((question, *options.values()), images):
+    if placeholder := missing_placeholder(texts, images):
         raise BadRecord(Reason.MALFORMED, f"the text has {placeholder}, and there are {images} image(s)")
-
-
-def check_rationale(rationale: str) -> None:
-    """Checks that a rationale can stand in the think block of a target.
-
-    Raises:
-        BadRecord: it has a tag of the prompt, so that the target would have a second block and be no valid answer.
-    """
-    if tag := next((tag for tag in TAGS if tag in rationale), None):
-        detail = (
-            f"the rationale has the tag {tag}, which SFT puts around it: give the text alone, not {rationale!r:.80}"
-        )
-        raise BadRecord(Reason.MALFORMED, detail)
 
 
 def _listing(part: str, records: Iterable[Record]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from medr1.domain.records import BadRecord, Reason
 from medr1.domain.texts import UNENCODABLE, is_blank
 
-_MAX_LITERAL = 20_000  # characters of a value in Python: the parser needs much more memory than the text
+MAX_LITERAL = 20_000  # characters of a value in Python: the parser needs much more memory than the text
 
 
 def value_as_text(value: Any, name: str) -> str | None:
@@ -48,7 +48,7 @@ def parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        if len(text) > _MAX_LITERAL:
+        if len(text) > MAX_LITERAL:
             raise ValueError(f"{len(text)} characters that are not JSON") from None
         try:
             return ast.literal_eval(text.strip())

@@ -25,8 +25,7 @@ def write_run_report(
     max_reward: float | None,
     curves_file: Path,
 ) -> None:
-    """Writes the report, and the training curves as PNG to ``curves_file`` if training had at least
-    ten steps.
+    """Writes the report, and the training curves as PNG to ``curves_file`` if training had at least ten steps.
 
     Args:
         verdict: the sentences that come first.

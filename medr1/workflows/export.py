@@ -42,7 +42,6 @@ def export_run(
     cfg = run.stored_config(TrainConfig)
     cfg.model.path = base or cfg.model.path
     choice = ModelChoice.of_run(run, cfg.model.path, checkpoint)
-    weights = choice.adapter or Path(choice.path)
     if choice.adapter is None and base is not None:
         raise ConfigError(f"model.path={base}: {run.path} was trained in full and needs no base; leave it out")
     if os.path.lexists(target):
@@ -66,7 +65,7 @@ def export_run(
                 choice = replace(choice, quantization="none")
                 export_policy(policy, processor, directory, choice.max_completion_length)
             write_json(directory / PROMPT_SETTINGS, choice.prompt_settings())
-            write_text(directory / "README.md", _card(cfg, run, choice, weights, merge))
+            write_text(directory / "README.md", _card(cfg, run, choice, merge))
     except OSError as error:
         raise ConfigError(f"export={target} cannot be written ({error}); choose another directory") from error
     print(f"export: {target}")
@@ -109,8 +108,8 @@ def _results(run: RunDirectory) -> str:
     return "".join(line for line in lines if not line.startswith("!["))
 
 
-def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, weights: Path, merge: bool) -> str:
-    base = _Base.of(cfg)
+def _card(cfg: TrainConfig, run: RunDirectory, choice: ModelChoice, merge: bool) -> str:
+    base, weights = _Base.of(cfg), choice.adapter or Path(choice.path)
     image = f"{choice.image_size} x {choice.image_size} pixels"
     if choice.resize == Resize.native:
         image = f"own aspect ratio, {choice.min_pixels} to {choice.max_pixels} pixels"

@@ -70,7 +70,7 @@ def _memory(session: Session) -> str:
         if before.data.name == cfg.data.name and run.train_records.is_file():
             trained.update(run.train_records.read_text(encoding="utf-8").split())
         run = run_at(before.model.path)
-    count = sum(record.content_key in trained for record in session.tested)
+    count = sum(record.content_key in trained for record in session.tested) if trained else 0
     if not count:
         return ""
     return (

@@ -110,7 +110,7 @@ def open_session(
             fingerprints = {"data_fingerprint": data.fingerprint, "loaded_fingerprint": loaded.fingerprint}
             trained_on = sorted({(record.modality, record.question_type) for record in data.train})
             run.create(stored, overrides, {**fingerprints, "data": data.facts, "trained_on": trained_on, **facts})
-            if isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains:
+            if _trains(cfg):
                 write_text(run.train_records, "".join(f"{record.content_key}\n" for record in data.train))
         elif read_json(run.environment)["data_fingerprint"] != data.fingerprint:
             raise ConfigError(f"{run.path}: the data has changed since this run began; start a new run")
@@ -161,9 +161,13 @@ def load_data(cfg: CommonConfig) -> Dataset:
         cfg.modality.name,
         cfg.question_type.name,
         control_tokens=MODEL_KINDS[cfg.model.kind].control_tokens(cfg.model),
-        is_trained=isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains,
+        is_trained=_trains(cfg),
         is_other_data=isinstance(cfg, EvaluateConfig) and cfg.run is not None,
     )
+
+
+def _trains(cfg: CommonConfig) -> bool:
+    return isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains
 
 
 @contextmanager
@@ -329,7 +333,7 @@ def _log_start(tracker: AnyTracker, cfg: CommonConfig, run: RunDirectory, data: 
     elif isinstance(cfg, EvaluateConfig) and cfg.run is not None:
         values |= {"run": Path(cfg.run).name, "checkpoint": cfg.checkpoint}
     tracker.log_params(values)
-    context = "training and test" if isinstance(cfg, TrainConfig) and ALGORITHMS[cfg.algorithm.kind].trains else "test"
+    context = "training and test" if _trains(cfg) else "test"
     counts = {"training records": len(data.train), "test records": len(data.test)}
     if "pass_rates" in data.facts:
         counts["training records before data.filter"] = data.facts["pass_rates"]["records"]

@@ -69,7 +69,7 @@ class Source(ABC, Generic[S]):
 
         ``benchmarks``: the sets of ``data=benchmarks`` that are meant.
         """
-        return ""
+        return "" if getattr(settings, "validation_part", None) is None else "data.validation_part=null"
 
     @abstractmethod
     def load(self, settings: S, selection: Selection) -> Dataset:

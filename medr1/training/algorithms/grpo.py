@@ -151,10 +151,11 @@ class GRPO(Algorithm[GRPOConfig]):
                 "it bounds the ratio itself, which begins at 1; use a larger one, such as 5"
             )
         if settings.num_iterations == 1:
-            of_ratio = ""
+            of_ratio, level = "", o.importance_sampling_level
             if o.loss_mode in (LossMode.cispo, LossMode.sapo):
                 of_ratio = f"loss_mode={o.loss_mode}"
-            elif o.importance_sampling_level is ImportanceSamplingLevel.sequence and not _has_token_factors(cfg):
+            elif level is ImportanceSamplingLevel.sequence and not _correction(cfg).startswith("token"):
+                # A factor of each token would change the mean over a sequence.
                 of_ratio = "importance_sampling_level=sequence"
             if of_ratio:
                 raise ConfigError(
@@ -283,23 +284,21 @@ class GRPO(Algorithm[GRPOConfig]):
         return module, RolloutBatch(0, list(range(len(step.prompts.ids))), [], step.prompts, distorted=distorted)
 
 
-def _has_token_factors(cfg: TrainConfig) -> bool:
-    """Whether the surrogate of each token has a factor of its own, so that the mean of a ratio over them matters."""
+def _correction(cfg: TrainConfig) -> str:
+    """The mode by which the loss is corrected for the difference to the policy that sampled; empty if it is not."""
     rollout = cfg.rollout
     if not isinstance(rollout, ExternalRolloutConfig) or not rollout.importance_sampling_correction:
-        return False
-    return rollout.importance_sampling_mode.startswith("token")
+        return ""
+    return str(rollout.importance_sampling_mode)
 
 
 def _check_correction(cfg: TrainConfig, sampling: SamplingConfig) -> None:
     """A ratio of whole completions needs the probabilities of sampling and training over the same tokens."""
-    rollout = cfg.rollout
-    if not isinstance(rollout, ExternalRolloutConfig) or not rollout.importance_sampling_correction:
-        return
+    mode = _correction(cfg)
     cut = f"top_p={sampling.top_p:g}" if sampling.top_p < 1 else f"top_k={sampling.top_k}" if sampling.top_k else ""
-    if cut and rollout.importance_sampling_mode.startswith("sequence"):
+    if cut and mode.startswith("sequence"):
         raise ConfigError(
-            f"rollout.importance_sampling_mode={rollout.importance_sampling_mode} with algorithm.sampling.{cut}: "
+            f"rollout.importance_sampling_mode={mode} with algorithm.sampling.{cut}: "
             "training computes probabilities over all tokens, so that each token makes the ratio of a completion "
             "smaller, down to 0; use a token_ mode, or algorithm.sampling.top_p=1 algorithm.sampling.top_k=0"
         )

@@ -92,7 +92,7 @@ class Mcqa(Source[McqaConfig]):
     def without_own_validation(self, settings: McqaConfig, benchmarks: Collection[str]) -> str:
         if settings.files.validation:
             return "data.files.validation=[]"
-        return "" if settings.validation_part is None else "data.validation_part=null"
+        return super().without_own_validation(settings, benchmarks)
 
     def load(self, settings: McqaConfig, selection: Selection) -> Dataset:
         from medr1.data.sources.mcqa.own import load_own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
@@ -62,9 +62,6 @@ class Benchmark(Source[B], Generic[B]):
     def has_validation(self, settings: B) -> bool:
         own = settings.split is Split.released and settings.validation_part is not None
         return own or super().has_validation(settings)
-
-    def without_own_validation(self, settings: B, benchmarks: Collection[str]) -> str:
-        return "" if settings.validation_part is None else "data.validation_part=null"
 
     def load(self, settings: B, selection: Selection) -> Dataset:
         from medr1.data.sources.mcqa.loading import Division, Input, load_tables

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from medr1.data.value_text import parse_value, value_as_text, whole_number
+from medr1.data.value_text import MAX_LITERAL, parse_value, value_as_text, whole_number
 from medr1.domain.records import LETTERS, BadRecord, Reason
 from medr1.domain.texts import one_line, option_meaning, plain_line
 
-_MAX_LITERAL = 20_000  # characters of an option list that is written as a text
 _POSITION = re.compile(r"\d{1,4}")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 YES_NO = ("Yes", "No")
@@ -69,7 +68,7 @@ def first_of(text: str | None) -> str | None:
 
 
 def _parse_text(text: str) -> Any:
-    if len(text) > _MAX_LITERAL:
+    if len(text) > MAX_LITERAL:
         raise BadRecord(Reason.NO_OPTIONS, f"a list is a text of {len(text)} characters: {text!r:.80}")
     try:
         return parse_value(text)
